@@ -22,8 +22,8 @@
     │   └── OtherOrganization
     └── ServiceBusUnavailable           not even a copy could be sent: the host abandons the message
 
-Anything else that is raised is a bug: the host abandons the message too, and after MaxDeliveryCount deliveries the
-broker forwards it to the failed queue. `handler.py` carries these decisions out and is the only one to catch them.
+Anything else that is raised is a bug: the host abandons the message too, and after MaxDeliveryCount deliveries
+the broker forwards it to the failed queue. `handler.py` carries these decisions out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rhythm(Enum):
 class InvoicingError(Exception):
     """Why a message could not be brought to its end.
 
-    `reason` is a stable word: the DeadLetterReason of a parked message, and what alerts and runbooks look for.
+    `reason` is a stable word: the DeadLetterReason of a parked message, which alerts and runbooks look for.
     `advice` is what to do about it. `request_id` names the request at Dataverse, where there was one.
     The description is one or more whole sentences, without tokens, keys or personal data.
     """
@@ -116,7 +116,7 @@ class RetryLong(RetryLater):
 
 
 class DataverseUnreachable(RetryLong):
-    """No connection, a broken one, or no whole answer in time: the request may or may not have been carried out."""
+    """No connection, a broken one, or no whole answer in time: the request may have been carried out."""
 
     reason = "DataverseUnreachable"
     advice = "Check DATAVERSE_URL, DNS and the network, then replay the message."
@@ -146,7 +146,7 @@ class DataverseUnauthorized(RetryLong):
     """401: the token is bad, expired or for another audience."""
 
     reason = "DataverseUnauthorized"
-    advice = "Check that DATAVERSE_URL names the environment and that the identity's tenant is the environment's, then replay."
+    advice = "Check that DATAVERSE_URL names the environment and that the identity belongs to the same tenant, then replay."
 
 
 class DataverseForbidden(RetryLong):
@@ -169,7 +169,7 @@ class TokenUnavailable(RetryLong):
     """The identity gave no token."""
 
     reason = "TokenUnavailable"
-    advice = "Check that the identity is assigned to the function app and AZURE_CLIENT_ID is its client id, then replay."
+    advice = "Check that AZURE_CLIENT_ID is the client id of an identity assigned to the function app, then replay."
 
 
 class PublishFailed(RetryLong):
