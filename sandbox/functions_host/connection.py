@@ -1,0 +1,82 @@
+"""How the Functions host reaches Service Bus: by connection string, or over TLS with its managed identity."""
+
+import ssl
+import threading
+import time
+
+import requests
+from azure.core.credentials import AccessToken
+from azure.servicebus import ServiceBusClient
+
+from sandbox.functions_host.configuration import ConnectionString, IdentityConnection
+
+_TOKEN_TIMEOUT_SECONDS = 5.0
+# A token is fetched anew this long before its end.
+_TOKEN_MARGIN_SECONDS = 300
+
+
+class TokenError(Exception):
+    """The managed-identity endpoint gave no token."""
+
+
+class ManagedIdentity:
+    """A token credential that asks App Service's endpoint as given, not as this process's environment has it.
+
+    The credential of azure-identity reads the environment, and there may be several hosts in one process.
+    """
+
+    def __init__(self, connection: IdentityConnection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._tokens: dict[str, AccessToken] = {}
+
+    def get_token(self, *scopes: str, **_: object) -> AccessToken:
+        """Return a token for the one scope; raises TokenError."""
+        resource = scopes[0].removesuffix("/.default")
+        with self._lock:
+            token = self._tokens.get(resource)
+            if token is None or token.expires_on - time.time() < _TOKEN_MARGIN_SECONDS:
+                token = self._tokens[resource] = self._fetch(resource)
+            return token
+
+    def _fetch(self, resource: str) -> AccessToken:
+        query = {"api-version": "2019-08-01", "resource": resource}
+        if self._connection.client_id:
+            query["client_id"] = self._connection.client_id
+        try:
+            answer = requests.get(
+                self._connection.identity_endpoint,
+                params=query,
+                headers={"X-IDENTITY-HEADER": self._connection.identity_header},
+                timeout=_TOKEN_TIMEOUT_SECONDS,
+            )
+            answer.raise_for_status()
+            content = answer.json()
+        except requests.RequestException as error:
+            raise TokenError(f"no token for {resource}: {error}") from error
+        return AccessToken(content["access_token"], int(content["expires_on"]))
+
+
+class Connector:
+    """Makes clients for one connection; they share the token."""
+
+    def __init__(self, connection: ConnectionString | IdentityConnection, certificates: str | None) -> None:
+        self._connection = connection
+        # Not the bundle that the client library brings along: the trust of this host.
+        self._trust = ssl.create_default_context(cafile=certificates)
+        self._identity = ManagedIdentity(connection) if isinstance(connection, IdentityConnection) else None
+
+    def connect(self) -> ServiceBusClient:
+        """Return a client for one thread's use; it connects when it is used."""
+        if isinstance(self._connection, ConnectionString):
+            return ServiceBusClient.from_connection_string(
+                self._connection.value, retry_total=1, retry_backoff_factor=0.1, ssl_context=self._trust
+            )
+        assert self._identity is not None  # noqa: S101 - for the type checker: made with the connection
+        return ServiceBusClient(
+            self._connection.namespace,
+            self._identity,
+            retry_total=1,
+            retry_backoff_factor=0.1,
+            ssl_context=self._trust,
+        )
