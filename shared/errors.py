@@ -22,8 +22,8 @@
     │   └── OtherOrganization
     └── ServiceBusUnavailable           not even a copy could be sent: the host abandons the message
 
-Anything else that is raised is a bug: the host abandons the message too, and after MaxDeliveryCount deliveries
-the broker forwards it to the failed queue. `handler.py` carries these decisions out.
+Anything else that is raised is a bug: the host abandons the message too, and after MaxDeliveryCount
+deliveries the broker forwards it to the failed queue. `handler.py` carries these decisions out.
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ class DataverseUnauthorized(RetryLong):
     """401: the token is bad, expired or for another audience."""
 
     reason = "DataverseUnauthorized"
-    advice = "Check that DATAVERSE_URL names the environment and that the identity belongs to the same tenant, then replay."
+    advice = (
+        "Check that DATAVERSE_URL names the environment and that the identity belongs to its tenant, "
+        "then replay the message."
+    )
 
 
 class DataverseForbidden(RetryLong):
@@ -169,7 +172,10 @@ class TokenUnavailable(RetryLong):
     """The identity gave no token."""
 
     reason = "TokenUnavailable"
-    advice = "Check that AZURE_CLIENT_ID is the client id of an identity assigned to the function app, then replay."
+    advice = (
+        "Check that AZURE_CLIENT_ID is the client id of an identity that is assigned to the function app, "
+        "then replay the message."
+    )
 
 
 class PublishFailed(RetryLong):
@@ -207,7 +213,10 @@ class OtherOrganization(ParkNow):
     """The event comes from another Dataverse environment than the one that the function serves."""
 
     reason = "OtherOrganization"
-    advice = "Point that environment's service endpoint to its own queue, or correct DATAVERSE_ORGANIZATION_ID, then replay."
+    advice = (
+        "Point that environment's service endpoint to its own queue, or correct "
+        "DATAVERSE_ORGANIZATION_ID, then replay the message."
+    )
 
 
 class ServiceBusUnavailable(InvoicingError):

@@ -1,0 +1,289 @@
+"""The way out: publish an event, schedule a copy of a message, park it; each with a deadline that holds.
+
+What a copy says about its chain is left to `message.py`, what is worth a retry to `handler.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from azure.core.exceptions import ClientAuthenticationError
+from azure.servicebus import ServiceBusClient, ServiceBusMessage
+from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusError
+
+from shared import message as names
+from shared.errors import InvoicingError, PublishFailed, RetryLater, ServiceBusUnavailable
+from shared.owner import Care, NotAnswered, Owner
+from shared.settings import ConnectionString
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from azure.core.credentials import TokenCredential
+    from azure.servicebus import ServiceBusSender
+
+    from shared.clock import Clock, Deadline
+    from shared.invoice_created import InvoiceCreated
+    from shared.message import Chain, Message
+    from shared.settings import Namespace, ServiceBusSettings
+
+_logger = logging.getLogger(__name__)
+
+# One try of a send, and when its owner counts as stuck: a first send signs in and opens a connection and a link.
+_TRY_SECONDS = 10.0
+_STUCK_AFTER = 15.0
+_PAUSE_SECONDS = 1.0
+# A publication that fails is tried again by way of a copy, so it need not use the invocation's time up.
+_PUBLISH_SECONDS = 40.0
+
+# Service Bus keeps at most 4,096 characters of a description.
+_DESCRIPTION_LENGTH = 4096
+_SHORT_DESCRIPTION_LENGTH = 300
+_INT_RANGE = range(-(2**31), 2**31)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message on its way to an entity. `due`: when it shall become available, aware; None for at once."""
+
+    body: bytes
+    message_id: str
+    content_type: str | None = None
+    correlation_id: str | None = None
+    subject: str | None = None
+    due: datetime | None = None
+    properties: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+class TooLarge(Exception):
+    """The broker takes no message of this size."""
+
+
+class NotSent(Exception):
+    """The broker has not confirmed the message in time; whether it has taken it is not known."""
+
+
+class Sender(Protocol):
+    """One try to send; safe under many threads."""
+
+    def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
+        """Return when the broker has taken the message; raises TooLarge or NotSent."""
+
+
+class ServiceBus:
+    """Publishes, schedules and parks."""
+
+    def __init__(self, sender: Sender, settings: ServiceBusSettings, clock: Clock) -> None:
+        self._sender = sender
+        self._settings = settings
+        self._clock = clock
+
+    def publish(self, event: InvoiceCreated, deadline: Deadline) -> None:
+        """Send the event to the topic; raises PublishFailed."""
+        outgoing = Outgoing(
+            body=event.body,
+            message_id=event.message_id,
+            content_type=event.content_type,
+            correlation_id=event.correlation_id,
+            subject=event.subject,
+            properties=event.application_properties,
+        )
+        try:
+            self._send(self._settings.invoice_created_topic, outgoing, deadline.within(_PUBLISH_SECONDS))
+        except (NotSent, TooLarge) as error:
+            raise PublishFailed(f"The event of the invoice was not published: {error}") from error
+
+    def schedule(
+        self,
+        message: Message,
+        chain: Chain,
+        error: RetryLater,
+        due: datetime,
+        compact: bytes | None,
+        deadline: Deadline,
+    ) -> None:
+        """Send the copy at `chain` to the queue; raises ServiceBusUnavailable.
+
+        `compact`: the event in its plain form, for a message that has no room for what a copy says more.
+        """
+        copy = Outgoing(
+            body=message.body,
+            message_id=chain.message_id,
+            content_type=message.content_type,
+            correlation_id=message.correlation_id,
+            subject=message.subject,
+            due=due,
+            properties={
+                **_without(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
+                **chain.properties(error),
+            },
+        )
+        smaller = replace(
+            copy, body=compact or b"", content_type="application/json", properties=chain.properties(error)
+        )
+        self._must_send(self._settings.opportunity_won_queue, copy, smaller if compact else None, deadline)
+
+    def park(self, message: Message, chain: Chain, error: InvoicingError, deadline: Deadline) -> None:
+        """Send the message as it came, with the reason, to the failed queue; raises ServiceBusUnavailable."""
+        told: dict[str, str | int | float | bool] = {
+            names.DEAD_LETTER_REASON: error.reason,
+            names.DEAD_LETTER_DESCRIPTION: _description(error, _DESCRIPTION_LENGTH),
+            names.ORIGINAL_MESSAGE_ID: message.message_id or "",
+            names.ROOT: chain.root,
+            names.ATTEMPT: chain.attempt,
+            names.FIRST_SEEN: chain.first_seen.isoformat(),
+        }
+        parked = Outgoing(
+            body=message.body,
+            message_id=chain.parked_message_id,
+            content_type=message.content_type,
+            correlation_id=message.correlation_id,
+            subject=message.subject,
+            properties={
+                **_without(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
+                **told,
+            },
+        )
+        # A message that fills the broker's limit has no room for all that. Should this be too large as well, it is
+        # left to the broker, which dead-letters the message whole.
+        short = {**told, names.DEAD_LETTER_DESCRIPTION: _description(error, _SHORT_DESCRIPTION_LENGTH)}
+        self._must_send(self._settings.failed_queue, parked, replace(parked, properties=short), deadline)
+
+    def _must_send(
+        self, entity: str, outgoing: Outgoing, smaller: Outgoing | None, deadline: Deadline
+    ) -> None:
+        try:
+            try:
+                self._send(entity, outgoing, deadline)
+            except TooLarge:
+                if smaller is None:
+                    raise
+                _logger.warning(
+                    "service bus: a copy for %s was too large and lost its own properties", entity
+                )
+                self._send(entity, smaller, deadline)
+        except (NotSent, TooLarge) as error:
+            raise ServiceBusUnavailable(f"Nothing could be sent to {entity}: {error}") from error
+
+    def _send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
+        """Try until it is sent or the deadline has passed; the same message id makes repeats harmless."""
+        while True:
+            try:
+                self._sender.send(entity, outgoing, deadline)
+            except NotSent as error:
+                _logger.warning("service bus: not sent to %s: %s", entity, error)
+                if deadline.remaining <= _PAUSE_SECONDS:
+                    raise
+                self._clock.sleep(_PAUSE_SECONDS)
+            else:
+                return
+
+
+class AmqpSender:
+    """Sends with azure-servicebus, whose client only one thread may use and which may block for ever."""
+
+    def __init__(self, connect: Callable[[], ServiceBusClient]) -> None:
+        self._owner: Owner[_Senders] = Owner(
+            "service bus", Care(build=lambda: _Senders(connect()), close=_Senders.close, idle=5 * 60.0)
+        )
+
+    def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
+        """See Sender."""
+        try:
+            self._owner.call(
+                lambda senders: senders.send(entity, outgoing),
+                limit=_STUCK_AFTER,
+                timeout=min(deadline.remaining, _STUCK_AFTER),
+            )
+        except MessageSizeExceededError as error:
+            raise TooLarge("the broker takes no message of this size") from error
+        except NotAnswered as error:
+            raise NotSent("the broker did not answer in time") from error
+        except (ServiceBusError, ClientAuthenticationError, OSError) as error:
+            # Only the kind: the text of an AMQP error can hold addresses with signatures.
+            raise NotSent(type(error).__name__) from error
+
+
+class _Senders:
+    """A client and its open senders; for the owner's thread only."""
+
+    def __init__(self, client: ServiceBusClient) -> None:
+        self._client = client
+        self._by_entity: dict[str, ServiceBusSender] = {}
+
+    def send(self, entity: str, outgoing: Outgoing) -> None:
+        sender = self._by_entity.get(entity)
+        if sender is None:
+            # Queues and topics are addressed alike by those who send.
+            sender = self._by_entity[entity] = self._client.get_queue_sender(entity)
+        sender.send_messages(_amqp(outgoing), timeout=_TRY_SECONDS)
+
+    def close(self) -> None:
+        for sender in self._by_entity.values():
+            sender.close()
+        self._client.close()
+
+
+def connect(
+    settings: ServiceBusSettings, credential: Callable[[Namespace], TokenCredential]
+) -> ServiceBusClient:
+    """Return a client for the namespace of the settings; `credential` is asked only for an identity's."""
+    bounds: dict[str, Any] = {
+        # One repeat recovers from a connection that the peer closed while it was idle.
+        "retry_total": 1,
+        "retry_backoff_factor": 0.1,
+        "logging_enable": False,
+        # The SDK trusts its own list of authorities otherwise, whatever SSL_CERT_FILE says.
+        "ssl_context": ssl.create_default_context(),
+    }
+    connection = settings.connection
+    if isinstance(connection, ConnectionString):
+        return ServiceBusClient.from_connection_string(connection.value, **bounds)
+    return ServiceBusClient(connection.fully_qualified, credential(connection), **bounds)
+
+
+def _amqp(outgoing: Outgoing) -> ServiceBusMessage:
+    properties: dict[str | bytes, Any] = dict(outgoing.properties.items())
+    return ServiceBusMessage(
+        outgoing.body,
+        application_properties=properties,
+        content_type=outgoing.content_type,
+        correlation_id=outgoing.correlation_id,
+        subject=outgoing.subject,
+        message_id=outgoing.message_id,
+        scheduled_enqueue_time_utc=outgoing.due,
+    )
+
+
+def _description(error: InvoicingError, length: int) -> str:
+    """Return what was wrong and what to do; the advice is kept whole where it does not all fit."""
+    advice = f" {error.advice}"
+    return str(error)[: max(length - len(advice), 0)] + advice[:length]
+
+
+def _without(
+    properties: Mapping[str, object], left_out: frozenset[str]
+) -> dict[str, str | int | float | bool]:
+    """Return the properties that can be encoded; a stranger's property must never keep a copy from being sent."""
+    kept: dict[str, str | int | float | bool] = {}
+    for name, value in properties.items():
+        if name in left_out:
+            continue
+        if isinstance(value, str | int | float) and _encodable(name) and _encodable(value):
+            kept[name] = value
+        else:
+            _logger.warning(
+                "service bus: dropped a property of type %s that cannot be sent", type(value).__name__
+            )
+    return kept
+
+
+def _encodable(value: str | int | float) -> bool:  # noqa: PYI041 - mypy's float does not tell them apart
+    if isinstance(value, str):
+        # A lone surrogate has no encoding.
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return not isinstance(value, int) or value in _INT_RANGE
