@@ -61,7 +61,7 @@ class Claims:
     expires_at: datetime
 
 
-class InvalidToken(Exception):  # noqa: N818 - the name is the verdict, and part of the contract with the servers
+class InvalidToken(Exception):
     """The token is not to be trusted. `reason` is one word; the token itself is never in the text."""
 
     def __init__(self, reason: str) -> None:
