@@ -1,0 +1,67 @@
+# make demo, make test: each does its own set-up. make help lists the rest.
+
+# The first Python on the path that is new enough; name another one with PYTHON=…
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# How many opportunities the demo wins.
+N ?= 5
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help demo start test test-all check format clean lock
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.sandbox ## win opportunities and watch the invoices come: N=200 for more
+	@$(BIN)/python -m sandbox demo --count $(N)
+
+start: $(VENV)/.sandbox ## run the sandbox until Ctrl-C
+	@$(BIN)/python -m sandbox start
+
+test: $(VENV)/.dev ## run all tests
+	$(BIN)/coverage run -m pytest tests/unit tests/contract
+	$(BIN)/coverage report --fail-under=100
+	$(BIN)/python -m pytest -n 2 tests/sandbox tests/end_to_end
+
+test-all: ## run all tests on every supported Python
+	set -e; for version in 3.11 3.12 3.13; do \
+		$(MAKE) test PYTHON=python$$version VENV=.venv-$$version; done
+
+check: $(VENV)/.dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(wildcard $(CODE))
+
+format: $(VENV)/.dev ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv)
+	set -e; lock() { uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
+		--quiet $(if $(UPGRADE),--upgrade) "$$@"; }; \
+	lock -o requirements.txt; \
+	lock --group sandbox -c requirements.txt -o requirements-sandbox.txt; \
+	lock --group dev -c requirements-sandbox.txt -o requirements-dev.txt
+
+clean: ## remove what the commands above made
+	rm -rf .venv .venv-* build .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.python: sandbox/prerequisites.py
+	@$(PYTHON) sandbox/prerequisites.py
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.sandbox: $(VENV)/.python requirements-sandbox.txt requirements-runtime.txt
+	@echo "Setting up $(VENV) (once; the AMQP library is compiled) …"
+	@$(PIP) -r requirements-sandbox.txt
+	@$(PIP) --no-deps --ignore-requires-python -r requirements-runtime.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.sandbox requirements-dev.txt
+	@echo "Setting up $(VENV) for tests (once) …"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
