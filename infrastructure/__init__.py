@@ -1,0 +1,1 @@
+"""How the function comes to Azure: the resources (Bicep), the pipeline's templates, the package, the verification."""

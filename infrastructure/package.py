@@ -1,0 +1,222 @@
+"""Build the zip that is deployed: the function, `shared`, `host.json` and the pinned dependencies, nothing else.
+
+The same sources give the same bytes: entries are sorted, their times and permissions are fixed, and what pip writes
+about the machine is left out. The package can be built with any Python for the one that the app runs on, because
+only ready-made wheels are taken and the lock file's markers are evaluated for the target. Deploying is left to the
+pipeline.
+
+    python -m infrastructure.package [--output build/function.zip] [--python 3.12]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from packaging.requirements import InvalidRequirement, Requirement
+
+PROJECT = Path(__file__).resolve().parent.parent
+PYTHON_VERSION = (PROJECT / "infrastructure" / "python-version.txt").read_text(encoding="ascii").strip()
+FUNCTION = "GenerateInvoiceFunction"
+SITE_PACKAGES = ".python_packages/lib/site-packages"
+# Only what runs: code, and the two files that the host reads.
+SOURCES = ("host.json", f"{FUNCTION}/function.json", f"{FUNCTION}/**/*.py", "shared/**/*.py")
+# What pip or Python writes about the machine and the moment of the installation, and what a function never starts.
+MACHINE_SPECIFIC = (
+    "**/__pycache__",
+    "*.dist-info/RECORD",
+    "*.dist-info/INSTALLER",
+    "*.dist-info/REQUESTED",
+    "*.dist-info/direct_url.json",
+    "bin",
+    ".lock",
+)
+# Flex Consumption runs on x86-64 Linux with a glibc not older than 2.28.
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PIP_SECONDS = 900
+# A zip cannot tell an earlier time.
+EARLIEST = 315532800
+
+
+class PackagingError(Exception):
+    """The package could not be built; the text says why, for people."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A built package. `version` names its content, whatever the compression; `size` is in bytes."""
+
+    path: Path
+    version: str
+    sha256: str
+    size: int
+    files: int
+
+
+def build(root: Path, output: Path, python: str, *, timestamp: int = EARLIEST) -> Package:
+    """Build the package of the project at `root` for a Python version such as "3.12".
+
+    `timestamp` (seconds since 1970) becomes the time of every entry. Raises PackagingError.
+    """
+    with tempfile.TemporaryDirectory(prefix="package-") as folder:
+        staging = Path(folder) / "staging"
+        _copy_sources(root, staging)
+        _install(root / "requirements.txt", staging / SITE_PACKAGES, python, Path(folder))
+        _remove_machine_specific(staging / SITE_PACKAGES)
+        version = _stamp(staging)
+        return _zip(staging, output, version, max(timestamp, EARLIEST))
+
+
+def _copy_sources(root: Path, staging: Path) -> None:
+    for pattern in SOURCES:
+        found = sorted(path for path in root.glob(pattern) if path.is_file())
+        if not found:
+            raise PackagingError(f"There is no {pattern} in {root}.")
+        for path in found:
+            target = staging / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _install(lock: Path, target: Path, python: str, scratch: Path) -> None:
+    requirements = scratch / "requirements.txt"
+    requirements.write_text("\n".join(_applicable(lock, python)) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    # The lock lists everything, so that nothing is left to resolve; and pip would compare the Python that it runs on.
+    command += ["--no-deps", "--ignore-requires-python"]
+    command += ["--require-hashes", "--only-binary", ":all:", "--no-compile"]
+    command += ["--implementation", "cp", "--python-version", python]
+    command += [part for platform in PLATFORMS for part in ("--platform", platform)]
+    command += ["--target", str(target), "--requirement", str(requirements)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command, no shell
+            command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PackagingError(f"pip did not finish within {PIP_SECONDS} s.") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        errors = [line for line in lines if not line.startswith("WARNING")][-15:]
+        raise PackagingError("\n".join([f"pip could not install {lock.name} for Python {python}:", *errors]))
+
+
+def _applicable(lock: Path, python: str) -> list[str]:
+    """Return the lock's requirements that apply to the target, without their markers.
+
+    pip evaluates markers for the Python that it runs on, whatever `--python-version` says.
+    """
+    target = {
+        "implementation_name": "cpython",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_full_version": f"{python}.0",
+        "python_version": python,
+        "sys_platform": "linux",
+    }
+    try:
+        text = lock.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PackagingError(f"{lock} cannot be read: {error.strerror}.") from error
+    applicable = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        wanted, *hashes = line.split("--hash=")
+        try:
+            requirement = Requirement(wanted.strip())
+        except InvalidRequirement as error:
+            raise PackagingError(
+                f"{lock.name} has a line that is no requirement: {wanted.strip()}"
+            ) from error
+        if requirement.marker is None or requirement.marker.evaluate(target):
+            requirement.marker = None
+            applicable.append(" ".join([str(requirement), *(f"--hash={each.strip()}" for each in hashes)]))
+    return applicable
+
+
+def _remove_machine_specific(site_packages: Path) -> None:
+    for pattern in MACHINE_SPECIFIC:
+        for path in list(site_packages.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _stamp(staging: Path) -> str:
+    """Name the content, and write the name where Azure shows it: in the function's listing.
+
+    `generatedBy` is a property of function.json that Microsoft's own build tools write and the host ignores. With it
+    the pipeline sees which package is running.
+    """
+    content = hashlib.sha256()
+    for path in _files(staging):
+        content.update(f"{path.relative_to(staging).as_posix()}\0".encode())
+        content.update(hashlib.sha256(path.read_bytes()).digest())
+    version = content.hexdigest()[:16]
+    listing = staging / FUNCTION / "function.json"
+    stamped = {"generatedBy": version, **json.loads(listing.read_text(encoding="utf-8"))}
+    listing.write_text(json.dumps(stamped, indent=2) + "\n", encoding="utf-8")
+    return version
+
+
+def _zip(staging: Path, output: Path, version: str, timestamp: int) -> Package:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    files = _files(staging)
+    # Never half a package under the final name.
+    unfinished = output.with_name(output.name + ".unfinished")
+    with zipfile.ZipFile(unfinished, "w") as archive:
+        for path in files:
+            entry = zipfile.ZipInfo(path.relative_to(staging).as_posix(), time.gmtime(timestamp)[:6])
+            entry.create_system = 3  # Unix: the permissions count
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    unfinished.replace(output)
+    content = output.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    output.with_name(output.name + ".sha256").write_text(f"{sha256}  {output.name}\n", encoding="ascii")
+    return Package(output, version, sha256, len(content), len(files))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=Path.as_posix)
+
+
+@click.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/function.zip"), show_default=True
+)
+@click.option("--python", default=PYTHON_VERSION, show_default=True, help="The Python that the app runs on.")
+@click.option(
+    "--timestamp",
+    type=click.IntRange(min=0),
+    envvar="SOURCE_DATE_EPOCH",
+    default=EARLIEST,
+    help="Time of the entries, in seconds since 1970.",
+)
+def main(output: Path, python: str, timestamp: int) -> None:
+    """Build the package that is deployed to Azure, and print what came out."""
+    try:
+        package = build(PROJECT, output, python, timestamp=timestamp)
+    except PackagingError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(package.path)
+    click.echo(f"  for      Python {python} on Linux x86-64")
+    click.echo(f"  size     {package.size / 1e6:.1f} MB ({package.size:,} bytes, {package.files:,} files)")
+    click.echo(f"  version  {package.version}")
+    click.echo(f"  SHA-256  {package.sha256}")
+
+
+if __name__ == "__main__":
+    main()
