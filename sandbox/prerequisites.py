@@ -24,7 +24,7 @@ def main():
 def missing():
     """Yield a sentence for each thing that is missing, with what to install."""
     if sys.version_info < OLDEST:
-        yield "Python 3.11 or later; {} is {}. Install one, or name it: make PYTHON=/path/to/python3.12 …".format(
+        yield "Python 3.11 or later; {} is {}. Install one, or name it: make PYTHON=/path/to/python3.12 ...".format(
             sys.executable, sys.version.split()[0]
         )
         return
