@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 import threading
+import traceback
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -158,7 +159,16 @@ class _Worker:
             message = self._protocol.StreamingMessage.FromString(await inbox.get())
             task = asyncio.create_task(self._answer(message))
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task.add_done_callback(self._answered)
+
+    def _answered(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        error = task.exception()
+        if error is not None:
+            # The runtime library reports what a function does wrong; this is something else, such as a package
+            # that it cannot do without. An answer will never come: the host must see the end.
+            traceback.print_exception(error)
+            os._exit(1)
 
     async def _answer(self, message: Any) -> None:  # noqa: ANN401 - protobuf classes are made at run time
         kind = message.WhichOneof("content")

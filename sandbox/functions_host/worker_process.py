@@ -85,6 +85,11 @@ class WorkerProcess:
         """The process id."""
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can still answer."""
+        return not self._dead.is_set()
+
     def wait(self, timeout: float) -> bool:
         """Wait until the worker is dead, `timeout` seconds at most; tell whether it is."""
         return self._dead.wait(timeout)
@@ -272,7 +277,7 @@ class WorkerPool:
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers that are ready."""
         with self._changed:
-            return tuple(process.pid for process in self._ready)
+            return tuple(process.pid for process in self._alive())
 
     def start(self) -> None:
         """Start the workers; returns when one is ready, raises WorkerDiedError where the first one dies."""
@@ -288,10 +293,11 @@ class WorkerPool:
     def take_turn(self, timeout: float) -> WorkerProcess | None:
         """Return the worker whose turn it is; None where none gets ready within `timeout` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._stopping.is_set(), timeout)
-            if self._stopping.is_set() or not self._ready:
+            self._changed.wait_for(lambda: self._alive() or self._stopping.is_set(), timeout)
+            alive = self._alive()
+            if self._stopping.is_set() or not alive:
                 return None
-            return self._ready[next(self._turn) % len(self._ready)]
+            return alive[next(self._turn) % len(alive)]
 
     def stop(self) -> None:
         """End all workers; returns when they are gone."""
@@ -304,6 +310,9 @@ class WorkerPool:
         for keeper in self._keepers:
             if keeper.is_alive():
                 keeper.join(_STOP_TIMEOUT_SECONDS)
+
+    def _alive(self) -> list[WorkerProcess]:
+        return [process for process in self._ready if process.is_alive]
 
     def _keep(self) -> None:
         pause = _FIRST_PAUSE_SECONDS

@@ -16,15 +16,16 @@ def main(message: func.ServiceBusMessage, context: func.Context) -> str | None:
     records = Path(os.environ["RECORDS"])
     body = message.get_body()
     order = json.loads(body) if body.startswith(b"{") else {}
+    enqueued, expires = message.enqueued_time_utc, message.expires_at_utc
     record = {
         "pid": os.getpid(),
         "invocation": context.invocation_id,
-        "traceparent": context.trace_context.Traceparent,
+        "traceparent": context.trace_context.trace_parent,
         "body": body.decode(),
         "metadata": message.metadata,
         "locked_until": message.locked_until,
-        "enqueued_has_zone": message.enqueued_time_utc.tzinfo is not None,
-        "expires": message.expires_at_utc.isoformat(),
+        "enqueued_has_zone": enqueued is not None and enqueued.tzinfo is not None,
+        "expires": expires.isoformat() if expires else None,
         "path": sys.path,
         "environment": dict(os.environ),
     }

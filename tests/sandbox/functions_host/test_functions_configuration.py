@@ -1,0 +1,217 @@
+import json
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from sandbox.functions_host.configuration import (
+    ConfigurationError,
+    ConnectionString,
+    Function,
+    HostConfiguration,
+    IdentityConnection,
+    Settings,
+    read_functions,
+    read_host,
+)
+
+SETTINGS = {"QUEUE": "opportunity-won", "Bus": "Endpoint=sb://127.0.0.1"}
+RECORDER = Path(__file__).with_name("recorder")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(RECORDER, tmp_path / "app"))
+
+
+def write_host(app: Path, service_bus: dict[str, object], **rest: object) -> None:
+    content = {"version": "2.0", "extensions": {"serviceBus": service_bus}} | rest
+    (app / "host.json").write_text(json.dumps(content))
+
+
+def change_binding(app: Path, **changes: object) -> None:
+    path = app / "record" / "function.json"
+    definition = json.loads(path.read_text())
+    definition["bindings"][0] |= changes
+    path.write_text(json.dumps(definition))
+
+
+def function(app: Path, **settings: str) -> Function:
+    (found,) = read_functions(app, Settings(SETTINGS | settings))
+    return found
+
+
+def host(app: Path, **settings: str) -> HostConfiguration:
+    return read_host(app, Settings(settings))
+
+
+def test_host_json_is_read_with_comments(app: Path) -> None:
+    assert host(app) == HostConfiguration(timedelta(seconds=20), 3, timedelta(minutes=5), 1)
+
+
+def test_app_settings_override_host_json_whatever_their_case(app: Path) -> None:
+    overridden = host(
+        app,
+        AzureFunctionsJobHost__functionTimeout="00:01:30.500",
+        azurefunctionsjobhost__extensions__servicebus__MAXCONCURRENTCALLS="7",
+        FUNCTIONS_WORKER_PROCESS_COUNT="4",
+    )
+    assert overridden == HostConfiguration(timedelta(seconds=90.5), 7, timedelta(minutes=5), 4)
+
+
+def test_defaults_are_azures(app: Path) -> None:
+    (app / "host.json").write_text('{"version": "2.0"}')
+    read = host(app)
+    assert (read.function_timeout, read.max_auto_lock_renewal) == (
+        timedelta(minutes=30),
+        timedelta(minutes=5),
+    )
+    assert read.max_concurrent_calls % 16 == 0
+
+
+def test_function_timeout_may_be_unlimited_and_days_are_understood(app: Path) -> None:
+    write_host(app, {"maxAutoLockRenewalDuration": "1.02:03:04"}, functionTimeout="-1")
+    assert host(app).function_timeout is None
+    assert host(app).max_auto_lock_renewal == timedelta(days=1, hours=2, minutes=3, seconds=4)
+
+
+@pytest.mark.parametrize(
+    ("service_bus", "message"),
+    [
+        ({"maxConcurentCalls": 4}, "knows no 'maxconcurentcalls'"),
+        ({"maxConcurrentCalls": 0}, "maxConcurrentCalls must be"),
+        ({"maxConcurrentCalls": "many"}, "maxConcurrentCalls must be a whole number"),
+        ({"maxAutoLockRenewalDuration": "5 minutes"}, "maxAutoLockRenewalDuration must look like hh:mm:ss"),
+        ({"autoCompleteMessages": False}, "autoCompleteMessages must stay on"),
+        ({"enableCrossEntityTransactions": True}, "enableCrossEntityTransactions is not supported"),
+        ({"transportType": "amqpWebSockets"}, "transportType must be amqpTcp"),
+    ],
+)
+def test_host_json_is_refused_by_name(app: Path, service_bus: dict[str, object], message: str) -> None:
+    write_host(app, service_bus)
+    with pytest.raises(ConfigurationError, match=message):
+        host(app)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ("[]", "must hold a JSON object"), ("{}", '"version": "2.0"')]
+)
+def test_a_broken_host_json_is_refused(app: Path, text: str, message: str) -> None:
+    (app / "host.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        host(app)
+
+
+def test_a_missing_host_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"host\.json is missing"):
+        host(tmp_path)
+
+
+def test_client_retry_options_are_accepted_and_have_no_effect(app: Path) -> None:
+    write_host(app, {"clientRetryOptions": {"mode": "exponential", "maxRetries": 3}, "prefetchCount": 0})
+    host(app)
+
+
+def test_function_json_is_read(app: Path) -> None:
+    change_binding(app, name="won")
+    read = function(app)
+    assert (read.name, read.parameter, read.queue, read.entry_point, read.disabled) == (
+        "record",
+        "won",
+        "opportunity-won",
+        "main",
+        False,
+    )
+    assert read.script_file == (app / "record" / "__init__.py").resolve()
+
+
+def test_the_queues_name_may_be_part_of_a_setting(app: Path) -> None:
+    change_binding(app, queueName="pre-%queue%-post")
+    assert function(app).queue == "pre-opportunity-won-post"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type": "queueTrigger"}, "exactly one binding, a serviceBusTrigger"),
+        ({"queueName": ""}, "queueName is missing; topics"),
+        ({"queueName": "%OTHER%"}, "%OTHER%.* does not resolve to a value"),
+        ({"dataType": "string"}, "dataType must be 'binary'"),
+        ({"cardinality": "many"}, "cardinality must be 'one'"),
+        ({"isSessionsEnabled": True}, "sessions"),
+        ({"autoComplete": False}, "autoComplete must stay on"),
+        ({"direction": "out"}, "direction"),
+        ({"connection": "Elsewhere"}, "neither Elsewhere"),
+    ],
+)
+def test_what_the_host_does_not_do_is_refused_by_name(
+    app: Path, changes: dict[str, object], message: str
+) -> None:
+    change_binding(app, **changes)
+    with pytest.raises(ConfigurationError, match=message):
+        function(app)
+
+
+def test_a_second_binding_is_refused(app: Path) -> None:
+    path = app / "record" / "function.json"
+    definition = json.loads(path.read_text())
+    definition["bindings"].append({"type": "http", "direction": "out", "name": "$return"})
+    path.write_text(json.dumps(definition))
+    with pytest.raises(ConfigurationError, match="exactly one binding"):
+        function(app)
+
+
+def test_an_app_of_the_v2_model_is_refused(app: Path) -> None:
+    (app / "function_app.py").touch()
+    with pytest.raises(ConfigurationError, match="v2"):
+        function(app)
+
+
+def test_a_folder_without_functions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no function\.json"):
+        function(tmp_path)
+
+
+def test_a_connection_string_wins_over_an_identity(app: Path) -> None:
+    read = function(app, Bus__fullyQualifiedNamespace="127.0.0.9")
+    assert read.connection == ConnectionString(SETTINGS["Bus"])
+    assert SETTINGS["Bus"] not in repr(read)
+
+
+IDENTITY = {
+    "QUEUE": "q",
+    "Bus__fullyQualifiedNamespace": "127.0.0.9",
+    "Bus__credential": "managedidentity",
+    "Bus__clientId": "an-id",
+    "IDENTITY_ENDPOINT": "http://127.0.0.1:1/msi/token",
+    "IDENTITY_HEADER": "secret-header",
+}
+
+
+def test_a_connection_by_identity(app: Path) -> None:
+    (read,) = read_functions(app, Settings(IDENTITY))
+    assert read.connection == IdentityConnection(
+        "127.0.0.9", "an-id", "http://127.0.0.1:1/msi/token", "secret-header"
+    )
+    assert "secret-header" not in repr(read)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("IDENTITY_HEADER", "IDENTITY_HEADER is not set"),
+        ("Bus__credential", "Bus__credential=managedidentity"),
+        ("Bus__fullyQualifiedNamespace", "Bus__fullyQualifiedNamespace"),
+    ],
+)
+def test_half_a_connection_by_identity_is_refused(app: Path, missing: str, message: str) -> None:
+    settings = {name: value for name, value in IDENTITY.items() if name != missing}
+    with pytest.raises(ConfigurationError, match=message):
+        read_functions(app, Settings(settings))
+
+
+@pytest.mark.parametrize("name", ["AzureWebJobs.record.Disabled", "AzureWebJobs_record_Disabled"])
+@pytest.mark.parametrize(("value", "disabled"), [("true", True), ("1", True), ("false", False)])
+def test_a_function_is_disabled_by_a_setting(app: Path, name: str, value: str, *, disabled: bool) -> None:
+    assert function(app, **{name: value}).disabled is disabled

@@ -1,0 +1,230 @@
+"""Worker processes by themselves: what they see, what they answer, how they end."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import azure.functions
+import pytest
+
+from sandbox.functions_host.configuration import Settings, read_functions
+from sandbox.functions_host.worker_process import (
+    FunctionLoadError,
+    WorkerDiedError,
+    WorkerPool,
+    WorkerProcess,
+    protocol,
+)
+
+RECORDER = Path(__file__).with_name("recorder")
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(RECORDER, tmp_path / "app"))
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    folder = tmp_path / "records"
+    folder.mkdir()
+    return folder
+
+
+class _Runner:
+    """Starts workers for an app and ends them all."""
+
+    def __init__(self, app: Path, records: Path) -> None:
+        self.settings = {"QUEUE": "q", "Bus": "Endpoint=sb://x", "RECORDS": str(records)}
+        self.functions = read_functions(app, Settings(self.settings))
+        self._app = app
+        self._records = records
+        self._started: list[WorkerProcess] = []
+
+    def start(self) -> WorkerProcess:
+        process = WorkerProcess(self._app, self.settings, self.functions)
+        self._started.append(process)
+        process.initialize()
+        return process
+
+    def invoke(self, process: WorkerProcess, body: bytes = b"hello") -> Any:  # noqa: ANN401 - protobuf
+        answer = process.invoke(self.functions[0], request(body)).result(20)
+        return answer.invocation_response.result
+
+    def record(self) -> dict[str, Any]:
+        (path,) = self._records.glob("*.json")
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    def stop(self) -> None:
+        for process in self._started:
+            process.stop()
+
+
+@pytest.fixture
+def runner(app: Path, records: Path) -> Iterator[_Runner]:
+    running = _Runner(app, records)
+    yield running
+    running.stop()
+
+
+def request(body: bytes) -> object:
+    messages = protocol()
+    metadata = {
+        "UserProperties": "{}",
+        "EnqueuedTimeUtc": '"2026-01-02T03:04:05.12"',
+        "ExpiresAtUtc": '"9999-12-31T23:59:59.9999999"',
+    }
+    return messages.InvocationRequest(
+        invocation_id="an-invocation",
+        function_id="record",
+        input_data=[messages.ParameterBinding(name="message", data=messages.TypedData(bytes=body))],
+        trigger_metadata={name: messages.TypedData(json=value) for name, value in metadata.items()},
+    )
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_function_runs_and_succeeds(runner: _Runner) -> None:
+    result = runner.invoke(runner.start())
+    assert result.status == protocol().StatusResult.Success
+    assert runner.record()["invocation"] == "an-invocation"
+
+
+def test_the_function_sees_app_settings_and_nothing_of_the_sandbox(
+    runner: _Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("SECRET_OF_THE_SANDBOX", "x")
+    process = runner.start()
+    runner.invoke(process)
+    record = runner.record()
+    allowed = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "FUNCTIONS_WORKER_RUNTIME", "LC_CTYPE"}
+    assert record["environment"].keys() - allowed == runner.settings.keys()
+    assert str(REPOSITORY) not in record["path"]
+    assert not [path for path in record["path"] if "functions_host" in path and "recorder" in path]
+
+
+def test_the_apps_folder_comes_first(runner: _Runner, app: Path) -> None:
+    runner.invoke(runner.start())
+    assert runner.record()["path"][0] == str(app)
+
+
+def test_an_app_with_its_own_packages_sees_no_others(runner: _Runner, app: Path) -> None:
+    """The deployed zip brings all that it needs: what it forgot must be missing here as it would be in Azure."""
+    packages = app / ".python_packages" / "lib" / "site-packages"
+    installed = Path(azure.functions.__file__).parents[2]
+    shutil.copytree(installed / "azure" / "functions", packages / "azure" / "functions")
+    for name in ("werkzeug", "markupsafe"):
+        shutil.copytree(installed / name, packages / name)
+    function = app / "record" / "__init__.py"
+    function.write_text(
+        function.read_text()
+        + "\n\nimport importlib.util\n"
+        + "assert importlib.util.find_spec('pytest') is None\n"
+        + "assert importlib.util.find_spec('requests') is None\n"
+        + "assert importlib.util.find_spec('sandbox') is None\n"
+    )
+    assert runner.invoke(runner.start()).status == protocol().StatusResult.Success
+    path = runner.record()["path"]
+    assert path[:2] == [str(app), str(packages)]
+    assert str(installed) not in path
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [(b'{"do": "fail"}', "ValueError: as told"), (b'{"do": "return"}', "without a $return binding")],
+)
+def test_an_exception_and_a_return_value_fail_the_invocation(
+    runner: _Runner, body: bytes, message: str
+) -> None:
+    result = runner.invoke(runner.start(), body)
+    assert result.status == protocol().StatusResult.Failure
+    assert message in result.exception.message
+
+
+def test_several_invocations_run_at_once(runner: _Runner, records: Path) -> None:
+    process = runner.start()
+    waiting = [process.invoke(runner.functions[0], request(b'{"do": "wait", "for": "go"}')) for _ in range(3)]
+    for _ in range(1000):
+        if len(list(records.glob("*.json"))) == 3:
+            break
+        assert not process.wait(0.01)
+    assert not any(answer.done() for answer in waiting)
+    (records / "go").touch()
+    for answer in waiting:
+        assert answer.result(10).invocation_response.result.status == protocol().StatusResult.Success
+
+
+def test_logs_and_prints_of_the_function_come_back(runner: _Runner, caplog: pytest.LogCaptureFixture) -> None:
+    process = runner.start()
+    with caplog.at_level("INFO"):
+        runner.invoke(process)
+        process.stop()
+    logged = {(record.name, record.levelname, record.getMessage()) for record in caplog.records}
+    assert ("Function.User.recorder", "WARNING", "recorded None") in logged
+    assert ("Host.Function.Console", "INFO", "printed by the function") in logged
+
+
+def test_a_death_ends_what_was_running(runner: _Runner) -> None:
+    process = runner.start()
+    waiting = process.invoke(runner.functions[0], request(b'{"do": "wait", "for": "never"}'))
+    process.invoke(runner.functions[0], request(b'{"do": "die"}'))
+    with pytest.raises(WorkerDiedError):
+        waiting.result(10)
+    assert process.wait(5)
+    with pytest.raises(WorkerDiedError):
+        process.invoke(runner.functions[0], request(b"too late")).result(1)
+
+
+def test_stopping_leaves_no_process(runner: _Runner) -> None:
+    process = runner.start()
+    process.invoke(runner.functions[0], request(b'{"do": "wait", "for": "never"}'))
+    process.stop()
+    assert not is_running(process.pid)
+
+
+def test_a_function_that_does_not_load_fails_each_invocation(runner: _Runner, app: Path) -> None:
+    (app / "record" / "__init__.py").write_text("import no_such_module\n")
+    process = runner.start()
+    for _ in range(2):
+        with pytest.raises(FunctionLoadError, match="no_such_module"):
+            process.invoke(runner.functions[0], request(b"x"))
+
+
+def test_a_worker_that_cannot_even_start_says_why(app: Path, runner: _Runner) -> None:
+    (app / ".python_packages" / "lib" / "site-packages").mkdir(parents=True)
+    pool = WorkerPool(1, app, runner.settings, runner.functions)
+    with pytest.raises(WorkerDiedError, match=r"No module named 'azure"):
+        pool.start()
+    assert pool.pids == ()
+
+
+def test_a_pool_takes_turns_and_replaces_the_dead(app: Path, runner: _Runner) -> None:
+    pool = WorkerPool(2, app, runner.settings, runner.functions)
+    pool.start()
+    try:
+        first = pool.take_turn(10)
+        assert first is not None
+        first.kill()
+        assert first.wait(5)
+        deadline = time.monotonic() + 20
+        while first.pid in pool.pids or len(pool.pids) < 2:
+            assert time.monotonic() < deadline, "the dead worker was not replaced"
+            assert pool.take_turn(1) is not first
+        pids = set(pool.pids)
+        assert {turn.pid for turn in (pool.take_turn(1), pool.take_turn(1)) if turn} == pids
+    finally:
+        pool.stop()
+    assert not any(is_running(pid) for pid in pids)
