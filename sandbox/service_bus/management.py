@@ -1,0 +1,136 @@
+"""What the SDKs ask of an entity's `$management` node, beside sending and receiving.
+
+One request, one answer, in the shapes of Microsoft's "AMQP request/response based operations" page. Sessions,
+rules and bulk deletion exist in Azure and are refused here by name.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from proton import Array, Data, int32, symbol
+
+from sandbox.service_bus.broker import Broker, ReceiveMode
+from sandbox.service_bus.codec import array, decode_message, encode_message, to_timestamp
+from sandbox.service_bus.configuration import Right
+from sandbox.service_bus.errors import BrokerError, InvalidArgument, NotOffered
+from sandbox.service_bus.messages import AmqpValue, BrokeredMessage, Message
+
+_PREFIX = "com.microsoft:"
+_NO_CONTENT = 204
+_OK = 200
+_CBS_OK = 202
+_PEEK_LOCK = 1
+_MOST_AT_ONCE = 250
+
+Answer = tuple[Mapping[str, Any], Any]
+Body = Mapping[str, Any]
+
+
+class Management:
+    """Answers management requests out of a broker."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._operations: Mapping[str, tuple[Right, Callable[[str, Body], tuple[int, Any]]]] = {
+            "renew-lock": (Right.LISTEN, self._renew_lock),
+            "peek-message": (Right.LISTEN, self._peek),
+            "receive-by-sequence-number": (Right.LISTEN, self._receive_deferred),
+            "update-disposition": (Right.LISTEN, self._settle),
+            "schedule-message": (Right.SEND, self._schedule),
+            "cancel-scheduled-message": (Right.SEND, self._cancel_scheduled),
+        }
+
+    def answer(self, entity: str, request: Message, require: Callable[[Right], None]) -> Answer:
+        """Return an answer's application properties and body; `require` raises where a right is missing."""
+        name = str(request.application_properties.get("operation", ""))
+        right, operation = self._operations.get(name.removeprefix(_PREFIX), (None, None))
+        if right is None or operation is None or not name.startswith(_PREFIX):
+            raise NotOffered(f"the stand-in does not offer the management operation {name!r}")
+        require(right)
+        body = request.body.value if isinstance(request.body, AmqpValue) else None
+        if not isinstance(body, dict):
+            raise InvalidArgument(f"the body of {name} must be a map")
+        status, result = operation(entity, {str(key): value for key, value in body.items()})
+        return {"statusCode": int32(status), "statusDescription": "OK"}, result
+
+    def _renew_lock(self, entity: str, body: Body) -> tuple[int, Any]:
+        until = [self._broker.renew_lock(entity, token) for token in _tokens(body)]
+        return _OK, {"expirations": array(Data.TIMESTAMP, map(to_timestamp, until))}
+
+    def _peek(self, entity: str, body: Body) -> tuple[int, Any]:
+        start, count = int(body.get("from-sequence-number", 0)), int(body.get("message-count", 1))
+        messages = self._broker.peek(entity, start, min(max(count, 0), _MOST_AT_ONCE))
+        return _messages([{"message": encode_message(each, peeked=True)} for each in messages])
+
+    def _receive_deferred(self, entity: str, body: Body) -> tuple[int, Any]:
+        lock = int(body.get("receiver-settle-mode", _PEEK_LOCK)) == _PEEK_LOCK
+        mode = ReceiveMode.PEEK_LOCK if lock else ReceiveMode.RECEIVE_AND_DELETE
+        messages = self._broker.receive_deferred(entity, _numbers(body), mode)
+        return _messages([_with_lock(each) for each in messages])
+
+    def _settle(self, entity: str, body: Body) -> tuple[int, Any]:
+        changed = {str(key): value for key, value in (body.get("properties-to-modify") or {}).items()}
+        reason, description = body.get("deadletter-reason"), body.get("deadletter-description")
+        status = body.get("disposition-status")
+        for token in _tokens(body):
+            if status == "completed":
+                self._broker.complete(entity, token)
+            elif status == "abandoned":
+                self._broker.abandon(entity, token, changed)
+            elif status == "defered":
+                self._broker.defer(entity, token, changed)
+            elif status == "suspended":
+                self._broker.dead_letter(entity, token, reason, description, changed)
+            else:
+                raise InvalidArgument(f"there is no disposition status {status!r}")
+        return _OK, None
+
+    def _schedule(self, entity: str, body: Body) -> tuple[int, Any]:
+        encoded = [bytes(each["message"]) for each in body.get("messages", [])]
+        size = sum(len(each) for each in encoded)
+        numbers = self._broker.schedule(entity, *(decode_message(each) for each in encoded), size=size)
+        return _OK, {"sequence-numbers": array(Data.LONG, numbers)}
+
+    def _cancel_scheduled(self, entity: str, body: Body) -> tuple[int, Any]:
+        self._broker.cancel_scheduled(entity, _numbers(body))
+        return _OK, None
+
+
+def bad_request(error: BrokerError | None, *, prefix: str = "") -> dict[str, Any]:
+    """Return the properties of an answer without a body: an error's, or (for `$cbs`) the good one's."""
+    status = error.status if error is not None else _CBS_OK
+    description = str(error) if error is not None else "Accepted"
+    if prefix:
+        return {f"{prefix}code": int32(status), f"{prefix}description": description}
+    return {
+        "statusCode": int32(status),
+        "statusDescription": description,
+        "errorCondition": symbol(error.condition if error is not None else ""),
+    }
+
+
+def _messages(maps: list[dict[str, Any]]) -> tuple[int, Any]:
+    return (_OK, {"messages": maps}) if maps else (_NO_CONTENT, None)
+
+
+def _with_lock(message: BrokeredMessage) -> dict[str, Any]:
+    encoded = {"message": encode_message(message)}
+    return {**encoded, "lock-token": message.lock_token} if message.lock_token is not None else encoded
+
+
+def _tokens(body: Body) -> list[UUID]:
+    return [each for each in _elements(body, "lock-tokens") if isinstance(each, UUID)]
+
+
+def _numbers(body: Body) -> list[int]:
+    return [int(each) for each in _elements(body, "sequence-numbers")]
+
+
+def _elements(body: Body, name: str) -> list[Any]:
+    """Return a member that the SDKs send as an array, or as a list."""
+    value = body.get(name)
+    elements = value.elements if isinstance(value, Array) else value
+    if not isinstance(elements, list | tuple) or not elements:
+        raise InvalidArgument(f"{name} must be an array with something in it")
+    return list(elements)
