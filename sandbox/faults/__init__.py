@@ -1,0 +1,5 @@
+"""What can go wrong, on purpose: one plan for every wire of the sandbox, and the means to bring it about."""
+
+from sandbox.faults.plan import Fault, FaultPlan, Kind, Rule, Struck, When, Wire
+
+__all__ = ["Fault", "FaultPlan", "Kind", "Rule", "Struck", "When", "Wire"]

@@ -1,0 +1,361 @@
+"""One plan of what goes wrong, for every wire of the sandbox.
+
+A `Rule` says where (a wire and an operation on it), what (a `Fault`) and when (the n-th call, for a time, at random
+with a seed). Each wire asks the plan about every call before it carries it out, and does what it is told; the plan
+keeps a log of what struck. How a fault is brought about is left to `dataverse`, `identity`, `proxy` and `service_bus`.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from sandbox.clock import Clock, SystemClock
+
+
+class Wire(StrEnum):
+    """A boundary of the deployed code, and so a place where it may fail. Its operations: see `OPERATIONS`."""
+
+    IDENTITY = "identity"
+    DATAVERSE = "dataverse"
+    SERVICE_BUS_IN = "service-bus-in"
+    SERVICE_BUS_OUT = "service-bus-out"
+    FUNCTIONS_HOST = "functions-host"
+
+
+# What can be told apart on each wire; `{}` stands for an entity. A rule may name one, or a pattern such as `*`.
+OPERATIONS = {
+    Wire.IDENTITY: ("connect", "token"),
+    Wire.DATAVERSE: ("connect", "read", "write", "batch", "change-set"),
+    Wire.SERVICE_BUS_IN: ("connect", "deliver:{}", "settle:{}"),
+    Wire.SERVICE_BUS_OUT: ("connect", "send:{}", "schedule:{}"),
+    Wire.FUNCTIONS_HOST: ("invoke",),
+}
+
+
+class Kind(StrEnum):
+    """What goes wrong; `KINDS` says where each makes sense."""
+
+    # The connection.
+    REFUSE = "refuse"
+    RESET = "reset"
+    SILENT = "silent"
+    CUT = "cut"
+    DRIBBLE = "dribble"
+    DELAY = "delay"
+    SWALLOW = "swallow"
+    # The answer.
+    REDIRECT = "redirect"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not-found"
+    CONFLICT = "conflict"
+    DEADLOCK = "deadlock"
+    THROTTLED = "throttled"
+    UNAVAILABLE = "unavailable"
+    HTML = "html"
+    TRUNCATED = "truncated"
+    # The broker and the host.
+    REJECT = "reject"
+    LOCK_LOST = "lock-lost"
+    DUPLICATE = "duplicate"
+    RESTART = "restart"
+    KILL = "kill"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a kind does, in a sentence, on which wires, and which fields of `Fault` change it."""
+
+    text: str
+    wires: frozenset[Wire]
+    fields: tuple[str, ...] = ()
+
+
+_HTTP = frozenset({Wire.IDENTITY, Wire.DATAVERSE})
+_AMQP = frozenset({Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT})
+_DATAVERSE = frozenset({Wire.DATAVERSE})
+
+KINDS = {
+    Kind.REFUSE: Description("the connection is refused", _HTTP | _AMQP),
+    Kind.RESET: Description(
+        "the connection is reset: before the call is carried out or, with after, without its answer",
+        _HTTP | _AMQP,
+        ("after",),
+    ),
+    Kind.SILENT: Description(
+        "the peer accepts and says nothing, for so many seconds; with after, once the call is carried out",
+        _HTTP | _AMQP,
+        ("after", "seconds"),
+    ),
+    Kind.CUT: Description("the connection closes in the middle of the answer", _HTTP | _AMQP),
+    Kind.DRIBBLE: Description("the answer comes in drops, over so many seconds", _HTTP | _AMQP, ("seconds",)),
+    Kind.DELAY: Description("everything takes so many seconds longer", _HTTP | _AMQP, ("seconds",)),
+    Kind.SWALLOW: Description(
+        "the connection is dead without a word: nothing passes in either direction, and it stays open",
+        _HTTP | _AMQP,
+        ("seconds",),
+    ),
+    Kind.REDIRECT: Description("302 to a page for signing in", _HTTP, ("after",)),
+    Kind.UNAUTHORIZED: Description("401", _HTTP, ("after",)),
+    Kind.FORBIDDEN: Description(
+        "403: no application user, or another code", _HTTP, ("code", "after", "part")
+    ),
+    Kind.NOT_FOUND: Description(
+        "404: of a gateway or, with code=0x80040217, of Dataverse itself", _HTTP, ("code", "after", "part")
+    ),
+    Kind.CONFLICT: Description(
+        "412: a duplicate key (code=0x80040237) or a row version (code=0x80060882)",
+        _DATAVERSE,
+        ("code", "after", "part"),
+    ),
+    Kind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, ("after", "part")),
+    Kind.THROTTLED: Description(
+        "429; retry_after as it shall stand in the header, date+7 for a date, none for no header",
+        _HTTP,
+        ("retry_after", "code", "after", "part"),
+    ),
+    Kind.UNAVAILABLE: Description("503, or another status from 500", _HTTP, ("status", "after", "part")),
+    Kind.HTML: Description("200 with a page instead of JSON", _HTTP, ("after",)),
+    Kind.TRUNCATED: Description("a well-formed HTTP answer whose body ends too early", _HTTP),
+    Kind.REJECT: Description(
+        "the broker refuses, with an AMQP condition such as com.microsoft:server-busy", _AMQP, ("code",)
+    ),
+    Kind.LOCK_LOST: Description("the message's lock expires at once", frozenset({Wire.SERVICE_BUS_IN})),
+    Kind.DUPLICATE: Description("the message is there twice", frozenset({Wire.SERVICE_BUS_IN})),
+    Kind.RESTART: Description("the broker restarts; its messages stay", _AMQP),
+    Kind.KILL: Description("the function's worker process is killed", frozenset(Wire)),
+}
+
+# Dataverse's own code where a fault has none of its own.
+_DEFAULT_CODES = {
+    Kind.FORBIDDEN: "0x80072560",
+    Kind.CONFLICT: "0x80040237",
+    Kind.DEADLOCK: "0x80044150",
+    Kind.THROTTLED: "0x80072322",
+    Kind.REJECT: "com.microsoft:server-busy",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong. Which fields mean something depends on the kind.
+
+    `after`: the call is carried out first. `part`: in a batch, only the answer to this operation, from 0, is touched,
+    and without `after` only this operation is not carried out. `code`: Dataverse's or AMQP's own; "" for a gateway's
+    answer. `retry_after`: the header's value, `date+N` for the date in N seconds, "none" for no header.
+    `seconds`: how long a silence, a delay or a dribble lasts.
+    """
+
+    kind: Kind
+    after: bool = False
+    part: int | None = None
+    code: str | None = None
+    status: int = 503
+    retry_after: str = "2"
+    seconds: float = 30.0
+
+    def __str__(self) -> str:
+        shown = [
+            f"{name}={_shown(getattr(self, name))}"
+            for name in KINDS[self.kind].fields
+            if getattr(self, name) != getattr(_DEFAULT, name)
+        ]
+        return " ".join([self.kind.value, *shown])
+
+    @property
+    def error_code(self) -> str:
+        """The code in the answer."""
+        return _DEFAULT_CODES.get(self.kind, "") if self.code is None else self.code
+
+
+def _shown(value: object) -> str:
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_DEFAULT = Fault(Kind.RESET)
+
+
+@dataclass(frozen=True)
+class When:
+    """Which of the calls that a rule matches are struck; all conditions must hold.
+
+    `first` and `last`: of the n-th matching calls, from 1. `start` and `duration`: counted from when the rule was
+    added, by the plan's clock. `chance`: of each such call, drawn with `seed`.
+    """
+
+    first: int = 1
+    last: int | None = None
+    start: timedelta = timedelta()
+    duration: timedelta | None = None
+    chance: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def nth(cls, number: int) -> "When":
+        """Strike the n-th matching call only."""
+        return cls(first=number, last=number)
+
+    @classmethod
+    def once(cls) -> "When":
+        """Strike the first matching call only."""
+        return cls.nth(1)
+
+    @classmethod
+    def during(cls, duration: timedelta, start: timedelta = timedelta()) -> "When":
+        """Strike within a window of time."""
+        return cls(start=start, duration=duration)
+
+    @classmethod
+    def at_random(cls, chance: float, seed: int, last: int | None = None) -> "When":
+        """Strike each call with this probability."""
+        return cls(last=last, chance=chance, seed=seed)
+
+    def __str__(self) -> str:
+        if self.last == self.first:
+            shown = [f"nth={self.first}"]
+        elif self.first > 1 or self.last is not None:
+            shown = [f"nth={self.first}-{self.last or ''}"]
+        else:
+            shown = []
+        if self.start:
+            shown.append(f"from={self.start.total_seconds():g}s")
+        if self.duration is not None:
+            shown.append(f"for={self.duration.total_seconds():g}s")
+        if self.chance < 1:
+            shown.append(f"chance={self.chance:g} seed={self.seed}")
+        return " ".join(shown)
+
+
+ALWAYS = When()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A fault, where it strikes and when. `operation`: one of `OPERATIONS`, or a pattern of them as file names have."""
+
+    wire: Wire
+    fault: Fault
+    when: When = ALWAYS
+    operation: str = "*"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be brought about."""
+        if self.wire not in KINDS[self.fault.kind].wires:
+            raise ValueError(f"there is no {self.fault.kind} on the wire {self.wire}")
+
+    def __str__(self) -> str:
+        where = self.wire.value if self.operation == "*" else f"{self.wire}/{self.operation}"
+        return f"{where} {self.fault} {self.when}".rstrip()
+
+
+@dataclass(frozen=True)
+class Struck:
+    """An entry of the log: a fault struck a call. `about`: what the wire says of the call, without secrets."""
+
+    at: datetime
+    wire: Wire
+    operation: str
+    fault: Fault
+    about: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.at.isoformat()} {self.wire}/{self.operation}: {self.fault} {self.about}".rstrip()
+
+
+@dataclass
+class _Standing:
+    """A rule with what it has seen."""
+
+    rule: Rule
+    since: datetime
+    random: random.Random
+    matched: int = 0
+
+
+@dataclass
+class FaultPlan:
+    """The rules, in their order, and the log. Safe under many threads; rules may come and go at any time."""
+
+    rules: Iterable[Rule] = ()
+    clock: Clock = field(default_factory=SystemClock)
+
+    def __post_init__(self) -> None:
+        """Begin with the rules given."""
+        self._lock = threading.Lock()
+        self._standing: list[_Standing] = []
+        self._log: list[Struck] = []
+        self._observers: list[Callable[[Struck], None]] = []
+        self._released = threading.Event()
+        for rule in self.rules:
+            self.add(rule)
+
+    def __repr__(self) -> str:
+        return f"<FaultPlan {[str(standing.rule) for standing in self._standing]} {len(self._log)} struck>"
+
+    @property
+    def log(self) -> tuple[Struck, ...]:
+        """Everything that struck, in order."""
+        with self._lock:
+            return tuple(self._log)
+
+    def add(self, *rules: Rule) -> None:
+        """Let rules take part from now on; the first that applies to a call strikes it."""
+        with self._lock:
+            now = self.clock.now()
+            self._standing += [
+                _Standing(rule, now, random.Random(rule.when.seed))  # noqa: S311 - to be repeatable, not secret
+                for rule in rules
+            ]
+
+    def clear(self) -> None:
+        """Let nothing strike any more, and end the silences and delays that last; the log stays."""
+        with self._lock:
+            self._standing.clear()
+            released, self._released = self._released, threading.Event()
+        released.set()
+
+    def observe(self, observer: Callable[[Struck], None]) -> None:
+        """Call `observer` with everything that strikes, in the thread of the call that is struck."""
+        with self._lock:
+            self._observers.append(observer)
+
+    def strike(self, wire: Wire, operation: str, about: str = "") -> Fault | None:
+        """Return what shall go wrong with this call, and enter it in the log; None: nothing.
+
+        Every rule that matches counts the call, whichever strikes it.
+        """
+        with self._lock:
+            now = self.clock.now()
+            # A list, not a generator: each must count.
+            hits = [standing for standing in self._standing if _hits(standing, wire, operation, now)]
+            if not hits:
+                return None
+            struck = Struck(now, wire, operation, hits[0].rule.fault, about)
+            self._log.append(struck)
+            observers = list(self._observers)
+        for observer in observers:
+            observer(struck)
+        return struck.fault
+
+    def pause(self, seconds: float) -> None:
+        """Wait in real time, until `clear` at most: for the wires' silences and delays."""
+        self._released.wait(seconds)
+
+
+def _hits(standing: _Standing, wire: Wire, operation: str, now: datetime) -> bool:
+    rule = standing.rule
+    if rule.wire is not wire or not fnmatchcase(operation, rule.operation):
+        return False
+    when = rule.when
+    elapsed = now - standing.since
+    if elapsed < when.start or (when.duration is not None and elapsed >= when.start + when.duration):
+        return False
+    standing.matched += 1
+    # Drawn for every call, so that the n-th is struck or not whatever happened to the others.
+    lot = standing.random.random()
+    in_turn = when.first <= standing.matched and (when.last is None or standing.matched <= when.last)
+    return in_turn and lot < when.chance
