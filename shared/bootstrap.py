@@ -73,12 +73,12 @@ def build(
         ensure_invoice: EnsureInvoice = _always_raises(tuple(problems))
         served = Environment(url="", organization_id=None)
     else:
-        dataverse = dataverse or _dataverse(inward, environment, clock)
+        dataverse = dataverse or build_dataverse(inward, environment, clock)
         ensure_invoice = Invoicing(dataverse, inward.ordered_opportunity).ensure_invoice
         served = Environment(inward.url, inward.organization_id)
     return Handler(
         ensure_invoice,
-        ServiceBus(sender or _sender(outward, environment), outward, clock),
+        ServiceBus(sender or build_sender(outward, environment), outward, clock),
         served,
         retry or retry_settings({}),
         invocation_deadline=outward.invocation_deadline,
@@ -97,14 +97,16 @@ def _part(
         return None
 
 
-def _dataverse(settings: DataverseSettings, environment: Mapping[str, str], clock: Clock) -> Dataverse:
+def build_dataverse(settings: DataverseSettings, environment: Mapping[str, str], clock: Clock) -> Dataverse:
+    """Return the Web API of the environment, as the identity of the settings or the developer who is logged in."""
     tokens = TokenSource(
         f"{settings.url}/.default", lambda: build_credential(environment, settings.client_id)
     )
     return Dataverse(settings.url, token=tokens.token, clock=clock)
 
 
-def _sender(settings: ServiceBusSettings, environment: Mapping[str, str]) -> Sender:
+def build_sender(settings: ServiceBusSettings, environment: Mapping[str, str]) -> Sender:
+    """Return the way to the namespace of the settings."""
     return AmqpSender(
         lambda: connect(settings, lambda namespace: build_credential(environment, namespace.client_id))
     )

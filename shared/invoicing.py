@@ -79,7 +79,7 @@ class Invoicing:
         if isinstance(found, NotOurs):
             return found
         invoice_id = found or self._claim_and_call(opportunity_id, deadline)
-        return self._retrieve(invoice_id, deadline)
+        return retrieve_invoice(self._dataverse, invoice_id, deadline)
 
     def _look(self, opportunity_id: str, deadline: Deadline) -> str | NotOurs | None:
         """Return the id of an invoice that is there, or why none is to be made, or None: it is to be made."""
@@ -130,22 +130,24 @@ class Invoicing:
             "Dataverse reported an invoice that it does not show.", request_id=change_set.request_id
         )
 
-    def _retrieve(self, invoice_id: str, deadline: Deadline) -> Invoice:
-        """Read the invoice by itself: its totals are calculated when it is retrieved, not before."""
-        answer = self._dataverse.read(
-            Read(
-                f"invoices({invoice_id})?$select={_INVOICE_COLUMNS}"
-                "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
-            ),
-            deadline,
-        )
-        try:
-            row = answer.value()
-        except OpportunityNotFound as error:
-            raise ClaimedWithoutInvoice(
-                "The invoice was deleted while it was being published.", request_id=answer.request_id
-            ) from error
-        return _invoice(row, answer)
+
+def retrieve_invoice(dataverse: Dataverse, invoice_id: str, deadline: Deadline) -> Invoice:
+    """Read an invoice by itself: its totals are calculated when it is retrieved, not before."""
+    answer = dataverse.read(
+        Read(
+            f"invoices({invoice_id})?$select={_INVOICE_COLUMNS}"
+            "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
+        ),
+        deadline,
+    )
+    try:
+        row = answer.value()
+    except OpportunityNotFound as error:
+        raise ClaimedWithoutInvoice(
+            "The invoice is not there, or was deleted while it was being published.",
+            request_id=answer.request_id,
+        ) from error
+    return _invoice(row, answer)
 
 
 def claim_of(opportunity_id: str) -> str:

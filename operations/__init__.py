@@ -1,0 +1,1 @@
+"""The command line of the people who run the function: `python -m operations …`; not deployed."""

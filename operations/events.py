@@ -1,0 +1,53 @@
+"""`operations events`: publish the event of an invoice once more, for a consumer that lost it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from operations.console import Column, show_rows
+from shared.bootstrap import build_dataverse, build_sender
+from shared.clock import Deadline, SystemClock
+from shared.invoice_created import invoice_created
+from shared.invoicing import retrieve_invoice
+from shared.service_bus import ServiceBus
+from shared.settings import dataverse_settings, service_bus_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SECONDS = 120.0
+
+
+@click.group()
+def events() -> None:
+    """Events that were published."""
+
+
+@events.command()
+@click.argument("invoice", type=click.UUID)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def resend(environment: Mapping[str, str], invoice: uuid.UUID, *, as_json: bool) -> None:
+    """Publish "invoice created" of INVOICE (its id) once more: the same CloudEvent, a new Service Bus message id.
+
+    The invoice is read as it is now; consumers that know the event's id drop it.
+    """
+    clock = SystemClock()
+    deadline = Deadline.after(clock, _SECONDS)
+    settings, outward = dataverse_settings(environment), service_bus_settings(environment)
+    found = retrieve_invoice(build_dataverse(settings, environment, clock), str(invoice), deadline)
+    event = invoice_created(found, dataverse_url=settings.url)
+    sent = replace(event, message_id=str(uuid.uuid4()))
+    ServiceBus(build_sender(outward, environment), outward, clock).publish(sent, deadline)
+    row = {"invoice": found.id, "number": found.number, "event": event.message_id, "message": sent.message_id}
+    columns = [
+        Column("Invoice", "invoice"),
+        Column("Number", "number"),
+        Column("Event", "event"),
+        Column("Message", "message"),
+    ]
+    show_rows("Published", columns, [row], as_json=as_json)

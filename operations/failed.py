@@ -1,0 +1,240 @@
+"""`operations failed`: what failed for good, with its reason; sent round again, or discarded."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+from azure.servicebus import ServiceBusMessage
+
+from operations import namespace as bus
+from operations.console import Column, confirm, progress, show_rows
+from shared.message import ATTEMPT, CHAIN_PROPERTIES, FIRST_SEEN, PARKED_PROPERTIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from azure.servicebus import ServiceBusReceivedMessage
+
+    from operations.namespace import Namespace
+
+    CopyOf = Callable[[ServiceBusReceivedMessage], ServiceBusMessage]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which messages are meant: by number, by reason, or all."""
+
+    numbers: tuple[int, ...]
+    reason: str | None
+    everything: bool
+
+    def __post_init__(self) -> None:
+        if sum((bool(self.numbers), self.reason is not None, self.everything)) != 1:
+            raise click.UsageError("Say which messages: their numbers, or --reason REASON, or --all.")
+
+    def __call__(self, message: ServiceBusReceivedMessage) -> bool:
+        """Whether a message is meant."""
+        if self.numbers:
+            return message.sequence_number in self.numbers
+        return self.everything or bus.reason_of(message)[0] == self.reason
+
+
+@click.group()
+def failed() -> None:
+    """Messages that failed for good: look at them, replay or discard them."""
+
+
+@failed.command("list")
+@click.option("--reason", help="Only messages with this reason, such as InvoiceRefused.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
+    """List what is in the failed queue; nothing is moved."""
+    with bus.open_namespace(environment) as namespace:
+        messages = bus.peek_all(namespace, namespace.settings.failed_queue)
+        rows = [_row(message) for message in progress(messages, "Looking")]
+    rows = [row for row in rows if reason in (None, row["reason"])]
+    columns = [
+        Column("Number", "number", number=True),
+        Column("Reason", "reason"),
+        Column("Opportunity", "opportunity"),
+        Column("Since", "since"),
+        Column("Attempts", "attempts", number=True),
+    ]
+    show_rows(f"{len(rows)} failed", columns, rows, as_json=as_json)
+
+
+@failed.command()
+@click.argument("number", type=int)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
+    """Show one message whole: its reason, its properties and its body, which may hold personal data."""
+    with bus.open_namespace(environment) as namespace:
+        message = next(
+            (
+                message
+                for message in bus.peek_all(namespace, namespace.settings.failed_queue)
+                if message.sequence_number == number
+            ),
+            None,
+        )
+    if message is None:
+        raise click.ClickException(f"There is no message {number} in the failed queue: see failed list.")
+    reason, description = bus.reason_of(message)
+    document = {
+        **_row(message),
+        "description": description,
+        "messageId": message.message_id,
+        "correlationId": message.correlation_id,
+        "contentType": message.content_type,
+        "enqueued": message.enqueued_time_utc,
+        "properties": bus.text_properties(message),
+        "body": bus.body_of(message).decode("utf-8", errors="replace"),
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=2, default=str))
+        return
+    click.echo(f"{reason}: {description}\n")
+    for name, value in document.items():
+        if name not in ("description", "body", "properties"):
+            click.echo(f"{name + ':':<15} {'' if value is None else value}")
+    for name, value in bus.text_properties(message).items():
+        click.echo(f"  {name} = {value}")
+    click.echo(f"\n{document['body']}")
+
+
+@failed.command()
+@click.argument("numbers", type=int, nargs=-1)
+@click.option("--reason", help="All messages with this reason.")
+@click.option("--all", "everything", is_flag=True, help="All messages.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be replayed.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def replay(
+    environment: Mapping[str, str],
+    numbers: tuple[int, ...],
+    reason: str | None,
+    *,
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Send messages round again, each as a new root; harmless twice.
+
+    A message leaves the failed queue only after its copy is accepted, so this may be interrupted at any time.
+    """
+    selection = Selection(numbers, reason, everything)
+    with bus.open_namespace(environment) as namespace:
+        chosen = _choose(namespace, selection)
+        if dry_run:
+            click.echo(f"{len(chosen)} would be replayed.")
+            return
+        if len(chosen) > 1:
+            confirm(f"Replay {len(chosen)} messages?", yes=yes)
+        done = _each(namespace, chosen, "Replaying", replay_copy)
+    click.echo(f"{done} replayed.")
+
+
+@failed.command()
+@click.argument("numbers", type=int, nargs=-1)
+@click.option("--reason", help="All messages with this reason.")
+@click.option("--all", "everything", is_flag=True, help="All messages.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be discarded.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def discard(
+    environment: Mapping[str, str],
+    numbers: tuple[int, ...],
+    reason: str | None,
+    *,
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Delete messages for good."""
+    selection = Selection(numbers, reason, everything)
+    with bus.open_namespace(environment) as namespace:
+        chosen = _choose(namespace, selection)
+        if dry_run:
+            click.echo(f"{len(chosen)} would be discarded.")
+            return
+        confirm(f"Discard {len(chosen)} messages for good?", yes=yes)
+        done = _each(namespace, chosen, "Discarding", None)
+    click.echo(f"{done} discarded.")
+
+
+def replay_copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
+    """Return the message as it first came: a new root, without attempts, first time seen and dead-letter properties.
+
+    Its message id is new: duplicate detection would drop the old one without a word.
+    """
+    own = CHAIN_PROPERTIES | PARKED_PROPERTIES
+    properties = {
+        name: value
+        for name, value in (message.application_properties or {}).items()
+        if _name(name) not in own
+    }
+    return ServiceBusMessage(
+        bus.body_of(message),
+        application_properties=properties,
+        content_type=message.content_type,
+        correlation_id=message.correlation_id,
+        subject=message.subject,
+        message_id=str(uuid.uuid4()),
+    )
+
+
+def _name(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _choose(namespace: Namespace, selection: Selection) -> list[int]:
+    """Return the sequence numbers of the messages that are meant."""
+    messages = bus.peek_all(namespace, namespace.settings.failed_queue)
+    chosen = [bus.sequence_number(message) for message in progress(messages, "Looking") if selection(message)]
+    absent = set(selection.numbers) - set(chosen)
+    if absent:
+        numbers = ", ".join(map(str, sorted(absent)))
+        raise click.ClickException(f"Not in the failed queue: {numbers}. Nothing was done; see failed list.")
+    return chosen
+
+
+def _each(namespace: Namespace, chosen: list[int], description: str, copy: CopyOf | None) -> int:
+    """Let the chosen messages go, each after its copy is accepted where there is one; return how many went."""
+    done = 0
+    settings = namespace.settings
+    with (
+        bus.picking(namespace, settings.failed_queue) as picker,
+        namespace.client.get_queue_sender(settings.opportunity_won_queue) as sender,
+    ):
+        for number in progress(chosen, description, total=len(chosen)):
+            message = picker.pick(number)
+            if message is None:
+                click.echo(
+                    f"{number} has left the failed queue since, or is held by somebody else.", err=True
+                )
+                continue
+            if copy is not None:
+                sender.send_messages(copy(message), timeout=bus.ANSWER)
+            picker.complete(message)
+            done += 1
+    return done
+
+
+def _row(message: ServiceBusReceivedMessage) -> dict[str, object]:
+    properties = bus.text_properties(message)
+    return {
+        "number": message.sequence_number,
+        "reason": bus.reason_of(message)[0],
+        "opportunity": bus.opportunity_of(message),
+        "since": properties.get(FIRST_SEEN) or message.enqueued_time_utc,
+        # The first try counts; the broker counts for a message that never came so far as to be put aside.
+        "attempts": int(str(properties.get(ATTEMPT, 0))) + 1
+        if ATTEMPT in properties
+        else message.delivery_count,
+    }
