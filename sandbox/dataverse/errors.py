@@ -1,0 +1,87 @@
+"""What Dataverse answers when it will not do a thing: one exception, and a function per refusal.
+
+The codes and texts are those of Microsoft's documentation as far as they are known; a text that is nobody's
+but ours says so by naming the sandbox.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+
+class DataverseError(Exception):
+    """A refusal: HTTP status, Dataverse's own code (`0x…`), a text, and headers of the answer."""
+
+    def __init__(
+        self, status: HTTPStatus, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, object]:
+        """Return the error as the Web API writes it."""
+        return {"error": {"code": self.code, "message": self.message}}
+
+
+def bad_request(message: str, code: str = "0x80060888") -> DataverseError:
+    """Refuse a request whose URL or options cannot be understood."""
+    return DataverseError(HTTPStatus.BAD_REQUEST, code, message)
+
+
+def bad_payload(entity: str, reason: str) -> DataverseError:
+    """Refuse a body."""
+    return bad_request(
+        f"Error identified in Payload provided by the user for Entity :'{entity}', For more information on "
+        f"this error please follow this help link https://go.microsoft.com/fwlink/?linkid=2195293  ---->  "
+        f"InnerException : Microsoft.OData.ODataException: {reason}",
+        "0x80048d19",
+    )
+
+
+def no_property(name: str, entity: str) -> DataverseError:
+    """Refuse a column that the table does not have."""
+    return bad_request(
+        f"Could not find a property named '{name}' on type 'Microsoft.Dynamics.CRM.{entity}'.", "0x80060888"
+    )
+
+
+def no_segment(segment: str) -> DataverseError:
+    """Refuse a path that leads nowhere."""
+    return DataverseError(
+        HTTPStatus.NOT_FOUND, "0x8006088a", f"Resource not found for the segment '{segment}'."
+    )
+
+
+def no_record(entity: str, record_id: str) -> DataverseError:
+    """Say that there is no such row."""
+    return DataverseError(
+        HTTPStatus.NOT_FOUND, "0x80040217", f"{entity} With Id = {record_id} Does Not Exist"
+    )
+
+
+def not_supported(what: str) -> DataverseError:
+    """Say that the stand-in does not do what the real service may."""
+    return DataverseError(
+        HTTPStatus.NOT_IMPLEMENTED, "0x80060888", f"The sandbox's Dataverse does not support {what}."
+    )
+
+
+def privilege_denied(message: str) -> DataverseError:
+    """Refuse what the caller's roles do not allow."""
+    return DataverseError(HTTPStatus.FORBIDDEN, "0x80040220", message)
+
+
+def version_mismatch(entity: str) -> DataverseError:
+    """Refuse a change because the row is not as the caller last saw it."""
+    return DataverseError(
+        HTTPStatus.PRECONDITION_FAILED,
+        "0x80060882",
+        f"The version of the existing record doesn't match the RowVersion property provided ({entity}).",
+    )
+
+
+def invalid_argument(message: str, code: str = "0x80040203") -> DataverseError:
+    """Refuse an operation whose parameters make no sense."""
+    return DataverseError(HTTPStatus.BAD_REQUEST, code, message)

@@ -1,0 +1,514 @@
+"""Telling the outside: steps → RemoteExecutionContext → a post to a service endpoint, at least once.
+
+Asynchronous steps write a system job in the transaction that they belong to, and the job is posted after the
+commit, again and again with growing intervals. Synchronous ones post before the commit, and what is posted
+stays posted if the transaction is rolled back. How a post travels is the business of the callable that is
+given in; when jobs run is decided by whoever calls `run_due_jobs` or starts a `Poster`.
+"""
+
+import base64
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Final, Self
+from xml.sax.saxutils import escape
+
+from sandbox.clock import Clock
+from sandbox.dataverse.errors import DataverseError
+from sandbox.dataverse.schema import TABLES, Kind, Row, Table, format_datetime
+from sandbox.dataverse.security import Caller
+from sandbox.dataverse.store import Store, Transaction
+
+_log = logging.getLogger(__name__)
+
+CLAIMS: Final = "http://schemas.microsoft.com/xrm/2011/Claims/"
+_CONTRACTS: Final = "http://schemas.microsoft.com/xrm/2011/Contracts"
+MAX_BODY: Final = 192 * 1024
+NO_ID: Final = "00000000-0000-0000-0000-000000000000"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_QUEUE_CONTRACTS: Final = frozenset({2, 5, 6})
+_BINARY_XML, _JSON, _TEXT_XML = 1, 2, 3
+_CONTENT_TYPES: Final = {
+    _BINARY_XML: "application/msbin1",
+    _JSON: "application/json",
+    _TEXT_XML: "application/xml",
+}
+# Retried in growing intervals, for a day; then the job counts as failed.
+RETRY_DELAYS: Final = tuple(
+    timedelta(seconds=s) for s in (2, 5, 10, 20, 30, 60, 120, 300, 300, *([600] * 6), *([3600] * 22))
+)
+
+
+@dataclass(frozen=True)
+class ServiceEndpoint:
+    """Where to post: a queue or topic (`path`) of a namespace, and the SAS key to use."""
+
+    id: str
+    name: str
+    namespace_address: str
+    path: str
+    sas_key_name: str
+    sas_key: str
+    contract: int
+    message_format: int
+
+
+Post = Callable[[ServiceEndpoint, bytes, Mapping[str, str], str], None]
+"""Posts (endpoint, body, application properties, content type), or raises whatever went wrong."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A message that was executed: on which row, with which parameters, and within which other message."""
+
+    message: str
+    table: str
+    record_id: str | None
+    inputs: Sequence[tuple[str, object]]
+    parent: "Event | None" = None
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A row as a parameter of a message: the columns that the caller gave."""
+
+    table: Table
+    id: str
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A pointer to a row."""
+
+    table: str
+    id: str
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class OptionSet:
+    """A choice."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a context says besides the event: who, where, when."""
+
+    organization_id: str
+    organization_name: str
+    caller: Caller
+    caller_object_id: str | None
+    request_id: str
+    correlation_id: str
+    user_agent: str
+
+
+class EventPipeline:
+    """Carries events to the service endpoints whose steps want them.
+
+    `post` may be exchanged at any time. Jobs that fail are tried again after each of `retry_delays`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        new_id: Callable[[], str],
+        post: Post | None = None,
+        retry_delays: Sequence[timedelta] = RETRY_DELAYS,
+    ) -> None:
+        self.post = post
+        self.jobs_written = threading.Event()
+        self._clock = clock
+        self._new_id = new_id
+        self._retry_delays = tuple(retry_delays)
+        self._running: set[str] = set()
+        self._running_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {len(self._running)} jobs under way>"
+
+    def fire(self, transaction: Transaction, event: Event, surroundings: Surroundings) -> None:
+        """Hand an event to every enabled step registered for it. Raises DataverseError if a synchronous fails."""
+        for step, endpoint in _steps(transaction, event):
+            operation_id = self._new_id()
+            context = _Context(event, surroundings, step, operation_id, self._clock.now())
+            if step["mode"] == 0:
+                self._post_now(endpoint, context)
+            else:
+                self._write_job(transaction, event, surroundings, step, context)
+
+    def check_endpoint(self, transaction: Transaction, endpoint: Row, surroundings: Surroundings) -> None:
+        """Post a probe, asynchronously, as the test of an endpoint does. What it says is not confirmed."""
+        event = Event("TriggerServiceEndpointCheck", "serviceendpoint", endpoint["serviceendpointid"], [])
+        step: Row = {"sdkmessageprocessingstepid": None, "eventhandler": endpoint["serviceendpointid"]}
+        step |= {"name": "ServiceEndpointCheck", "stage": 40, "mode": 1, "asyncautodelete": False}
+        context = _Context(event, surroundings, step, self._new_id(), self._clock.now())
+        self._write_job(transaction, event, surroundings, step, context)
+
+    def run_due_jobs(self, store: Store) -> int:
+        """Post what is due, each job once; returns how many were posted."""
+        posted = 0
+        for job_id in self._due(store):
+            with self._running_lock:
+                if job_id in self._running:
+                    continue
+                self._running.add(job_id)
+            try:
+                posted += self._run(store, job_id)
+            finally:
+                with self._running_lock:
+                    self._running.discard(job_id)
+        return posted
+
+    def _due(self, store: Store) -> list[str]:
+        now = format_datetime(self._clock.now())
+        with store.reading() as transaction:
+            jobs = transaction.rows(
+                TABLES["asyncoperation"],
+                "statecode IN (0, 1) AND (postponeuntil IS NULL OR postponeuntil <= ?)",
+                (now,),
+                "ORDER BY createdon, versionnumber",
+            )
+        return [job["asyncoperationid"] for job in jobs]
+
+    def _run(self, store: Store, job_id: str) -> int:
+        with store.reading() as transaction:
+            job = transaction.get(TABLES["asyncoperation"], job_id)
+            if job is None or job["statecode"] not in (0, 1):
+                return 0
+            prepared = json.loads(job["_post"])
+            endpoint = transaction.get(TABLES["serviceendpoint"], prepared["endpoint"])
+            step = transaction.get(TABLES["sdkmessageprocessingstep"], job["owningextensionid"] or "")
+        try:
+            # The endpoint as it is now: a key that was rotated meanwhile is the one to use.
+            self._send(endpoint, base64.b64decode(prepared["body"]), prepared["properties"])
+        except Exception as error:  # noqa: BLE001 - whatever a post fails of is the job's to record and repeat
+            self._record_failure(store, job, error)
+            return 0
+        self._record_success(store, job_id, delete=bool(step and step["asyncautodelete"]))
+        return 1
+
+    def _send(self, endpoint: Row | None, body: bytes, properties: Mapping[str, str]) -> None:
+        if self.post is None:
+            raise ConnectionError("The sandbox's Dataverse was not told how to post.")
+        if endpoint is None:
+            raise LookupError("The service endpoint does not exist any more.")
+        target = _service_endpoint(endpoint)
+        if target.contract not in _QUEUE_CONTRACTS:
+            raise NotImplementedError(
+                f"The sandbox posts to queues and topics, not to contract {target.contract}."
+            )
+        if len(body) > MAX_BODY:
+            raise OverflowError("The message is too big even without its parameters and images.")
+        self.post(target, body, properties, _CONTENT_TYPES[target.message_format])
+
+    def _post_now(self, endpoint: Row, context: "_Context") -> None:
+        try:
+            self._send(endpoint, *context.message(endpoint["messageformat"]))
+        except Exception as error:
+            raise DataverseError(
+                HTTPStatus.BAD_REQUEST,
+                "0x80050203",
+                f"The post to the service endpoint failed: {_reason(error)}",
+            ) from error
+
+    def _write_job(
+        self, transaction: Transaction, event: Event, around: Surroundings, step: Row, context: "_Context"
+    ) -> None:
+        endpoint = transaction.get(TABLES["serviceendpoint"], step["eventhandler"])
+        body, properties = context.message(endpoint["messageformat"] if endpoint else _JSON)
+        now = format_datetime(self._clock.now())
+        transaction.insert(
+            TABLES["asyncoperation"],
+            {
+                "asyncoperationid": context.operation_id,
+                "name": step["name"],
+                "messagename": event.message,
+                "primaryentitytype": event.table,
+                "correlationid": around.correlation_id,
+                "requestid": around.request_id,
+                "owningextensionid": step["sdkmessageprocessingstepid"],
+                "regardingobjectid": event.record_id
+                if event.table in ("opportunity", "serviceendpoint")
+                else None,
+                "createdon": now,
+                "modifiedon": now,
+                "createdby": around.caller.user_id,
+                "ownerid": around.caller.user_id,
+                "owningbusinessunit": around.caller.business_unit_id,
+                "_post": json.dumps(
+                    {
+                        "endpoint": step["eventhandler"],
+                        "body": base64.b64encode(body).decode(),
+                        "properties": properties,
+                    }
+                ),
+            },
+        )
+        transaction.after_commit.append(self.jobs_written.set)
+
+    def _record_success(self, store: Store, job_id: str, *, delete: bool) -> None:
+        now = format_datetime(self._clock.now())
+        with store.writing() as transaction:
+            job = transaction.get(TABLES["asyncoperation"], job_id)
+            if job is None:
+                return
+            if delete:
+                transaction.delete(TABLES["asyncoperation"], job)
+                return
+            transaction.update(
+                TABLES["asyncoperation"],
+                job_id,
+                {"statecode": 3, "statuscode": 30, "completedon": now, "modifiedon": now, "message": None},
+            )
+
+    def _record_failure(self, store: Store, job: Row, error: Exception) -> None:
+        now = self._clock.now()
+        tries = int(job["retrycount"])
+        values: dict[str, object] = {
+            "message": _reason(error),
+            "friendlymessage": "The post to the service endpoint failed.",
+            "errorcode": -2147204093,
+            "modifiedon": format_datetime(now),
+        }
+        if tries < len(self._retry_delays):
+            due = format_datetime(now + self._retry_delays[tries])
+            values |= {"statecode": 1, "statuscode": 10, "retrycount": tries + 1, "postponeuntil": due}
+        else:
+            values |= {"statecode": 3, "statuscode": 31, "completedon": format_datetime(now)}
+        _log.warning("The post of system job %s failed: %s", job["asyncoperationid"], type(error).__name__)
+        with store.writing() as transaction:
+            if transaction.get(TABLES["asyncoperation"], job["asyncoperationid"]):
+                transaction.update(TABLES["asyncoperation"], job["asyncoperationid"], values)
+
+
+class Poster:
+    """Runs the due jobs of a store in the background, on `threads` threads, until it is stopped."""
+
+    def __init__(self, pipeline: EventPipeline, store: Store, threads: int = 4, poll: float = 0.2) -> None:
+        self._pipeline = pipeline
+        self._store = store
+        self._poll = poll
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"dataverse-poster-{n}", daemon=True)
+            for n in range(threads)
+        ]
+
+    def start(self) -> Self:
+        """Begin; returns at once."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End, waiting for posts under way, for some seconds at most."""
+        self._stopping.set()
+        self._pipeline.jobs_written.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            # Polled besides: retries become due by a clock that may be moved.
+            self._pipeline.jobs_written.wait(self._poll)
+            self._pipeline.jobs_written.clear()
+            if not self._stopping.is_set():
+                self._pipeline.run_due_jobs(self._store)
+
+
+def _steps(transaction: Transaction, event: Event) -> list[tuple[Row, Row]]:
+    steps = transaction.rows(
+        TABLES["sdkmessageprocessingstep"],
+        "t.statecode = 0 AND t.sdkmessageid IN (SELECT sdkmessageid FROM sdkmessage WHERE name = ?) AND"
+        " (t.sdkmessagefilterid IS NULL OR t.sdkmessagefilterid IN"
+        "  (SELECT sdkmessagefilterid FROM sdkmessagefilter WHERE primaryobjecttypecode = ?))",
+        (event.message, event.table),
+        "ORDER BY t.rank, t.createdon",
+    )
+    wanted = []
+    for step in steps:
+        endpoint = transaction.get(TABLES["serviceendpoint"], step["eventhandler"] or "")
+        if endpoint is not None and _concerns(step, event):
+            wanted.append((step, endpoint))
+    return wanted
+
+
+def _concerns(step: Row, event: Event) -> bool:
+    """Tell whether an Update touches one of the columns that the step filters on."""
+    names = {name.strip() for name in (step["filteringattributes"] or "").split(",")} - {""}
+    if event.message != "Update" or not names:
+        return True
+    targets = [value for key, value in event.inputs if key == "Target" and isinstance(value, Entity)]
+    return any(names & target.values.keys() for target in targets)
+
+
+def _service_endpoint(row: Row) -> ServiceEndpoint:
+    return ServiceEndpoint(
+        row["serviceendpointid"],
+        row["name"] or "",
+        row["namespaceaddress"] or "",
+        row["path"] or "",
+        row["saskeyname"] or "",
+        row["saskey"] or "",
+        row["contract"],
+        row["messageformat"],
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:2000]
+
+
+# --- RemoteExecutionContext ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Context:
+    event: Event
+    around: Surroundings
+    step: Row
+    operation_id: str
+    at: datetime
+
+    def message(self, message_format: int) -> tuple[bytes, dict[str, str]]:
+        """Return body and application properties; what is too big goes out without its parameters."""
+        properties = self._properties()
+        body = _encode(self._fields(self.event), message_format)
+        if len(body) > MAX_BODY:
+            cut = replace(self.event, inputs=(), parent=None)
+            body = _encode(self._fields(cut), message_format)
+            properties[f"{CLAIMS}MessageMaxSizeExceeded"] = "True"
+        return body, properties
+
+    def _properties(self) -> dict[str, str]:
+        user = self.around.caller.user_id
+        return {
+            f"{CLAIMS}Organization": self.around.organization_name,
+            f"{CLAIMS}User": user,
+            f"{CLAIMS}InitiatingUser": user,
+            f"{CLAIMS}EntityLogicalName": self.event.table,
+            f"{CLAIMS}RequestName": self.event.message,
+            f"{CLAIMS}InitiatingUserAgent": self.around.user_agent,
+        }
+
+    def _fields(self, event: Event) -> dict[str, object]:
+        around, user = self.around, self.around.caller.user_id
+        return {
+            "BusinessUnitId": around.caller.business_unit_id,
+            "CorrelationId": around.correlation_id,
+            "Depth": 2 if event.parent else 1,
+            "InitiatingUserAgent": around.user_agent,
+            "InitiatingUserAzureActiveDirectoryObjectId": around.caller_object_id or NO_ID,
+            "InitiatingUserId": user,
+            "InputParameters": _pairs(event.inputs),
+            "IsExecutingOffline": False,
+            "IsInTransaction": self.step["mode"] == 0,
+            "IsOfflinePlayback": False,
+            "IsolationMode": 1,
+            "MessageName": event.message,
+            "Mode": self.step["mode"],
+            "OperationCreatedOn": _date(self.at),
+            "OperationId": self.operation_id,
+            "OrganizationId": around.organization_id,
+            "OrganizationName": around.organization_name,
+            "OutputParameters": [],
+            "OwningExtension": _typed(
+                "EntityReference",
+                Id=self.step["sdkmessageprocessingstepid"] or NO_ID,
+                KeyAttributes=[],
+                LogicalName="sdkmessageprocessingstep",
+                Name=self.step["name"],
+                RowVersion=None,
+            ),
+            "ParentContext": self._fields(event.parent) if event.parent else None,
+            "PostEntityImages": [],
+            "PreEntityImages": [],
+            "PrimaryEntityId": event.record_id or NO_ID,
+            "PrimaryEntityName": event.table,
+            "RequestId": around.request_id,
+            "SecondaryEntityName": "none",
+            "SharedVariables": [],
+            "Stage": self.step["stage"],
+            "UserAzureActiveDirectoryObjectId": around.caller_object_id or NO_ID,
+            "UserId": user,
+        }
+
+
+def _encode(fields: Mapping[str, object], message_format: int) -> bytes:
+    text = json.dumps(fields, ensure_ascii=False)
+    if message_format == _JSON:
+        # DataContractJsonSerializer escapes every slash.
+        return text.replace("/", "\\/").encode()
+    # XML in either form is for consumers that refuse it: the shape is only hinted at.
+    xml = f'<RemoteExecutionContext xmlns="{_CONTRACTS}">{escape(text)}</RemoteExecutionContext>'
+    return xml.encode() if message_format == _TEXT_XML else b"@\x16RemoteExecutionContext\x08" + xml.encode()
+
+
+def _typed(kind: str, **fields: object) -> dict[str, object]:
+    return {"__type": f"{kind}:{_CONTRACTS}", **fields}
+
+
+def _pairs(items: Sequence[tuple[str, object]]) -> list[dict[str, object]]:
+    return [{"key": key, "value": _value(value)} for key, value in items]
+
+
+def _value(value: object) -> object:
+    match value:
+        case Entity():
+            return _typed(
+                "Entity",
+                Attributes=[
+                    {"key": name, "value": _attribute(value.table, name, item)}
+                    for name, item in value.values.items()
+                    if not value.table.columns[name].secret
+                ],
+                EntityState=None,
+                FormattedValues=[],
+                Id=value.id,
+                KeyAttributes=[],
+                LogicalName=value.table.name,
+                RelatedEntities=[],
+                RowVersion=None,
+            )
+        case Reference():
+            return _typed(
+                "EntityReference",
+                Id=value.id,
+                KeyAttributes=[],
+                LogicalName=value.table,
+                Name=value.name,
+                RowVersion=None,
+            )
+        case OptionSet():
+            return _typed("OptionSetValue", Value=value.value)
+        case _:
+            return value
+
+
+def _attribute(table: Table, name: str, value: object) -> object:
+    column = table.columns[name]
+    if value is None:
+        return None
+    if column.lookup and isinstance(value, str):
+        # A polymorphic lookup's row does not say which table it leads to; the first one is the usual.
+        return _value(Reference(next(iter(column.lookup.targets)), value))
+    if column.kind is Kind.CHOICE and isinstance(value, int):
+        return _value(OptionSet(value))
+    if column.kind is Kind.MONEY and isinstance(value, Decimal):
+        return _typed("Money", Value=float(value))
+    if column.kind is Kind.DATETIME:
+        return _date(datetime.fromisoformat(str(value)))
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _date(moment: datetime) -> str:
+    return f"/Date({(moment - _EPOCH) // timedelta(milliseconds=1)})/"

@@ -1,0 +1,217 @@
+"""JSON in and out: bodies → values of columns, rows → properties with annotations.
+
+Numbers are exact in both directions: amounts are read as Decimal and written with the scale of their column,
+never through a float.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sandbox.dataverse.errors import bad_payload, bad_request, no_property, not_supported
+from sandbox.dataverse.schema import (
+    BY_SET,
+    COLLECTIONS,
+    TABLES,
+    Column,
+    InvalidValueError,
+    Kind,
+    Row,
+    Table,
+    guid,
+)
+
+if TYPE_CHECKING:
+    from sandbox.dataverse.service import Session
+
+_REFERENCE = re.compile(r"(?:https?://[^/]+/api/data/v9\.\d+)?/?(\w+)\(([^)]*)\)\Z")
+FORMATTED = "OData.Community.Display.V1.FormattedValue"
+LOOKUP_NAME = "Microsoft.Dynamics.CRM.lookuplogicalname"
+NAVIGATION = "Microsoft.Dynamics.CRM.associatednavigationproperty"
+
+
+def read_json(body: bytes, entity: str = "") -> dict[str, object]:
+    """Parse a body, amounts as Decimal. Raises DataverseError (400)."""
+    try:
+        parsed = json.loads(body.decode("utf-8-sig"), parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise bad_payload(entity, "The body is not valid JSON.") from error
+    if not isinstance(parsed, dict):
+        raise bad_payload(entity, "The body must be a JSON object.")
+    return parsed
+
+
+def write_json(value: object) -> bytes:
+    """Write JSON; Decimals as numbers with all of their digits."""
+    pieces: list[str] = []
+    _write(value, pieces)
+    return "".join(pieces).encode()
+
+
+_escape = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _write(value: object, pieces: list[str]) -> None:
+    if isinstance(value, Decimal):
+        pieces.append(f"{value:f}")
+    elif isinstance(value, Mapping):
+        separator = "{"
+        for key, item in value.items():
+            pieces.append(f"{separator}{_escape(key)}:")
+            _write(item, pieces)
+            separator = ","
+        pieces.append("}" if value else "{}")
+    elif isinstance(value, list | tuple):
+        pieces.append("[")
+        for index, item in enumerate(value):
+            if index:
+                pieces.append(",")
+            _write(item, pieces)
+        pieces.append("]")
+    else:
+        pieces.append(_escape(value))
+
+
+def parse_reference(uri: object) -> tuple[Table, str]:
+    """Read `/opportunities(id)`, with or without the service's root in front."""
+    match = _REFERENCE.match(uri) if isinstance(uri, str) else None
+    if match is None or match[1] not in BY_SET:
+        raise bad_request(f"Invalid reference to a record: '{uri}'.", "0x80048d19")
+    try:
+        return BY_SET[match[1]], guid(match[2])
+    except InvalidValueError as error:
+        raise bad_request(str(error), "0x80048d19") from error
+
+
+def parse_entity(table: Table, body: Mapping[str, object]) -> Row:
+    """Turn the properties of a body into values of columns. Raises DataverseError (400)."""
+    values: Row = {}
+    for name, value in body.items():
+        if name.endswith("@odata.bind"):
+            column, bound = _bind(table, name.removesuffix("@odata.bind"), value)
+            values[column.name] = bound
+        elif "@" not in name:
+            column = _writable(table, name, value)
+            try:
+                values[column.name] = column.parse(value)
+            except InvalidValueError as error:
+                raise bad_payload(table.name, str(error)) from error
+    return values
+
+
+def _writable(table: Table, name: str, value: object) -> Column:
+    column = table.columns.get(name)
+    if column is None or column.kind is Kind.LOOKUP:
+        if name in COLLECTIONS[table.name] or isinstance(value, dict | list):
+            raise not_supported("creating related rows within another (deep insert)")
+        raise bad_payload(
+            table.name,
+            f"An error occurred while validating input parameters: Invalid property '{name}' was found in "
+            f"entity 'Microsoft.Dynamics.CRM.{table.name}'.",
+        )
+    if not column.writable:
+        raise bad_payload(table.name, f"The property '{name}' cannot be written.")
+    return column
+
+
+def _bind(table: Table, navigation: str, value: object) -> tuple[Column, str | None]:
+    if navigation not in table.navigation:
+        raise bad_payload(
+            table.name,
+            f"An undeclared property '{navigation}' which only has property annotations in the payload but no "
+            "property value was found in the payload. In OData, only declared navigation properties and "
+            "declared named streams can be represented as properties without values.",
+        )
+    column, target = table.navigation[navigation]
+    if value is None:
+        return column, None
+    referred, record_id = parse_reference(value)
+    if referred.name != target:
+        raise bad_payload(table.name, f"'{navigation}' leads to {target}, not to {referred.name}.")
+    return column, record_id
+
+
+# --- rows out -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A navigation property to write within its row."""
+
+    name: str
+    shape: "Shape"
+    # Only for collections: which of the rows.
+    filter: str | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What to write of a row: columns (None: all), expansions, annotations (patterns)."""
+
+    select: tuple[str, ...] | None = None
+    expand: tuple[Expansion, ...] = ()
+    annotations: tuple[str, ...] = ()
+
+    def wants(self, annotation: str) -> bool:
+        """Tell whether an annotation was asked for."""
+        return any(fnmatchcase(annotation, pattern) for pattern in self.annotations)
+
+
+def check_select(table: Table, names: Sequence[str]) -> tuple[str, ...]:
+    """Refuse (400) properties that the table does not have."""
+    for name in names:
+        if name not in table.by_wire_name:
+            raise no_property(name, table.name)
+    return tuple(names)
+
+
+def represent(session: "Session", table: Table, row: Row, shape: Shape) -> dict[str, object]:
+    """Write a row as the Web API does, without `@odata.context`."""
+    entity: dict[str, object] = {"@odata.etag": f'W/"{row["versionnumber"]}"'}
+    for column in _selected(table, shape.select):
+        value = row[column.name]
+        if shape.annotations and value is not None:
+            entity |= _annotations(session, column, value, shape)
+        entity[column.wire_name] = column.exact(value)
+    return entity
+
+
+@lru_cache(maxsize=1024)
+def _selected_of(name: str, select: tuple[str, ...] | None) -> tuple[Column, ...]:
+    table = TABLES[name]
+    if select is None:
+        return tuple(table.by_wire_name.values())
+    names = dict.fromkeys((*select, table.key))
+    return tuple(table.by_wire_name[wire_name] for wire_name in names)
+
+
+def _selected(table: Table, select: tuple[str, ...] | None) -> tuple[Column, ...]:
+    return _selected_of(table.name, select)
+
+
+def _annotations(session: "Session", column: Column, value: object, shape: Shape) -> dict[str, object]:
+    annotations: dict[str, object] = {}
+    formatted: object = None
+    if column.lookup:
+        found = session.target(column, str(value))
+        if found is None:
+            return {}
+        target, row = found
+        annotations = {LOOKUP_NAME: target.name, NAVIGATION: column.lookup.targets[target.name]}
+        formatted = row[target.primary_name]
+    elif column.kind is Kind.CHOICE:
+        formatted = column.labels.get(int(str(value)))
+    elif column.kind is Kind.BOOLEAN:
+        formatted = "Yes" if value else "No"
+    elif column.kind is Kind.MONEY:
+        formatted = f"{value:,.2f}"
+    elif column.kind in (Kind.DATETIME, Kind.INTEGER, Kind.DECIMAL):
+        formatted = str(value)
+    if formatted is not None:
+        annotations[FORMATTED] = formatted
+    return {f"{column.wire_name}@{name}": item for name, item in annotations.items() if shape.wants(name)}

@@ -1,0 +1,154 @@
+"""Who is calling, and what the roles allow: privileges with their depth, rows by owner and business unit.
+
+Tokens are checked by a callable that is given in; here a token's client id becomes an application user.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from http import HTTPStatus
+
+from sandbox.dataverse.errors import DataverseError, privilege_denied
+from sandbox.dataverse.filters import Condition
+from sandbox.dataverse.schema import TABLES, Row, Table, stable_id
+from sandbox.dataverse.store import Transaction
+
+
+class Depth(IntEnum):
+    """How far a privilege reaches; the numbers are those of `privilegedepthmask`."""
+
+    BASIC = 1
+    LOCAL = 2
+    DEEP = 4
+    GLOBAL = 8
+
+    @property
+    def word(self) -> str:
+        """The depth as the Web API's actions take and give it."""
+        return self.name.capitalize()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A user with the privileges of all of its roles; `units` is its business unit and those below."""
+
+    user_id: str
+    business_unit_id: str
+    organization_id: str
+    name: str = ""
+    depths: Mapping[str, Depth] = field(default_factory=dict)
+    units: tuple[str, ...] = ()
+    roles: int = 0
+    # The platform itself, which no privilege binds: it seeds, and does what an action entails.
+    is_platform: bool = False
+
+    def depth(self, privilege: str) -> Depth | None:
+        """Return how far the caller's privilege reaches, None without it."""
+        return Depth.GLOBAL if self.is_platform else self.depths.get(privilege)
+
+
+def application_user(transaction: Transaction, client_id: str, organization_id: str) -> Caller:
+    """Return the application user of a client id. Raises DataverseError (403) if there is none in order."""
+    users = transaction.rows(TABLES["systemuser"], '"applicationid" = ?', (client_id.lower(),))
+    if not users:
+        raise DataverseError(
+            HTTPStatus.FORBIDDEN, "0x80072560", "The user is not a member of the organization."
+        )
+    if users[0]["isdisabled"]:
+        raise DataverseError(
+            HTTPStatus.FORBIDDEN,
+            "0x80040225",
+            f"The specified user(Id = {users[0]['systemuserid']}) is disabled. Consider enabling this user.",
+        )
+    return load_caller(transaction, users[0], organization_id)
+
+
+def load_caller(transaction: Transaction, user: Row, organization_id: str) -> Caller:
+    """Gather what a user may do from the roles that are assigned to it."""
+    user_id, unit = str(user["systemuserid"]), str(user["businessunitid"])
+    roles = [
+        row["roleid"] for row in transaction.rows(TABLES["systemuserroles"], "systemuserid = ?", (user_id,))
+    ]
+    depths: dict[str, Depth] = {}
+    for role in roles:
+        for name, depth in role_privileges(transaction, role).items():
+            depths[name] = max(depth, depths.get(name, depth))
+    units = _units_below(transaction, unit)
+    return Caller(user_id, unit, organization_id, str(user["fullname"]), depths, units, len(roles))
+
+
+def role_privileges(transaction: Transaction, role_id: str) -> dict[str, Depth]:
+    """Return a role's privileges by name."""
+    granted = {
+        row["privilegeid"]: Depth(row["privilegedepthmask"])
+        for row in transaction.rows(TABLES["roleprivileges"], "roleid = ?", (role_id,))
+    }
+    return {
+        row["name"]: granted[row["privilegeid"]]
+        for row in transaction.rows(
+            TABLES["privilege"],
+            "privilegeid IN (SELECT privilegeid FROM roleprivileges WHERE roleid = ?)",
+            (role_id,),
+        )
+    }
+
+
+def _units_below(transaction: Transaction, unit: str) -> tuple[str, ...]:
+    units = [unit]
+    for above in units:
+        units += [
+            row["businessunitid"]
+            for row in transaction.rows(TABLES["businessunit"], "parentbusinessunitid = ?", (above,))
+        ]
+    return tuple(units)
+
+
+def require(caller: Caller, verb: str, table: Table) -> Depth:
+    """Return how far the caller's privilege on a table reaches. Raises DataverseError (403) without one."""
+    privilege = f"prv{verb}{table.privilege}"
+    depth = caller.depth(privilege)
+    if depth is None:
+        raise privilege_denied(
+            f"Principal user (Id={caller.user_id}, type=8, roleCount={caller.roles}, "
+            f"privilegeCount={len(caller.depths)}, accessMode='4 Non-interactive') is missing {privilege} "
+            f"privilege (Id={stable_id(caller.organization_id, privilege)}) on OTC={table.code} for entity "
+            f"'{table.name}' (LocalizedName='{table.privilege}'). context.Caller={caller.user_id}."
+        )
+    return depth
+
+
+def visible(caller: Caller, table: Table, verb: str = "Read") -> Condition:
+    """Return the condition under which the caller's privilege reaches a row `t`. Raises 403 without any."""
+    depth = require(caller, verb, table)
+    if not table.owned or depth is Depth.GLOBAL:
+        return Condition("1")
+    if depth is Depth.BASIC:
+        return Condition("t.ownerid = ?", (caller.user_id,))
+    units = caller.units if depth is Depth.DEEP else (caller.business_unit_id,)
+    places = ", ".join("?" * len(units))
+    return Condition(f"(t.ownerid = ? OR t.owningbusinessunit IN ({places}))", (caller.user_id, *units))
+
+
+def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
+    """Tell whether the caller's privilege, if there is one, reaches this row."""
+    depth = caller.depth(f"prv{verb}{table.privilege}")
+    if depth is None:
+        return False
+    if not table.owned or depth is Depth.GLOBAL or row["ownerid"] == caller.user_id:
+        return True
+    if depth is Depth.BASIC:
+        return False
+    units = caller.units if depth is Depth.DEEP else (caller.business_unit_id,)
+    return row["owningbusinessunit"] in units
+
+
+def check_access(caller: Caller, table: Table, verb: str, row: Row) -> None:
+    """Refuse (403) what the caller may not do with this row."""
+    require(caller, verb, table)
+    if not reaches(caller, table, verb, row):
+        raise privilege_denied(
+            f"SecLib::AccessCheckEx failed. Returned hr = -2147187962, ObjectID: {row[table.key]}, "
+            f"OwnerId: {row.get('ownerid')}, OwnerIdType: 8 and CallingUser: {caller.user_id}. "
+            f"ObjectTypeCode: {table.code}, objectBusinessUnitId: {row.get('owningbusinessunit')}, "
+            f"AccessRights: {verb}Access"
+        )

@@ -1,0 +1,213 @@
+"""The two ways to the application: HTTPS on a loopback address, and in-process through a requests adapter."""
+
+import errno
+import io
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote, urlsplit
+
+import requests
+from cheroot import wsgi
+from cheroot.makefile import StreamReader, StreamWriter
+from requests.adapters import BaseAdapter
+from urllib3 import HTTPHeaderDict, HTTPResponse
+
+from sandbox.dataverse.events import Poster
+from sandbox.dataverse.web_api import DataverseApp
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+_MAX_BODY = 16 * 1024 * 1024
+_MAX_HEADERS = 64 * 1024
+
+
+class AnswerLost(ConnectionResetError):
+    """Raised by a WSGI application to break the connection off without an answer, after whatever it did."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "the answer is lost")
+
+
+class DataverseServer:
+    """Serves a `DataverseApp` over HTTPS (HTTP/1.1, keep-alive) and posts its events in the background.
+
+    Starting tells the application its URL. `middleware` wraps it, for faults. Port 0 takes any free one.
+    """
+
+    def __init__(
+        self,
+        app: DataverseApp,
+        ssl_context: ssl.SSLContext,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        threads: int = 64,
+        middleware: "Callable[[WSGIApplication], WSGIApplication] | None" = None,
+    ) -> None:
+        self.app = app
+        application: WSGIApplication = middleware(app) if middleware else app
+        # A connection that is kept alive takes no thread while it is idle.
+        self._server = wsgi.Server(
+            (host, port),
+            application,
+            numthreads=threads,
+            timeout=60,
+            shutdown_timeout=2,
+            request_queue_size=256,
+        )
+        self._server.ssl_adapter = _TlsAdapter(ssl_context)
+        self._server.max_request_body_size = _MAX_BODY
+        self._server.max_request_header_size = _MAX_HEADERS
+        self._thread: threading.Thread | None = None
+        self._poster = Poster(app.organization.pipeline, app.store)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.app!r}>"
+
+    @property
+    def url(self) -> str:
+        """Where it is; valid after `start`."""
+        host, port = self._server.bind_addr[:2]
+        return f"https://{host}:{port}"
+
+    def start(self) -> None:
+        """Listen and post; returns when connections are accepted. Raises OSError where the port is taken."""
+        self._server.prepare()
+        self.app.organization.url = self.url
+        self._thread = threading.Thread(target=self._server.serve, name="dataverse", daemon=True)
+        self._thread.start()
+        self._poster.start()
+
+    def stop(self) -> None:
+        """Stop posting, close the socket and wait for the threads, for some seconds at most."""
+        self._poster.stop()
+        self._server.stop()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class _TlsAdapter:
+    """Cheroot's TLS, with a context that is given, and the handshake in the worker's thread.
+
+    Cheroot's own shakes hands in the thread that accepts: one silent client would hold up all others.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def bind(self, sock: Any) -> Any:  # noqa: ANN401 - cheroot's types
+        return sock
+
+    def wrap(self, sock: Any) -> tuple[ssl.SSLSocket, dict[str, str]]:  # noqa: ANN401
+        wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return wrapped, self.get_environ()
+
+    def get_environ(self) -> dict[str, str]:
+        return {"wsgi.url_scheme": "https", "HTTPS": "on"}
+
+    def makefile(self, sock: Any, mode: str = "r", bufsize: int = -1) -> Any:  # noqa: ANN401
+        return (StreamReader if "r" in mode else StreamWriter)(sock, mode, bufsize)
+
+
+class WsgiAdapter(BaseAdapter):
+    """A transport for `requests` that calls a WSGI application instead of opening a socket.
+
+    `session.mount("https://…", WsgiAdapter(app))`. An application that raises `AnswerLost` ends in the
+    ConnectionError that a reset connection gives.
+    """
+
+    def __init__(self, app: "WSGIApplication") -> None:
+        super().__init__()
+        self._app = app
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,  # noqa: ARG002, FBT001, FBT002
+        timeout: object = None,  # noqa: ARG002
+        verify: object = True,  # noqa: ARG002, FBT002
+        cert: object = None,  # noqa: ARG002
+        proxies: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> requests.Response:
+        """Call the application and wrap its answer."""
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], _: object = None
+        ) -> Callable[[bytes], object]:
+            started.append((status, headers))
+            return lambda _: None
+
+        try:
+            body = b"".join(_call(self._app, _environ(request), start_response))
+        except AnswerLost as error:
+            raise requests.ConnectionError(error, request=request) from error
+        status, headers = started[-1]
+        return _response(request, status, headers, body)
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+
+def _call(app: "WSGIApplication", environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
+    return app(environ, start_response)
+
+
+def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
+    parts = urlsplit(request.url or "")
+    body = request.body or b""
+    data = body.encode() if isinstance(body, str) else bytes(body)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": request.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote(parts.path).encode().decode("latin-1"),
+        "QUERY_STRING": parts.query,
+        "SERVER_NAME": parts.hostname,
+        "SERVER_PORT": str(parts.port or 443),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": parts.netloc,
+        "CONTENT_LENGTH": str(len(data)),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": parts.scheme,
+        "wsgi.input": io.BytesIO(data),
+        "wsgi.errors": io.StringIO(),
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    for name, value in request.headers.items():
+        key = name.upper().replace("-", "_")
+        environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
+    return environ
+
+
+def _response(
+    request: requests.PreparedRequest, status: str, headers: list[tuple[str, str]], body: bytes
+) -> requests.Response:
+    code, _, reason = status.partition(" ")
+    raw = HTTPResponse(
+        body=io.BytesIO(body),
+        headers=HTTPHeaderDict(headers),
+        status=int(code),
+        reason=reason,
+        preload_content=False,
+    )
+    response = requests.Response()
+    response.status_code = int(code)
+    response.reason = reason
+    response.headers.update(headers)
+    response.url = request.url or ""
+    response.request = request
+    response.raw = raw
+    response.encoding = requests.utils.get_encoding_from_headers(response.headers)
+    return response

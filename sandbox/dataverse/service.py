@@ -1,0 +1,390 @@
+"""What a caller does to rows: create, retrieve, query, update, delete, under privileges and with events.
+
+`Organization` is what everything shares; `Session` is one caller within one transaction. Messages that belong
+to Sales (win, generate an invoice, …) are built on it in `actions`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from http import HTTPStatus
+
+from sandbox.clock import Clock
+from sandbox.dataverse.errors import (
+    DataverseError,
+    bad_payload,
+    invalid_argument,
+    no_record,
+    privilege_denied,
+    version_mismatch,
+)
+from sandbox.dataverse.events import Entity, Event, EventPipeline, OptionSet, Reference, Surroundings
+from sandbox.dataverse.filters import Condition
+from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES, Column, Row, Table, format_datetime
+from sandbox.dataverse.security import Caller, check_access, reaches, require, visible
+from sandbox.dataverse.store import DuplicateKeyError, Store, Transaction
+
+OPEN, WON, LOST = 0, 1, 2
+
+
+class LoserAnswer(Enum):
+    """How whoever comes second with the same primary key is answered; the real service has several ways."""
+
+    DUPLICATE_412 = "412 0x80040237"
+    ALTERNATE_KEY_412 = "412 0x80060892"
+    DUPLICATE_500 = "500 0x80040237"
+    DEADLOCK_500 = "500 0x80044150"
+    THROTTLED_429 = "429 0x80072321"
+
+    def error(self, table: Table) -> DataverseError:
+        """Return the refusal."""
+        status, code = self.value.split()
+        headers = {"Retry-After": "1"} if self is LoserAnswer.THROTTLED_429 else {}
+        return DataverseError(HTTPStatus(int(status)), code, _LOSER_TEXTS[self].format(table.name), headers)
+
+
+_LOSER_TEXTS = {
+    LoserAnswer.DUPLICATE_412: "A record with matching key values already exists.",
+    LoserAnswer.ALTERNATE_KEY_412: "Entity Key {} violated. A record with the same value already exists.",
+    LoserAnswer.DUPLICATE_500: "Cannot insert duplicate key.",
+    LoserAnswer.DEADLOCK_500: (
+        "Sql error: Generic SQL error. CRM ErrorCode: -2147204784 Sql ErrorCode: -2146232060 Sql Number: 1205"
+    ),
+    LoserAnswer.THROTTLED_429: (
+        "Combined execution time of incoming requests exceeded limit of 1200000 milliseconds over time window "
+        "of 300 seconds. Decrease number of concurrent requests or reduce the duration of requests and try again later."
+    ),
+}
+
+
+@dataclass
+class Organization:
+    """One environment: its identity, rows, clock, and the switches that a test may set."""
+
+    id: str
+    unique_name: str
+    url: str
+    clock: Clock
+    store: Store
+    pipeline: EventPipeline
+    new_id: Callable[[], str]
+    loser_answer: LoserAnswer = LoserAnswer.DUPLICATE_412
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """What the events of a request tell of it."""
+
+    request_id: str
+    correlation_id: str
+    user_agent: str = ""
+    object_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to read of a table: a condition, terms of ORDER BY, and a window."""
+
+    where: Sequence[Condition] = ()
+    order: Sequence[str] = ()
+    limit: int | None = None
+    offset: int = 0
+
+
+@dataclass
+class Session:
+    """A caller within a transaction; every refusal is a DataverseError."""
+
+    organization: Organization
+    transaction: Transaction
+    caller: Caller
+    request: RequestInfo
+    # The messages that are being executed: an Update that a Win entails has the Win as its parent.
+    parents: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.transaction.user_id = self.caller.user_id
+        self.transaction.request_id = self.request.request_id
+
+    @property
+    def now(self) -> str:
+        """The time as columns hold it."""
+        return format_datetime(self.organization.clock.now())
+
+    # --- reading ---
+
+    def find(self, table: Table, record_id: str) -> Row:
+        """Return a row whoever may see it. Raises 404."""
+        row = self.transaction.get(table, record_id)
+        if row is None:
+            raise no_record(table.name, record_id)
+        return row
+
+    def retrieve(self, table: Table, record_id: str) -> Row:
+        """Return a row that the caller may read. Raises 404, 403."""
+        require(self.caller, "Read", table)
+        row = self.find(table, record_id)
+        check_access(self.caller, table, "Read", row)
+        return row
+
+    def query(self, table: Table, query: Query) -> list[Row]:
+        """Return the rows that the caller may see; others are missing without a word."""
+        where, parameters = self._condition(table, query.where)
+        order = ", ".join([*query.order, f't."{table.key}"'])
+        limit = -1 if query.limit is None else query.limit
+        tail = f"ORDER BY {order} LIMIT {limit} OFFSET {query.offset}"
+        return self.transaction.rows(table, where, parameters, tail)
+
+    def count(self, table: Table, conditions: Sequence[Condition]) -> int:
+        """Count the rows that the caller may see."""
+        return self.transaction.count(table, *self._condition(table, conditions))
+
+    def target(self, column: Column, record_id: str) -> tuple[Table, Row] | None:
+        """Return where a lookup leads; a polymorphic one is resolved by finding the row."""
+        for name in column.lookup.targets if column.lookup else ():
+            row = self.transaction.get(TABLES[name], record_id)
+            if row is not None:
+                return TABLES[name], row
+        return None
+
+    def _condition(self, table: Table, conditions: Sequence[Condition]) -> tuple[str, tuple[object, ...]]:
+        every = [visible(self.caller, table), *conditions]
+        return (
+            " AND ".join(f"({condition.sql})" for condition in every),
+            tuple(value for condition in every for value in condition.parameters),
+        )
+
+    # --- writing ---
+
+    def create(self, table: Table, values: Mapping[str, object]) -> Row:
+        """Add a row for the caller. Raises 403, 404 for a lookup to nowhere, or the loser's answer."""
+        require(self.caller, "Create", table)
+        self._check_lookups(table, values)
+        _check_choices(table, values)
+        row = self.add(table, {**_derived(table, values), **values})
+        self.fire(Event("Create", table.name, row[table.key], self._target(table, row[table.key], values)))
+        return row
+
+    def add(self, table: Table, values: Mapping[str, object]) -> Row:
+        """Add a row as part of something that was allowed already."""
+        full = {**self._stamps(table), **{k: v for k, v in values.items() if v is not None}}
+        full[table.key] = full.get(table.key) or self.organization.new_id()
+        if table.owned and full.get("ownerid") != self.caller.user_id:
+            owner = self.find(TABLES["systemuser"], str(full["ownerid"]))
+            full["owningbusinessunit"] = owner["businessunitid"]
+        try:
+            return self.transaction.insert(table, full)
+        except DuplicateKeyError as error:
+            raise self.organization.loser_answer.error(table) from error
+
+    def update(
+        self, table: Table, record_id: str, values: Mapping[str, object], if_match: str | None = None
+    ) -> None:
+        """Change columns of a row. Raises 403, 404, 412 where `if_match` is not the row's etag."""
+        row = self.find(table, record_id)
+        check_access(self.caller, table, "Write", row)
+        check_version(table, row, if_match)
+        if "ownerid" in values:
+            check_access(self.caller, table, "Assign", row)
+        self._check_lookups(table, values)
+        _check_choices(table, values)
+        _check_transition(table, row, values)
+        self.change(table, record_id, {**_derived(table, values), **_reopened(table, row, values), **values})
+
+    def change(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
+        """Change a row as part of something that was allowed already; the events are fired."""
+        stamped = {**values, "modifiedon": self.now, "modifiedby": self.caller.user_id}
+        if table.owned and values.get("ownerid"):
+            owner = self.find(TABLES["systemuser"], str(values["ownerid"]))
+            stamped["owningbusinessunit"] = owner["businessunitid"]
+        known = {name: value for name, value in stamped.items() if name in table.columns}
+        self.transaction.update(table, record_id, known)
+        if "statecode" in values:
+            self._fire_set_state(table, record_id, values)
+        self.fire(Event("Update", table.name, record_id, self._target(table, record_id, values)))
+
+    def delete(self, table: Table, record_id: str, if_match: str | None = None) -> None:
+        """Take a row away, with what belongs to it. Raises 403, 404, 412, and 400 where others need it."""
+        row = self.find(table, record_id)
+        check_access(self.caller, table, "Delete", row)
+        check_version(table, row, if_match)
+        self._remove(table, row)
+        self.fire(
+            Event("Delete", table.name, record_id, [("Target", Reference(table.name, record_id))]),
+        )
+
+    def _remove(self, table: Table, row: Row) -> None:
+        for reference in REFERENCES[table.name]:
+            column, referring = reference.lookup, reference.table
+            assert column.lookup is not None  # noqa: S101 - REFERENCES holds lookups only
+            for other in self.transaction.rows(referring, f't."{column.name}" = ?', (row[table.key],)):
+                if column.lookup.on_delete == "restrict":
+                    raise invalid_argument(
+                        f"The object you tried to delete is associated with another object and cannot be "
+                        f"deleted ({referring.name}).",
+                        "0x80040227",
+                    )
+                if column.lookup.on_delete == "cascade":
+                    self._remove(referring, other)
+                else:
+                    self.transaction.update(referring, other[referring.key], {column.name: None})
+        self.transaction.delete(table, row)
+
+    # --- users and roles ---
+
+    def associate(self, table: Table, record_id: str, other: Table, other_id: str) -> None:
+        """Give a user a role (from either side); twice is once. Raises 403, 404."""
+        for side, side_id in ((table, record_id), (other, other_id)):
+            check_access(
+                self.caller, side, "Write" if side.name == "systemuser" else "Read", self.find(side, side_id)
+            )
+        pair = {table.key: record_id, other.key: other_id}
+        if not self._assignments(pair):
+            self.add(TABLES["systemuserroles"], pair)
+
+    def disassociate(self, table: Table, record_id: str, other: Table, other_id: str) -> None:
+        """Take a role from a user. Raises 403, 404."""
+        for side, side_id in ((table, record_id), (other, other_id)):
+            check_access(
+                self.caller, side, "Write" if side.name == "systemuser" else "Read", self.find(side, side_id)
+            )
+        for row in self._assignments({table.key: record_id, other.key: other_id}):
+            self.transaction.delete(TABLES["systemuserroles"], row)
+
+    def _assignments(self, pair: Mapping[str, str]) -> list[Row]:
+        return self.transaction.rows(
+            TABLES["systemuserroles"],
+            "t.systemuserid = ? AND t.roleid = ?",
+            (pair["systemuserid"], pair["roleid"]),
+        )
+
+    # --- events ---
+
+    def fire(self, event: Event) -> None:
+        """Tell the steps that are registered for a message."""
+        parent = self.parents[-1] if self.parents else None
+        placed = Event(event.message, event.table, event.record_id, event.inputs, parent)
+        self.organization.pipeline.fire(self.transaction, placed, self.surroundings)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """Who and where, for the events."""
+        return Surroundings(
+            self.organization.id,
+            self.organization.unique_name,
+            self.caller,
+            self.request.object_id,
+            self.request.request_id,
+            self.request.correlation_id,
+            self.request.user_agent,
+        )
+
+    def _target(self, table: Table, record_id: str, values: Mapping[str, object]) -> list[tuple[str, object]]:
+        return [("Target", Entity(table, record_id, {**values, table.key: record_id}))]
+
+    def _fire_set_state(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
+        inputs: list[tuple[str, object]] = [
+            ("EntityMoniker", Reference(table.name, record_id)),
+            ("State", OptionSet(int(str(values["statecode"])))),
+            ("Status", OptionSet(int(str(values.get("statuscode", -1))))),
+        ]
+        for message in ("SetState", "SetStateDynamicEntity"):
+            self.fire(Event(message, table.name, record_id, inputs))
+
+    # --- checks ---
+
+    def _stamps(self, table: Table) -> dict[str, object]:
+        stamps: dict[str, object] = {}
+        if "createdon" in table.columns:
+            stamps |= {"createdon": self.now, "modifiedon": self.now}
+            stamps |= {"createdby": self.caller.user_id, "modifiedby": self.caller.user_id}
+        if table.owned:
+            stamps |= {"ownerid": self.caller.user_id, "owningbusinessunit": self.caller.business_unit_id}
+        return stamps
+
+    def _check_lookups(self, table: Table, values: Mapping[str, object]) -> None:
+        """Lookups must lead somewhere; between rows that people own they need Append and AppendTo."""
+        for name, value in values.items():
+            column = table.columns[name]
+            if column.lookup is None or value is None:
+                continue
+            found = self.target(column, str(value))
+            if found is None:
+                raise no_record(next(iter(column.lookup.targets)), str(value))
+            target, row = found
+            if table.owned and target.owned:
+                require(self.caller, "Append", table)
+                check_access(self.caller, target, "AppendTo", row)
+
+
+def check_version(table: Table, row: Row, if_match: str | None) -> None:
+    """Refuse (412) unless the etag is the row's, `*`, or not given."""
+    if if_match not in (None, "*", etag(row)):
+        raise version_mismatch(table.name)
+
+
+def etag(row: Row) -> str:
+    """Return a row's etag."""
+    return f'W/"{row["versionnumber"]}"'
+
+
+def collection_of(table: Table, name: str) -> tuple[Table, Column] | None:
+    """Return the table and lookup behind a collection-valued navigation property."""
+    found = COLLECTIONS[table.name].get(name)
+    return (found.table, found.lookup) if found else None
+
+
+def access_rights(caller: Caller, table: Table, row: Row) -> list[str]:
+    """Name what the caller may do with a row, as RetrievePrincipalAccess does."""
+    words = {"Create": "CreateAccess", "Read": "ReadAccess", "Write": "WriteAccess", "Delete": "DeleteAccess",
+             "Append": "AppendAccess", "AppendTo": "AppendToAccess", "Assign": "AssignAccess",
+             "Share": "ShareAccess"}  # fmt: skip
+    return [word for verb, word in words.items() if reaches(caller, table, verb, row)]
+
+
+def _check_choices(table: Table, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        labels = table.columns[name].labels
+        if labels and value is not None and value not in labels and name != "statuscode":
+            raise bad_payload(
+                table.name,
+                f"A validation error occurred. The value {value} of '{name}' on record of type '{table.name}' "
+                "is outside the valid range.",
+            )
+
+
+def _check_transition(table: Table, row: Row, values: Mapping[str, object]) -> None:
+    """Refuse to close an opportunity by a plain update; that reopens it at most."""
+    if table.name != "opportunity" or values.get("statecode") in (None, OPEN, row["statecode"]):
+        return
+    word = "Won" if values["statecode"] == WON else "Lost"
+    message = "WinOpportunity" if values["statecode"] == WON else "LoseOpportunity"
+    raise invalid_argument(
+        f"This message can not be used to set the state of opportunity to {word}. In order to set state of "
+        f"opportunity to {word}, use the {message} message instead."
+    )
+
+
+def _reopened(table: Table, row: Row, values: Mapping[str, object]) -> dict[str, object]:
+    if table.name != "opportunity" or values.get("statecode") != OPEN or row["statecode"] == OPEN:
+        return {}
+    return {"statuscode": 1, "actualclosedate": None, "actualvalue": None}
+
+
+def _derived(table: Table, values: Mapping[str, object]) -> dict[str, object]:
+    """Return columns that Dataverse fills from others."""
+    if table.name == "serviceendpoint" and "saskey" in values:
+        return {"issaskeyset": bool(values["saskey"])}
+    if table.name == "systemuser" and values.get("applicationid"):
+        # The names come from the directory, which nobody here has.
+        return {"fullname": f"# {str(values['applicationid'])[:8]}", "accessmode": 4}
+    return {}
+
+
+def forbid_unless(caller: Caller, privileges: Sequence[str]) -> None:
+    """Refuse (403) an action for which one of the privileges is missing, naming it."""
+    for privilege in privileges:
+        if caller.depth(privilege) is None:
+            raise privilege_denied(
+                f"Principal user (Id={caller.user_id}, type=8) is missing {privilege} privilege."
+            )

@@ -1,0 +1,277 @@
+"""The organization's rows, in SQLite: transactions, row versions, and the log of what was committed.
+
+A store is either in memory (one connection; cheap enough for a fresh one per test history) or in a file
+(readers see what is committed while a writer is at work, as Dataverse's read-committed snapshots do). Writers
+are serialised in both. It knows nothing of privileges, events or HTTP.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, lru_cache
+from pathlib import Path
+from queue import Empty, LifoQueue
+
+from sandbox.clock import Clock
+from sandbox.dataverse.schema import TABLES, Column, Kind, Row, Table
+
+_INTEGER_KINDS = frozenset({Kind.INTEGER, Kind.CHOICE, Kind.VERSION, Kind.BOOLEAN, Kind.MONEY, Kind.DECIMAL})
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row's change. `values`: all of a created row, the new values of an updated, all of a deleted one."""
+
+    kind: str
+    table: str
+    id: str
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A transaction that was committed: the n-th, when, by whom, in which request, and what it changed."""
+
+    number: int
+    at: datetime
+    user_id: str | None
+    request_id: str | None
+    changes: tuple[Change, ...]
+
+
+class DuplicateKeyError(Exception):
+    """A row with this primary key is there already."""
+
+
+class Transaction:
+    """Rows within one transaction; made by `Store` only."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.changes: list[Change] = []
+        self.user_id: str | None = None
+        self.request_id: str | None = None
+        self.after_commit: list[Callable[[], None]] = []
+
+    def get(self, table: Table, record_id: str) -> Row | None:
+        """Return the row with this primary key."""
+        rows = self.rows(table, f'"{table.key}" = ?', (record_id,))
+        return rows[0] if rows else None
+
+    def rows(
+        self, table: Table, where: str = "1", parameters: Sequence[object] = (), tail: str = ""
+    ) -> list[Row]:
+        """Return the rows of `table` (`t` within `where`) that meet a condition in SQL."""
+        sql = f'SELECT t.* FROM "{table.name}" t WHERE {where} {tail}'  # noqa: S608 - names of the schema
+        return [_row(table, values) for values in self._connection.execute(sql, parameters)]
+
+    def count(self, table: Table, where: str = "1", parameters: Sequence[object] = ()) -> int:
+        """Count the rows that meet a condition in SQL."""
+        sql = f'SELECT count(*) FROM "{table.name}" t WHERE {where}'  # noqa: S608
+        return int(self._connection.execute(sql, parameters).fetchone()[0])
+
+    def insert(self, table: Table, row: Mapping[str, object]) -> Row:
+        """Add a row; columns that it does not name take their defaults. Raises DuplicateKeyError."""
+        full = {name: row.get(name, column.default) for name, column in table.columns.items()}
+        full["versionnumber"] = self.next_number("version")
+        try:
+            self._connection.execute(_insert_sql(table), _sql_values(table, full))
+        except sqlite3.IntegrityError as error:
+            raise DuplicateKeyError(f"{table.name} {full[table.key]}") from error
+        self.changes.append(Change("create", table.name, str(full[table.key]), full))
+        return full
+
+    def update(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
+        """Change columns of a row that is there, and its version."""
+        stamped = {**values, "versionnumber": self.next_number("version")}
+        assignments = ", ".join(f'"{name}" = ?' for name in stamped)
+        self._connection.execute(
+            f'UPDATE "{table.name}" SET {assignments} WHERE "{table.key}" = ?',  # noqa: S608
+            (*_sql_values(table, stamped), record_id),
+        )
+        self.changes.append(Change("update", table.name, record_id, stamped))
+
+    def delete(self, table: Table, row: Row) -> None:
+        """Take a row away."""
+        self._connection.execute(
+            f'DELETE FROM "{table.name}" WHERE "{table.key}" = ?',  # noqa: S608
+            (row[table.key],),
+        )
+        self.changes.append(Change("delete", table.name, str(row[table.key]), row))
+
+    def next_number(self, counter: str) -> int:
+        """Count on; what is counted in a transaction that is rolled back is given out again."""
+        updated = self._connection.execute(
+            "INSERT INTO _counter VALUES (?, 1) ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value",
+            (counter,),
+        )
+        return int(updated.fetchone()[0])
+
+
+class Store:
+    """The database of one organization. Close it in the end.
+
+    `image` is what `image()` of another store returned, or nothing for empty tables; with a `directory` the
+    rows live in a file there, else in memory.
+    """
+
+    def __init__(self, clock: Clock, image: bytes | None = None, directory: Path | None = None) -> None:
+        self._clock = clock
+        self._write_lock = threading.RLock()
+        self._log: list[Commit] = []
+        self._table_versions: dict[str, int] = {}
+        self._image = image or _empty_image()
+        self._path = directory / "dataverse.sqlite" if directory else None
+        self._connections: list[sqlite3.Connection] = []
+        self._idle: LifoQueue[sqlite3.Connection] = LifoQueue()
+        if self._path:
+            self._path.write_bytes(self._image)
+        self._writer = self._connect()
+        if self._path:
+            self._writer.execute("PRAGMA journal_mode = WAL")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._path or 'in memory'} {len(self._log)} commits>"
+
+    @property
+    def commits(self) -> Sequence[Commit]:
+        """Every transaction so far, oldest first; only ever appended to."""
+        return self._log
+
+    def version(self, tables: Iterable[str]) -> tuple[int, ...]:
+        """Return numbers that grow with every commit to one of `tables`."""
+        return tuple(self._table_versions.get(table, 0) for table in tables)
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """Give a consistent view of what is committed; nothing may be changed in it."""
+        if self._path is None:
+            # One connection: readers wait for the writer. From within the writer's own thread one sees its
+            # uncommitted rows.
+            with self._write_lock:
+                yield Transaction(self._writer)
+            return
+        connection = self._idle_connection()
+        try:
+            connection.execute("BEGIN")
+            yield Transaction(connection)
+        finally:
+            connection.execute("ROLLBACK")
+            self._idle.put(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """Run a transaction, alone: committed at the end, or rolled back whole on any exception."""
+        with self._write_lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            transaction = Transaction(self._writer)
+            try:
+                yield transaction
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+            self._record(transaction)
+        for callback in transaction.after_commit:
+            callback()
+
+    def image(self) -> bytes:
+        """Return the whole database, to start another store from."""
+        with self._write_lock:
+            if self._path:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                return self._path.read_bytes()
+            return self._writer.serialize()
+
+    def close(self) -> None:
+        """Close every connection; the store is of no use afterwards."""
+        with self._write_lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def _record(self, transaction: Transaction) -> None:
+        for table in {change.table for change in transaction.changes}:
+            self._table_versions[table] = self._table_versions.get(table, 0) + 1
+        if transaction.changes:
+            self._log.append(
+                Commit(
+                    len(self._log) + 1,
+                    self._clock.now(),
+                    transaction.user_id,
+                    transaction.request_id,
+                    tuple(transaction.changes),
+                )
+            )
+
+    def _idle_connection(self) -> sqlite3.Connection:
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        # The locks here, not SQLite's own check, keep two threads from using one connection at once.
+        connection = sqlite3.connect(
+            self._path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=512
+        )
+        self._connections.append(connection)
+        if self._path is None:
+            connection.deserialize(self._image)
+        # Nothing here has to survive a power cut.
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+
+def _row(table: Table, values: Sequence[object]) -> Row:
+    row: Row = dict(zip(table.columns, values, strict=True))
+    for column in table.converted:
+        row[column.name] = column.from_sql(row[column.name])
+    return row
+
+
+def _sql_values(table: Table, values: Mapping[str, object]) -> list[object]:
+    return [table.columns[name].to_sql(value) for name, value in values.items()]
+
+
+@cache
+def _insert_sql_of(name: str) -> str:
+    columns = TABLES[name].columns
+    names = ", ".join(f'"{column}"' for column in columns)
+    return f'INSERT INTO "{name}" ({names}) VALUES ({", ".join("?" * len(columns))})'  # noqa: S608
+
+
+def _insert_sql(table: Table) -> str:
+    return _insert_sql_of(table.name)
+
+
+@lru_cache(maxsize=1)
+def _empty_image() -> bytes:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    # Small pages keep the image small: an empty table or index takes one.
+    connection.execute("PRAGMA page_size = 1024")
+    connection.execute("CREATE TABLE _counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
+    for table in TABLES.values():
+        for statement in _ddl(table):
+            connection.execute(statement)
+    image = connection.serialize()
+    connection.close()
+    return image
+
+
+def _ddl(table: Table) -> Iterator[str]:
+    columns = ", ".join(_column_ddl(column) for column in table.columns.values())
+    yield f'CREATE TABLE "{table.name}" ({columns}, PRIMARY KEY ("{table.key}")) WITHOUT ROWID'
+    for column in table.columns.values():
+        if column.lookup and (column.lookup.collections or column.lookup.on_delete == "cascade"):
+            yield f'CREATE INDEX "{table.name}_{column.name}" ON "{table.name}" ("{column.name}")'
+
+
+def _column_ddl(column: Column) -> str:
+    if column.kind in _INTEGER_KINDS:
+        return f'"{column.name}" INTEGER'
+    # Dataverse compares text without regard to case; ids and dates are stored in one form only.
+    return f'"{column.name}" TEXT' + (" COLLATE NOCASE" if column.kind is Kind.TEXT else "")

@@ -1,0 +1,378 @@
+"""The Web API as a WSGI application: who is it, may it, one operation or a batch, and the log of it all."""
+
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from werkzeug.wrappers import Request
+
+from sandbox.clock import Clock, SystemClock
+from sandbox.dataverse.batch import ChangeSet, Part, parse_batch, write_batch
+from sandbox.dataverse.errors import DataverseError, no_segment
+from sandbox.dataverse.events import NO_ID, RETRY_DELAYS, EventPipeline, Post
+from sandbox.dataverse.limits import ServiceProtection
+from sandbox.dataverse.payload import write_json
+from sandbox.dataverse.resources import Operation, Reply, execute, may_write
+from sandbox.dataverse.schema import TABLES
+from sandbox.dataverse.security import Caller, application_user
+from sandbox.dataverse.seed import ORGANIZATION_ID, base_image
+from sandbox.dataverse.service import Organization, RequestInfo, Session
+from sandbox.dataverse.store import Store, Transaction
+from sandbox.identity import Claims, InvalidToken
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+_log = logging.getLogger(__name__)
+
+_JSON_TYPE: Final = "application/json; odata.metadata=minimal"
+_SECURITY_TABLES: Final = (
+    "systemuser",
+    "role",
+    "roleprivileges",
+    "systemuserroles",
+    "businessunit",
+    "privilege",
+)
+_CONTENT_REFERENCE = re.compile(rb'(@odata\.(?:bind|id)"\s*:\s*")(\$[\w-]+)')
+_CREATED_IN_BATCH = re.compile(r"/?(\$[\w-]+)(?=[/?]|\Z)")
+_AFFINITY: Final = "ARRAffinity"
+
+VerifyToken = Callable[[str, Collection[str]], Claims]
+"""Checks a bearer token for one of some audiences, or raises InvalidToken."""
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """A request as the server saw it; `operations` are those of a batch: method, URL, status."""
+
+    number: int
+    at: datetime
+    method: str
+    url: str
+    status: int
+    client_request_id: str | None
+    service_request_id: str
+    user_id: str | None
+    server: int
+    operations: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass
+class _Exchange:
+    """One request while it is being answered."""
+
+    request: Request
+    service_request_id: str
+    server: int
+    at: datetime
+    user_id: str | None = None
+    operations: list[tuple[str, str, int]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class DataverseApp:
+    """The Dataverse of one organization, as WSGI: to be served by `DataverseServer`, or called in-process.
+
+    `verify_token` decides which tokens are good for `url`. Rows are in memory, or in a file in `directory`.
+    `image` (from `Store.image`) saves seeding again. `post` carries events; without it jobs keep failing.
+    `protection` switches service-protection limits on, counted per user on each of `servers`. `new_id` makes
+    ids, for histories that are to be the same every time. Thread-safe. Close it in the end.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition of the stand-in: each part may be exchanged
+        self,
+        verify_token: VerifyToken,
+        *,
+        url: str = "https://sandbox.crm.dynamics.com",
+        clock: Clock | None = None,
+        image: bytes | None = None,
+        directory: Path | None = None,
+        post: Post | None = None,
+        retry_delays: Sequence[timedelta] = RETRY_DELAYS,
+        protection: ServiceProtection | None = None,
+        servers: int = 1,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        clock = clock or SystemClock()
+        store = Store(clock, image or base_image(ORGANIZATION_ID), directory)
+        with store.reading() as transaction:
+            row = transaction.rows(TABLES["organization"])[0]
+        pipeline = EventPipeline(clock, new_id, post, retry_delays)
+        self.organization = Organization(
+            row["organizationid"], row["uniquename"], url, clock, store, pipeline, new_id
+        )
+        self.protection = protection
+        self._verify_token = verify_token
+        self._servers = servers
+        self._requests: list[RequestRecord] = []
+        self._lock = threading.Lock()
+        self._turn = 0
+        self._callers: dict[str, tuple[tuple[int, ...], Caller]] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.organization.url} {self.organization.id}>"
+
+    @property
+    def store(self) -> Store:
+        """The rows, and the log of commits."""
+        return self.organization.store
+
+    @property
+    def requests(self) -> Sequence[RequestRecord]:
+        """Every request so far, in the order of their answers; only ever appended to."""
+        return self._requests
+
+    @contextmanager
+    def session(self, caller: Caller | None = None) -> Iterator[Session]:
+        """Work on the rows directly, in one transaction: as the platform, or as a user."""
+        with self.store.writing() as transaction:
+            yield self._session(
+                transaction, caller or platform(transaction, self.organization.id), RequestInfo(NO_ID, NO_ID)
+            )
+
+    def run_due_jobs(self) -> int:
+        """Post what is due now; returns how many jobs succeeded."""
+        return self.organization.pipeline.run_due_jobs(self.store)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.store.close()
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer one request."""
+        exchange = self._exchange(environ)
+        try:
+            answer = self._handle(exchange)
+        except DataverseError as error:
+            answer = _refusal(error)
+        self._record(exchange, answer.status)
+        headers = {
+            **answer.headers,
+            **exchange.headers,
+            "OData-Version": "4.0",
+            "REQ_ID": exchange.service_request_id,
+            "x-ms-service-request-id": exchange.service_request_id,
+            "Set-Cookie": f"{_AFFINITY}={exchange.server:032x}; Path=/; Secure; HttpOnly",
+            "Cache-Control": "no-cache",
+        }
+        if answer.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+            headers["Content-Length"] = str(len(answer.body))
+        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(headers.items()))
+        return [answer.body]
+
+    # --- one request ---
+
+    def _exchange(self, environ: "WSGIEnvironment") -> _Exchange:
+        request = Request(environ)
+        affinity = request.cookies.get(_AFFINITY, "")
+        if affinity.isascii() and affinity.isalnum():
+            server = int(affinity, 16) % self._servers
+        else:
+            with self._lock:
+                self._turn += 1
+                server = self._turn % self._servers
+        return _Exchange(request, str(uuid.uuid4()), server, self.organization.clock.now())
+
+    def _handle(self, exchange: _Exchange) -> _Answer:
+        request = exchange.request
+        if not request.path.startswith("/api/data/v9."):
+            raise no_segment(request.path.strip("/").split("/")[0])
+        claims = self._authenticate(request)
+        if claims is None:
+            return _unauthorized(self.organization.url)
+        caller = self._caller(claims.client_id)
+        exchange.user_id = caller.user_id
+        info = RequestInfo(
+            exchange.service_request_id,
+            _correlation(request),
+            request.headers.get("User-Agent", ""),
+            claims.object_id,
+        )
+        if self.protection is None:
+            return self._answer(exchange, caller, info)
+        with self.protection.admitted(caller.user_id, exchange.server) as headers:
+            exchange.headers = {**headers, "x-ms-dop-hint": "4"}
+            return self._answer(exchange, caller, info)
+
+    def _authenticate(self, request: Request) -> Claims | None:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        try:
+            return self._verify_token(token, [self.organization.url])
+        except InvalidToken as error:
+            _log.info("A token was refused: %s.", error.reason)
+            return None
+
+    def _caller(self, client_id: str) -> Caller:
+        """Return the application user; what roles say is read again after any change to them."""
+        version = self.store.version(_SECURITY_TABLES)
+        known = self._callers.get(client_id)
+        if known is None or known[0] != version:
+            with self.store.reading() as transaction:
+                known = version, application_user(transaction, client_id, self.organization.id)
+            self._callers[client_id] = known
+        return known[1]
+
+    def _answer(self, exchange: _Exchange, caller: Caller, info: RequestInfo) -> _Answer:
+        request = exchange.request
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        if request.path.endswith("/$batch"):
+            if request.method != "POST":
+                raise DataverseError(HTTPStatus.METHOD_NOT_ALLOWED, "0x80060880", "$batch takes POST only.")
+            return self._batch(exchange, headers, caller, info)
+        url = request.path + (f"?{request.query_string.decode('latin-1')}" if request.query_string else "")
+        operation = Operation(request.method, url, headers, request.get_data())
+        part = _part(self._execute(operation, caller, info), None)
+        return _Answer(part.status, part.headers, part.body)
+
+    def _execute(self, operation: Operation, caller: Caller, info: RequestInfo) -> Reply:
+        transaction = self.store.writing if may_write(operation) else self.store.reading
+        with transaction() as opened:
+            return execute(self._session(opened, caller, info), operation)
+
+    def _session(self, transaction: Transaction, caller: Caller, info: RequestInfo) -> Session:
+        return Session(self.organization, transaction, caller, info)
+
+    # --- a batch ---
+
+    def _batch(
+        self, exchange: _Exchange, headers: Mapping[str, str], caller: Caller, info: RequestInfo
+    ) -> _Answer:
+        items = parse_batch(headers.get("content-type", ""), exchange.request.get_data())
+        goes_on = "odata.continue-on-error" in headers.get("prefer", "")
+        status = HTTPStatus.OK
+        parts: list[Part | Sequence[Part]] = []
+        for item in items:
+            try:
+                parts.append(self._item(exchange, item, caller, info))
+            except DataverseError as error:
+                refused = _refusal(error)
+                parts.append(_error_part(refused, None if isinstance(item, ChangeSet) else item.content_id))
+                _note(exchange, item, refused.status)
+                if not goes_on:
+                    status = HTTPStatus.BAD_REQUEST
+                    break
+        boundary = f"batchresponse_{uuid.uuid4()}"
+        body = write_batch(parts, boundary, f"changesetresponse_{uuid.uuid4()}")
+        return _Answer(status, {"Content-Type": f"multipart/mixed; boundary={boundary}"}, body)
+
+    def _item(
+        self, exchange: _Exchange, item: Operation | ChangeSet, caller: Caller, info: RequestInfo
+    ) -> Part | Sequence[Part]:
+        if isinstance(item, ChangeSet):
+            parts = self._change_set(item, caller, info)
+            for operation, part in zip(item.operations, parts, strict=True):
+                _note(exchange, operation, part.status)
+            return parts
+        part = _part(self._execute(item, caller, info), item.content_id)
+        _note(exchange, item, part.status)
+        return part
+
+    def _change_set(self, change_set: ChangeSet, caller: Caller, info: RequestInfo) -> list[Part]:
+        """Carry out a change set in one transaction; the first refusal undoes all of it."""
+        made: dict[str, str] = {}
+        parts = []
+        with self.store.writing() as transaction:
+            session = self._session(transaction, caller, info)
+            for operation in change_set.operations:
+                reply = execute(session, _resolved(operation, made))
+                if operation.content_id and reply.entity_url:
+                    made[f"${operation.content_id}"] = reply.entity_url
+                parts.append(_part(reply, operation.content_id))
+        return parts
+
+    def _record(self, exchange: _Exchange, status: int) -> None:
+        request = exchange.request
+        with self._lock:
+            self._requests.append(
+                RequestRecord(
+                    len(self._requests) + 1,
+                    exchange.at,
+                    request.method,
+                    request.full_path.rstrip("?"),
+                    status,
+                    request.headers.get("x-ms-client-request-id"),
+                    exchange.service_request_id,
+                    exchange.user_id,
+                    exchange.server,
+                    tuple(exchange.operations),
+                )
+            )
+
+
+def platform(transaction: Transaction, organization_id: str) -> Caller:
+    """Return the platform itself: the SYSTEM user, bound by no privilege."""
+    user = transaction.rows(TABLES["systemuser"], "fullname = 'SYSTEM'")[0]
+    return Caller(user["systemuserid"], user["businessunitid"], organization_id, "SYSTEM", is_platform=True)
+
+
+def _resolved(operation: Operation, made: Mapping[str, str]) -> Operation:
+    """Put the rows that were made earlier in the change set in place of `$content-id`."""
+    match = _CREATED_IN_BATCH.match(operation.url)
+    url = operation.url
+    if match and match[1] in made:
+        url = made[match[1]] + url[match.end() :]
+
+    def url_of(found: re.Match[bytes]) -> bytes:
+        return found[1] + made.get(found[2].decode(), found[2].decode()).encode()
+
+    return replace(operation, url=url, body=_CONTENT_REFERENCE.sub(url_of, operation.body))
+
+
+def _note(exchange: _Exchange, item: Operation | ChangeSet, status: int) -> None:
+    operations = item.operations if isinstance(item, ChangeSet) else (item,)
+    exchange.operations += [(operation.method, operation.url, status) for operation in operations]
+
+
+def _part(reply: Reply, content_id: str | None) -> Part:
+    headers = {**reply.headers, "OData-Version": "4.0"}
+    body = b""
+    if reply.content is not None:
+        headers["Content-Type"] = _JSON_TYPE
+        body = write_json(reply.content)
+        if isinstance(reply.content, Mapping) and isinstance(reply.content.get("@odata.etag"), str):
+            headers["ETag"] = reply.content["@odata.etag"]
+    return Part(reply.status, reply.status.phrase, headers, body, content_id)
+
+
+def _error_part(answer: _Answer, content_id: str | None) -> Part:
+    return Part(answer.status, HTTPStatus(answer.status).phrase, answer.headers, answer.body, content_id)
+
+
+def _refusal(error: DataverseError) -> _Answer:
+    headers = {**error.headers, "OData-Version": "4.0", "Content-Type": _JSON_TYPE}
+    return _Answer(error.status, headers, write_json(error.body()))
+
+
+def _unauthorized(url: str) -> _Answer:
+    challenge = (
+        "Bearer authorization_uri=https://login.microsoftonline.com/common/oauth2/authorize, "
+        f"resource_id={url}/"
+    )
+    # Without a JSON body, as the real one.
+    return _Answer(HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": challenge}, b"")
+
+
+def _correlation(request: Request) -> str:
+    given = request.headers.get("x-ms-client-request-id", "")
+    try:
+        return str(uuid.UUID(given))
+    except ValueError:
+        return str(uuid.uuid4())
