@@ -94,7 +94,8 @@ class Prelude:
         init: Any = data.get_object()
         if not isinstance(init, Described) or init.descriptor != _INIT:
             raise NotAmqp(b"")
-        mechanism, response = (*init.value, None)[:2]
+        fields: Any = init.value
+        mechanism, response = (*fields, None)[:2]
         code = _OK if mechanism in MECHANISMS else _REFUSED
         if mechanism == "PLAIN":
             parts: list[str] = (response or b"").decode("utf-8", "replace").split("\0")
