@@ -126,8 +126,12 @@ KINDS = {
     ),
     Kind.LOCK_LOST: Description("the message's lock expires at once", frozenset({Wire.SERVICE_BUS_IN})),
     Kind.DUPLICATE: Description("the message is there twice", frozenset({Wire.SERVICE_BUS_IN})),
-    Kind.RESTART: Description("the broker restarts; its messages stay", _AMQP),
-    Kind.KILL: Description("the function's worker process is killed", frozenset(Wire)),
+    Kind.RESTART: Description("the broker restarts; its messages stay", _AMQP, ("after",)),
+    Kind.KILL: Description(
+        "the function's worker process is killed: before the call is carried out or, with after, afterwards",
+        frozenset(Wire),
+        ("after",),
+    ),
 }
 
 # Dataverse's own code where a fault has none of its own.
@@ -288,7 +292,7 @@ class FaultPlan:
         self._lock = threading.Lock()
         self._standing: list[_Standing] = []
         self._log: list[Struck] = []
-        self._observers: list[Callable[[Struck], None]] = []
+        self._actions: dict[Kind, Callable[[], None]] = {}
         self._released = threading.Event()
         for rule in self.rules:
             self.add(rule)
@@ -318,10 +322,21 @@ class FaultPlan:
             released, self._released = self._released, threading.Event()
         released.set()
 
-    def observe(self, observer: Callable[[Struck], None]) -> None:
-        """Call `observer` with everything that strikes, in the thread of the call that is struck."""
+    def provide(self, kind: Kind, action: Callable[[], None]) -> None:
+        """Have `action` called wherever a fault of this kind strikes: for what a wire cannot do by itself.
+
+        Whoever owns the worker processes provides KILL, whoever owns the broker's servers RESTART.
+        """
         with self._lock:
-            self._observers.append(observer)
+            self._actions[kind] = action
+
+    def carry_out(self, kind: Kind) -> None:
+        """Do what was provided for this kind; raises LookupError where nothing was."""
+        with self._lock:
+            action = self._actions.get(kind)
+        if action is None:
+            raise LookupError(f"nothing here can {kind}")
+        action()
 
     def strike(self, wire: Wire, operation: str, about: str = "") -> Fault | None:
         """Return what shall go wrong with this call, and enter it in the log; None: nothing.
@@ -336,9 +351,6 @@ class FaultPlan:
                 return None
             struck = Struck(now, wire, operation, hits[0].rule.fault, about)
             self._log.append(struck)
-            observers = list(self._observers)
-        for observer in observers:
-            observer(struck)
         return struck.fault
 
     def pause(self, seconds: float) -> None:

@@ -1,0 +1,247 @@
+"""Faults of a WSGI application: connections that break, answers that are lost, late, cut or somebody else's.
+
+The same middleware serves sockets and callers in the same process. A broken connection is an exception, `Broken`, that
+ends the connection under a server and is one of `requests`' own under `FaultyAdapter`. What the answers look like
+is left to whoever knows the service that is wrapped.
+"""
+
+import io
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from sandbox.dataverse.server import AnswerLost, WsgiAdapter
+from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+# Where a redirect leads: a page that answers 200, so that who follows it believes to have been answered.
+SIGN_IN = "/sign-in"
+# A server may put the connection's socket here, so that a reset is one.
+SOCKET = "sandbox.socket"
+
+_DROPS = 40
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+class How(Enum):
+    """How a connection ended for whoever waits at its other side."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    TIMED_OUT = "no answer"
+    CUT = "cut"
+
+
+class Broken(AnswerLost):
+    """The connection ends here, without an answer or in the middle of one."""
+
+    def __init__(self, how: How) -> None:
+        super().__init__()
+        self.how = how
+
+    def __str__(self) -> str:
+        return f"the connection was broken on purpose: {self.how.value}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer, whole."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    @property
+    def status_line(self) -> str:
+        """The status with its phrase."""
+        try:
+            return f"{self.status} {HTTPStatus(self.status).phrase}"
+        except ValueError:
+            return f"{self.status} Unknown"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call that has been read; `again` gives the environment for another reading of it."""
+
+    environ: "WSGIEnvironment"
+    body: bytes
+
+    @property
+    def about(self) -> str:
+        """Method and path, for logs."""
+        return f"{self.environ['REQUEST_METHOD']} {self.environ['PATH_INFO']}"
+
+    def again(self, body: bytes | None = None) -> "WSGIEnvironment":
+        """Return an environment with this request's body, or another one."""
+        body = self.body if body is None else body
+        return {**self.environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+
+
+class Service:
+    """What the middleware needs to know of the service behind it; to be derived from."""
+
+    wire: Wire
+
+    def operation(self, request: Request) -> str:
+        """Return which of the wire's operations a request is."""
+        raise NotImplementedError
+
+    def answer(self, fault: Fault, plan: FaultPlan) -> Answer:
+        """Return the service's answer for an answer fault."""
+        raise NotImplementedError
+
+    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: "Run") -> Answer:
+        """Return the answer to a batch of which one part is struck."""
+        raise NotImplementedError
+
+
+Run = Callable[["WSGIEnvironment"], Answer]
+
+
+class FaultyApplication:
+    """A WSGI application in which the plan's faults strike.
+
+    `wait` is called with the seconds of a silence or delay: by default they pass, in a test's own time they need not.
+    """
+
+    def __init__(
+        self,
+        application: "WSGIApplication",
+        plan: FaultPlan,
+        service: Service,
+        wait: Callable[[float], None] | None = None,
+    ) -> None:
+        self._application = application
+        self._plan = plan
+        self._service = service
+        self._wait = wait or plan.pause
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._service.wire} {self._plan!r}>"
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer one request, if it comes to that; raises Broken."""
+        request = Request(environ, _body(environ))
+        if environ["PATH_INFO"] == SIGN_IN:
+            return _respond(PAGE, start_response)
+        fault = self._plan.strike(self._service.wire, self._service.operation(request), request.about)
+        if fault is None:
+            return self._application(request.again(), start_response)
+        return self._strike(fault, request, start_response)
+
+    def _strike(self, fault: Fault, request: Request, start_response: "StartResponse") -> Iterable[bytes]:
+        answers = self._answers(fault)
+        if answers is not None:
+            return answers(self._carry_out(request.again()), start_response)
+        if fault.part is not None:
+            return _respond(self._service.partly(fault, self._plan, request, self._carry_out), start_response)
+        if fault.after:
+            self._carry_out(request.again())
+        if fault.kind in _BREAKING:
+            self._break(fault, request)
+        return _respond(self._service.answer(fault, self._plan), start_response)
+
+    def _answers(self, fault: Fault) -> "Callable[[Answer, StartResponse], Iterable[bytes]] | None":
+        """Return what becomes of the service's own answer, for the faults that leave it one."""
+        match fault.kind:
+            case Kind.DELAY:
+                self._wait(fault.seconds)
+                return _respond
+            case Kind.DRIBBLE:
+                return lambda answer, start: self._dribble(answer, start, fault.seconds)
+            case Kind.CUT:
+                return _cut
+            case Kind.TRUNCATED:
+                return lambda answer, start: _respond(_halved(answer), start)
+            case _:
+                return None
+
+    def _carry_out(self, environ: "WSGIEnvironment") -> Answer:
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], _: object = None
+        ) -> Callable[[bytes], object]:
+            started.append((status, headers))
+            return lambda _: None
+
+        body = b"".join(self._application(environ, start_response))
+        status, headers = started[-1]
+        return Answer(int(status.split(" ")[0]), dict(headers), body)
+
+    def _break(self, fault: Fault, request: Request) -> None:
+        how = How.RESET
+        if fault.kind is Kind.KILL:
+            self._plan.carry_out(Kind.KILL)
+        elif fault.kind is Kind.REFUSE:
+            how = How.REFUSED
+        elif fault.kind in (Kind.SILENT, Kind.SWALLOW):
+            self._wait(fault.seconds)
+            how = How.TIMED_OUT
+        connection = request.environ.get(SOCKET)
+        if isinstance(connection, socket.socket):
+            # Closed like this, the peer gets a reset and not an end.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        raise Broken(how)
+
+    def _dribble(self, answer: Answer, start_response: "StartResponse", seconds: float) -> Iterator[bytes]:
+        start_response(answer.status_line, list(answer.headers.items()))
+        size = max(1, len(answer.body) // _DROPS)
+        for position in range(0, len(answer.body), size):
+            self._wait(seconds / _DROPS)
+            yield answer.body[position : position + size]
+
+
+_BREAKING = frozenset({Kind.REFUSE, Kind.RESET, Kind.SILENT, Kind.SWALLOW, Kind.KILL})
+
+PAGE = Answer(
+    200,
+    {"Content-Type": "text/html; charset=utf-8"},
+    b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Sign in to your account.</body></html>",
+)
+
+
+class FaultyAdapter(WsgiAdapter):
+    """A transport for `requests` that calls a faulty application and raises what a socket would have led to."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - requests' own
+        """Call the application; raises ConnectionError, ReadTimeout or ChunkedEncodingError."""
+        try:
+            return super().send(request, *args, **kwargs)
+        except requests.ConnectionError as error:
+            broken = error.__cause__
+            if isinstance(broken, Broken) and broken.how is How.TIMED_OUT:
+                raise requests.ReadTimeout(broken, request=request) from broken
+            if isinstance(broken, Broken) and broken.how is How.CUT:
+                raise requests.exceptions.ChunkedEncodingError(broken, request=request) from broken
+            raise
+
+
+def _body(environ: "WSGIEnvironment") -> bytes:
+    return bytes(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+
+
+def _respond(answer: Answer, start_response: "StartResponse") -> list[bytes]:
+    headers = {**answer.headers, "Content-Length": str(len(answer.body))}
+    start_response(answer.status_line, list(headers.items()))
+    return [answer.body]
+
+
+def _cut(answer: Answer, start_response: "StartResponse") -> Iterator[bytes]:
+    headers = {**answer.headers, "Content-Length": str(len(answer.body))}
+    start_response(answer.status_line, list(headers.items()))
+    yield answer.body[: len(answer.body) // 2]
+    raise Broken(How.CUT)
+
+
+def _halved(answer: Answer) -> Answer:
+    return Answer(answer.status, answer.headers, answer.body[: len(answer.body) // 2])
