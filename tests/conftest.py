@@ -1,0 +1,50 @@
+"""What tests in more than one folder use: the corpus of incoming events, and the check of outgoing ones.
+
+Test folders are no packages, so what they share is loaded from its file here and handed out as fixtures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+
+def _load(path: str) -> ModuleType:
+    file = Path(__file__).parent / path
+    name = f"tests_{file.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up while it is being loaded
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `event_case` once for each file of tests/events."""
+    if "event_case" in metafunc.fixturenames:
+        cases = _load("events/corpus.py").event_cases()
+        metafunc.parametrize("event_case", cases, ids=[case.name for case in cases])
+
+
+@pytest.fixture(scope="session")
+def published_event_checker() -> Callable[[bytes, Mapping[str, object], str], None]:
+    """Return `validate_event(body, application_properties, content_type)` of tests/contract/published_event.py.
+
+    It raises AssertionError for an event that breaks the contract. Every test that sees an event being published
+    calls it.
+    """
+    validate: Callable[[bytes, Mapping[str, object], str], None] = _load(
+        "contract/published_event.py"
+    ).validate_event
+    return validate

@@ -1,0 +1,68 @@
+"""Judges a published event by the contract: the JSON Schemas, and the `cloudevents` package as a stranger's eyes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from cloudevents.core.bindings.amqp import AMQPMessage, from_amqp_event, from_binary_event
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONTRACTS = Path(__file__).parents[2] / "shared" / "contracts"
+_PREFIX = "cloudEvents_"
+
+
+def schema(name: str, folder: Path = CONTRACTS) -> dict[str, Any]:
+    """Return a schema by its file's name."""
+    return cast("dict[str, Any]", json.loads((folder / name).read_bytes()))
+
+
+def validator(name: str, folder: Path = CONTRACTS) -> Draft202012Validator:
+    """Return a validator, formats included, that finds the other schemas of the folder by their files' names."""
+    registry: Registry[Any] = Registry().with_resources(
+        (file.name, Resource.from_contents(schema(file.name, folder)))
+        for file in folder.glob("*.schema.json")
+    )
+    return Draft202012Validator(
+        schema(name, folder), registry=registry, format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
+
+
+def validate_event(body: bytes, application_properties: Mapping[str, object], content_type: str) -> None:
+    """Raise AssertionError, naming all that is wrong, unless this is "invoice created" as promised to consumers."""
+    event = json.loads(body)
+    problems = [
+        f"{error.json_path}: {error.message}"
+        for error in validator("invoice-created.v1.event.schema.json").iter_errors(event)
+    ]
+    assert not problems, f"An event was published that breaks its schema: {'; '.join(problems)}"
+    undescribed = event["data"].keys() - schema("invoice-created.v1.schema.json")["properties"].keys()
+    assert not undescribed, (
+        f"An event was published with data that its schema does not describe: {undescribed}"
+    )
+
+    message = AMQPMessage(
+        properties={"content-type": content_type},
+        application_properties=dict(application_properties),
+        application_data=body,
+    )
+    read = from_amqp_event(message)
+    assert read.get_data() == event["data"], "The cloudevents package reads other data."
+    attributes = {name: value for name, value in read.get_attributes().items() if value is not None}
+    assert attributes.keys() == event.keys() - {"data"}, "The cloudevents package reads other attributes."
+
+    # The copies, read as a binary event by the same package: equal attributes, but for the data's content type,
+    # which binary mode takes from the message.
+    copies = from_binary_event(message).get_attributes()
+    assert {**copies, "datacontenttype": attributes["datacontenttype"]} == attributes, (
+        "The copies of the attributes in the application properties differ from the event."
+    )
+    copied = {name.removeprefix(_PREFIX) for name in application_properties if name.startswith(_PREFIX)}
+    assert copied == attributes.keys() - {"datacontenttype"}, (
+        "Not every attribute is copied, or one too many is."
+    )
