@@ -23,6 +23,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import requests
+from requests.utils import requote_uri
 
 from shared.errors import (
     DataverseForbidden,
@@ -61,13 +62,12 @@ _RETRY_AFTER_ABSENT = 10.0
 _RETRY_AFTER_BOUNDS = (1.0, 15 * 60.0)
 
 _OBJECT_DOES_NOT_EXIST = "0x80040217"
-_GENERIC_SQL_ERROR = "0x80044150"
 _THROTTLED = frozenset({"0x80072321", "0x80072322", "0x80072326"})
 
 
 @dataclass(frozen=True)
 class Read:
-    """A retrieve or a query; `path` is relative to the Web API's root and already encoded."""
+    """A retrieve or a query; `path` is relative to the Web API's root, and its spaces are encoded here."""
 
     path: str
 
@@ -166,14 +166,22 @@ class Dataverse:
 
     def close(self) -> None:
         """Let the threads and connections go that are not in use."""
-        while self._owners:
-            self._owners.pop().close()
+        while (owner := self._idle_owner()) is not None:
+            owner.close()
+
+    def _idle_owner(self) -> Owner[Session] | None:
+        # Not "if there is one, take it": another thread may take it in between.
+        try:
+            return self._owners.pop()
+        except IndexError:
+            return None
 
     def _exchange(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: Deadline
     ) -> Answer:
-        self._hold_back.wait(deadline)
         token = self._token(deadline)
+        # Last: what comes between a look and its request is time in which others may be told to hold back.
+        self._hold_back.wait(deadline)
         try:
             answer = self._send(method, path, headers, body, token, deadline)
         except _BrokenConnection:
@@ -202,7 +210,7 @@ class Dataverse:
             )
 
         started = time.monotonic()
-        owner = self._owners.pop() if self._owners else Owner("dataverse", self._care)
+        owner = self._idle_owner() or Owner("dataverse", self._care)
         try:
             response = owner.call(send, limit=timeout, timeout=timeout)
         except (NotAnswered, requests.RequestException) as error:
@@ -251,14 +259,14 @@ class _HoldBack:
 
     def wait(self, deadline: Deadline) -> None:
         """Wait in place if that is short; raises DataverseThrottled with what is left otherwise."""
-        left = self._until - self._clock.monotonic()
-        if left <= 0:
-            return
-        if left > min(_HOLD_BACK_IN_PLACE, deadline.remaining):
-            raise DataverseThrottled(
-                "Dataverse asked this process to hold back, and the request was not sent.", retry_after=left
-            )
-        self._clock.sleep(left)
+        # Again after each wait: another thread may have been told to hold back for longer.
+        while (left := self._until - self._clock.monotonic()) > 0:
+            if left > min(_HOLD_BACK_IN_PLACE, deadline.remaining):
+                raise DataverseThrottled(
+                    "Dataverse asked this process to hold back, and the request was not sent.",
+                    retry_after=left,
+                )
+            self._clock.sleep(left)
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -309,7 +317,11 @@ def _http_part(
     head = ["Content-Type: application/http", "Content-Transfer-Encoding: binary"]
     if content_id is not None:
         head.append(f"Content-ID: {content_id}")
-    request = [f"{method} {url} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    # Encoded as requests encodes the address of a request by itself: a query has spaces.
+    request = [
+        f"{method} {requote_uri(url)} HTTP/1.1",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     return "\r\n".join([*head, "", *request, "", ""]).encode() + body
 
 
@@ -402,8 +414,12 @@ def _code_and_message(answer: Answer) -> tuple[str, str]:
         return "", ""
     code, message = error.get("code"), error.get("message")
     # Only the message: the other annotations, such as TraceText, can hold personal data.
-    one_line = " ".join(str(message or "").split())
-    return str(code or "").lower(), one_line[:500]
+    return _one_line(code, 40).lower(), _one_line(message, 500)
+
+
+def _one_line(value: object, length: int) -> str:
+    # JSON can hold half a surrogate pair, which can neither be sent on nor be logged.
+    return " ".join(str(value or "").split()).encode(errors="replace").decode()[:length]
 
 
 def _retry_after(answer: Answer) -> float:
@@ -421,7 +437,7 @@ def _retry_after(answer: Answer) -> float:
 def _seconds_until(date: str, now: datetime) -> float:
     try:
         moment = parsedate_to_datetime(date)
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return _RETRY_AFTER_ABSENT
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
