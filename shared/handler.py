@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 # Beyond this the delay has long reached its cap; it keeps the power of two small.
-_MOST_BACKOFF = 32
+_MOST_BACKOFF = 20
 
 
 class EnsureInvoice(Protocol):
