@@ -37,6 +37,10 @@ PARKED_PROPERTIES = frozenset({ORIGINAL_MESSAGE_ID, DEAD_LETTER_REASON, DEAD_LET
 _COPIES = uuid.UUID("12cd282c-3602-4e3e-8807-34c9d22e81c2")
 _PARKED = uuid.UUID("77329eb2-0826-4b03-a598-60afb751a364")
 
+# The length of a message id in Service Bus, and more copies than any chain can have.
+_ID_LENGTH = 128
+_MOST_COPIES = 1_000_000
+
 
 @dataclass(frozen=True)
 class Message:
@@ -86,15 +90,16 @@ class Chain:
     def of(cls, message: Message) -> Chain:
         """Read the place from the message's own properties; a message without them is a root."""
         properties = message.properties
-        root = properties.get(ROOT)
-        first_seen = _time(properties.get(FIRST_SEEN)) or message.enqueued_at
+        # A stranger's clock may be ahead: a time to come would never grow old, and the chain never end.
+        first_seen = min(_time(properties.get(FIRST_SEEN)) or message.enqueued_at, message.enqueued_at)
+        rhythm_since = min(_time(properties.get(RHYTHM_SINCE)) or first_seen, message.enqueued_at)
         return cls(
-            root=root if isinstance(root, str) and root else _own_id(message),
+            root=_root(properties.get(ROOT)) or _own_id(message),
             attempt=_count(properties.get(ATTEMPT)),
             backoff=_count(properties.get(BACKOFF)),
             first_seen=first_seen,
             rhythm=_rhythm(properties.get(RHYTHM)),
-            rhythm_since=_time(properties.get(RHYTHM_SINCE)) or first_seen,
+            rhythm_since=rhythm_since,
             seen=message.enqueued_at,
         )
 
@@ -140,6 +145,11 @@ class Chain:
         }
 
 
+def _root(value: object) -> str | None:
+    # What no message id can be is not ours, and could keep a copy from being sent.
+    return value if isinstance(value, str) and 0 < len(value) <= _ID_LENGTH and value.isprintable() else None
+
+
 def _own_id(message: Message) -> str:
     # Whether Dataverse sets a message id is not confirmed; the broker's own number and time are unique without one.
     if message.message_id is not None:
@@ -162,8 +172,9 @@ def _time(value: object) -> datetime | None:
 
 
 def _count(value: object) -> int:
-    # A stranger may have set anything; a million is beyond any chain and keeps the arithmetic small.
-    return min(value, 1_000_000) if isinstance(value, int) and value > 0 else 0
+    # A stranger may have set anything. Not the highest number instead: the copies of a number that stands still
+    # would have one message id, and duplicate detection would drop the second.
+    return value if isinstance(value, int) and 0 < value <= _MOST_COPIES else 0
 
 
 def _rhythm(value: object) -> Rhythm | None:
