@@ -54,6 +54,7 @@ class OpportunityState(IntEnum):
 
 
 _INVOICE_CANCELED = 3
+_MONEY_BOUND = 10**15
 
 
 @dataclass(frozen=True)
@@ -203,16 +204,15 @@ def _oldest_active(invoices: Answer) -> str | None:
 def _invoice(row: Mapping[str, Any], answer: Answer) -> Invoice:
     customer_id, kind = row.get("_customerid_value"), row.get(f"_customerid_value{_LOOKUP_TABLE}")
     currency = row.get("transactioncurrencyid")
-    total, pricing_error = row.get("totalamount"), row.get("pricingerrorcode")
     return Invoice(
         id=_guid(row, "invoiceid", answer),
-        number=row.get("invoicenumber"),
-        name=row.get("name"),
+        number=_text(row, "invoicenumber", answer),
+        name=_text(row, "name", answer),
         opportunity_id=_guid(row, "_opportunityid_value", answer),
         customer=Customer(str(kind or "unknown"), _guid(row, "_customerid_value", answer))
         if customer_id
         else None,
-        total_amount=None if total is None else Decimal(total),
+        total_amount=_amount(row, "totalamount", answer),
         currency=(
             Currency(
                 id=_guid(row, "_transactioncurrencyid_value", answer),
@@ -222,7 +222,9 @@ def _invoice(row: Mapping[str, Any], answer: Answer) -> Invoice:
             if isinstance(currency, dict)
             else None
         ),
-        pricing_error_code=None if pricing_error is None else _integer(row, "pricingerrorcode", answer),
+        pricing_error_code=(
+            None if row.get("pricingerrorcode") is None else _integer(row, "pricingerrorcode", answer)
+        ),
         created_on=_time(row, "createdon", answer),
     )
 
@@ -236,9 +238,26 @@ def _rows(answer: Answer) -> list[Mapping[str, Any]]:
 
 def _integer(row: Mapping[str, Any], column: str, answer: Answer) -> int:
     value = row.get(column)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise _unexpected(column, answer)
     return value
+
+
+def _amount(row: Mapping[str, Any], column: str, answer: Answer) -> Decimal | None:
+    value = row.get(column)
+    if value is None:
+        return None
+    # Money in Dataverse stays below a quadrillion; far beyond that, exact arithmetic would run out of digits.
+    if isinstance(value, int | Decimal) and -_MONEY_BOUND < value < _MONEY_BOUND:
+        return Decimal(value)
+    raise _unexpected(column, answer)
+
+
+def _text(row: Mapping[str, Any], column: str, answer: Answer) -> str | None:
+    value = row.get(column)
+    if value is None or isinstance(value, str):
+        return value
+    raise _unexpected(column, answer)
 
 
 def _guid(row: Mapping[str, Any], column: str, answer: Answer) -> str:
@@ -251,9 +270,9 @@ def _guid(row: Mapping[str, Any], column: str, answer: Answer) -> str:
 def _time(row: Mapping[str, Any], column: str, answer: Answer) -> datetime:
     try:
         time = datetime.fromisoformat(str(row.get(column)))
-    except ValueError as error:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise _unexpected(column, answer) from error
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _unexpected(column: str, answer: Answer) -> DataverseUnavailable:
