@@ -216,7 +216,7 @@ def _environment_url(value: str) -> str | None:
         return None
     if (
         parts.scheme.lower() != "https"
-        or not parts.hostname
+        or not re.fullmatch(r"[a-z0-9.-]+", parts.hostname or "")
         or parts.username
         or parts.query
         or parts.fragment
