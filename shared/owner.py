@@ -81,7 +81,10 @@ class Owner(Generic[Client]):
 
     def close(self) -> None:
         """Let the thread end after the calls that are waiting; an owner can be called again afterwards."""
-        self._calls.put(None)
+        with self._lock:
+            # Without a thread there is nothing to end, and the next one would end before its first call.
+            if self._thread is not None:
+                self._calls.put(None)
 
     def _ensure_thread(self) -> float:
         """Start or replace the thread where that is due; return seconds until it is worth another look."""
@@ -157,8 +160,14 @@ class _OwnerThread(threading.Thread, Generic[Client]):
                 self._overdue_at = time.monotonic() + call.limit
                 self._carry_out(call)
                 self._overdue_at = None
-        if self._client is not None and not self._retired:
-            self._care.close(self._client)
+        self._close()
+
+    def _close(self) -> None:
+        try:
+            if self._client is not None:
+                self._care.close(self._client)
+        except Exception as error:  # noqa: BLE001 - what cannot be closed in good order is gone all the same
+            _logger.warning("owner: %s could not close its client: %s", self.name, type(error).__name__)
 
     def _carry_out(self, call: _Call[Client]) -> None:
         try:
