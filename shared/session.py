@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
-from weakref import WeakSet
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -31,22 +31,24 @@ class Session(requests.Session):
         self.mount("https://", self._adapter)
 
     def cut(self) -> None:
-        """Shut all sockets down, from any thread: whoever waits for an answer on one of them is freed."""
+        """Shut the socket down, from any thread: whoever waits for an answer on it is freed."""
         self._adapter.cut()
 
 
 class _Adapter(HTTPAdapter):
     def __init__(self) -> None:
-        self._connections: WeakSet[HTTPSConnection] = WeakSet()
+        # One thread at a time has one connection at a time. Its socket, not the connection: that one lets go of
+        # the socket before an answer which ends with the connection has been read.
+        self._socket: socket.socket | None = None
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - the signature is the library's
-        connections = self._connections
+        adapter = self
 
         class Connection(HTTPSConnection):
             def connect(self) -> None:
-                connections.add(self)
                 super().connect()
+                adapter._socket = self.sock
 
         class Pool(HTTPSConnectionPool):
             ConnectionCls = Connection
@@ -69,11 +71,7 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {**self.poolmanager.pool_classes_by_scheme, "https": Pool}
 
     def cut(self) -> None:
-        for connection in list(self._connections):
-            open_socket = connection.sock
-            if open_socket is not None:
-                try:
-                    open_socket.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    # It is closed already, which is what was wanted.
-                    continue
+        if self._socket is not None:
+            # Closed already is what was wanted.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
