@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # How long one receive waits, and so how long a stop may take to be noticed.
-_RECEIVE_SECONDS = 1.0
+_RECEIVE_SECONDS = 0.5
 # How often a running invocation is looked at: for its lock, its time and a stop.
 _LOOK_SECONDS = 0.1
 _READY_SECONDS = 30.0
@@ -90,12 +90,15 @@ class FunctionsHost:
     def stop(self) -> None:
         """Receive no more, give running invocations a few seconds, end the workers; nothing is left behind."""
         self._stopping.set()
+        self._join_dispatchers()
+        self._pool.stop()
+        # Those whose function was ended only now; one that waits for a silent broker is left to the process's end.
+        self._join_dispatchers()
+
+    def _join_dispatchers(self) -> None:
         deadline = time.monotonic() + _STOP_SECONDS
         for dispatcher in self._dispatchers:
             dispatcher.join(max(0.0, deadline - time.monotonic()))
-        self._pool.stop()
-        for dispatcher in self._dispatchers:
-            dispatcher.join(_RECEIVE_SECONDS)
 
     def __enter__(self) -> Self:
         self.start()
@@ -154,7 +157,8 @@ class _Dispatcher:
             except (ServiceBusError, TokenError, OSError) as error:
                 pause = _PAUSES_SECONDS[min(self._failures, len(_PAUSES_SECONDS) - 1)]
                 self._failures += 1
-                _log.warning("Cannot receive from %s: %s", self._function.queue, error)
+                # As text: an exception holds on to its frames, and so to the connection that it was about.
+                _log.warning("Cannot receive from %s: %s", self._function.queue, str(error))
                 self._stopping.wait(pause)
 
     def _receive(self, receiver: ServiceBusReceiver) -> None:
@@ -195,7 +199,7 @@ class _Dispatcher:
                 receiver.complete_message(message)
         except (ServiceBusError, ValueError) as error:
             # Its lock is lost or the connection is: it comes again, and the function must cope.
-            _log.warning("Message %s could not be settled: %s", message.message_id, error)
+            _log.warning("Message %s could not be settled: %s", message.message_id, str(error))
 
     def _invoke(
         self, receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage, worker: WorkerProcess
@@ -248,7 +252,9 @@ class _LockKeeper:
         try:
             self._receiver.renew_message_lock(self._message)
         except (ServiceBusError, ValueError) as error:
-            _log.warning("The lock of message %s could not be renewed: %s", self._message.message_id, error)
+            _log.warning(
+                "The lock of message %s could not be renewed: %s", self._message.message_id, str(error)
+            )
             # Like Azure's client, which gives up on the lock; the function runs on.
             self._due = self._end
         else:

@@ -1,0 +1,399 @@
+"""The host between a real queue and real workers, over sockets."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.certificates import CertificateAuthority
+from sandbox.clock import MovableClock
+from sandbox.functions_host import FunctionsHost
+from sandbox.identity import Identity, IdentityServer, TokenAuthority
+from sandbox.service_bus import (
+    Authenticator,
+    Broker,
+    Configuration,
+    Happened,
+    Message,
+    Observation,
+    Role,
+    RoleAssignment,
+    ServiceBusServer,
+)
+from sandbox.service_bus.messages import AmqpValue
+
+RECORDER = Path(__file__).with_name("recorder")
+QUEUE = "work"
+ENTITIES = {
+    "UserConfig": {
+        "Namespaces": [
+            {
+                "Name": "test",
+                "Queues": [{"Name": QUEUE, "Properties": {"LockDuration": "PT1M", "MaxDeliveryCount": 3}}],
+            }
+        ]
+    }
+}
+
+
+class _Stage:
+    """A broker with one queue, and a host that has the recorder receive from it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.app = Path(shutil.copytree(RECORDER, folder / "app"))
+        self.folder = folder / "records"
+        self.folder.mkdir()
+        self.clock = MovableClock()
+        self.broker = Broker(Configuration.parse(json.dumps(ENTITIES)), self.clock)
+        self.observations: list[Observation] = []
+        self.broker.observe(self.observations.append)
+        self.server = stack.enter_context(ServiceBusServer(self.broker))
+        self._stack = stack
+        self._host: FunctionsHost | None = None
+
+    @property
+    def host(self) -> FunctionsHost:
+        assert self._host is not None
+        return self._host
+
+    def start(self, **settings: str) -> FunctionsHost:
+        connection = (
+            f"Endpoint=sb://127.0.0.1:{self.server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
+            "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
+        )
+        all_settings = {"QUEUE": QUEUE, "Bus": connection, "RECORDS": str(self.folder)} | settings
+        all_settings = {name: value for name, value in all_settings.items() if value}
+        self._host = self._stack.enter_context(FunctionsHost(self.app, all_settings, self.clock))
+        return self._host
+
+    def send(self, body: bytes | dict[str, str] = b"hello", message: Message | None = None) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.broker.send(QUEUE, replace(message or Message(), body=content))
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+
+    def happened(self, kind: Happened) -> int:
+        return sum(observation.happened is kind for observation in list(self.observations))
+
+    def wait_for(self, kind: Happened, times: int) -> None:
+        self.wait(lambda: self.happened(kind) >= times, f"{kind.name} {times} times")
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, f"it did not happen within 20 s: {what}"
+            threading.Event().wait(0.01)
+
+    def move_clock(self, by: timedelta) -> None:
+        self.clock.advance(by)
+        self.server.wake()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[_Stage]:
+    with ExitStack() as stack:
+        yield _Stage(tmp_path, stack)
+
+
+WAITING = {"do": "wait", "for": "go"}
+
+
+def test_a_message_is_completed_when_the_function_returns(stage: _Stage) -> None:
+    stage.start()
+    stage.send()
+    stage.wait_for(Happened.COMPLETED, 1)
+    assert stage.broker.counts(QUEUE).active == 0
+    assert [record["body"] for record in stage.records()] == ["hello"]
+
+
+def test_the_metadata_is_what_azures_host_sends(stage: _Stage) -> None:
+    """Names, encodings and absences, as the facts list them."""
+    stage.start()
+    stage.send(
+        message=Message(
+            message_id="an-id",
+            correlation_id="a-correlation",
+            subject="a-subject",
+            to="a-to",
+            reply_to="a-reply-to",
+            content_type="application/json",
+            application_properties={"text": "ä", "number": 2**40, "truth": True, "half": 0.5},
+        )
+    )
+    stage.wait_for(Happened.COMPLETED, 1)
+    (record,) = stage.records()
+    (locked,) = (seen for seen in stage.observations if seen.happened is Happened.LOCKED)
+    enqueued = locked.message.enqueued_at.replace(tzinfo=None)
+    metadata = record["metadata"]
+    properties = {"text": "ä", "number": 2**40, "truth": True, "half": 0.5}
+    assert metadata.pop("EnqueuedTimeUtc")[:22] == enqueued.isoformat(timespec="milliseconds")[:22]
+    assert metadata == {
+        "ApplicationProperties": properties,
+        "UserProperties": properties,
+        "MessageId": "an-id",
+        "CorrelationId": "a-correlation",
+        "Subject": "a-subject",
+        "Label": "a-subject",
+        "To": "a-to",
+        "ReplyTo": "a-reply-to",
+        "ContentType": "application/json",
+        "DeliveryCount": 1,
+        "SequenceNumber": locked.message.sequence_number,
+        "LockToken": str(locked.message.lock_token),
+        "ExpiresAtUtc": "9999-12-31T23:59:59.9999999",
+    }
+    assert record["enqueued_has_zone"] is False
+    assert record["locked_until"] is None
+
+
+def test_what_a_message_does_not_have_is_not_sent(stage: _Stage) -> None:
+    stage.start()
+    stage.send(message=Message(message_id="an-id"))
+    stage.wait_for(Happened.COMPLETED, 1)
+    assert stage.records()[0]["metadata"].keys() == {
+        "ApplicationProperties",
+        "UserProperties",
+        "MessageId",
+        "DeliveryCount",
+        "EnqueuedTimeUtc",
+        "ExpiresAtUtc",
+        "LockToken",
+        "SequenceNumber",
+    }
+
+
+def test_a_time_to_live_ends_in_a_date_without_zone(stage: _Stage) -> None:
+    stage.start()
+    stage.send(message=Message(time_to_live=timedelta(hours=1)))
+    stage.wait(lambda: len(stage.records()) == 1, "recorded")
+    assert "+" not in stage.records()[0]["metadata"]["ExpiresAtUtc"]
+    assert not stage.records()[0]["metadata"]["ExpiresAtUtc"].endswith("Z")
+
+
+@pytest.mark.parametrize("name", ["traceparent", "Diagnostic-Id"])
+def test_the_invocation_continues_the_senders_trace(stage: _Stage, name: str) -> None:
+    stage.start()
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    stage.send(message=Message(application_properties={name: f"00-{trace}-{span}-01"}))
+    stage.wait(lambda: len(stage.records()) == 1, "recorded")
+    version, own_trace, own_span, flags = stage.records()[0]["traceparent"].split("-")
+    assert (version, own_trace, flags) == ("00", trace, "01")
+    assert own_span != span
+
+
+def test_a_failed_invocation_is_abandoned_at_once_until_it_is_dead_lettered(stage: _Stage) -> None:
+    stage.start()
+    stage.send({"do": "fail"})
+    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
+    assert [record["metadata"]["DeliveryCount"] for record in stage.records()] == [1, 2, 3]
+    (dead,) = stage.broker.peek(f"{QUEUE}/$DeadLetterQueue")
+    assert dead.message.application_properties["DeadLetterReason"] == "MaxDeliveryCountExceeded"
+
+
+def test_a_function_that_does_not_load_dead_letters_what_comes(stage: _Stage) -> None:
+    (stage.app / "record" / "__init__.py").write_text("raise RuntimeError('broken')\n")
+    stage.start()
+    for _ in range(4):
+        stage.send()
+    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 4, "dead-lettered")
+    assert stage.records() == []
+    assert stage.happened(Happened.ABANDONED) == 12
+
+
+def test_as_many_run_at_once_as_configured_and_no_more(stage: _Stage) -> None:
+    stage.start()
+    for _ in range(5):
+        stage.send(WAITING)
+    stage.wait(lambda: len(stage.records()) == 3, "three running")
+    # The fourth would be locked by now if it ever were: completing one makes room for exactly one.
+    assert stage.broker.counts(QUEUE).locked == 3
+    stage.go()
+    stage.wait_for(Happened.COMPLETED, 5)
+    most = running = 0
+    for seen in stage.observations:
+        running += {Happened.LOCKED: 1, Happened.COMPLETED: -1, Happened.RELEASED: -1}.get(seen.happened, 0)
+        most = max(most, running)
+    assert most == 3
+
+
+def test_locks_are_renewed_while_the_function_runs(stage: _Stage) -> None:
+    stage.start()
+    stage.send(WAITING)
+    stage.wait(lambda: len(stage.records()) == 1, "running")
+    for renewed in range(1, 5):
+        stage.move_clock(timedelta(seconds=40))
+        stage.wait_for(Happened.LOCK_RENEWED, renewed)
+    stage.go()
+    stage.wait_for(Happened.COMPLETED, 1)
+    assert stage.happened(Happened.LOCK_EXPIRED) == 0
+    assert len(stage.records()) == 1
+
+
+def test_locks_are_renewed_no_longer_than_configured(stage: _Stage) -> None:
+    stage.start(
+        AzureFunctionsJobHost__extensions__serviceBus__maxAutoLockRenewalDuration="00:00:50",
+        AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls="1",
+    )
+    stage.send(WAITING)
+    stage.wait(lambda: len(stage.records()) == 1, "running")
+    stage.move_clock(timedelta(seconds=40))
+    stage.wait_for(Happened.LOCK_RENEWED, 1)
+    stage.move_clock(timedelta(seconds=61))
+    stage.wait_for(Happened.LOCK_EXPIRED, 1)
+    stage.go()
+    stage.wait_for(Happened.COMPLETED, 1)
+    assert [record["metadata"]["DeliveryCount"] for record in stage.records()] == [1, 2]
+
+
+def test_a_function_that_takes_too_long_is_ended_and_its_message_comes_again(stage: _Stage) -> None:
+    stage.start(AzureFunctionsJobHost__functionTimeout="00:00:00.5")
+    (first,) = stage.host.worker_pids
+    stage.send(WAITING)
+    stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
+    assert stage.happened(Happened.ABANDONED) == 0
+    stage.go()
+    stage.move_clock(timedelta(seconds=61))
+    stage.wait_for(Happened.COMPLETED, 1)
+    one, two = stage.records()
+    assert (one["pid"], one["metadata"]["DeliveryCount"]) == (first, 1)
+    assert (two["pid"] != first, two["metadata"]["DeliveryCount"]) == (True, 2)
+
+
+@pytest.mark.parametrize("death", ["killed", "exited"])
+def test_the_messages_of_a_dead_worker_come_again_when_their_locks_expire(stage: _Stage, death: str) -> None:
+    stage.start()
+    (first,) = stage.host.worker_pids
+    stage.send(WAITING)
+    stage.wait(lambda: len(stage.records()) == 1, "running")
+    if death == "killed":
+        os.kill(first, signal.SIGKILL)
+    else:
+        stage.send({"do": "die"})
+    stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
+    assert stage.happened(Happened.ABANDONED) == 0
+    assert stage.happened(Happened.COMPLETED) == 0
+    stage.go()
+    stage.move_clock(timedelta(seconds=61))
+    stage.wait(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
+    assert stage.happened(Happened.ABANDONED) == 0
+    assert stage.happened(Happened.LOCK_EXPIRED) == (1 if death == "killed" else 2)
+
+
+def test_several_worker_processes_take_turns(stage: _Stage) -> None:
+    stage.start(FUNCTIONS_WORKER_PROCESS_COUNT="2")
+    stage.wait(lambda: len(stage.host.worker_pids) == 2, "two workers")
+    for _ in range(8):
+        stage.send()
+    stage.wait_for(Happened.COMPLETED, 8)
+    assert {record["pid"] for record in stage.records()} == set(stage.host.worker_pids)
+
+
+def test_a_disabled_function_gets_no_messages(stage: _Stage) -> None:
+    stage.start(**{"AzureWebJobs.record.Disabled": "true"})
+    stage.send()
+    assert not stage.host._dispatchers
+    assert stage.broker.counts(QUEUE).locked == 0
+
+
+# The client library leaves sockets that were cut to the garbage collector, which must find them here.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_it_receives_again_after_the_broker_was_away(stage: _Stage) -> None:
+    stage.start()
+    stage.send()
+    stage.wait_for(Happened.COMPLETED, 1)
+    stage.server.drop_connections()
+    stage.send()
+    stage.wait_for(Happened.COMPLETED, 2)
+    stage.host.stop()
+    gc.collect()
+
+
+def test_a_body_that_is_not_data_fails_the_invocation(stage: _Stage) -> None:
+    stage.start()
+    stage.broker.send(QUEUE, Message(body=AmqpValue("text")))
+    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
+    assert stage.records() == []
+
+
+def test_an_empty_body_arrives_empty(stage: _Stage) -> None:
+    stage.start()
+    stage.send(b"")
+    stage.wait_for(Happened.COMPLETED, 1)
+    assert stage.records()[0]["body"] == ""
+
+
+def test_stopping_lets_running_invocations_finish(stage: _Stage) -> None:
+    host = stage.start()
+    stage.send(WAITING)
+    stage.wait(lambda: len(stage.records()) == 1, "running")
+    stopping = threading.Thread(target=host.stop)
+    stopping.start()
+    stage.go()
+    stopping.join(10)
+    assert not stopping.is_alive()
+    assert stage.happened(Happened.COMPLETED) == 1
+
+
+def test_stopping_in_the_middle_of_a_call_takes_seconds_and_leaves_nothing(stage: _Stage) -> None:
+    host = stage.start()
+    (pid,) = host.worker_pids
+    stage.send(WAITING)
+    stage.wait(lambda: len(stage.records()) == 1, "running")
+    started = time.monotonic()
+    host.stop()
+    assert time.monotonic() - started < 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert stage.happened(Happened.COMPLETED) == 0
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith(("dispatcher", "worker"))
+    ]
+
+
+@pytest.mark.parametrize("client_id", ["user-assigned", "system-assigned"])
+def test_it_receives_over_tls_with_a_managed_identity(
+    stage: _Stage, tmp_path: Path, free_loopback_address: str, client_id: str
+) -> None:
+    identity, authority = Identity.named("function"), TokenAuthority()
+    certificates = CertificateAuthority(tmp_path)
+    authenticator = Authenticator(
+        stage.broker.configuration,
+        verify_token=authority.verify,
+        role_assignments=[RoleAssignment(identity.client_id, Role.RECEIVER, QUEUE)],
+    )
+    by_name = client_id == "user-assigned"
+    identities = IdentityServer(authority, [identity] if by_name else [], None if by_name else identity)
+    server = ServiceBusServer(
+        stage.broker,
+        host=free_loopback_address,
+        port=5671,
+        ssl_context=certificates.server_context(free_loopback_address),
+        authenticator=authenticator,
+    )
+    with identities, server:
+        host = stage.start(
+            Bus="",
+            Bus__fullyQualifiedNamespace=free_loopback_address,
+            Bus__credential="managedidentity",
+            **({"Bus__clientId": identity.client_id} if by_name else {}),
+            **identities.settings,
+            **certificates.settings,
+        )
+        stage.send()
+        stage.wait_for(Happened.COMPLETED, 1)
+        host.stop()
