@@ -62,15 +62,25 @@ class Package:
     files: int
 
 
-def build(root: Path, output: Path, python: str, *, timestamp: int = EARLIEST) -> Package:
+def build(
+    root: Path,
+    output: Path,
+    python: str,
+    *,
+    timestamp: int = EARLIEST,
+    pip_seconds: float = PIP_SECONDS,
+) -> Package:
     """Build the package of the project at `root` for a Python version such as "3.12".
 
-    `timestamp` (seconds since 1970) becomes the time of every entry. Raises PackagingError.
+    `timestamp` (seconds since 1970) becomes the time of every entry; pip is given up after `pip_seconds`. Raises
+    PackagingError.
     """
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         staging = Path(folder) / "staging"
         _copy_sources(root, staging)
-        _install(root / "requirements.txt", staging / SITE_PACKAGES, python, Path(folder))
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(_applicable(root / "requirements.txt", python), encoding="utf-8")
+        _install(requirements, staging / SITE_PACKAGES, python, pip_seconds)
         _remove_machine_specific(staging / SITE_PACKAGES)
         version = _stamp(staging)
         return _zip(staging, output, version, max(timestamp, EARLIEST))
@@ -87,9 +97,7 @@ def _copy_sources(root: Path, staging: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def _install(lock: Path, target: Path, python: str, scratch: Path) -> None:
-    requirements = scratch / "requirements.txt"
-    requirements.write_text("\n".join(_applicable(lock, python)) + "\n", encoding="utf-8")
+def _install(requirements: Path, target: Path, python: str, seconds: float) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     # The lock lists everything, so that nothing is left to resolve; and pip would compare the Python that it runs on.
     command += ["--no-deps", "--ignore-requires-python"]
@@ -99,18 +107,20 @@ def _install(lock: Path, target: Path, python: str, scratch: Path) -> None:
     command += ["--target", str(target), "--requirement", str(requirements)]
     try:
         done = subprocess.run(  # noqa: S603 - our own command, no shell
-            command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False
+            command, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise PackagingError(f"pip did not finish within {PIP_SECONDS} s.") from error
+        raise PackagingError(f"pip did not finish within {seconds:g} s.") from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         errors = [line for line in lines if not line.startswith("WARNING")][-15:]
-        raise PackagingError("\n".join([f"pip could not install {lock.name} for Python {python}:", *errors]))
+        raise PackagingError(
+            "\n".join([f"pip could not install the dependencies for Python {python}:", *errors])
+        )
 
 
-def _applicable(lock: Path, python: str) -> list[str]:
-    """Return the lock's requirements that apply to the target, without their markers.
+def _applicable(lock: Path, python: str) -> str:
+    """Return what of a lock file applies to the target, without markers.
 
     pip evaluates markers for the Python that it runs on, whatever `--python-version` says.
     """
@@ -142,7 +152,7 @@ def _applicable(lock: Path, python: str) -> list[str]:
         if requirement.marker is None or requirement.marker.evaluate(target):
             requirement.marker = None
             applicable.append(" ".join([str(requirement), *(f"--hash={each.strip()}" for each in hashes)]))
-    return applicable
+    return "\n".join([*applicable, ""])
 
 
 def _remove_machine_specific(site_packages: Path) -> None:
@@ -195,6 +205,9 @@ def _files(folder: Path) -> list[Path]:
 
 @click.command()
 @click.option(
+    "--project", type=click.Path(path_type=Path), default=PROJECT, help="The folder of the project."
+)
+@click.option(
     "--output", type=click.Path(path_type=Path), default=Path("build/function.zip"), show_default=True
 )
 @click.option("--python", default=PYTHON_VERSION, show_default=True, help="The Python that the app runs on.")
@@ -205,10 +218,10 @@ def _files(folder: Path) -> list[Path]:
     default=EARLIEST,
     help="Time of the entries, in seconds since 1970.",
 )
-def main(output: Path, python: str, timestamp: int) -> None:
+def main(project: Path, output: Path, python: str, timestamp: int) -> None:
     """Build the package that is deployed to Azure, and print what came out."""
     try:
-        package = build(PROJECT, output, python, timestamp=timestamp)
+        package = build(project, output, python, timestamp=timestamp)
     except PackagingError as error:
         raise click.ClickException(str(error)) from error
     click.echo(package.path)
