@@ -130,13 +130,13 @@ def replay(
     """
     selection = Selection(numbers, reason, everything)
     with bus.open_namespace(environment) as namespace:
-        chosen = _choose(namespace, selection)
+        chosen = choose(namespace, selection)
         if dry_run:
             click.echo(f"{len(chosen)} would be replayed.")
             return
         if len(chosen) > 1:
             confirm(f"Replay {len(chosen)} messages?", yes=yes)
-        done = _each(namespace, chosen, "Replaying", replay_copy)
+        done = let_go(namespace, chosen, "Replaying", replay_copy)
     click.echo(f"{done} replayed.")
 
 
@@ -159,12 +159,12 @@ def discard(
     """Delete messages for good."""
     selection = Selection(numbers, reason, everything)
     with bus.open_namespace(environment) as namespace:
-        chosen = _choose(namespace, selection)
+        chosen = choose(namespace, selection)
         if dry_run:
             click.echo(f"{len(chosen)} would be discarded.")
             return
         confirm(f"Discard {len(chosen)} messages for good?", yes=yes)
-        done = _each(namespace, chosen, "Discarding", None)
+        done = let_go(namespace, chosen, "Discarding", None)
     click.echo(f"{done} discarded.")
 
 
@@ -193,7 +193,7 @@ def _name(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _choose(namespace: Namespace, selection: Selection) -> list[int]:
+def choose(namespace: Namespace, selection: Selection) -> list[int]:
     """Return the sequence numbers of the messages that are meant."""
     messages = bus.peek_all(namespace, namespace.settings.failed_queue)
     chosen = [bus.sequence_number(message) for message in progress(messages, "Looking") if selection(message)]
@@ -204,25 +204,20 @@ def _choose(namespace: Namespace, selection: Selection) -> list[int]:
     return chosen
 
 
-def _each(namespace: Namespace, chosen: list[int], description: str, copy: CopyOf | None) -> int:
+def let_go(namespace: Namespace, chosen: list[int], description: str, copy: CopyOf | None) -> int:
     """Let the chosen messages go, each after its copy is accepted where there is one; return how many went."""
+    picker = bus.Picker(namespace, namespace.settings.failed_queue)
     done = 0
-    settings = namespace.settings
-    with (
-        bus.picking(namespace, settings.failed_queue) as picker,
-        namespace.client.get_queue_sender(settings.opportunity_won_queue) as sender,
-    ):
-        for number in progress(chosen, description, total=len(chosen)):
-            message = picker.pick(number)
-            if message is None:
-                click.echo(
-                    f"{number} has left the failed queue since, or is held by somebody else.", err=True
-                )
-                continue
-            if copy is not None:
-                sender.send_messages(copy(message), timeout=bus.ANSWER)
-            picker.complete(message)
-            done += 1
+    for number in progress(chosen, description, total=len(chosen)):
+        message = picker.pick(number)
+        if message is None:
+            click.echo(f"{number} has left the failed queue since, or is held by somebody else.", err=True)
+            continue
+        if copy is not None:
+            queue = namespace.settings.opportunity_won_queue
+            namespace.sender(queue).send_messages(copy(message), timeout=bus.ANSWER)
+        picker.complete(message)
+        done += 1
     return done
 
 

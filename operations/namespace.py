@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +21,19 @@ from shared.errors import InvalidEvent, OtherOrganization
 from shared.message import DEAD_LETTER_DESCRIPTION, DEAD_LETTER_REASON
 from shared.opportunity_won import OpportunityWon, parse_event
 from shared.service_bus import connect
-from shared.settings import ServiceBusSettings, service_bus_settings
+from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from azure.servicebus import ServiceBusClient, ServiceBusReceivedMessage, ServiceBusReceiver
+    from azure.servicebus import (
+        ServiceBusClient,
+        ServiceBusReceivedMessage,
+        ServiceBusReceiver,
+        ServiceBusSender,
+    )
+
+    from shared.settings import ServiceBusSettings
 
 _PAGE = 250
 # Seconds to wait for an answer, and for more messages to come before a queue counts as empty.
@@ -35,12 +41,27 @@ ANSWER = 60.0
 _QUIET = 5.0
 
 
-@dataclass(frozen=True)
 class Namespace:
-    """An open client and the names of the entities; for one thread."""
+    """A client with the names of the entities; for one thread. Links are opened once: each takes a second."""
 
-    client: ServiceBusClient
-    settings: ServiceBusSettings
+    def __init__(self, client: ServiceBusClient, settings: ServiceBusSettings, closing: ExitStack) -> None:
+        self.settings = settings
+        self._client = client
+        self._closing = closing
+        self._receivers: dict[str, ServiceBusReceiver] = {}
+        self._senders: dict[str, ServiceBusSender] = {}
+
+    def receiver(self, queue: str) -> ServiceBusReceiver:
+        """Return the open receiver of a queue, in peek-lock."""
+        if queue not in self._receivers:
+            self._receivers[queue] = self._closing.enter_context(self._client.get_queue_receiver(queue))
+        return self._receivers[queue]
+
+    def sender(self, queue: str) -> ServiceBusSender:
+        """Return the open sender of a queue."""
+        if queue not in self._senders:
+            self._senders[queue] = self._closing.enter_context(self._client.get_queue_sender(queue))
+        return self._senders[queue]
 
 
 def environment_of(settings_file: str | None) -> Mapping[str, str]:
@@ -60,31 +81,25 @@ def environment_of(settings_file: str | None) -> Mapping[str, str]:
 def open_namespace(environment: Mapping[str, str]) -> Iterator[Namespace]:
     """Connect with the app settings; raises InvalidSettings."""
     settings = service_bus_settings(environment)
-    with connect(settings, lambda namespace: build_credential(environment, namespace.client_id)) as client:
-        yield Namespace(client, settings)
+    with ExitStack() as closing:
+        client = connect(settings, lambda namespace: build_credential(environment, namespace.client_id))
+        yield Namespace(closing.enter_context(client), settings, closing)
 
 
 def peek_all(namespace: Namespace, queue: str) -> Iterator[ServiceBusReceivedMessage]:
     """Yield every message of a queue, in the order of sequence numbers; moves nothing."""
-    with namespace.client.get_queue_receiver(queue) as receiver:
-        following = 1
-        while page := receiver.peek_messages(_PAGE, sequence_number=following, timeout=ANSWER):
-            yield from page
-            following = sequence_number(page[-1]) + 1
-
-
-@contextmanager
-def picking(namespace: Namespace, queue: str) -> Iterator[Picker]:
-    """Open a queue to pick messages from."""
-    with namespace.client.get_queue_receiver(queue, max_wait_time=_QUIET) as receiver:
-        yield Picker(receiver)
+    receiver = namespace.receiver(queue)
+    following = 1
+    while page := receiver.peek_messages(_PAGE, sequence_number=following, timeout=ANSWER):
+        yield from page
+        following = sequence_number(page[-1]) + 1
 
 
 class Picker:
-    """Locks single messages by sequence number and leaves all others in their queue."""
+    """Locks single messages of a queue by sequence number and leaves all others where they are."""
 
-    def __init__(self, receiver: ServiceBusReceiver) -> None:
-        self._receiver = receiver
+    def __init__(self, namespace: Namespace, queue: str) -> None:
+        self._receiver = namespace.receiver(queue)
 
     def pick(self, number: int) -> ServiceBusReceivedMessage | None:
         """Lock the message with this sequence number; None if it has left the queue or somebody else holds it."""

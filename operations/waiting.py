@@ -79,16 +79,14 @@ def retry_now(
             )
         if len(chosen) > 1:
             confirm(f"Try {len(chosen)} messages now?", yes=yes)
-        with namespace.client.get_queue_sender(namespace.settings.opportunity_won_queue) as sender:
-            for message in progress(chosen, "Sending", total=len(chosen)):
-                sender.send_messages(_copy(message), timeout=bus.ANSWER)
-                try:
-                    sender.cancel_scheduled_messages(bus.sequence_number(message), timeout=bus.ANSWER)
-                except ServiceBusError as error:
-                    # It fell due in this moment: the opportunity is tried twice, which changes nothing.
-                    click.echo(
-                        f"{message.sequence_number} was not canceled: {type(error).__name__}.", err=True
-                    )
+        sender = namespace.sender(namespace.settings.opportunity_won_queue)
+        for message in progress(chosen, "Sending", total=len(chosen)):
+            sender.send_messages(_copy(message), timeout=bus.ANSWER)
+            try:
+                sender.cancel_scheduled_messages(bus.sequence_number(message), timeout=bus.ANSWER)
+            except ServiceBusError as error:
+                # It fell due in this moment: the opportunity is tried twice, which changes nothing.
+                click.echo(f"{message.sequence_number} was not canceled: {type(error).__name__}.", err=True)
     click.echo(f"{len(chosen)} sent.")
 
 

@@ -1,0 +1,267 @@
+"""`python -m operations failed` and `waiting`, over the wire against the Service Bus of the sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from azure.servicebus import ServiceBusClient, ServiceBusMessage
+from click.testing import CliRunner
+
+from operations.__main__ import operations
+from operations.failed import Selection, choose, let_go, replay_copy
+from operations.namespace import open_namespace
+from sandbox.clock import SystemClock
+from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click.testing import Result
+
+QUEUE = "opportunity-won"
+FAILED = "opportunity-won-failed"
+
+
+@dataclass
+class Namespace:
+    """A broker, a client, and the command line pointed at it."""
+
+    broker: Broker
+    client: ServiceBusClient
+    environment: dict[str, str]
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(operations, arguments, env=self.environment)
+
+    def listed(self, *arguments: str) -> list[dict[str, object]]:
+        result = self.run(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        rows: list[dict[str, object]] = json.loads(result.stdout)
+        return rows
+
+    def send(self, entity: str, messages: list[ServiceBusMessage]) -> None:
+        with self.client.get_queue_sender(entity) as sender:
+            for start in range(0, len(messages), 250):
+                sender.send_messages(messages[start : start + 250])
+
+    def receive(self, entity: str, count: int) -> list[ServiceBusMessage]:
+        received: list[ServiceBusMessage] = []
+        with self.client.get_queue_receiver(entity) as receiver:
+            while len(received) < count:
+                batch = receiver.receive_messages(count - len(received), max_wait_time=10)
+                assert batch, f"only {len(received)} of {count} messages came"
+                for message in batch:
+                    receiver.complete_message(message)
+                received.extend(batch)
+        return received
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    configuration = Configuration.load()
+    broker = Broker(configuration, SystemClock())
+    with ExitStack() as stack:
+        server = stack.enter_context(ServiceBusServer(broker, authenticator=Authenticator(configuration)))
+        connection_string = (
+            f"Endpoint=sb://{server.host}:{server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
+            "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
+        )
+        client = stack.enter_context(ServiceBusClient.from_connection_string(connection_string))
+        yield Namespace(
+            broker,
+            client,
+            {
+                "ServiceBusConnection": connection_string,
+                "OPPORTUNITY_WON_QUEUE": QUEUE,
+                "OPPORTUNITY_WON_FAILED_QUEUE": FAILED,
+                "INVOICE_CREATED_TOPIC": "invoice-created",
+            },
+        )
+
+
+def opportunity(number: int) -> str:
+    return str(UUID(int=number))
+
+
+def parked(number: int, reason: str = "InvoiceRefused") -> ServiceBusMessage:
+    """Return a message as the function parks it."""
+    return ServiceBusMessage(
+        json.dumps({"opportunityId": opportunity(number)}),
+        message_id=f"parked-{number}",
+        content_type="application/json",
+        correlation_id="correlation",
+        application_properties={
+            "http://schemas.microsoft.com/xrm/2011/Claims/Organization": "contoso",
+            "DeadLetterReason": reason,
+            "DeadLetterErrorDescription": "What was wrong. What to do.",
+            "InvoicingRoot": "root",
+            "InvoicingAttempt": 3,
+            "InvoicingFirstSeen": "2026-11-01T12:00:00+00:00",
+            "InvoicingOriginalMessageId": "original",
+        },
+    )
+
+
+def waiting(number: int, reason: str = "DataverseUnreachable") -> ServiceBusMessage:
+    """Return a message as the function schedules it."""
+    now = datetime.now(UTC)
+    return ServiceBusMessage(
+        json.dumps({"opportunityId": opportunity(number)}),
+        message_id=f"copy-{number}",
+        scheduled_enqueue_time_utc=now + timedelta(minutes=10),
+        application_properties={
+            "InvoicingRoot": "root",
+            "InvoicingAttempt": 2,
+            "InvoicingFirstSeen": (now - timedelta(hours=2)).isoformat(),
+            "InvoicingReason": reason,
+        },
+    )
+
+
+def test_list_shows_reason_opportunity_since_when_and_attempts(namespace: Namespace) -> None:
+    namespace.send(FAILED, [parked(1), parked(2, "InvalidEvent")])
+    assert namespace.listed("failed", "list") == [
+        {
+            "number": number,
+            "reason": reason,
+            "opportunity": opportunity(number),
+            "since": "2026-11-01T12:00:00+00:00",
+            "attempts": 4,
+        }
+        for number, reason in ((1, "InvoiceRefused"), (2, "InvalidEvent"))
+    ]
+    assert [row["number"] for row in namespace.listed("failed", "list", "--reason", "InvalidEvent")] == [2]
+
+
+def test_a_message_that_the_broker_dead_lettered_is_listed_with_the_parked_ones(namespace: Namespace) -> None:
+    """Dead letters of the main queue are forwarded to the failed queue: there is one place to look."""
+    namespace.send(QUEUE, [ServiceBusMessage(json.dumps({"opportunityId": opportunity(7)}))])
+    with namespace.client.get_queue_receiver(QUEUE) as receiver:
+        (message,) = receiver.receive_messages(1, max_wait_time=10)
+        receiver.dead_letter_message(
+            message, reason="MaxDeliveryCountExceeded", error_description="Ten times."
+        )
+    (row,) = namespace.listed("failed", "list")
+    assert (row["reason"], row["opportunity"]) == ("MaxDeliveryCountExceeded", opportunity(7))
+
+
+def test_show_prints_the_whole_message(namespace: Namespace) -> None:
+    namespace.send(FAILED, [parked(1)])
+    result = namespace.run("failed", "show", "1")
+    assert "InvoiceRefused: What was wrong. What to do." in result.output
+    assert opportunity(1) in result.output
+    assert namespace.run("failed", "show", "2").exit_code == 1
+
+
+def test_replay_starts_a_new_root_without_the_marks_of_the_old_one(namespace: Namespace) -> None:
+    namespace.send(FAILED, [parked(1)])
+    result = namespace.run("failed", "replay", "1")
+    assert (result.exit_code, result.output) == (0, "1 replayed.\n")
+    (copy,) = namespace.receive(QUEUE, 1)
+    assert json.loads(str(copy)) == {"opportunityId": opportunity(1)}
+    assert copy.message_id not in ("parked-1", "original", "root")
+    assert (copy.content_type, copy.correlation_id) == ("application/json", "correlation")
+    assert copy.application_properties == {
+        b"http://schemas.microsoft.com/xrm/2011/Claims/Organization": b"contoso"
+    }
+    assert namespace.listed("failed", "list") == []
+
+
+def test_each_replay_is_another_root(namespace: Namespace) -> None:
+    namespace.send(FAILED, [parked(1)])
+    with namespace.client.get_queue_receiver(FAILED) as receiver:
+        (message,) = receiver.peek_messages()
+    assert replay_copy(message).message_id != replay_copy(message).message_id
+
+
+def test_a_dry_run_does_nothing(namespace: Namespace) -> None:
+    namespace.send(FAILED, [parked(1), parked(2)])
+    assert namespace.run("failed", "replay", "--all", "--dry-run").output == "2 would be replayed.\n"
+    assert namespace.run("failed", "discard", "--all", "--dry-run").output == "2 would be discarded.\n"
+    assert len(namespace.listed("failed", "list")) == 2
+
+
+@pytest.mark.parametrize("arguments", [("replay", "--all"), ("discard", "1")])
+def test_nothing_is_done_where_nobody_can_be_asked(namespace: Namespace, arguments: tuple[str, ...]) -> None:
+    namespace.send(FAILED, [parked(1), parked(2)])
+    result = namespace.run("failed", *arguments)
+    assert result.exit_code == 2
+    assert "--yes" in result.output
+    assert len(namespace.listed("failed", "list")) == 2
+
+
+@pytest.mark.parametrize("arguments", [(), ("1", "--all"), ("--all", "--reason", "InvalidEvent")])
+def test_a_selection_must_be_clear(namespace: Namespace, arguments: tuple[str, ...]) -> None:
+    result = namespace.run("failed", "replay", *arguments)
+    assert result.exit_code == 2
+    assert "Say which messages" in result.output
+
+
+def test_a_number_that_is_not_there_stops_the_command_before_anything_is_done(namespace: Namespace) -> None:
+    namespace.send(FAILED, [parked(1)])
+    result = namespace.run("failed", "replay", "1", "99", "--yes")
+    assert result.exit_code == 1
+    assert "99" in result.output
+    assert len(namespace.listed("failed", "list")) == 1
+
+
+def test_picking_wears_nothing_out(namespace: Namespace) -> None:
+    """Of 5,000 messages, 50 selective passes let go what they mean; all others stay, delivered once at most."""
+    reasons = [f"Reason{number % 100}" for number in range(5000)]
+    namespace.send(FAILED, [parked(number, reason) for number, reason in enumerate(reasons)])
+    with open_namespace(namespace.environment) as opened:
+        for number in range(0, 100, 2):
+            chosen = choose(opened, Selection((), f"Reason{number}", everything=False))
+            assert let_go(opened, chosen, "Discarding", None) == 50
+    left = Counter(str(row["reason"]) for row in namespace.listed("failed", "list"))
+    assert left == {f"Reason{number}": 50 for number in range(1, 100, 2)}
+    with namespace.client.get_queue_receiver(FAILED) as receiver:
+        assert max(message.delivery_count or 0 for message in receiver.peek_messages(250)) <= 1
+    with namespace.client.get_queue_receiver(FAILED, sub_queue="deadletter") as receiver:
+        assert receiver.peek_messages() == []
+
+
+def test_a_message_leaves_the_failed_queue_only_after_its_copy_is_accepted(namespace: Namespace) -> None:
+    """The copy is refused, the queue not being there: the original stays."""
+    namespace.send(FAILED, [parked(1)])
+    namespace.environment["OPPORTUNITY_WON_QUEUE"] = "no-such-queue"
+    assert namespace.run("failed", "replay", "1").exit_code != 0
+    assert len(namespace.listed("failed", "list")) == 1
+
+
+def test_waiting_lists_age_attempt_and_reason(namespace: Namespace) -> None:
+    namespace.send(QUEUE, [waiting(1), waiting(2, "DataverseThrottled"), ServiceBusMessage("active")])
+    rows = namespace.listed("waiting", "list")
+    assert [(row["opportunity"], row["attempt"], row["reason"]) for row in rows] == [
+        (opportunity(1), 2, "DataverseUnreachable"),
+        (opportunity(2), 2, "DataverseThrottled"),
+    ]
+    assert str(rows[0]["age"]).startswith("2:00:")
+    assert len(namespace.listed("waiting", "list", "--reason", "DataverseThrottled")) == 1
+
+
+def test_retry_now_sends_the_copy_and_cancels_the_scheduled_one(namespace: Namespace) -> None:
+    namespace.send(QUEUE, [waiting(1), waiting(2)])
+    (first, _) = namespace.listed("waiting", "list")
+    assert namespace.run("waiting", "retry-now", str(first["number"])).output == "1 sent.\n"
+    (copy,) = namespace.receive(QUEUE, 1)
+    assert json.loads(str(copy)) == {"opportunityId": opportunity(1)}
+    assert copy.message_id != "copy-1"
+    properties = copy.application_properties or {}
+    assert (properties[b"InvoicingRoot"], properties[b"InvoicingAttempt"]) == (b"root", 2)
+    assert [row["opportunity"] for row in namespace.listed("waiting", "list")] == [opportunity(2)]
+
+
+def test_problems_of_settings_are_told_at_once(namespace: Namespace) -> None:
+    namespace.environment |= {"OPPORTUNITY_WON_QUEUE": "", "INVOICE_CREATED_TOPIC": "a b"}
+    result = namespace.run("failed", "list")
+    assert result.exit_code != 0
+    assert "OPPORTUNITY_WON_QUEUE is missing" in str(result.exception)
+    assert "INVOICE_CREATED_TOPIC is not valid" in str(result.exception)
