@@ -20,6 +20,9 @@ from sandbox.dataverse.web_api import DataverseApp
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+# Under this key of its environment an application behind a server finds its connection's socket.
+SOCKET = "sandbox.socket"
+
 _MAX_BODY = 16 * 1024 * 1024
 _MAX_HEADERS = 64 * 1024
 
@@ -59,6 +62,7 @@ class DataverseServer:
             request_queue_size=256,
         )
         self._server.ssl_adapter = _TlsAdapter(ssl_context)
+        self._server.gateway = _Gateway
         self._server.max_request_body_size = _MAX_BODY
         self._server.max_request_header_size = _MAX_HEADERS
         self._thread: threading.Thread | None = None
@@ -94,6 +98,14 @@ class DataverseServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class _Gateway(wsgi.Gateway_10):
+    """Shows the application its connection, so that a fault can break it in the way that it wants to."""
+
+    def __init__(self, req: Any) -> None:  # noqa: ANN401 - cheroot's types
+        super().__init__(req)
+        self.env = {**self.env, SOCKET: req.conn.socket}
 
 
 class _TlsAdapter:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from sandbox.dataverse.server import AnswerLost, WsgiAdapter
+from sandbox.dataverse.server import SOCKET, AnswerLost, WsgiAdapter
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Where a redirect leads: a page that answers 200, so that who follows it believes to have been answered.
 SIGN_IN = "/sign-in"
-# A server may put the connection's socket here, so that a reset is one.
-SOCKET = "sandbox.socket"
 
 _DROPS = 40
 _NO_LINGER = struct.pack("ii", 1, 0)

@@ -84,14 +84,14 @@ KINDS = {
     Kind.RESET: Description(
         "the connection is reset: before the call is carried out or, with after, without its answer",
         _HTTP | _AMQP,
-        ("after",),
+        ("after", "bytes"),
     ),
     Kind.SILENT: Description(
         "the peer accepts and says nothing, for so many seconds; with after, once the call is carried out",
         _HTTP | _AMQP,
         ("after", "seconds"),
     ),
-    Kind.CUT: Description("the connection closes in the middle of the answer", _HTTP | _AMQP),
+    Kind.CUT: Description("the connection closes in the middle of the answer", _HTTP | _AMQP, ("bytes",)),
     Kind.DRIBBLE: Description("the answer comes in drops, over so many seconds", _HTTP | _AMQP, ("seconds",)),
     Kind.DELAY: Description("everything takes so many seconds longer", _HTTP | _AMQP, ("seconds",)),
     Kind.SWALLOW: Description(
@@ -151,7 +151,8 @@ class Fault:
     `after`: the call is carried out first. `part`: in a batch, only the answer to this operation, from 0, is touched,
     and without `after` only this operation is not carried out. `code`: Dataverse's or AMQP's own; "" for a gateway's
     answer. `retry_after`: the header's value, `date+N` for the date in N seconds, "none" for no header.
-    `seconds`: how long a silence, a delay or a dribble lasts.
+    `seconds`: how long a silence, a delay or a dribble lasts. `bytes`: how many of a peer's bytes pass
+    before its connection is reset or cut.
     """
 
     kind: Kind
@@ -161,6 +162,7 @@ class Fault:
     status: int = 503
     retry_after: str = "2"
     seconds: float = 30.0
+    bytes: int = 0
 
     def __str__(self) -> str:
         shown = [
@@ -352,6 +354,11 @@ class FaultPlan:
             struck = Struck(now, wire, operation, hits[0].rule.fault, about)
             self._log.append(struck)
         return struck.fault
+
+    @property
+    def cleared(self) -> Callable[[], bool]:
+        """Return what tells whether the plan was cleared since now: for those who cannot block in `pause`."""
+        return self._released.is_set
 
     def pause(self, seconds: float) -> None:
         """Wait in real time, until `clear` at most: for the wires' silences and delays."""

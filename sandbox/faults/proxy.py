@@ -1,0 +1,247 @@
+"""A TCP proxy before one of the sandbox's servers: what goes wrong with connections, whatever they carry.
+
+Its operation in the plan is `connect`, asked once per connection; what happens to single calls is left to the servers.
+Besides, a proxy can be taken down, so that connections are truly refused, and can cut all that are open.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Self
+
+from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+_CHUNK = 64 * 1024
+_DROP = 16
+_START_WITHIN = 10.0
+_CONNECT_WITHIN = 5.0
+
+
+class TcpProxy:
+    """Passes connections on to `target` (host and port), except as the plan has it.
+
+    `wires`: under whose names the plan is asked, in this order; one port may carry two. Port 0 takes any free one.
+    """
+
+    def __init__(
+        self,
+        target: tuple[str, int],
+        plan: FaultPlan,
+        *wires: Wire,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        if not ipaddress.ip_address(host).is_loopback:
+            raise ValueError(f"the sandbox listens on loopback addresses only, not on {host}")
+        self.target = target
+        self.host = host
+        self.port = port
+        self._plan = plan
+        self._wires = wires
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._listener: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.host}:{self.port} → {self.target[0]}:{self.target[1]}>"
+
+    def start(self) -> None:
+        """Listen; returns when connections are accepted. Raises OSError where the port is taken."""
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(started)), name=f"proxy {self.target[1]}", daemon=True
+        )
+        self._thread.start()
+        started.result(_START_WITHIN)
+
+    def stop(self) -> None:
+        """Cut everything and stop listening."""
+        if self._loop is not None and self._thread is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join(_START_WITHIN)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def cut(self) -> None:
+        """Reset every connection that is open; new ones are taken."""
+        self._in_loop(self._cut)
+
+    def down(self) -> None:
+        """Listen no more, and reset every connection: from now on they are refused."""
+        self._in_loop(self._down)
+
+    def up(self) -> None:
+        """Listen again, on the same port."""
+        self._in_loop(self._listen)
+
+    def _in_loop(self, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        assert self._loop is not None  # noqa: S101 - for the type checker: it is there once started
+        asyncio.run_coroutine_threadsafe(what(), self._loop).result(_START_WITHIN)
+
+    async def _serve(self, started: Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._listen()
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        await self._stopping.wait()
+        await self._down()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = await asyncio.start_server(self._accepted, self.host, self.port, backlog=256)
+            self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def _cut(self) -> None:
+        for writer in list(self._open):
+            _reset(writer)
+
+    async def _down(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        await self._cut()
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker: a connection is a task
+        self._tasks.add(task)
+        self._open.add(writer)
+        try:
+            await self._connection(reader, writer, self._fault())
+        except OSError:
+            # The one side ended; so does the other.
+            _reset(writer)
+        finally:
+            self._open.discard(writer)
+            self._tasks.discard(task)
+            writer.close()
+
+    def _fault(self) -> Fault | None:
+        about = f"connection to {self.target[0]}:{self.target[1]}"
+        # Each wire is asked, so that each rule counts each connection.
+        faults = [self._plan.strike(wire, "connect", about) for wire in self._wires]
+        return next((fault for fault in faults if fault is not None), None)
+
+    async def _connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
+    ) -> None:
+        kind = fault.kind if fault else None
+        if fault is not None and kind is Kind.KILL:
+            await asyncio.to_thread(self._plan.carry_out, Kind.KILL)
+        if kind in (Kind.REFUSE, Kind.KILL):
+            _reset(writer)
+            return
+        if fault is not None and kind is Kind.SILENT and not fault.after:
+            await self._silence(fault, writer)
+            return
+        if kind is Kind.RESET and fault is not None and not fault.after and not fault.bytes:
+            await reader.read(_CHUNK)
+            _reset(writer)
+            return
+        await self._pass_on(reader, writer, fault)
+
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
+    ) -> None:
+        upstream, up = await asyncio.wait_for(asyncio.open_connection(*self.target), _CONNECT_WITHIN)
+        self._open.add(up)
+        try:
+            directions = [
+                asyncio.ensure_future(self._requests(reader, up, fault)),
+                asyncio.ensure_future(self._answers(upstream, writer, fault)),
+            ]
+            done, pending = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+            for direction in pending:
+                direction.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            for direction in done:
+                direction.result()
+        finally:
+            self._open.discard(up)
+            up.close()
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, up: asyncio.StreamWriter, fault: Fault | None
+    ) -> None:
+        while data := await reader.read(_CHUNK):
+            if fault is not None and fault.kind is Kind.DELAY:
+                await self._pause(fault.seconds)
+            if fault is not None and fault.kind is Kind.SWALLOW:
+                continue
+            up.write(data)
+            await up.drain()
+
+    async def _answers(
+        self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
+    ) -> None:
+        passed = 0
+        while data := await upstream.read(_CHUNK):
+            match fault and fault.kind:
+                case Kind.RESET | Kind.CUT | Kind.SILENT if fault is not None:
+                    room = max(0, fault.bytes - passed)
+                    writer.write(data[:room])
+                    await writer.drain()
+                    if len(data) > room:
+                        await self._end(fault, writer)
+                        return
+                case Kind.DRIBBLE if fault is not None:
+                    await self._dribble(data, writer, fault.seconds)
+                case Kind.SWALLOW:
+                    pass
+                case _:
+                    writer.write(data)
+                    await writer.drain()
+            passed += len(data)
+
+    async def _end(self, fault: Fault, writer: asyncio.StreamWriter) -> None:
+        if fault.kind is Kind.SILENT:
+            await self._silence(fault, writer)
+        elif fault.kind is Kind.RESET:
+            _reset(writer)
+        else:
+            writer.close()
+
+    async def _dribble(self, data: bytes, writer: asyncio.StreamWriter, seconds: float) -> None:
+        drops = range(0, len(data), _DROP)
+        for position in drops:
+            writer.write(data[position : position + _DROP])
+            await writer.drain()
+            await self._pause(seconds / len(drops))
+
+    async def _silence(self, fault: Fault, writer: asyncio.StreamWriter) -> None:
+        await self._pause(fault.seconds)
+        _reset(writer)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, until the plan is cleared at most."""
+        cleared = self._plan.cleared
+        end = asyncio.get_running_loop().time() + seconds
+        while not cleared() and (left := end - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - the plan is no part of asyncio
+            await asyncio.sleep(min(left, 0.05))
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close at once, so that the other side gets a reset and not an end."""
+    connection = writer.get_extra_info("socket")
+    if connection is not None and connection.fileno() >= 0:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    writer.transport.abort()

@@ -1,0 +1,123 @@
+"""The plan: which call is struck, by what, and what the log says."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from sandbox.clock import MovableClock
+from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults.plan import KINDS, OPERATIONS
+
+RESET = Fault(Kind.RESET)
+READ = (Wire.DATAVERSE, "read")
+
+
+def struck(plan: FaultPlan, calls: int, wire: Wire = Wire.DATAVERSE, operation: str = "read") -> list[int]:
+    """Which of so many calls are struck, from 1."""
+    return [n for n in range(1, calls + 1) if plan.strike(wire, operation) is not None]
+
+
+def plan_of(*rules: Rule, clock: MovableClock | None = None) -> FaultPlan:
+    return FaultPlan(rules, clock or MovableClock(datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+def test_nothing_is_struck_without_rules() -> None:
+    assert struck(plan_of(), 3) == []
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        (When(), [1, 2, 3, 4, 5]),
+        (When.once(), [1]),
+        (When.nth(3), [3]),
+        (When(first=2, last=4), [2, 3, 4]),
+        (When(first=4), [4, 5]),
+    ],
+)
+def test_calls_are_struck_by_their_number(when: When, expected: list[int]) -> None:
+    assert struck(plan_of(Rule(Wire.DATAVERSE, RESET, when)), 5) == expected
+
+
+def test_only_matching_calls_are_counted_and_struck() -> None:
+    plan = plan_of(Rule(Wire.DATAVERSE, RESET, When.nth(2), "read"))
+    assert struck(plan, 1) == []
+    assert struck(plan, 5, operation="batch") == []
+    assert struck(plan, 5, wire=Wire.IDENTITY) == []
+    assert struck(plan, 2) == [1]
+
+
+def test_a_pattern_names_several_operations() -> None:
+    plan = plan_of(Rule(Wire.SERVICE_BUS_OUT, RESET, operation="send:*"))
+    assert plan.strike(Wire.SERVICE_BUS_OUT, "send:invoice-created") == RESET
+    assert plan.strike(Wire.SERVICE_BUS_OUT, "schedule:opportunity-won") is None
+
+
+def test_a_window_of_time_opens_and_closes_by_the_plan_s_clock() -> None:
+    clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
+    plan = plan_of(
+        Rule(Wire.DATAVERSE, RESET, When.during(timedelta(seconds=10), start=timedelta(seconds=5))),
+        clock=clock,
+    )
+    seen = []
+    for _ in range(4):
+        seen.append(plan.strike(*READ) is not None)
+        clock.advance(timedelta(seconds=5))
+    assert seen == [False, True, True, False]
+
+
+def test_chance_is_the_same_for_the_same_seed_and_near_its_probability() -> None:
+    rule = Rule(Wire.DATAVERSE, RESET, When.at_random(0.3, seed=7))
+    one, other = struck(plan_of(rule), 1000), struck(plan_of(rule), 1000)
+    assert one == other
+    assert 250 < len(one) < 350
+    assert one != struck(plan_of(Rule(Wire.DATAVERSE, RESET, When.at_random(0.3, seed=8))), 1000)
+
+
+def test_every_rule_counts_a_call_that_another_one_strikes() -> None:
+    delay = Fault(Kind.DELAY)
+    plan = plan_of(
+        Rule(Wire.DATAVERSE, RESET, When.nth(1)),
+        Rule(Wire.DATAVERSE, delay, When.nth(2)),
+    )
+    assert [plan.strike(*READ), plan.strike(*READ), plan.strike(*READ)] == [RESET, delay, None]
+
+
+def test_what_struck_is_logged_and_stays_logged_when_the_rules_are_gone() -> None:
+    plan = plan_of(Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE, status=502, after=True)))
+    plan.strike(Wire.DATAVERSE, "read", "GET /invoices")
+    plan.clear()
+    assert plan.strike(*READ) is None
+    (entry,) = plan.log
+    assert (
+        str(entry)
+        == "2026-01-01T00:00:00+00:00 dataverse/read: unavailable status=502 after=yes GET /invoices"
+    )
+
+
+def test_a_pause_ends_when_the_plan_is_cleared() -> None:
+    plan = plan_of()
+    cleared = plan.cleared
+    plan.clear()
+    assert cleared()
+    assert not plan.cleared()
+
+
+def test_what_a_wire_cannot_do_is_provided_by_its_owner() -> None:
+    plan, killed = plan_of(), []
+    with pytest.raises(LookupError, match="kill"):
+        plan.carry_out(Kind.KILL)
+    plan.provide(Kind.KILL, lambda: killed.append("worker"))
+    plan.carry_out(Kind.KILL)
+    assert killed == ["worker"]
+
+
+def test_a_fault_that_a_wire_cannot_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="no deadlock on the wire identity"):
+        Rule(Wire.IDENTITY, Fault(Kind.DEADLOCK))
+
+
+def test_every_kind_and_wire_is_described() -> None:
+    assert set(KINDS) == set(Kind)
+    assert set(OPERATIONS) == set(Wire)
+    assert all(hasattr(RESET, name) for description in KINDS.values() for name in description.fields)

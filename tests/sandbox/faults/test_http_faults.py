@@ -1,0 +1,268 @@
+"""Faults of HTTP applications: what was carried out, and what the caller gets, over sockets and in-process."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+
+from sandbox.certificates import CertificateAuthority
+from sandbox.clock import MovableClock
+from sandbox.dataverse import DataverseApp, DataverseServer, seed
+from sandbox.dataverse.schema import TABLES
+from sandbox.faults import Fault, FaultPlan, FaultyAdapter, Kind, Rule, When, Wire, faulty_dataverse
+from sandbox.identity import Identity, TokenAuthority
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+URL = "https://sandbox.crm.dynamics.com"
+
+
+@dataclass
+class Service:
+    """An application that counts what it carried out, and the plan before it; `waited` are the silences' seconds."""
+
+    plan: FaultPlan = field(default_factory=lambda: FaultPlan(clock=MovableClock(NOW)))
+    carried_out: int = 0
+    waited: list[float] = field(default_factory=list)
+
+    def __call__(self, _: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer with some JSON."""
+        self.carried_out += 1
+        body = json.dumps({"value": list(range(100))}).encode()
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    def get(self, fault: Fault) -> requests.Response:
+        """Call it once, struck by `fault`."""
+        self.plan.add(Rule(Wire.DATAVERSE, fault, When.once()))
+        session = requests.Session()
+        session.mount("https://", FaultyAdapter(faulty_dataverse(self, self.plan, self.waited.append)))
+        return session.get(f"{URL}/api/data/v9.2/accounts", allow_redirects=False)
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "carried_out"),
+    [
+        (Fault(Kind.REFUSE), requests.ConnectionError, 0),
+        (Fault(Kind.RESET), requests.ConnectionError, 0),
+        (Fault(Kind.RESET, after=True), requests.ConnectionError, 1),
+        (Fault(Kind.SILENT, seconds=7), requests.ReadTimeout, 0),
+        (Fault(Kind.SILENT, after=True, seconds=7), requests.ReadTimeout, 1),
+        (Fault(Kind.SWALLOW), requests.ReadTimeout, 0),
+        (Fault(Kind.CUT), requests.exceptions.ChunkedEncodingError, 1),
+    ],
+    ids=str,
+)
+def test_broken_connections(service: Service, fault: Fault, error: type[Exception], carried_out: int) -> None:
+    """The caller cannot tell whether its call was carried out; the service can."""
+    with pytest.raises(error):
+        service.get(fault)
+    assert service.carried_out == carried_out
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (Fault(Kind.UNAUTHORIZED), 401, None),
+        (Fault(Kind.FORBIDDEN), 403, "0x80072560"),
+        (Fault(Kind.FORBIDDEN, code="0x80040220"), 403, "0x80040220"),
+        (Fault(Kind.NOT_FOUND), 404, None),
+        (Fault(Kind.NOT_FOUND, code="0x80040217"), 404, "0x80040217"),
+        (Fault(Kind.CONFLICT), 412, "0x80040237"),
+        (Fault(Kind.CONFLICT, code="0x80060882"), 412, "0x80060882"),
+        (Fault(Kind.DEADLOCK), 500, "0x80044150"),
+        (Fault(Kind.THROTTLED), 429, "0x80072322"),
+        (Fault(Kind.UNAVAILABLE), 503, None),
+        (Fault(Kind.UNAVAILABLE, status=502), 502, None),
+        (Fault(Kind.UNAVAILABLE, status=504, after=True), 504, None),
+        (Fault(Kind.HTML), 200, None),
+        (Fault(Kind.REDIRECT), 302, None),
+    ],
+    ids=str,
+)
+def test_answers_of_somebody_else(service: Service, fault: Fault, status: int, code: str | None) -> None:
+    """The answer is the fault's, and the call is carried out only where the fault says so."""
+    answer = service.get(fault)
+    assert answer.status_code == status
+    if code is None:
+        with pytest.raises(requests.exceptions.JSONDecodeError):
+            answer.json()
+    else:
+        assert answer.json()["error"]["code"] == code
+    assert service.carried_out == int(fault.after)
+
+
+@pytest.mark.parametrize(
+    ("form", "header"),
+    [
+        ("7", "7"),
+        ("none", None),
+        ("-5", "-5"),
+        ("999999999", "999999999"),
+        ("soon", "soon"),
+        ("date+60", "Sun, 01 Mar 2026 12:01:00 GMT"),
+        ("date-60", "Sun, 01 Mar 2026 11:59:00 GMT"),
+    ],
+)
+def test_every_form_of_retry_after(service: Service, form: str, header: str | None) -> None:
+    assert service.get(Fault(Kind.THROTTLED, retry_after=form)).headers.get("Retry-After") == header
+
+
+def test_a_redirect_leads_to_a_page_that_looks_like_success(service: Service) -> None:
+    """So that a client that follows it, token and all, is found out."""
+    session = requests.Session()
+    session.mount("https://", FaultyAdapter(faulty_dataverse(service, service.plan)))
+    service.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.REDIRECT), When.once()))
+    answer = session.get(f"{URL}/api/data/v9.2/accounts")
+    assert answer.status_code == 200
+    assert "Sign in" in answer.text
+    assert service.carried_out == 0
+
+
+def test_late_answers_are_whole(service: Service) -> None:
+    for fault in (Fault(Kind.DELAY, seconds=3), Fault(Kind.DRIBBLE, seconds=4)):
+        assert len(service.get(fault).json()["value"]) == 100
+    assert service.waited[0] == 3
+    assert sum(service.waited[1:]) == pytest.approx(4, rel=0.2)
+
+
+def test_a_truncated_answer_is_whole_for_http_and_not_for_who_reads_it(service: Service) -> None:
+    answer = service.get(Fault(Kind.TRUNCATED))
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+    with pytest.raises(requests.exceptions.JSONDecodeError):
+        answer.json()
+
+
+# ---------------------------------------------------------------------------------------------- Dataverse
+
+
+@dataclass
+class World:
+    """An organization behind faults, with an administrator who calls it."""
+
+    app: DataverseApp
+    plan: FaultPlan
+    session: requests.Session
+    opportunity: str
+    url: str = URL
+
+    def batch(self, *parts: str) -> requests.Response:
+        """Send a batch."""
+        body = "".join(f"--b\r\n{part}" for part in parts) + "--b--\r\n"
+        headers = {"Content-Type": "multipart/mixed; boundary=b", "Prefer": "odata.continue-on-error"}
+        return self.session.post(f"{self.url}/api/data/v9.2/$batch", data=body.encode(), headers=headers)
+
+    @property
+    def notes(self) -> int:
+        """How many notes there are."""
+        with self.app.store.reading() as transaction:
+            return transaction.count(TABLES["annotation"])
+
+
+def operation(method: str, path: str, body: str = "") -> str:
+    head = "Content-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
+    return f"{head}\r\n{method} /api/data/v9.2/{path} HTTP/1.1\r\nContent-Type: application/json\r\n\r\n{body}\r\n"
+
+
+def change_set(*operations: str) -> str:
+    return (
+        "Content-Type: multipart/mixed; boundary=c\r\n\r\n"
+        + "".join(f"--c\r\n{each}" for each in operations)
+        + "--c--\r\n"
+    )
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    clock = MovableClock(NOW)
+    authority = TokenAuthority(clock)
+    app = DataverseApp(authority.verify, clock=clock)
+    demo = seed.demo_organization(app, 1)
+    identity = Identity.named("administrator")
+    seed.add_administrator(app, identity.client_id)
+    plan = FaultPlan(clock=clock)
+    session = requests.Session()
+    session.trust_env = False
+    session.mount(URL, FaultyAdapter(faulty_dataverse(app, plan, lambda _: None)))
+    session.headers["Authorization"] = f"Bearer {authority.issue(identity, URL)}"
+    yield World(app, plan, session, demo.opportunities[0])
+    app.close()
+
+
+def test_calls_are_told_apart(world: World) -> None:
+    """A read, a write, a batch of reads and one with a change set are operations of their own."""
+    for name in ("read", "write", "batch", "change-set"):
+        world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.RESET), operation=name))
+    note = operation("POST", "annotations", '{"subject": "x"}')
+    for call in (
+        partial(world.session.get, f"{URL}/api/data/v9.2/accounts"),
+        partial(world.session.post, f"{URL}/api/data/v9.2/annotations", json={"subject": "x"}),
+        partial(world.batch, operation("GET", "accounts")),
+        partial(world.batch, change_set(note)),
+    ):
+        with pytest.raises(requests.ConnectionError):
+            call()
+    assert [entry.operation for entry in world.plan.log] == ["read", "write", "batch", "change-set"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_one_part_of_a_batch_is_struck(world: World, after: bool) -> None:  # noqa: FBT001 - pytest's
+    """The others are answered as ever; without after the part that is struck is not carried out."""
+    world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, part=0, after=after, retry_after="9")))
+    note = operation(
+        "POST",
+        "annotations",
+        json.dumps({"objectid_opportunity@odata.bind": f"/opportunities({world.opportunity})"}),
+    )
+    answer = world.batch(change_set(note), operation("GET", "annotations?$select=annotationid"))
+    assert answer.status_code == 200
+    assert "HTTP/1.1 429" in answer.text
+    assert "Retry-After: 9" in answer.text
+    assert answer.text.count("HTTP/1.1 ") == 2
+    assert answer.text.count('"annotationid":') == (1 if after else 0)
+    assert world.notes == (1 if after else 0)
+    assert answer.text.index("429") < answer.text.index("200 OK")
+
+
+def test_a_part_that_is_not_there_strikes_the_whole(world: World) -> None:
+    world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, part=5)))
+    assert world.batch(operation("GET", "accounts")).status_code == 429
+
+
+@pytest.mark.parametrize("kind", [Kind.RESET, Kind.CUT, Kind.REFUSE])
+def test_broken_connections_over_sockets(kind: Kind, tmp_path: Path) -> None:
+    """Under the server, a fault ends the connection, and the next call is answered on a new one."""
+    certificates = CertificateAuthority(tmp_path)
+    authority = TokenAuthority()
+    app = DataverseApp(authority.verify)
+    plan = FaultPlan()
+
+    def middleware(application: "WSGIApplication") -> "WSGIApplication":
+        return faulty_dataverse(application, plan)
+
+    with DataverseServer(app, certificates.server_context("127.0.0.1"), middleware=middleware) as server:
+        identity = Identity.named("administrator")
+        seed.add_administrator(app, identity.client_id)
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = str(certificates.bundle)
+        session.headers["Authorization"] = f"Bearer {authority.issue(identity, server.url)}"
+        plan.add(Rule(Wire.DATAVERSE, Fault(kind), When.once()))
+        with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+            session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10)
+        assert session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10).status_code == 200
+        session.close()
+    app.close()

@@ -1,0 +1,173 @@
+"""The TCP proxy: what becomes of a connection, byte by byte."""
+
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults.proxy import TcpProxy
+
+GREETING = bytes(range(256)) * 4
+
+
+class _Echo(socketserver.BaseRequestHandler):
+    """Answers each piece with a greeting and the piece."""
+
+    def handle(self) -> None:
+        while data := self.request.recv(1024):
+            self.server.received.append(data)  # type: ignore[attr-defined]
+            self.request.sendall(GREETING + data)
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 16
+
+
+class World:
+    """A server behind a proxy."""
+
+    def __init__(self, server: _Server, plan: FaultPlan, proxy: TcpProxy) -> None:
+        self.plan = plan
+        self.proxy = proxy
+        self.received: list[bytes] = server.received  # type: ignore[attr-defined]
+
+    @contextmanager
+    def connected(self, timeout: float = 5) -> Iterator[socket.socket]:
+        """Open a connection through the proxy."""
+        with socket.create_connection((self.proxy.host, self.proxy.port), timeout=timeout) as connection:
+            yield connection
+
+    def fault(self, kind: Kind, **fields: float) -> None:
+        """Let the next connection be struck."""
+        self.plan.add(Rule(Wire.DATAVERSE, Fault(kind, **fields), When.once(), "connect"))  # type: ignore[arg-type]
+
+    def asked(self, timeout: float = 5) -> bytes:
+        """Send a word; return what comes until the connection ends or is silent for a moment."""
+        with self.connected(timeout) as connection:
+            connection.sendall(b"hello")
+            return _read(connection)
+
+
+def _read(connection: socket.socket, enough: int = len(GREETING) + 5) -> bytes:
+    got = b""
+    while len(got) < enough and (data := connection.recv(4096)):
+        got += data
+    return got
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    plan = FaultPlan()
+    with _Server(("127.0.0.1", 0), _Echo) as server:
+        server.received = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        host, port = server.server_address[:2]
+        with TcpProxy((str(host), port), plan, Wire.DATAVERSE) as proxy:
+            yield World(server, plan, proxy)
+            plan.clear()
+        server.shutdown()
+        thread.join()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "it did not come about in 5 s"
+        time.sleep(0.01)
+
+
+def test_bytes_pass_both_ways(world: World) -> None:
+    assert world.asked() == GREETING + b"hello"
+
+
+def test_a_refused_connection_is_reset_and_nothing_arrives(world: World) -> None:
+    world.fault(Kind.REFUSE)
+    with pytest.raises(ConnectionResetError):
+        world.asked()
+    assert world.received == []
+    assert world.asked() == GREETING + b"hello"
+
+
+def test_a_reset_comes_before_the_server_hears_anything(world: World) -> None:
+    world.fault(Kind.RESET)
+    with pytest.raises(ConnectionResetError):
+        world.asked()
+    assert world.received == []
+
+
+def test_a_reset_comes_after_the_server_has_acted(world: World) -> None:
+    world.fault(Kind.RESET, after=True)
+    with pytest.raises(ConnectionResetError):
+        world.asked()
+    assert world.received == [b"hello"]
+
+
+def test_an_answer_is_cut_after_so_many_bytes(world: World) -> None:
+    world.fault(Kind.CUT, bytes=100)
+    assert world.asked() == GREETING[:100]
+    assert world.received == [b"hello"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "after", "heard"), [(Kind.SILENT, False, 0), (Kind.SILENT, True, 1), (Kind.SWALLOW, False, 0)]
+)
+def test_a_silent_peer_keeps_the_connection(world: World, kind: Kind, after: bool, heard: int) -> None:  # noqa: FBT001 - pytest's
+    world.fault(kind, after=after)
+    with pytest.raises(TimeoutError):
+        world.asked(timeout=0.3)
+    assert len(world.received) == heard
+
+
+def test_a_silence_ends_after_its_time(world: World) -> None:
+    world.fault(Kind.SILENT, seconds=0.05)
+    with pytest.raises(ConnectionResetError):
+        world.asked()
+
+
+def test_late_and_dribbled_answers_are_whole(world: World) -> None:
+    for kind in (Kind.DELAY, Kind.DRIBBLE):
+        world.fault(kind, seconds=0.05)
+        assert world.asked() == GREETING + b"hello"
+    assert [entry.fault.kind for entry in world.plan.log] == [Kind.DELAY, Kind.DRIBBLE]
+
+
+def test_open_connections_are_cut_and_new_ones_taken(world: World) -> None:
+    with world.connected() as connection:
+        connection.sendall(b"hello")
+        _read(connection)
+        world.proxy.cut()
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+    assert world.asked() == GREETING + b"hello"
+
+
+def test_a_proxy_that_is_down_refuses_and_comes_up_where_it_was(world: World) -> None:
+    world.proxy.down()
+    with pytest.raises(ConnectionRefusedError):
+        world.asked()
+    world.proxy.up()
+    assert world.asked() == GREETING + b"hello"
+
+
+def test_a_server_that_is_gone_ends_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nowhere = unused.getsockname()[:2]
+    with (
+        TcpProxy(nowhere, FaultPlan(), Wire.DATAVERSE) as proxy,
+        socket.create_connection((proxy.host, proxy.port), timeout=5) as connection,
+        pytest.raises(ConnectionResetError),
+    ):
+        connection.recv(1)
+
+
+def test_a_proxy_listens_on_loopback_only() -> None:
+    with pytest.raises(ValueError, match="loopback"):
+        TcpProxy(("127.0.0.1", 1), FaultPlan(), Wire.DATAVERSE, host="0.0.0.0")  # noqa: S104 - it is refused
