@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import json
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+from shared import errors
+from shared.invoice_created import DATA_SCHEMA, EVENT_TYPE, Currency, Customer, Invoice, invoice_created
+from shared.opportunity_won import OpportunityWon, compact_event, parse_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Checker = Callable[[bytes, Mapping[str, object], str], None]
+    Schema = dict[str, Any]
+
+CONTRACTS = Path(__file__).parents[2] / "shared" / "contracts"
+PUBLISHED = Path(__file__).parent / "published"
+SCHEMAS = sorted(path.name for path in CONTRACTS.glob("*.schema.json"))
+INVOICE_EXAMPLES = sorted(
+    path for path in (PUBLISHED / "invoice-created.v1").glob("*.json") if path.name not in SCHEMAS
+)
+WON_EXAMPLES = sorted(
+    path for path in (PUBLISHED / "opportunity-won.v1").glob("*.json") if path.name not in SCHEMAS
+)
+MAKE_A_V2 = (
+    "{} breaks what was published as version 1, and with it the code that consumers and senders generated from it, "
+    "or messages that are under way. Keep version 1 as it is and make a v2: a new type, a new dataschema, a folder "
+    "of its own in tests/contract/published."
+)
+
+
+def read(path: Path) -> Schema:
+    return cast("Schema", json.loads(path.read_bytes()))
+
+
+def validator(folder: Path, name: str) -> Draft202012Validator:
+    registry: Registry[Any] = Registry().with_resources(
+        (file.name, Resource.from_contents(read(file))) for file in folder.glob("*.schema.json")
+    )
+    return Draft202012Validator(
+        read(folder / name), registry=registry, format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
+
+
+def invoice_of(data: Schema) -> Invoice:
+    amount = data["totalAmount"]
+    places = len(amount.partition(".")[2]) if amount else 0
+    return Invoice(
+        id=data["invoiceId"],
+        number=data["invoiceNumber"],
+        name=data["name"],
+        opportunity_id=data["opportunityId"],
+        customer=Customer(**data["customer"]) if data["customer"] else None,
+        total_amount=Decimal(amount) if amount else None,
+        currency=Currency(data["currency"]["id"], data["currency"]["isoCode"], places)
+        if data["currency"]
+        else None,
+        pricing_error_code=data["pricingErrorCode"],
+        created_on=datetime.fromisoformat(data["createdOn"]),
+    )
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schemas_are_json_schema_2020_12(name: str) -> None:
+    schema = read(CONTRACTS / name)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    Draft202012Validator.check_schema(schema)
+
+
+def test_the_dataschema_of_the_event_is_the_id_of_its_schema() -> None:
+    assert read(CONTRACTS / "invoice-created.v1.schema.json")["$id"] == DATA_SCHEMA
+    event = read(CONTRACTS / "invoice-created.v1.event.schema.json")["properties"]
+    assert (event["dataschema"]["const"], event["type"]["const"]) == (DATA_SCHEMA, EVENT_TYPE)
+
+
+def test_the_asyncapi_document_is_valid(javascript: Callable[[str, Path], str]) -> None:
+    assert javascript("validate-asyncapi.mjs", CONTRACTS / "asyncapi.yaml") == ""
+
+
+def test_the_validator_finds_what_is_wrong(javascript: Callable[[str, Path], str], tmp_path: Path) -> None:
+    wrong = (CONTRACTS / "asyncapi.yaml").read_text().replace("action: receive", "action: eat")
+    for schema in SCHEMAS:
+        (tmp_path / schema).write_bytes((CONTRACTS / schema).read_bytes())
+    (tmp_path / "asyncapi.yaml").write_text(wrong)
+    assert "operations.receiveOpportunityWon" in javascript(
+        "validate-asyncapi.mjs", tmp_path / "asyncapi.yaml"
+    )
+
+
+def asyncapi() -> Schema:
+    return cast("Schema", yaml.safe_load((CONTRACTS / "asyncapi.yaml").read_text()))
+
+
+def test_the_failed_queue_lists_every_reason_for_which_a_message_is_parked() -> None:
+    leaves = {
+        error
+        for _, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, errors.InvoicingError) and not error.__subclasses__()
+    }
+    # A win that stays open counts as withdrawn, and without Service Bus nothing can be parked.
+    parked = {error.reason for error in leaves - {errors.OpportunityStillOpen, errors.ServiceBusUnavailable}}
+    headers = asyncapi()["components"]["messages"]["Failed"]["headers"]
+    listed = headers["properties"]["DeadLetterReason"]["enum"]
+    assert sorted(listed) == sorted(parked | {"MaxDeliveryCountExceeded", "TTLExpiredException"})
+
+
+def test_the_failed_queue_describes_the_properties_that_are_written() -> None:
+    # Looked up by name, so that this file needs no list of its own.
+    message = importlib.import_module("shared.message")
+    headers = asyncapi()["components"]["messages"]["Failed"]["headers"]["properties"]
+    written = {*message.PARKED_PROPERTIES, message.ROOT, message.ATTEMPT, message.FIRST_SEEN}
+    assert headers.keys() == written
+
+
+def test_the_invoice_topic_describes_the_properties_that_are_written() -> None:
+    example = invoice_of(read(INVOICE_EXAMPLES[0])["body"]["data"])
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    written = invoice_created(
+        example, dataverse_url="https://x.crm.dynamics.com", traceparent=trace
+    ).application_properties
+    headers = asyncapi()["components"]["messages"]["InvoiceCreated"]["headers"]
+    Draft202012Validator(headers, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(written)
+    assert headers["properties"].keys() == written.keys()
+
+
+# --- Compatibility -----------------------------------------------------------------------------------------------
+
+
+def what_breaks(old: Schema, new: Schema, place: str) -> Iterator[str]:
+    """Yield where a schema says something else than the one that was published; only additions are free."""
+    said = {"description", "title", "properties"}
+    for word in (old.keys() | new.keys()) - said:
+        before, after = old.get(word), new.get(word)
+        if word == "required" and set(before or ()) <= set(after or ()):
+            continue
+        if before != after:
+            yield f"{place}.{word}"
+    for name, member in old.get("properties", {}).items():
+        if name not in new.get("properties", {}):
+            yield f"{place}.{name}"
+        else:
+            yield from what_breaks(member, new["properties"][name], f"{place}.{name}")
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_schema_says_what_it_said_when_it_was_published(name: str) -> None:
+    """Members may be added, nothing else: code that was generated from the first schema still fits."""
+    first = PUBLISHED / name.replace(".event", "").replace(".schema.json", "") / name
+    assert first.exists(), f"{name} is new: keep a copy of it as {first.relative_to(PUBLISHED)}, for ever."
+    broken = list(what_breaks(read(first), read(CONTRACTS / name), "$"))
+    if "opportunity-won" in name and not broken:
+        # Senders' old messages lack what is new.
+        broken = sorted(
+            set(read(CONTRACTS / name).get("required", ())) - set(read(first).get("required", ()))
+        )
+    assert not broken, MAKE_A_V2.format(", ".join(broken))
+
+
+@pytest.mark.parametrize("path", INVOICE_EXAMPLES, ids=lambda path: path.stem)
+def test_events_that_were_published_are_still_valid(path: Path, published_event_checker: Checker) -> None:
+    example = read(path)
+    try:
+        published_event_checker(
+            json.dumps(example["body"]).encode(), example["applicationProperties"], example["contentType"]
+        )
+    except AssertionError as error:
+        raise AssertionError(MAKE_A_V2.format(str(error))) from error
+
+
+@pytest.mark.parametrize("path", INVOICE_EXAMPLES, ids=lambda path: path.stem)
+def test_an_invoice_that_was_published_is_published_in_the_same_words(path: Path) -> None:
+    """Members may be added, nothing else; and what is written now fits the schema as it was first published."""
+    example = read(path)
+    body = example["body"]
+    trace = example["applicationProperties"]["traceparent"]
+    now = invoice_created(invoice_of(body["data"]), dataverse_url=body["source"], traceparent=trace)
+    event = json.loads(now.body)
+    changed = [name for name, value in body.items() if name != "data" and event.get(name) != value]
+    changed += [f"data.{name}" for name, value in body["data"].items() if event["data"].get(name) != value]
+    changed += [
+        f"application property {name}"
+        for name, value in example["applicationProperties"].items()
+        if now.application_properties.get(name) != value
+    ]
+    if (now.message_id, now.subject, now.content_type) != (
+        example["messageId"],
+        example["subject"],
+        example["contentType"],
+    ):
+        changed.append("message id, subject or content type")
+    assert not changed, MAKE_A_V2.format(f"A change to {', '.join(changed)}")
+    first = validator(path.parent, "invoice-created.v1.event.schema.json")
+    problems = [error.message for error in first.iter_errors(event)]
+    assert not problems, MAKE_A_V2.format("; ".join(problems))
+
+
+@pytest.mark.parametrize("path", WON_EXAMPLES, ids=lambda path: path.stem)
+def test_wins_that_were_sent_are_still_understood(path: Path) -> None:
+    """A message may wait on the queue, or in the failed queue, for longer than a version of the code lives."""
+    example = read(path)
+    body = example["body"]
+    structured = "specversion" in body
+    name = "opportunity-won.v1.event.schema.json" if structured else "opportunity-won.v1.schema.json"
+    problems = [error.message for error in validator(CONTRACTS, name).iter_errors(body)]
+    assert not problems, MAKE_A_V2.format("; ".join(problems))
+    won = parse_event(json.dumps(body).encode(), example["applicationProperties"], example["contentType"])
+    data = body["data"] if structured else body
+    assert won == OpportunityWon(
+        data["opportunityId"], data.get("organizationId"), data.get("correlationId")
+    ), MAKE_A_V2.format("The parser")
+
+
+def test_the_copy_that_is_tried_again_is_written_as_ever() -> None:
+    """Golden vector: old code and new code run side by side during a deployment, and read each other's copies."""
+    example = read(PUBLISHED / "opportunity-won.v1" / "copy-to-be-tried-again.json")["body"]
+    won = OpportunityWon(example["opportunityId"], example["organizationId"], example["correlationId"])
+    assert json.loads(compact_event(won)) == example, MAKE_A_V2.format("The compact event")
+
+
+# --- The judges themselves ---------------------------------------------------------------------------------------
+
+BREAKAGES: dict[str, Callable[[Schema], object]] = {
+    "an id that is no GUID": lambda event: event["data"].update(invoiceId="1"),
+    "an id in capitals": lambda event: event["data"].update(invoiceId=event["data"]["invoiceId"].upper()),
+    "an amount as a number": lambda event: event["data"].update(totalAmount=12.5),
+    "an amount with an exponent": lambda event: event["data"].update(totalAmount="1E+2"),
+    "a member missing": lambda event: event["data"].pop("name"),
+    "a member that nobody described": lambda event: event["data"].update(color="red"),
+    "a time without zone": lambda event: event.update(time="2026-02-03T14:45:12"),
+    "a time that is none": lambda event: event.update(time="yesterdayZ"),
+    "a link that is none": lambda event: event["data"].update(link="no link"),
+    "another type": lambda event: event.update(type="invoice-from-opportunity.sales.invoice.created.v2"),
+    "another CloudEvents version": lambda event: event.update(specversion="0.3"),
+    "an attribute that is not copied": lambda event: event.update(extra="1"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES.values(), ids=BREAKAGES.keys())
+def test_the_checker_finds(breakage: Callable[[Schema], object], published_event_checker: Checker) -> None:
+    example = read(INVOICE_EXAMPLES[1])
+    event = copy.deepcopy(example["body"])
+    breakage(event)
+    with pytest.raises(AssertionError):
+        published_event_checker(
+            json.dumps(event).encode(), example["applicationProperties"], example["contentType"]
+        )
+
+
+@pytest.mark.parametrize(
+    "properties", [{}, {"cloudEvents_subject": "opportunities/1"}, {"cloudEvents_extra": "1"}], ids=str
+)
+def test_the_checker_finds_copies_that_differ(properties: Schema, published_event_checker: Checker) -> None:
+    example = read(INVOICE_EXAMPLES[1])
+    copies = {**example["applicationProperties"], **properties} if properties else {}
+    with pytest.raises(AssertionError):
+        published_event_checker(json.dumps(example["body"]).encode(), copies, example["contentType"])
+
+
+CHANGES: dict[str, Callable[[Schema], object]] = {
+    "a member removed": lambda schema: schema["properties"].pop("name"),
+    "a member renamed": lambda schema: schema["properties"].update(title=schema["properties"].pop("name")),
+    "a member optional": lambda schema: schema["required"].remove("name"),
+    "another type": lambda schema: schema["properties"]["totalAmount"].update(type="number"),
+    "a narrower type": lambda schema: schema["properties"]["name"].update(type="string"),
+    "a deep change": lambda schema: schema["properties"]["currency"]["properties"].pop("isoCode"),
+    "another id": lambda schema: schema.update({"$id": "urn:uuid:80106495-6621-4248-8cd6-0d75b728b193"}),
+    "closed": lambda schema: schema.update(additionalProperties=False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_the_comparison_finds(change: Callable[[Schema], object]) -> None:
+    first = read(CONTRACTS / "invoice-created.v1.schema.json")
+    changed = copy.deepcopy(first)
+    change(changed)
+    assert list(what_breaks(first, changed, "$"))
+
+
+def test_the_comparison_lets_members_be_added_and_described() -> None:
+    first = read(CONTRACTS / "invoice-created.v1.schema.json")
+    grown = copy.deepcopy(first)
+    grown["properties"]["dueOn"] = {"type": ["string", "null"]}
+    grown["required"].append("dueOn")
+    grown["properties"]["name"]["description"] = "In other words."
+    assert not list(what_breaks(first, grown, "$"))
+
+
+def test_another_invoice_is_another_event() -> None:
+    """The comparisons above would be content with a constant."""
+    one = invoice_of(read(INVOICE_EXAMPLES[1])["body"]["data"])
+    other = replace(one, id="ffffffff-ffff-4fff-bfff-ffffffffffff")
+    url = "https://x.crm.dynamics.com"
+    assert (
+        invoice_created(one, dataverse_url=url).message_id
+        != invoice_created(other, dataverse_url=url).message_id
+    )
