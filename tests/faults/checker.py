@@ -1,0 +1,337 @@
+"""The judge of a history, from outside: what Dataverse committed, what came to the topic, what is left in the queues.
+
+It knows nothing of the product but its promise, and trusts nothing that the product says of itself. The same one
+judges histories in the product's own process and over sockets. What happened to whom on purpose, and what may be left
+behind because of it, is told by whoever made the history.
+
+    watch = Watch(broker)                                   # before anything is sent
+    …                                                       # the history, then enough time
+    evidence = watch.evidence(app.store.commits, function_user)
+    violations = judge(evidence, Expectations(invoiced=…))
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sandbox.service_bus import Broker, BrokeredMessage, Happened, Observation
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sandbox.dataverse import Change, Commit
+
+QUEUE = "opportunity-won"
+FAILED_QUEUE = "opportunity-won-failed"
+TOPIC = "invoice-created"
+SUBSCRIPTION = "invoice-created/Subscriptions/audit"
+
+_CANCELED = 3
+_PAGE = 10_000
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event that came to the topic, whether or not duplicate detection let it through to subscribers."""
+
+    at: datetime
+    message_id: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is to see from outside once a history is at rest.
+
+    `function_user`: the id of the user as which the product works; the invoices that it creates are the generated
+    ones. `sent`: every event that reached the topic; `published`: those that subscribers got. `waiting`: what is left
+    in the queue or under way to it, `parked`: in the failed queue, `dead`: in dead-letter queues.
+    """
+
+    commits: Sequence[Commit]
+    function_user: str
+    sent: Sequence[Event]
+    published: Sequence[Event]
+    waiting: Sequence[BrokeredMessage]
+    parked: Sequence[BrokeredMessage]
+    dead: Sequence[BrokeredMessage] = ()
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a message may be parked: its body holds `mark`, an opportunity's id say, and its reason is among these."""
+
+    mark: bytes
+    reasons: frozenset[str]
+
+    def covers(self, message: BrokeredMessage) -> bool:
+        """Whether this explains a parked message."""
+        return self.mark in body_of(message) and reason_of(message) in self.reasons
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What the maker of a history knows of it.
+
+    `invoiced`: the opportunities that were won and that nobody meddled with: each must have its invoice and event.
+    `never`: those that must get no generated invoice: never won, or invoiced by hand before the win. `causes`: what
+    was made to fail for good. `claim_deleted_under_way`: where somebody deleted the claim while a message of the same
+    win was between look and call; there, and only there, a second invoice is beyond the promise.
+    """
+
+    invoiced: Collection[str] = ()
+    never: Collection[str] = ()
+    causes: Sequence[Cause] = ()
+    claim_deleted_under_way: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule that was broken, and how."""
+
+    rule: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.what}"
+
+
+class Watch:
+    """Collects what comes to the topic, from now on; the rest is looked up at the end."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._sent: list[Event] = []
+        self._published: list[Event] = []
+        broker.observe(self._observe)
+
+    def __repr__(self) -> str:
+        return f"<Watch {len(self._sent)} sent, {len(self._published)} published>"
+
+    @property
+    def published(self) -> Sequence[Event]:
+        """What subscribers got so far."""
+        return self._published
+
+    def evidence(self, commits: Sequence[Commit], function_user: str) -> Evidence:
+        """Look at what is left, by peeking."""
+        every = self._broker.entities
+        dead = [path for path in every if path.endswith("/$DeadLetterQueue")]
+        return Evidence(
+            commits=commits,
+            function_user=function_user,
+            sent=tuple(self._sent),
+            published=tuple(self._published),
+            waiting=self._broker.peek(QUEUE, 0, _PAGE),
+            parked=self._broker.peek(FAILED_QUEUE, 0, _PAGE),
+            dead=[message for path in dead for message in self._broker.peek(path, 0, _PAGE)],
+        )
+
+    def _observe(self, seen: Observation) -> None:
+        entity = seen.entity.lower()
+        if entity == TOPIC and seen.happened in (Happened.ACCEPTED, Happened.DUPLICATE_DROPPED):
+            self._sent.append(_event(seen))
+        elif entity == SUBSCRIPTION.lower() and seen.happened is Happened.ENQUEUED:
+            self._published.append(_event(seen))
+
+
+def judge(evidence: Evidence, expectations: Expectations) -> list[Violation]:
+    """Return what is wrong with a history that is at rest; nothing is the promise kept."""
+    invoices = _Invoices(evidence.commits, evidence.function_user, expectations.claim_deleted_under_way)
+    return [
+        *invoices.violations,
+        *_events(evidence, invoices),
+        *_everybody_served(evidence, expectations, invoices),
+        *_nothing_left(evidence, expectations),
+    ]
+
+
+@dataclass
+class _Opportunity:
+    """What the log of commits tells of one opportunity; ids of invoices in the order of their creation."""
+
+    generated: list[str] = field(default_factory=list)
+    active: set[str] = field(default_factory=set)
+    claimed: bool = False
+    claim_deleted: bool = False
+
+
+class _Invoices:
+    """Goes through the committed transactions in order, and looks after each."""
+
+    def __init__(
+        self, commits: Iterable[Commit], function_user: str, claim_deleted_under_way: Collection[str]
+    ) -> None:
+        self.opportunities: dict[str, _Opportunity] = defaultdict(_Opportunity)
+        # Every invoice that ever was: the opportunity that it is for, and when it was made.
+        self.made: dict[str, tuple[str, datetime]] = {}
+        self.violations: list[Violation] = []
+        self._function_user = function_user
+        self._excused = claim_deleted_under_way
+        self._notes: dict[str, str] = {}
+        for commit in commits:
+            for change in commit.changes:
+                if change.table == "annotation":
+                    self._note(change)
+            for change in commit.changes:
+                if change.table == "invoice":
+                    self._invoice(change, commit)
+
+    def _note(self, change: Change) -> None:
+        """Follow the product's own notes: whatever it writes on an opportunity is the claim."""
+        if change.kind == "create" and change.values.get("createdby") == self._function_user:
+            opportunity_id = str(change.values.get("objectid"))
+            self._notes[change.id] = opportunity_id
+            self.opportunities[opportunity_id].claimed = True
+        elif change.kind == "delete" and change.id in self._notes:
+            opportunity = self.opportunities[self._notes.pop(change.id)]
+            opportunity.claimed, opportunity.claim_deleted = False, True
+
+    def _invoice(self, change: Change, commit: Commit) -> None:
+        if change.kind == "create":
+            self._created(change, commit)
+        elif change.id in self.made:
+            opportunity = self.opportunities[self.made[change.id][0]]
+            if change.kind == "delete" or change.values.get("statecode") == _CANCELED:
+                opportunity.active.discard(change.id)
+
+    def _created(self, change: Change, commit: Commit) -> None:
+        opportunity_id = str(change.values.get("opportunityid"))
+        opportunity = self.opportunities[opportunity_id]
+        self.made[change.id] = opportunity_id, commit.at
+        if commit.user_id == self._function_user:
+            still_active = [id_ for id_ in opportunity.generated if id_ in opportunity.active]
+            # Once the claim *and* the invoice are gone, a replay bills anew: that is what deleting both asks for.
+            asked_for = opportunity.claim_deleted and not still_active
+            if opportunity.generated and not asked_for and opportunity_id not in self._excused:
+                self.violations.append(
+                    Violation(
+                        "one generated invoice per opportunity",
+                        f"{opportunity_id} got a second one, {change.id}, at {commit.at.isoformat()} "
+                        f"(after {', '.join(opportunity.generated)}).",
+                    )
+                )
+            opportunity.generated.append(change.id)
+            opportunity.claim_deleted = False
+        opportunity.active.add(change.id)
+
+
+def _events(evidence: Evidence, invoices: _Invoices) -> Iterator[Violation]:
+    ids: dict[str, set[str]] = defaultdict(set)
+    for event in evidence.sent:
+        told = _read(event)
+        if told is None:
+            yield Violation("an event can be read", f"the body of {event.message_id} is no CloudEvent.")
+            continue
+        event_id, opportunity_id, invoice_id = told
+        ids[invoice_id] |= {event_id, event.message_id}
+        made = invoices.made.get(invoice_id)
+        if made is None or made[0] != opportunity_id or made[1] > event.at:
+            yield Violation(
+                "no event without its invoice",
+                f"{event_id} tells of invoice {invoice_id} of {opportunity_id}, which was not there.",
+            )
+    for invoice_id, known in ids.items():
+        if len(known) > 1:
+            yield Violation("all events of an invoice have one id", f"{invoice_id}: {sorted(known)}.")
+
+
+def _everybody_served(
+    evidence: Evidence, expectations: Expectations, invoices: _Invoices
+) -> Iterator[Violation]:
+    told = {found[2] for event in evidence.published if (found := _read(event))}
+    for opportunity_id in sorted(expectations.invoiced):
+        opportunity = invoices.opportunities.get(opportunity_id, _Opportunity())
+        if len(opportunity.active) != 1:
+            yield Violation(
+                "every won opportunity has its invoice",
+                f"{opportunity_id} has {len(opportunity.active)}.",
+            )
+        elif not opportunity.active & told:
+            yield Violation("every won opportunity has its event", f"{opportunity_id} has none.")
+    for opportunity_id in sorted(expectations.never):
+        if invoices.opportunities.get(opportunity_id, _Opportunity()).generated:
+            yield Violation("nothing is invoiced that should not be", f"{opportunity_id} is.")
+
+
+def _nothing_left(evidence: Evidence, expectations: Expectations) -> Iterator[Violation]:
+    for message in evidence.waiting:
+        yield Violation("nothing waits", f"{message.state.name.lower()}: {_about(message)}.")
+    for message in evidence.dead:
+        yield Violation("nothing lies in a dead-letter queue", f"{message.entity}: {_about(message)}.")
+    for message in evidence.parked:
+        if not any(cause.covers(message) for cause in expectations.causes):
+            yield Violation(
+                "parked is only what has a permanent cause", f"{reason_of(message)}: {_about(message)}."
+            )
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to Dataverse as the wire saw it; `order` and `answered` count the wire's happenings.
+
+    `process`: who asked. `hold_back_until`: what a 429 in the answer asked for, None without one.
+    """
+
+    process: str
+    order: int
+    at: datetime
+    answered: int
+    hold_back_until: datetime | None = None
+
+
+def judge_requests(requests: Sequence[Request]) -> list[Violation]:
+    """Return the requests that a process sent before the time that an answer had told it to wait for."""
+    violations = []
+    happened = sorted(
+        [(request.order, "sent", request) for request in requests]
+        + [(request.answered, "answered", request) for request in requests if request.hold_back_until],
+        key=lambda each: each[0],
+    )
+    until: dict[str, datetime] = {}
+    for _, what, request in happened:
+        waits = until.get(request.process)
+        if what == "answered" and request.hold_back_until is not None:
+            until[request.process] = max(waits or request.hold_back_until, request.hold_back_until)
+        elif what == "sent" and waits is not None and request.at < waits:
+            early = (waits - request.at).total_seconds()
+            violations.append(
+                Violation("no request before its time", f"{request.process} asked {early:g} s too early.")
+            )
+    return violations
+
+
+def body_of(message: BrokeredMessage) -> bytes:
+    """Return the bytes of a message; empty for an AMQP value."""
+    body = message.message.body
+    return body if isinstance(body, bytes) else b""
+
+
+def reason_of(message: BrokeredMessage) -> str:
+    """Return why a message was parked or dead-lettered."""
+    return str(message.message.application_properties.get("DeadLetterReason", "unknown"))
+
+
+def _about(message: BrokeredMessage) -> str:
+    properties: Mapping[str, object] = message.message.application_properties
+    told = {
+        name: properties[name] for name in sorted(properties) if name.startswith(("Invoicing", "DeadLetter"))
+    }
+    return f"message {message.message.message_id} #{message.sequence_number} {told}"
+
+
+def _event(seen: Observation) -> Event:
+    return Event(seen.at, str(seen.message.message.message_id), body_of(seen.message))
+
+
+def _read(event: Event) -> tuple[str, str, str] | None:
+    """Return the ids of event, opportunity and invoice."""
+    try:
+        document = json.loads(event.body)
+        return str(document["id"]), str(document["data"]["opportunityId"]), str(document["data"]["invoiceId"])
+    except (ValueError, KeyError, TypeError):
+        return None
