@@ -134,12 +134,7 @@ module alerts 'modules/alerts.bicep' = {
   }
 }
 
-// What the pipeline and `python -m operations connect` need to know. No key is ever an output.
+// What the pipeline, the command line and people need to know. No key is ever an output.
 output functionAppName string = functionApp.outputs.name
-output serviceBusHost string = serviceBus.outputs.host
-output serviceBusNamespaceName string = serviceBus.outputs.namespaceName
-output opportunityWonQueueName string = opportunityWonQueueName
-output failedQueueName string = failedQueueName
-output invoiceCreatedTopicName string = invoiceCreatedTopicName
-output dataverseUrl string = dataverseUrl
 output identityClientId string = identity.properties.clientId
+output serviceBusNamespaceName string = serviceBus.outputs.namespaceName

@@ -5,13 +5,12 @@ The deployment task reports success while a deployment to Flex Consumption is st
 function must be there, enabled, and carry the version that `infrastructure/package.py` wrote into the package.
 Whether the function also reaches everything that it needs is left to `python -m operations doctor`.
 
-    python -m infrastructure.verify --resource-group GROUP --app NAME --package build/function.zip
+    python -m infrastructure.verify --resource-group GROUP --package build/function.zip
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 import zipfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infrastructure.azure_cli import NoAnswerError, ask, function_app_of
 from infrastructure.package import FUNCTION
 
 if TYPE_CHECKING:
@@ -26,15 +26,10 @@ if TYPE_CHECKING:
 
 API_VERSION = "2025-03-01"
 PAUSE_SECONDS = 15.0
-AZ_SECONDS = 60
 
 
 class NotVerifiedError(Exception):
     """The new version was not seen in time; the text says what was seen last."""
-
-
-class NoAnswerError(Exception):
-    """Azure did not answer this question this time."""
 
 
 def version_of(package: Path) -> str:
@@ -49,7 +44,7 @@ def version_of(package: Path) -> str:
 
 def wait_for(
     version: str,
-    ask: Callable[[], Mapping[str, Any]],
+    look: Callable[[], Mapping[str, Any]],
     *,
     seconds: float,
     now: Callable[[], float] = time.monotonic,
@@ -58,12 +53,12 @@ def wait_for(
 ) -> None:
     """Ask for the function's listing until it shows `version`, for at most `seconds`.
 
-    `ask` returns the function as Azure Resource Manager lists it, or raises NoAnswerError. Raises NotVerifiedError.
+    `look` returns the function as Azure Resource Manager lists it, or raises NoAnswerError. Raises NotVerifiedError.
     """
     deadline = now() + seconds
     last = None
     while True:
-        seen = _seen(version, ask)
+        seen = _seen(version, look)
         if seen is None:
             tell(f"{FUNCTION} runs version {version}.")
             return
@@ -75,10 +70,10 @@ def wait_for(
         sleep(PAUSE_SECONDS)
 
 
-def _seen(version: str, ask: Callable[[], Mapping[str, Any]]) -> str | None:
+def _seen(version: str, look: Callable[[], Mapping[str, Any]]) -> str | None:
     """Return what is not yet as it should be, or None."""
     try:
-        properties = ask().get("properties", {})
+        properties = look().get("properties", {})
     except NoAnswerError as error:
         return f"The function is not listed: {error}"
     running = (properties.get("config") or {}).get("generatedBy")
@@ -89,42 +84,29 @@ def _seen(version: str, ask: Callable[[], Mapping[str, Any]]) -> str | None:
     return None
 
 
-def ask_azure(resource_group: str, app: str) -> Mapping[str, Any]:
+def listing(resource_group: str) -> Mapping[str, Any]:
     """Return the function as Azure Resource Manager lists it; raises NoAnswerError."""
-    url = (
-        f"/subscriptions/{{subscriptionId}}/resourceGroups/{resource_group}/providers/Microsoft.Web/sites/{app}"
-        f"/functions/{FUNCTION}?api-version={API_VERSION}"
-    )
     # The Azure CLI puts the subscription that is logged in to into {subscriptionId}.
-    command = ["az", "rest", "--method", "get", "--url", url, "--output", "json"]
-    try:
-        done = subprocess.run(  # noqa: S603 - our own command, no shell
-            command, capture_output=True, text=True, timeout=AZ_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoAnswerError(str(error)) from error
-    if done.returncode != 0:
-        raise NoAnswerError(done.stderr.strip()[-500:])
-    try:
-        listing = json.loads(done.stdout)
-    except ValueError as error:
-        raise NoAnswerError(f"no JSON, but {done.stdout[:100]!r}") from error
-    if not isinstance(listing, dict):
-        raise NoAnswerError(f"no object, but {done.stdout[:100]!r}")
-    return listing
+    url = (
+        f"/subscriptions/{{subscriptionId}}/resourceGroups/{resource_group}/providers/Microsoft.Web"
+        f"/sites/{function_app_of(resource_group)}/functions/{FUNCTION}?api-version={API_VERSION}"
+    )
+    answer = ask("rest", "--method", "get", "--url", url)
+    if not isinstance(answer, dict):
+        raise NoAnswerError(f"no object, but {answer!r}"[:200])
+    return answer
 
 
 @click.command()
 @click.option("--resource-group", required=True)
-@click.option("--app", required=True, help="The function app's name.")
 @click.option("--package", type=click.Path(path_type=Path), required=True, help="The zip that was deployed.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0), default=900, show_default=True, help="How long to wait."
 )
-def main(resource_group: str, app: str, package: Path, seconds: float) -> None:
+def main(resource_group: str, package: Path, seconds: float) -> None:
     """Wait until the deployed package is the one that Azure lists."""
     try:
-        wait_for(version_of(package), lambda: ask_azure(resource_group, app), seconds=seconds)
+        wait_for(version_of(package), lambda: listing(resource_group), seconds=seconds)
     except NotVerifiedError as error:
         raise click.ClickException(str(error)) from error
 

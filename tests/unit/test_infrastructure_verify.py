@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from infrastructure import verify
-from infrastructure.verify import NoAnswerError, NotVerifiedError, version_of, wait_for
+from infrastructure import settings, verify
+from infrastructure.azure_cli import NoAnswerError
+from infrastructure.verify import NotVerifiedError, version_of, wait_for
+from operations.namespace import environment_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,13 +112,17 @@ def test_what_is_no_package_is_named(tmp_path: Path, content: str) -> None:
 
 @pytest.fixture
 def azure_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Put a script in the place of the Azure CLI; it also notes what it was called with."""
+    """Put a script in the place of the Azure CLI; it notes what it is called with.
+
+    It names the app of the deployment; the script that is given answers all other questions.
+    """
 
     def install(script: str) -> Path:
         called = tmp_path / "called"
         az = tmp_path / "bin" / "az"
         az.parent.mkdir()
-        az.write_text(f'#!/bin/sh\necho "$@" > {called}\n{script}\n', encoding="utf-8")
+        named = """case "$1" in deployment) echo '"invoicing-dev"'; exit 0;; esac"""
+        az.write_text(f'#!/bin/sh\necho "$@" >> {called}\n{named}\n{script}\n', encoding="utf-8")
         az.chmod(0o755)
         monkeypatch.setenv("PATH", f"{az.parent}:{os.environ['PATH']}")
         return called
@@ -125,16 +131,7 @@ def azure_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 
 def run(folder: Path) -> tuple[int, str]:
-    arguments = [
-        "--resource-group",
-        "rg",
-        "--app",
-        "invoicing",
-        "--package",
-        str(package(folder)),
-        "--seconds",
-        "0",
-    ]
+    arguments = ["--resource-group", "rg", "--package", str(package(folder)), "--seconds", "0"]
     result = CliRunner().invoke(verify.main, arguments)
     return result.exit_code, result.output
 
@@ -144,7 +141,7 @@ def test_asks_azure_through_its_cli(tmp_path: Path, azure_cli: Callable[[str], P
 
     assert run(tmp_path) == (0, "GenerateInvoiceFunction runs version 0123456789abcdef.\n")
     assert (
-        "/subscriptions/{subscriptionId}/resourceGroups/rg/providers/Microsoft.Web/sites/invoicing"
+        "/subscriptions/{subscriptionId}/resourceGroups/rg/providers/Microsoft.Web/sites/invoicing-dev"
         "/functions/GenerateInvoiceFunction?api-version=" in called.read_text(encoding="utf-8")
     )
 
@@ -154,7 +151,7 @@ def test_asks_azure_through_its_cli(tmp_path: Path, azure_cli: Callable[[str], P
     [
         ("echo 'Please run az login' >&2; exit 1", "Please run az login"),
         ("echo 'no json'", "no JSON, but 'no json"),
-        ("echo '[]'", "no object, but '[]"),
+        ("echo '[]'", "no object, but []"),
     ],
 )
 def test_what_the_cli_says_is_passed_on(
@@ -175,3 +172,33 @@ def test_without_the_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert code == 1
     assert "No such file or directory: 'az'" in output
+
+
+def test_the_settings_of_the_app_are_written_for_operations(
+    tmp_path: Path, azure_cli: Callable[[str], Path]
+) -> None:
+    called = azure_cli("""echo '[{"name": "DATAVERSE_URL", "value": "https://contoso.crm.dynamics.com"}]'""")
+    output = tmp_path / "new" / "settings.json"
+
+    result = CliRunner().invoke(settings.main, ["--resource-group", "rg", "--output", str(output)])
+
+    assert result.exit_code == 0
+    assert str(output) in result.output
+    values = environment_of(str(output))
+    assert values["DATAVERSE_URL"] == "https://contoso.crm.dynamics.com"
+    assert (
+        "functionapp config appsettings list --resource-group rg --name invoicing-dev" in called.read_text()
+    )
+
+
+def test_without_a_deployment_there_are_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    az = tmp_path / "az"
+    az.write_text("#!/bin/sh\necho null\n", encoding="utf-8")
+    az.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    result = CliRunner().invoke(settings.main, ["--resource-group", "rg", "--output", str(tmp_path / "file")])
+
+    assert result.exit_code == 1
+    assert "the deployment invoicing in rg has no output functionAppName" in result.output
+    assert not (tmp_path / "file").exists()
