@@ -137,7 +137,7 @@ class Dataverse:
 
     def read(self, read: Read, deadline: Deadline) -> Answer:
         """Return the answer to one GET; raises the error of a request that has no whole answer."""
-        return self._exchange("GET", read.path, _READ_HEADERS, b"", deadline)
+        return self.request("GET", read.path, _READ_HEADERS, b"", deadline)
 
     def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Answer]:
         """Return an answer for each operation, in order; a failed one does not keep the next from being tried.
@@ -151,7 +151,7 @@ class Dataverse:
             "Prefer": "odata.continue-on-error",
         }
         body = _multipart(boundary, [_part(operation, self._root) for operation in operations])
-        answer = self._exchange("POST", "$batch", headers, body, deadline)
+        answer = self.request("POST", "$batch", headers, body, deadline)
         if answer.status != requests.codes.ok:
             raise _error(answer)
         answers = _parts(answer)
@@ -176,9 +176,10 @@ class Dataverse:
         except IndexError:
             return None
 
-    def _exchange(
+    def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: Deadline
     ) -> Answer:
+        """Return the answer to one request, which must be repeatable; raises where there is no whole answer."""
         token = self._token(deadline)
         # Last: what comes between a look and its request is time in which others may be told to hold back.
         self._hold_back.wait(deadline)
