@@ -1,0 +1,318 @@
+"""What the unit tests put in place of time, network and Service Bus; everything goes in through constructors.
+
+Test modules take these by fixtures, and import their types for the type checker only: the folder is no package.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+import trustme
+from requests.adapters import BaseAdapter
+
+from shared.message import Message
+from shared.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from shared.clock import Deadline
+    from shared.service_bus import Outgoing
+
+OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
+
+
+# ---------------------------------------------------------------------------------------------- time
+
+
+class FakeClock:
+    """Time that passes only when somebody sleeps or the test says so."""
+
+    def __init__(self) -> None:
+        self._passed = 0.0
+        self._lock = threading.Lock()
+        self.sleeps: list[float] = []
+        self.on_sleep: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        with self._lock:
+            return 1000.0 + self._passed
+
+    def now(self) -> datetime:
+        with self._lock:
+            return datetime(2026, 3, 1, 12, 0, tzinfo=UTC) + timedelta(seconds=self._passed)
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+        self.sleeps.append(seconds)
+        self.on_sleep()
+
+    def advance(self, seconds: float) -> None:
+        with self._lock:
+            self._passed += seconds
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Return a clock that stands still."""
+    return FakeClock()
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+@pytest.fixture
+def make_message() -> Callable[..., Message]:
+    """Return a function that makes a win's message; keyword arguments take the place of its values."""
+
+    def make(**changes: Any) -> Message:  # noqa: ANN401 - as in dataclasses.replace
+        values: dict[str, Any] = {
+            "body": b'{"opportunityId": "%s"}' % OPPORTUNITY.encode(),
+            "message_id": "win-1",
+            "sequence_number": 7,
+            "enqueued_at": datetime(2026, 3, 1, 11, 59, 58, tzinfo=UTC),
+            "content_type": "application/json",
+            "correlation_id": "correlation-1",
+            "subject": "won",
+            "properties": {},
+        }
+        return Message(**{**values, **changes})
+
+    return make
+
+
+class RecordingSender:
+    """Takes messages as the broker would; `failures` are raised first, one per try."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Outgoing]] = []
+        self.tries: list[tuple[str, Outgoing]] = []
+        self.failures: deque[Exception] = deque()
+        self.always: Exception | None = None
+
+    def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
+        assert not deadline.passed, "nobody sends after the deadline"
+        self.tries.append((entity, outgoing))
+        if self.always is not None:
+            raise self.always
+        if self.failures:
+            raise self.failures.popleft()
+        self.sent.append((entity, outgoing))
+
+
+@pytest.fixture
+def sender() -> RecordingSender:
+    """Return a sender that takes everything."""
+    return RecordingSender()
+
+
+# ---------------------------------------------------------------------------------------------- requests, in-process
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or an exception, of an in-process server."""
+
+    status: int = 200
+    body: bytes = b"{}"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+class Wire(BaseAdapter):
+    """An in-process server: `requests` holds what came, `replies` what is answered, the last one for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[requests.PreparedRequest] = []
+        self.options: list[dict[str, Any]] = []
+        self.replies: deque[Reply] = deque([Reply()])
+        self.sessions: list[Session] = []
+
+    def session(self) -> Session:
+        """Make a session whose requests come here."""
+        session = Session()
+        session.mount("https://", self)
+        self.sessions.append(session)
+        return session
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - as the library has it
+        self.requests.append(request)
+        self.options.append(options)
+        reply = self.replies.popleft() if len(self.replies) > 1 else self.replies[0]
+        if reply.error is not None:
+            raise reply.error
+        response = requests.Response()
+        response.status_code = reply.status
+        response.headers.update(reply.headers)
+        response._content = reply.body
+        response.url = request.url or ""
+        response.request = request
+        return response
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def wire() -> Wire:
+    """Return an in-process server that answers `{}`."""
+    return Wire()
+
+
+# ---------------------------------------------------------------------------------------------- TLS on loopback
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came over a socket; names of headers in lower case."""
+
+    line: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class TlsServer:
+    """Accepts TLS connections on loopback and does with each, in a thread of its own, what `serve` says."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._stopped = threading.Event()
+        self.serve: Callable[[socket.socket], None] = lambda connection: self.answer(connection, b"{}")
+        self.requests: list[Request] = []
+        self.connections = 0
+        self._start(self._accept)
+
+    @property
+    def port(self) -> int:
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def read(self, connection: socket.socket) -> Request | None:
+        """Read one request; None where the client has gone."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            received = connection.recv(65536)
+            if not received:
+                return None
+            data += received
+        head, _, body = data.partition(b"\r\n\r\n")
+        line, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (text.partition(":") for text in lines)}
+        while len(body) < int(headers.get("content-length", "0")):
+            body += connection.recv(65536)
+        request = Request(line, headers, body)
+        self.requests.append(request)
+        return request
+
+    def answer(self, connection: socket.socket, body: bytes, *headers: str, status: str = "200 OK") -> None:
+        """Answer every request that comes on the connection."""
+        while self.read(connection) is not None:
+            lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+            connection.sendall("\r\n".join(lines).encode() + body)
+
+    def dribble(self, connection: socket.socket, data: bytes) -> None:
+        """Send `data` byte by byte, each in time for any read's own time-out, until somebody has enough."""
+        with suppress(OSError):
+            for number in range(len(data)):
+                connection.sendall(data[number : number + 1])
+                if self._stopped.wait(0.02):
+                    return
+
+    def wait(self) -> None:
+        """Stay silent until the test is over."""
+        self._stopped.wait(60)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        # Closing alone would not wake the thread that accepts.
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                self._start(self._connection, connection)
+
+    def _connection(self, plain: socket.socket) -> None:
+        self._open.append(plain)
+        with suppress(OSError):
+            connection = plain
+            if self._context is not None:
+                connection = self._context.wrap_socket(plain, server_side=True)
+                self._open.append(connection)
+            with connection:
+                self.serve(connection)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """An authority of the tests' own: its certificate as a file, and a server's context."""
+
+    authority: Path
+    server: ssl.SSLContext
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Return certificates for 127.0.0.1."""
+    authority = trustme.CA()
+    path = tmp_path_factory.mktemp("certificates") / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return Certificates(path, context)
+
+
+@pytest.fixture
+def tls_server(certificates: Certificates) -> Iterator[TlsServer]:
+    """Run a server that nobody trusts yet."""
+    server = TlsServer(certificates.server)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def plain_server() -> Iterator[TlsServer]:
+    """Run the same without TLS."""
+    server = TlsServer(None)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def trusted(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust the tests' authority as companies that inspect TLS do."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from shared.clock import Deadline, SystemClock
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import FakeClock
+
+
+def test_the_system_clock_is_the_machines() -> None:
+    clock = SystemClock()
+    before = clock.monotonic()
+    clock.sleep(0.001)
+    assert before < clock.monotonic() <= time.monotonic()
+    assert clock.now().tzinfo is UTC
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_deadline_has_less_left_as_time_passes_and_never_less_than_nothing(clock: FakeClock) -> None:
+    deadline = Deadline.after(clock, 10)
+    assert (deadline.remaining, deadline.passed) == (10, False)
+    clock.advance(9.5)
+    assert (deadline.remaining, deadline.passed) == (0.5, False)
+    clock.advance(0.5)
+    assert (deadline.remaining, deadline.passed) == (0, True)
+    clock.advance(5)
+    assert (deadline.remaining, deadline.passed) == (0, True)
+
+
+def test_a_part_of_the_work_ends_with_the_whole(clock: FakeClock) -> None:
+    deadline = Deadline.after(clock, 10)
+    assert deadline.within(4).remaining == 4
+    assert deadline.within(40).remaining == 10
+    assert deadline.earlier(4).remaining == 6
+    assert deadline.earlier(40).passed
