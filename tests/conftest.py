@@ -1,4 +1,4 @@
-"""What tests in more than one folder use: the corpus of incoming events, and the check of outgoing ones.
+"""What tests in more than one folder use: the corpus and the judge of incoming events, the check of outgoing ones.
 
 Test folders are no packages, so what they share is loaded from its file here and handed out as fixtures.
 """
@@ -35,6 +35,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "event_case" in metafunc.fixturenames:
         cases = _load("events/corpus.py").event_cases()
         metafunc.parametrize("event_case", cases, ids=[case.name for case in cases])
+
+
+@pytest.fixture(scope="session")
+def judge_event() -> Callable[[bytes, Mapping[str, object], str | None], str]:
+    """Return the fuzzer's judge: it reads an incoming event, and raises AssertionError if the answer is not one."""
+    judge: Callable[[bytes, Mapping[str, object], str | None], str] = _load("fuzz/opportunity_won.py").judge
+    return judge
+
+
+@pytest.fixture(scope="session")
+def fuzz_seeds() -> list[tuple[bytes, dict[str, object], str | None]]:
+    """Return body, properties and content type of every event of the corpus."""
+    cases = _load("events/corpus.py").event_cases()
+    return [(case.body, case.properties, case.content_type) for case in cases]
 
 
 @pytest.fixture(scope="session")
