@@ -1,0 +1,319 @@
+"""The whole sandbox as one thing: Service Bus, Dataverse, managed identity, Functions host, wired up.
+
+`Cloud` composes the parts for the command line and for tests; what each part does is its own affair. Everything
+listens on loopback addresses only and is gone after `stop`.
+"""
+
+import json
+import shutil
+import ssl
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from sandbox.certificates import CertificateAuthority
+from sandbox.clock import MovableClock, SystemClock
+from sandbox.dataverse import DataverseApp, DataverseServer, Limits, ServiceProtection, seed
+from sandbox.functions_host import FunctionsHost
+from sandbox.functions_host.configuration import Settings, read_host
+from sandbox.identity import Identity, IdentityServer, TokenAuthority
+from sandbox.posting import ServiceEndpointPoster
+from sandbox.service_bus import Authenticator, Broker, Configuration, Role, RoleAssignment, ServiceBusServer
+from sandbox.service_bus.configuration import DEFAULT_ENTITIES
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+WON_QUEUE = "opportunity-won"
+FAILED_QUEUE = "opportunity-won-failed"
+CREATED_TOPIC = "invoice-created"
+AUDIT_SUBSCRIPTION = "audit"
+CONNECTION = "ServiceBusConnection"
+# With a token, the clients use this port and no other.
+TLS_PORT = 5671
+PLAIN_PORT = 5672
+
+
+class CloudError(Exception):
+    """The sandbox cannot run like this here; the text says what to do."""
+
+
+class StartInterruptedError(Exception):
+    """The start was called off by whoever asked for it; nothing is left behind."""
+
+
+class Mode(StrEnum):
+    """How the function and Dataverse reach Service Bus."""
+
+    # Plain AMQP with a key, as the official emulator has it.
+    CONNECTION_STRING = "connection-string"
+    # TLS throughout; the function with its managed identity, Dataverse with a key that may only send.
+    IDENTITY = "identity"
+
+
+@dataclass(frozen=True)
+class CloudOptions:
+    """What to run.
+
+    `settings` are added to the function's app settings and win over the sandbox's own; AzureFunctionsJobHost__…
+    among them override host.json. `limits` switches Dataverse's service protection on. `connected` False leaves
+    Dataverse without application user, role, service endpoint and step, as it is before anybody set it up.
+    `functions_host` False leaves the function to somebody else, such as Core Tools. `standard_ports` prefers the
+    ports that the official emulator uses; others are taken where they are not free.
+    """
+
+    app_root: Path
+    mode: Mode = Mode.CONNECTION_STRING
+    settings: Mapping[str, str] = field(default_factory=dict)
+    opportunities: int = 20
+    seed: int = 1
+    limits: Limits | None = None
+    connected: bool = True
+    functions_host: bool = True
+    standard_ports: bool = False
+    entities: Path = DEFAULT_ENTITIES
+    dataverse_middleware: "Callable[[WSGIApplication], WSGIApplication] | None" = None
+
+
+class Cloud:
+    """Azure on this machine, from `start` to `stop`; a context manager.
+
+    Its parts are attributes, for looking inside and for moving things about: `broker`, `broker_clock` (move it with
+    `move_broker_clock`), `dataverse` (the application with its store), `demo` (what was seeded), `authority`,
+    `function_identity`, `operator` (may do everything on both sides), `host`.
+    """
+
+    def __init__(self, options: CloudOptions) -> None:
+        self.options = options
+        self.authority = TokenAuthority()
+        self.function_identity = Identity.named("function")
+        self.operator = Identity.named("operator", self.function_identity.tenant_id)
+        self.broker_clock = MovableClock()
+        self.configuration = Configuration.load(options.entities)
+        self.broker = Broker(self.configuration, self.broker_clock)
+        self._closing = ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.options.mode} {self.options.app_root}>"
+
+    def start(self, is_called_off: Callable[[], bool] = lambda: False) -> None:
+        """Start every part; whatever goes wrong, what was started is stopped again before it is raised.
+
+        Raises CloudError, ConfigurationError or WorkerDiedError for an app that cannot run, StartInterruptedError
+        as soon as `is_called_off` returns true between two steps.
+        """
+        steps = [
+            self._start_identity,
+            self._start_service_bus,
+            self._start_dataverse,
+            self._set_up_dataverse,
+            self._start_functions_host,
+        ]
+        with ExitStack() as starting:
+            self.folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
+            starting.callback(shutil.rmtree, self.folder)
+            self.certificates = CertificateAuthority(self.folder)
+            for step in steps:
+                if is_called_off():
+                    raise StartInterruptedError
+                step(starting)
+            self._closing = starting.pop_all()
+
+    def stop(self) -> None:
+        """Stop every part, the function first; takes seconds at most and may be called twice."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # Where everything is
+
+    @property
+    def namespace(self) -> str:
+        """The fully qualified namespace over TLS: an address, on which port 5671 answers."""
+        if self.tls_server is None:
+            raise CloudError("there is no namespace over TLS in this mode")
+        return self.tls_server.host
+
+    @property
+    def connection_string(self) -> str:
+        """A connection string with all rights, for plain AMQP."""
+        rule = next(rule for rule in self.configuration.sas_rules if not rule.scope)
+        return (
+            f"Endpoint=sb://{self.plain_server.host}:{self.plain_server.port};SharedAccessKeyName={rule.name};"
+            f"SharedAccessKey={rule.keys[0]};UseDevelopmentEmulator=true;"
+        )
+
+    @property
+    def app_settings(self) -> dict[str, str]:
+        """All app settings of the function, as its processes get them."""
+        settings = {
+            **self._connection_settings,
+            "OPPORTUNITY_WON_QUEUE": WON_QUEUE,
+            "OPPORTUNITY_WON_FAILED_QUEUE": FAILED_QUEUE,
+            "INVOICE_CREATED_TOPIC": CREATED_TOPIC,
+            "DATAVERSE_URL": self.dataverse_server.url,
+            "DATAVERSE_ORGANIZATION_ID": self.dataverse.organization.id,
+            "AZURE_CLIENT_ID": self.function_identity.client_id,
+            **self.identity_server.settings,
+            **self.certificates.settings,
+            **self.options.settings,
+        }
+        host = read_host(self.options.app_root, Settings(settings))
+        # One thread for each message that the host hands over at once, as the deployment has it.
+        return {"PYTHON_THREADPOOL_THREAD_COUNT": str(host.max_concurrent_calls)} | settings
+
+    @property
+    def _connection_settings(self) -> dict[str, str]:
+        if self.options.mode is Mode.CONNECTION_STRING:
+            return {CONNECTION: self.connection_string}
+        return {
+            f"{CONNECTION}__fullyQualifiedNamespace": self.namespace,
+            f"{CONNECTION}__credential": "managedidentity",
+            f"{CONNECTION}__clientId": self.function_identity.client_id,
+        }
+
+    @property
+    def trust(self) -> ssl.SSLContext:
+        """A client's TLS context that trusts the sandbox's servers."""
+        return ssl.create_default_context(cafile=self.certificates.bundle)
+
+    def local_settings(self) -> str:
+        """Return local.settings.json for `func start` of Core Tools, with the plain connection string."""
+        values = {
+            "FUNCTIONS_WORKER_RUNTIME": "python",
+            # Core Tools asks for it with every trigger but HTTP; this function itself stores nothing.
+            "AzureWebJobsStorage": "UseDevelopmentStorage=true",
+            CONNECTION: self.connection_string,
+        }
+        values |= {
+            name: value for name, value in self.app_settings.items() if not name.startswith(CONNECTION)
+        }
+        return json.dumps({"IsEncrypted": False, "Values": values}, indent=2) + "\n"
+
+    def move_broker_clock(self, by: timedelta) -> None:
+        """Let time pass for Service Bus alone: locks, ages, windows and schedules."""
+        self.broker_clock.advance(by)
+        for server in (self.plain_server, self.tls_server):
+            if server is not None:
+                server.wake()
+
+    # Starting, in this order; stopping is the reverse
+
+    def _start_identity(self, closing: ExitStack) -> None:
+        self.identity_server = IdentityServer(self.authority, [self.function_identity, self.operator])
+        self.identity_server.start()
+        closing.callback(self.identity_server.stop)
+
+    def _start_service_bus(self, closing: ExitStack) -> None:
+        function, operator = self.function_identity.client_id, self.operator.client_id
+        authenticator = Authenticator(
+            self.configuration,
+            verify_token=self.authority.verify,
+            # As the Bicep assigns them: each right on the one entity that needs it.
+            role_assignments=[
+                RoleAssignment(function, Role.RECEIVER, WON_QUEUE),
+                RoleAssignment(function, Role.SENDER, WON_QUEUE),
+                RoleAssignment(function, Role.SENDER, FAILED_QUEUE),
+                RoleAssignment(function, Role.SENDER, CREATED_TOPIC),
+                RoleAssignment(operator, Role.OWNER),
+            ],
+        )
+        self.plain_server = self._plain_server(authenticator)
+        closing.callback(self.plain_server.stop)
+        self.tls_server = None
+        if self.options.mode is Mode.IDENTITY:
+            self.tls_server = self._tls_server(authenticator)
+            closing.callback(self.tls_server.stop)
+
+    def _plain_server(self, authenticator: Authenticator) -> ServiceBusServer:
+        for port in (PLAIN_PORT, 0) if self.options.standard_ports else (0,):
+            server = ServiceBusServer(self.broker, port=port, authenticator=authenticator)
+            try:
+                server.start()
+            except OSError:
+                continue
+            return server
+        raise CloudError("no port is free on 127.0.0.1")
+
+    def _tls_server(self, authenticator: Authenticator) -> ServiceBusServer:
+        for last in range(1, 255):
+            address = f"127.0.0.{last}"
+            server = ServiceBusServer(
+                self.broker,
+                host=address,
+                port=TLS_PORT,
+                ssl_context=self.certificates.server_context(address),
+                authenticator=authenticator,
+            )
+            try:
+                server.start()
+            except OSError:
+                # Taken by another sandbox, or an address that this system does not have without being told.
+                continue
+            return server
+        raise CloudError(
+            f"port {TLS_PORT}, the only one for clients with tokens, is taken on every loopback address of this "
+            f"machine: use the mode {Mode.CONNECTION_STRING}"
+        )
+
+    def _start_dataverse(self, closing: ExitStack) -> None:
+        poster = ServiceEndpointPoster(self.trust)
+        closing.callback(poster.close)
+        limits = self.options.limits
+        clock = SystemClock()
+        self.dataverse = DataverseApp(
+            self.authority.verify,
+            clock=clock,
+            post=poster,
+            protection=ServiceProtection(clock, limits) if limits else None,
+        )
+        closing.callback(self.dataverse.close)
+        self.dataverse_server = DataverseServer(
+            self.dataverse,
+            self.certificates.server_context("127.0.0.1", "localhost"),
+            middleware=self.options.dataverse_middleware,
+        )
+        self.dataverse_server.start()
+        closing.callback(self.dataverse_server.stop)
+
+    def _set_up_dataverse(self, _: ExitStack) -> None:
+        app, function = self.dataverse, self.function_identity
+        self.demo = seed.demo_organization(app, self.options.opportunities, seed=self.options.seed)
+        seed.add_administrator(app, self.operator.client_id, self.operator.object_id)
+        if not self.options.connected:
+            return
+        role = seed.add_role(app)
+        seed.add_application_user(app, function.client_id, function.object_id, roles=[role])
+        rule = next(rule for rule in self.configuration.sas_rules if rule.scope == WON_QUEUE)
+        endpoint = seed.add_service_endpoint(
+            app,
+            namespace_address=self.namespace_address,
+            path=WON_QUEUE,
+            sas_key_name=rule.name,
+            sas_key=rule.keys[0],
+        )
+        seed.add_step(app, endpoint)
+
+    @property
+    def namespace_address(self) -> str:
+        """What a service endpoint has as its namespace address."""
+        if self.tls_server is not None:
+            return f"sb://{self.tls_server.host}/"
+        return f"sb://{self.plain_server.host}:{self.plain_server.port}/"
+
+    def _start_functions_host(self, closing: ExitStack) -> None:
+        self.host: FunctionsHost | None = None
+        if self.options.functions_host:
+            self.host = FunctionsHost(self.options.app_root, self.app_settings, self.broker_clock)
+            closing.callback(self.host.stop)
+            self.host.start()

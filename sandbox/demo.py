@@ -1,0 +1,184 @@
+"""The demonstration: win opportunities, watch invoices and events come, and check that they agree.
+
+It looks at the sandbox from outside: wins over HTTPS, listens on the topic, and compares each event with the invoice
+in Dataverse's database.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sandbox.actors import Consumer, ReceivedEvent, SalesPerson
+from sandbox.cloud import Cloud
+from sandbox.dataverse.schema import TABLES, Row
+from sandbox.dataverse.store import Transaction
+
+# For all events to come, after the last win: some seconds, and more for each opportunity.
+_PATIENCE_SECONDS = 30.0
+_PATIENCE_PER_WIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Line:
+    """What came of one won opportunity; `problems` is empty where all is as it should be."""
+
+    opportunity_id: str
+    opportunity: str
+    invoice_number: str = ""
+    customer: str = ""
+    total: str = ""
+    event_id: str = ""
+    milliseconds: int | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of all; `invoices` and `events` count everything that is there, doubles included."""
+
+    lines: tuple[Line, ...]
+    invoices: int
+    events: int
+
+    @property
+    def failed(self) -> int:
+        """How many opportunities did not come to exactly one invoice and one event that tells the truth."""
+        return sum(bool(line.problems) for line in self.lines)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every opportunity has exactly one invoice and one event, and nothing else is there."""
+        return self.failed == 0 and self.invoices == self.events == len(self.lines)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.lines)} opportunities won · {self.invoices} invoices · {self.events} events "
+            f"· {self.failed} failed"
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the demonstration is, in opportunities."""
+
+    total: int
+    won: int
+    events: int
+
+
+def run(
+    cloud: Cloud,
+    opportunities: Sequence[str],
+    report: Callable[[Progress], None] = lambda _: None,
+    is_called_off: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Win `opportunities` one after the other and wait for their events, with a bound; compare what came."""
+    won_at: dict[str, float] = {}
+    total = len(opportunities)
+    with Consumer(cloud) as consumer:
+        with SalesPerson(cloud) as sales_person:
+            for opportunity in opportunities:
+                if is_called_off():
+                    break
+                won_at[opportunity] = time.monotonic()
+                sales_person.win(opportunity)
+                report(Progress(total, len(won_at), len(consumer.events)))
+        deadline = time.monotonic() + _PATIENCE_SECONDS + total * _PATIENCE_PER_WIN_SECONDS
+        while len(consumer.events) < len(won_at) and time.monotonic() < deadline and not is_called_off():
+            consumer.wait_for(len(consumer.events) + 1, timeout=0.2)
+            report(Progress(total, len(won_at), len(consumer.events)))
+        events = consumer.events
+    return compare(cloud, won_at, events)
+
+
+def compare(cloud: Cloud, won_at: Mapping[str, float], events: Sequence[ReceivedEvent]) -> Outcome:
+    """Judge what came of the opportunities in `won_at` (id → when, monotonic) by the database."""
+    by_opportunity: dict[str, list[ReceivedEvent]] = {opportunity: [] for opportunity in won_at}
+    for event in events:
+        by_opportunity.setdefault(str(event.content["data"]["opportunityId"]), []).append(event)
+    with cloud.dataverse.store.reading() as transaction:
+        records = _Records(transaction)
+        lines = tuple(
+            _line(records, opportunity, won_at[opportunity], by_opportunity[opportunity])
+            for opportunity in won_at
+        )
+        return Outcome(lines, records.invoice_count, len(events))
+
+
+class _Records:
+    """The rows that a comparison needs."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        invoices = transaction.rows(TABLES["invoice"])
+        self.invoice_count = len(invoices)
+        self._invoices: dict[str, list[Row]] = {}
+        for row in invoices:
+            self._invoices.setdefault(str(row["opportunityid"]), []).append(row)
+
+    def opportunity_name(self, opportunity_id: str) -> str:
+        row = self._transaction.get(TABLES["opportunity"], opportunity_id)
+        return str(row["name"]) if row else opportunity_id
+
+    def invoices_of(self, opportunity_id: str) -> list[Row]:
+        return self._invoices.get(opportunity_id, [])
+
+    def currency(self, invoice: Row) -> Row:
+        row = self._transaction.get(TABLES["transactioncurrency"], invoice["transactioncurrencyid"])
+        return row or {}
+
+    def customer(self, invoice: Row) -> tuple[str, str]:
+        """Return the customer's table and name."""
+        for table, column in (("account", "name"), ("contact", "fullname")):
+            row = self._transaction.get(TABLES[table], invoice["customerid"])
+            if row is not None:
+                return table, str(row[column])
+        return "", ""
+
+
+def _line(records: _Records, opportunity: str, won_at: float, events: Sequence[ReceivedEvent]) -> Line:
+    invoices = records.invoices_of(opportunity)
+    name = records.opportunity_name(opportunity)
+    problems = [] if len(invoices) == 1 else [f"{len(invoices)} invoices"]
+    if len(events) != 1:
+        problems.append(f"{len(events)} events")
+    if not invoices or not events:
+        return Line(opportunity, name, problems=tuple(problems))
+    invoice, event = invoices[0], events[0]
+    currency = records.currency(invoice)
+    precision = Decimal(1).scaleb(-int(currency["currencyprecision"]))
+    total = f"{Decimal(invoice['totalamount']).quantize(precision):f}"
+    problems += _differences(_expected(records, invoice, total), event.content["data"])
+    return Line(
+        opportunity_id=opportunity,
+        opportunity=name,
+        invoice_number=str(invoice["invoicenumber"]),
+        customer=records.customer(invoice)[1],
+        total=f"{total} {currency['isocurrencycode']}",
+        event_id=str(event.content["id"]),
+        milliseconds=round((event.received_at - won_at) * 1000),
+        problems=tuple(problems),
+    )
+
+
+def _expected(records: _Records, invoice: Row, total: str) -> dict[str, object]:
+    """Return what an event must say of an invoice."""
+    currency = records.currency(invoice)
+    return {
+        "invoiceId": invoice["invoiceid"],
+        "invoiceNumber": invoice["invoicenumber"],
+        "name": invoice["name"],
+        "opportunityId": invoice["opportunityid"],
+        "customer": {"kind": records.customer(invoice)[0], "id": invoice["customerid"]},
+        "totalAmount": total,
+        "currency": {"id": invoice["transactioncurrencyid"], "isoCode": currency["isocurrencycode"]},
+    }
+
+
+def _differences(expected: Mapping[str, object], actual: Mapping[str, object]) -> list[str]:
+    return [
+        f"{name} is {actual.get(name)!r} in the event, {value!r} in the database"
+        for name, value in expected.items()
+        if actual.get(name) != value
+    ]
