@@ -9,6 +9,7 @@ import click
 from azure.core.exceptions import ClientAuthenticationError
 from azure.servicebus.exceptions import ServiceBusError
 
+from operations.connect import connect, disconnect
 from operations.events import events
 from operations.failed import failed
 from operations.namespace import environment_of
@@ -35,6 +36,8 @@ def operations(context: click.Context, settings: str | None) -> None:
     context.obj = environment_of(settings)
 
 
+operations.add_command(connect)
+operations.add_command(disconnect)
 operations.add_command(failed)
 operations.add_command(waiting)
 operations.add_command(events)

@@ -65,16 +65,20 @@ class Namespace:
 
 
 def environment_of(settings_file: str | None) -> Mapping[str, str]:
-    """Return the app settings of a local.settings.json on top of the environment."""
+    """Return the environment, with the app settings of a local.settings.json put into it.
+
+    Into the process's own: the SDKs read there where the identity is and which certificates are trusted.
+    """
     if settings_file is None:
         return os.environ
     try:
         values = json.loads(Path(settings_file).read_text(encoding="utf-8-sig"))["Values"]
-        return {**os.environ, **{str(name): str(value) for name, value in values.items()}}
+        os.environ.update({str(name): str(value) for name, value in values.items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise click.UsageError(
             f'{settings_file} is no local.settings.json: it should be {{"Values": {{"NAME": "value", …}}}}.'
         ) from error
+    return os.environ
 
 
 @contextmanager

@@ -1,0 +1,520 @@
+"""`operations connect` and `disconnect`: what has to be done in Dataverse, step by step, again without harm.
+
+The order leaves nothing half-wired: whoever may post comes before whatever posts, and the step is enabled last.
+Names, numbers and order come from Microsoft's documentation and from public tools; what is not confirmed stands in one
+constant with a comment.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import click
+from azure.servicebus import parse_connection_string
+
+from operations.console import Column, confirm, show_rows
+from operations.web_api import Row, WebApi, derived_id, quoted
+from shared.settings import ConnectionString, service_bus_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROLE_NAME = "Opportunity Invoicing"
+ENDPOINT_NAME = "Opportunity Invoicing queue"
+STEP_NAME = "Post won opportunities to the invoicing queue"
+SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
+SAS_KEY_NAME = "dataverse-send"
+
+# What is read, or appended to, is other people's: organization depth, since with less their rows are simply missing.
+# What is created is the application user's own, and its own depth is enough; that is not confirmed for every
+# customised environment, and a refusal names the privilege that is missing.
+PRIVILEGES: dict[str, str] = {
+    "prvCreateInvoice": "Basic",
+    "prvReadInvoice": "Global",
+    "prvAppendInvoice": "Basic",
+    "prvAppendToInvoice": "Basic",
+    "prvReadOpportunity": "Global",
+    "prvAppendToOpportunity": "Global",
+    "prvAppendToAccount": "Global",
+    "prvAppendToContact": "Global",
+    "prvReadEntityMap": "Global",
+    "prvReadAttributeMap": "Global",
+    "prvReadTransactionCurrency": "Global",
+    "prvReadSalesOrder": "Global",
+    "prvCreateNote": "Basic",
+    "prvReadNote": "Global",
+    "prvAppendNote": "Basic",
+}
+# Only older lists name these two: an environment without them is none to worry about.
+OPTIONAL_PRIVILEGES = frozenset({"prvReadEntityMap", "prvReadAttributeMap"})
+
+# 6 is a persistent queue; some tools write 2. Not confirmed which of the two every environment takes.
+CONTRACT_QUEUE = 6
+_ENDPOINT = {
+    "contract": CONTRACT_QUEUE,
+    "connectionmode": 1,
+    "authtype": 2,  # a SAS key
+    "namespaceformat": 2,  # the address of a namespace
+    "messageformat": 2,  # JSON
+    "userclaim": 1,  # none
+}
+# From the least to the widest; the Web API takes and gives these words.
+DEPTHS = ("Basic", "Local", "Deep", "Global")
+_ENABLED = {"statecode": 0, "statuscode": 1}
+_DISABLED = {"statecode": 1, "statuscode": 2}
+
+
+class Outcome(Enum):
+    """What a step of the set-up did."""
+
+    DONE = "done"
+    CHANGED = "changed"
+    ALREADY_THERE = "already there"
+    WOULD_BE_DONE = "would be done"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which identity may do it, and which queue the events go to. `sas_key` None: leave the key as it is."""
+
+    application_id: str
+    namespace_address: str
+    queue: str
+    sas_key_name: str
+    sas_key: str | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Done:
+    """One line of what was done."""
+
+    step: str
+    outcome: Outcome
+    detail: str
+
+
+@click.command()
+@click.option(
+    "--application-id", required=True, type=click.UUID, help="The client id of the function's identity."
+)
+@click.option(
+    "--sas-key-name", default=SAS_KEY_NAME, show_default=True, help="The rule on the queue with Send only."
+)
+@click.option(
+    "--sas-key-stdin", is_flag=True, help=f"Read the key from standard input, not from {SAS_KEY_SETTING}."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def connect(
+    environment: Mapping[str, str],
+    application_id: object,
+    sas_key_name: str,
+    *,
+    sas_key_stdin: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Let Dataverse post won opportunities to the queue, and the function invoice them.
+
+    Makes, or corrects, in the environment that DATAVERSE_URL names: the application user, its role, the service
+    endpoint and the step. Run it again at any time, with another key to rotate it. Needs a system administrator's
+    login.
+    """
+    api = WebApi.of(environment)
+    target = Target(
+        str(application_id),
+        namespace_address(environment),
+        service_bus_settings(environment).opportunity_won_queue,
+        sas_key_name,
+        _sas_key(environment, from_stdin=sas_key_stdin),
+    )
+    who = api.row("WhoAmI")
+    click.echo(
+        f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}", err=True
+    )
+    if not dry_run:
+        confirm("Connect this environment?", yes=yes or as_json)
+    done = Connection(api, target, dry_run=dry_run).make()
+    show_rows("Connected", _COLUMNS, [_row(step) for step in done], as_json=as_json)
+    click.echo(f"For the function's settings: DATAVERSE_ORGANIZATION_ID={who['OrganizationId']}", err=True)
+
+
+@click.command()
+@click.option(
+    "--application-id", required=True, type=click.UUID, help="The client id of the function's identity."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def disconnect(environment: Mapping[str, str], application_id: object, *, yes: bool, as_json: bool) -> None:
+    """Take away what connect made: the step, the service endpoint, the role; the application user is kept.
+
+    Application users cannot be deleted, only deactivated, by an administrator; without its role it may do nothing.
+    """
+    api = WebApi.of(environment)
+    who = api.row("WhoAmI")
+    click.echo(
+        f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}", err=True
+    )
+    confirm("Disconnect this environment? Wins are not invoiced any more.", yes=yes or as_json)
+    done = take_away(api, str(application_id))
+    show_rows("Disconnected", _COLUMNS, [_row(step) for step in done], as_json=as_json)
+
+
+class Connection:
+    """The set-up of one environment."""
+
+    def __init__(self, api: WebApi, target: Target, *, dry_run: bool) -> None:
+        self._api = api
+        self._target = target
+        self._dry_run = dry_run
+        self._done: list[Done] = []
+
+    def make(self) -> list[Done]:
+        """Do what is missing, in order; raises ClickException where a person must decide."""
+        message, message_filter = self._win()
+        unit = self._root_business_unit()
+        user = self._application_user(unit)
+        role = self._role(unit)
+        self._privileges(role)
+        self._assignment(user, role)
+        endpoint = self._service_endpoint()
+        step = self._step(endpoint, message, message_filter)
+        self._enable(step)
+        return self._done
+
+    def _say(self, step: str, outcome: Outcome, detail: str = "") -> None:
+        if self._dry_run and outcome in (Outcome.DONE, Outcome.CHANGED):
+            outcome = Outcome.WOULD_BE_DONE
+        self._done.append(Done(step, outcome, detail))
+
+    def _win(self) -> tuple[str, str]:
+        messages = {
+            row["name"]: row
+            for row in self._api.rows(
+                "sdkmessages?$select=sdkmessageid,name"
+                "&$filter=name eq 'Win' or name eq 'GenerateInvoiceFromOpportunity'"
+                "&$expand=sdkmessageid_sdkmessagefilter($select=sdkmessagefilterid,primaryobjecttypecode,"
+                "iscustomprocessingstepallowed;$filter=primaryobjecttypecode eq 'opportunity')"
+            )
+        }
+        if not {"Win", "GenerateInvoiceFromOpportunity"} <= messages.keys():
+            raise click.ClickException(
+                f"{self._api.url} has no Dynamics 365 Sales: install it there, or correct DATAVERSE_URL."
+            )
+        win = messages["Win"]
+        filters = win["sdkmessageid_sdkmessagefilter"]
+        if not filters:
+            raise click.ClickException(
+                "The message Win is not offered for opportunities in this environment."
+            )
+        self._say("Dynamics 365 Sales", Outcome.ALREADY_THERE)
+        return win["sdkmessageid"], filters[0]["sdkmessagefilterid"]
+
+    def _root_business_unit(self) -> str:
+        unit = self._api.first(
+            "businessunits?$select=name,businessunitid&$filter=_parentbusinessunitid_value eq null"
+        )
+        if unit is None:
+            raise click.ClickException(
+                "Your login does not see the root business unit: an administrator's is needed."
+            )
+        return str(unit["businessunitid"])
+
+    def _application_user(self, unit: str) -> str | None:
+        user = find_application_user(self._api, self._target.application_id)
+        if user is None:
+            self._say("Application user", Outcome.DONE, self._target.application_id)
+            if self._dry_run:
+                return None
+            self._api.create(
+                "systemusers",
+                {
+                    "applicationid": self._target.application_id,
+                    "businessunitid@odata.bind": f"/businessunits({unit})",
+                },
+            )
+            user = find_application_user(self._api, self._target.application_id)
+            if user is None:
+                raise click.ClickException(
+                    "Dataverse took the application user but does not show it: run this again."
+                )
+        else:
+            self._say("Application user", Outcome.ALREADY_THERE, str(user.get("fullname") or ""))
+        if user.get("isdisabled"):
+            raise click.ClickException(
+                "The application user is deactivated: activate it, then run this again."
+            )
+        return str(user["systemuserid"])
+
+    def _role(self, unit: str) -> str:
+        role = find_role(self._api, unit)
+        if role is not None:
+            self._say("Role", Outcome.ALREADY_THERE, ROLE_NAME)
+            return role
+        role = derived_id("role", ROLE_NAME, unit)
+        self._say("Role", Outcome.DONE, ROLE_NAME)
+        if not self._dry_run:
+            self._api.create(
+                "roles",
+                {
+                    "roleid": role,
+                    "name": ROLE_NAME,
+                    "description": "Generates invoices of won opportunities and leaves a note that says so.",
+                    "businessunitid@odata.bind": f"/businessunits({unit})",
+                },
+            )
+        return role
+
+    def _privileges(self, role: str) -> None:
+        ids = privilege_ids(self._api)
+        absent = PRIVILEGES.keys() - ids.keys() - OPTIONAL_PRIVILEGES
+        if absent:
+            raise click.ClickException(
+                f"This environment knows no {', '.join(sorted(absent))}: is Sales installed?"
+            )
+        wanted = {name: depth for name, depth in PRIVILEGES.items() if name in ids}
+        missing = lacking(wanted, self._granted(role, ids))
+        if not missing:
+            self._say("Privileges", Outcome.ALREADY_THERE, f"{len(wanted)} at their depth")
+            return
+        self._say("Privileges", Outcome.DONE, ", ".join(sorted(missing)))
+        if self._dry_run:
+            return
+        self._api.call(
+            f"roles({role})/Microsoft.Dynamics.CRM.AddPrivilegesRole",
+            {
+                "Privileges": [
+                    {"PrivilegeId": ids[name], "Depth": depth} for name, depth in sorted(missing.items())
+                ]
+            },
+        )
+        # Whether adding raises a lower depth that was there is not confirmed: so it is read back.
+        lower = lacking(wanted, self._granted(role, ids))
+        if lower:
+            named = ", ".join(f"{name} ({depth})" for name, depth in sorted(lower.items()))
+            raise click.ClickException(
+                f"Dataverse did not grant {named}: set the depth in the role {ROLE_NAME} by hand, then run this again."
+            )
+
+    def _granted(self, role: str, ids: Mapping[str, str]) -> dict[str, str]:
+        if self._dry_run and self._api.row_or_none(f"roles({role})?$select=name") is None:
+            return {}
+        names = {privilege: name for name, privilege in ids.items()}
+        granted = self._api.row(f"RetrieveRolePrivilegesRole(RoleId={role})")["RolePrivileges"]
+        return {
+            names[row["PrivilegeId"]]: str(row["Depth"]) for row in granted if row["PrivilegeId"] in names
+        }
+
+    def _assignment(self, user: str | None, role: str) -> None:
+        roles = (
+            []
+            if user is None
+            else self._api.rows(f"systemusers({user})/systemuserroles_association?$select=roleid")
+        )
+        if any(row["roleid"] == role for row in roles):
+            self._say("Role of the application user", Outcome.ALREADY_THERE)
+            return
+        self._say("Role of the application user", Outcome.DONE)
+        if not self._dry_run:
+            self._api.call(
+                f"systemusers({user})/systemuserroles_association/$ref",
+                {"@odata.id": self._api.address(f"roles({role})")},
+            )
+
+    def _service_endpoint(self) -> str:
+        target = self._target
+        values: Row = {
+            **_ENDPOINT,
+            "namespaceaddress": target.namespace_address,
+            "solutionnamespace": _solution_namespace(target.namespace_address),
+            "path": target.queue,
+            "saskeyname": target.sas_key_name,
+        }
+        found = find_service_endpoint(self._api)
+        if found is None:
+            return self._create_endpoint(values)
+        endpoint = str(found["serviceendpointid"])
+        different = {name: value for name, value in values.items() if found.get(name) != value}
+        if target.sas_key is not None:
+            # It cannot be read back: whether this is another one is not known, so it is set.
+            different["saskey"] = target.sas_key
+        if not different:
+            self._say("Service endpoint", Outcome.ALREADY_THERE, target.queue)
+            return endpoint
+        self._say("Service endpoint", Outcome.CHANGED, ", ".join(sorted(different)))
+        if not self._dry_run:
+            self._api.update(f"serviceendpoints({endpoint})", different)
+        return endpoint
+
+    def _create_endpoint(self, values: Row) -> str:
+        if self._target.sas_key is None:
+            raise click.UsageError(
+                f"There is no service endpoint yet: put the key of the rule {self._target.sas_key_name} into the "
+                f"environment variable {SAS_KEY_SETTING}, or use --sas-key-stdin."
+            )
+        endpoint = derived_id("serviceendpoint", ENDPOINT_NAME)
+        self._say("Service endpoint", Outcome.DONE, self._target.queue)
+        if not self._dry_run:
+            self._api.create(
+                "serviceendpoints",
+                {
+                    "serviceendpointid": endpoint,
+                    "name": ENDPOINT_NAME,
+                    "description": "Won opportunities, as JSON, to the queue from which they are invoiced.",
+                    "saskey": self._target.sas_key,
+                    **values,
+                },
+            )
+        return endpoint
+
+    def _step(self, endpoint: str, message: str, message_filter: str) -> str:
+        found = find_step(self._api)
+        if found is not None:
+            self._say("Step on Win of opportunity", Outcome.ALREADY_THERE)
+            return str(found["sdkmessageprocessingstepid"])
+        step = derived_id("sdkmessageprocessingstep", STEP_NAME)
+        self._say("Step on Win of opportunity", Outcome.DONE)
+        if not self._dry_run:
+            self._api.create(
+                "sdkmessageprocessingsteps",
+                {
+                    "sdkmessageprocessingstepid": step,
+                    "name": STEP_NAME,
+                    "description": "Asynchronous: the post is a system job, which Dataverse repeats until it succeeds.",
+                    "mode": 1,
+                    "stage": 40,
+                    "rank": 1,
+                    "supporteddeployment": 0,
+                    "asyncautodelete": True,
+                    "eventhandler_serviceendpoint@odata.bind": f"/serviceendpoints({endpoint})",
+                    "sdkmessageid@odata.bind": f"/sdkmessages({message})",
+                    "sdkmessagefilterid@odata.bind": f"/sdkmessagefilters({message_filter})",
+                },
+            )
+        return step
+
+    def _enable(self, step: str) -> None:
+        row = self._api.row_or_none(f"sdkmessageprocessingsteps({step})?$select=statecode")
+        if row is not None and row["statecode"] == _ENABLED["statecode"]:
+            self._say("Step enabled", Outcome.ALREADY_THERE)
+            return
+        self._say("Step enabled", Outcome.DONE)
+        if not self._dry_run:
+            self._api.update(f"sdkmessageprocessingsteps({step})", dict(_ENABLED))
+
+
+def take_away(api: WebApi, application_id: str) -> list[Done]:
+    """Delete step, endpoint and role, in this order; returns what was done."""
+    done = []
+    step, endpoint = find_step(api), find_service_endpoint(api)
+    unit = api.first("businessunits?$select=businessunitid&$filter=_parentbusinessunitid_value eq null")
+    role = find_role(api, str(unit["businessunitid"])) if unit else None
+    for name, path in (
+        (
+            "Step on Win of opportunity",
+            step and f"sdkmessageprocessingsteps({step['sdkmessageprocessingstepid']})",
+        ),
+        ("Service endpoint", endpoint and f"serviceendpoints({endpoint['serviceendpointid']})"),
+        ("Role", role and f"roles({role})"),
+    ):
+        if path:
+            api.delete(path)
+        done.append(
+            Done(
+                name, Outcome.DONE if path else Outcome.ALREADY_THERE, "deleted" if path else "was not there"
+            )
+        )
+    user = find_application_user(api, application_id)
+    done.append(
+        Done("Application user", Outcome.ALREADY_THERE, "kept, without a role" if user else "was not there")
+    )
+    return done
+
+
+def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, str]:
+    """Return the wanted privileges with their depths that are not granted, or at a lower depth."""
+    return {
+        name: depth
+        for name, depth in wanted.items()
+        if granted.get(name) not in DEPTHS or DEPTHS.index(granted[name]) < DEPTHS.index(depth)
+    }
+
+
+def find_application_user(api: WebApi, application_id: str) -> Row | None:
+    """Return the application user of a client id."""
+    return api.first(
+        "systemusers?$select=systemuserid,fullname,applicationid,azureactivedirectoryobjectid,isdisabled,azurestate"
+        f"&$filter=applicationid eq {application_id}"
+    )
+
+
+def find_role(api: WebApi, unit: str) -> str | None:
+    """Return the id of our role in the root business unit."""
+    role = api.first(
+        f"roles?$select=roleid,name&$filter=name eq {quoted(ROLE_NAME)} and _businessunitid_value eq {unit}"
+    )
+    return str(role["roleid"]) if role else None
+
+
+def find_service_endpoint(api: WebApi) -> Row | None:
+    """Return our service endpoint: by its id, or by its name where somebody made it by hand."""
+    columns = (
+        "serviceendpointid,name,path,saskeyname,issaskeyset,namespaceaddress,solutionnamespace,"
+        + ",".join(_ENDPOINT)
+    )
+    by_id = api.row_or_none(
+        f"serviceendpoints({derived_id('serviceendpoint', ENDPOINT_NAME)})?$select={columns}"
+    )
+    return by_id or api.first(f"serviceendpoints?$select={columns}&$filter=name eq {quoted(ENDPOINT_NAME)}")
+
+
+def find_step(api: WebApi) -> Row | None:
+    """Return our step: by its id, or by its name where somebody made it by hand."""
+    columns = "sdkmessageprocessingstepid,name,mode,stage,statecode,_eventhandler_value,_sdkmessageid_value"
+    by_id = api.row_or_none(
+        f"sdkmessageprocessingsteps({derived_id('sdkmessageprocessingstep', STEP_NAME)})?$select={columns}"
+    )
+    return by_id or api.first(
+        f"sdkmessageprocessingsteps?$select={columns}&$filter=name eq {quoted(STEP_NAME)}"
+    )
+
+
+def privilege_ids(api: WebApi) -> dict[str, str]:
+    """Return the ids of the privileges that the function needs: they differ per environment."""
+    names = " or ".join(f"name eq '{name}'" for name in PRIVILEGES)
+    return {
+        row["name"]: row["privilegeid"]
+        for row in api.rows(f"privileges?$select=privilegeid,name&$filter={names}")
+    }
+
+
+def namespace_address(environment: Mapping[str, str]) -> str:
+    """Return the address of the namespace in the form that service endpoints have: sb://host/."""
+    connection = service_bus_settings(environment).connection
+    if isinstance(connection, ConnectionString):
+        return parse_connection_string(connection.value).endpoint.rstrip("/") + "/"
+    return f"sb://{connection.fully_qualified}/"
+
+
+def _solution_namespace(address: str) -> str:
+    return address.removeprefix("sb://").partition("/")[0].partition(".")[0]
+
+
+def _sas_key(environment: Mapping[str, str], *, from_stdin: bool) -> str | None:
+    if from_stdin:
+        return sys.stdin.readline().strip() or None
+    return environment.get(SAS_KEY_SETTING) or None
+
+
+_COLUMNS = [Column("Step", "step"), Column("Outcome", "outcome"), Column("Detail", "detail")]
+
+
+def _row(done: Done) -> dict[str, object]:
+    return {"step": done.step, "outcome": done.outcome.value, "detail": done.detail}

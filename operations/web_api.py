@@ -1,0 +1,112 @@
+"""The administrator's way into an environment: rows, creates, updates, actions of the Web API.
+
+Everything that is created gets an id derived from its name, so that a request may be repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from shared.bootstrap import build_dataverse
+from shared.clock import Clock, Deadline, SystemClock
+from shared.dataverse import API
+from shared.errors import OpportunityNotFound
+from shared.settings import dataverse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shared.dataverse import Answer, Dataverse
+
+Row = dict[str, Any]
+
+# No request of the set-up takes longer; Dataverse itself gives up after two minutes.
+_SECONDS = 120.0
+_PAGE = 1000
+_READ_HEADERS = {"If-None-Match": "null"}
+_WRITE_HEADERS = {"Content-Type": "application/json; charset=utf-8"}
+# Of whatever operations creates in Dataverse.
+_IDS = uuid.UUID("9cc663f0-2125-4a6e-a33f-574f67052b28")
+
+
+def derived_id(*names: str) -> str:
+    """Return the id that something with these names has: the same at each run."""
+    return str(uuid.uuid5(_IDS, "/".join(name.lower() for name in names)))
+
+
+class WebApi:
+    """One environment, as whoever is logged in."""
+
+    def __init__(self, url: str, dataverse: Dataverse, clock: Clock) -> None:
+        self.url = url
+        self._dataverse = dataverse
+        self._clock = clock
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> WebApi:
+        """Return the environment that DATAVERSE_URL names; raises InvalidSettings."""
+        settings, clock = dataverse_settings(environment), SystemClock()
+        return cls(settings.url, build_dataverse(settings, environment, clock), clock)
+
+    def row(self, path: str) -> Row:
+        """Return one record, or the result of a function."""
+        return self._ask("GET", path, _READ_HEADERS).value()
+
+    def row_or_none(self, path: str) -> Row | None:
+        """Return one record, or None where there is none with this id."""
+        try:
+            return self.row(path)
+        except OpportunityNotFound:
+            return None
+
+    def rows(self, path: str) -> Iterator[Row]:
+        """Yield the records of a query, page by page; `path` may have spaces."""
+        following: str | None = path
+        while following is not None:
+            headers = {**_READ_HEADERS, "Prefer": f'odata.maxpagesize={_PAGE},odata.include-annotations="*"'}
+            document = self._ask("GET", following, headers).value()
+            yield from document["value"]
+            link = document.get("@odata.nextLink")
+            following = str(link).partition(API)[2] if link else None
+
+    def first(self, path: str) -> Row | None:
+        """Return the first record of a query, or None."""
+        return next(self.rows(path), None)
+
+    def create(self, entity_set: str, values: Row) -> None:
+        """Create a record."""
+        self._write("POST", entity_set, values)
+
+    def call(self, path: str, values: Row) -> Row:
+        """Invoke an action and return its result."""
+        return self._write("POST", path, values)
+
+    def update(self, path: str, values: Row) -> None:
+        """Change a record that is there."""
+        self._write("PATCH", path, values, {"If-Match": "*"})
+
+    def delete(self, path: str) -> None:
+        """Delete a record; none is there afterwards, which is all that is wanted."""
+        try:
+            self._ask("DELETE", path, {}).value()
+        except OpportunityNotFound:
+            return
+
+    def address(self, path: str) -> str:
+        """Return the whole URL of a record."""
+        return self.url + API + path
+
+    def _write(self, method: str, path: str, values: Row, headers: Mapping[str, str] | None = None) -> Row:
+        body = json.dumps(values).encode()
+        return self._ask(method, path, {**_WRITE_HEADERS, **(headers or {})}, body).value()
+
+    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+        return self._dataverse.request(method, path, headers, body, Deadline.after(self._clock, _SECONDS))
+
+
+def quoted(value: str) -> str:
+    """Return a string literal for a filter."""
+    return "'" + quote(value.replace("'", "''"), safe="") + "'"

@@ -1,0 +1,203 @@
+"""`python -m operations connect` and `disconnect`, over the wire against the Dataverse of the sandbox."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from operations.__main__ import operations
+from operations.connect import PRIVILEGES
+from operations.web_api import WebApi
+from sandbox.certificates import CertificateAuthority
+from sandbox.dataverse import DataverseApp, DataverseServer, Depth, seed
+from sandbox.dataverse.schema import TABLES
+from sandbox.identity import Identity, IdentityServer, TokenAuthority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from click.testing import Result
+
+ADMINISTRATOR = Identity.named("administrator")
+FUNCTION = Identity.named("function")
+KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG="
+
+
+@dataclass
+class Organization:
+    """A Dataverse over HTTPS, an administrator's login, and the command line pointed at them."""
+
+    app: DataverseApp
+    environment: dict[str, str]
+    posts: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def run(self, *arguments: str, **environment: str) -> Result:
+        return CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
+
+    def connect(self, *arguments: str, key: str = KEY) -> dict[str, str]:
+        result = self.run(
+            "connect",
+            "--application-id",
+            FUNCTION.client_id,
+            "--json",
+            *arguments,
+            OPPORTUNITY_WON_SAS_KEY=key,
+        )
+        assert result.exit_code == 0, (result.output, result.exception)
+        return {row["step"]: row["outcome"] for row in json.loads(result.stdout)}
+
+    def win(self, opportunity: str) -> None:
+        api = WebApi.of(self.environment)
+        close = {"opportunityid@odata.bind": f"/opportunities({opportunity})", "subject": "Won"}
+        api.call("WinOpportunity", {"OpportunityClose": close, "Status": 3})
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        with self.app.session() as session:
+            return [dict(row) for row in session.transaction.rows(TABLES[table])]
+
+
+@pytest.fixture
+def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Organization]:
+    certificates = CertificateAuthority(tmp_path)
+    tokens = TokenAuthority()
+    posts: list[tuple[Any, ...]] = []
+    app = DataverseApp(tokens.verify, post=lambda *post: posts.append(post))
+    seed.add_administrator(app, ADMINISTRATOR.client_id)
+    context = certificates.server_context("127.0.0.1")
+    with (
+        IdentityServer(tokens, [ADMINISTRATOR, FUNCTION]) as identity,
+        DataverseServer(app, context) as server,
+    ):
+        environment = {
+            **certificates.settings,
+            **identity.settings,
+            "DATAVERSE_URL": server.url,
+            "AZURE_CLIENT_ID": ADMINISTRATOR.client_id,
+            "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
+            "OPPORTUNITY_WON_QUEUE": "opportunity-won",
+            "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won-failed",
+            "INVOICE_CREATED_TOPIC": "invoice-created",
+        }
+        # The libraries read where identities and trusted certificates are from the process's environment.
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield Organization(app, environment, posts)
+    app.close()
+
+
+def test_everything_is_done_once_and_then_already_there(organization: Organization) -> None:
+    assert set(organization.connect().values()) == {"done", "already there"}
+    again = organization.connect(key="")
+    assert set(again.values()) == {"already there"}, again
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(organization: Organization) -> None:
+    outcomes = organization.connect("--dry-run")
+    assert "would be done" in outcomes.values()
+    assert "done" not in outcomes.values()
+    assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
+
+
+def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_depth(
+    organization: Organization,
+) -> None:
+    organization.connect()
+    (role,) = [row for row in organization.rows("role") if row["name"] == "Opportunity Invoicing"]
+    names = {row["privilegeid"]: row["name"] for row in organization.rows("privilege")}
+    granted = {
+        names[row["privilegeid"]]: row["privilegedepthmask"]
+        for row in organization.rows("roleprivileges")
+        if row["roleid"] == role["roleid"]
+    }
+    assert granted == {name: int(Depth[depth.upper()]) for name, depth in PRIVILEGES.items()}
+    assert all(
+        depth == "Global"
+        for name, depth in PRIVILEGES.items()
+        if name.startswith(("prvRead", "prvAppendToO"))
+    )
+
+
+def test_a_privilege_that_was_granted_at_a_lower_depth_is_raised(organization: Organization) -> None:
+    seed.add_role(organization.app, list(PRIVILEGES), depth=Depth.LOCAL)
+    assert organization.connect()["Privileges"] == "done"
+    assert organization.connect()["Privileges"] == "already there"
+
+
+def test_the_endpoint_posts_json_to_the_queue_with_the_key(organization: Organization) -> None:
+    organization.connect()
+    (endpoint,) = organization.rows("serviceendpoint")
+    assert {
+        name: endpoint[name] for name in ("namespaceaddress", "path", "messageformat", "authtype", "saskey")
+    } == {
+        "namespaceaddress": "sb://contoso.servicebus.windows.net/",
+        "path": "opportunity-won",
+        "messageformat": 2,
+        "authtype": 2,
+        "saskey": KEY,
+    }
+    (step,) = organization.rows("sdkmessageprocessingstep")
+    assert (step["mode"], step["stage"], step["statecode"]) == (1, 40, 0)
+
+
+def test_another_key_is_a_rotation(organization: Organization) -> None:
+    organization.connect()
+    other = KEY.replace("0", "9")
+    assert organization.connect(key=other)["Service endpoint"] == "changed"
+    (endpoint,) = organization.rows("serviceendpoint")
+    assert endpoint["saskey"] == other
+
+
+def test_without_a_key_nothing_is_registered(organization: Organization) -> None:
+    result = organization.run("connect", "--application-id", FUNCTION.client_id, "--yes")
+    assert result.exit_code == 2
+    assert "OPPORTUNITY_WON_SAS_KEY" in result.output
+    assert organization.rows("serviceendpoint") == []
+
+
+def test_the_key_may_come_from_standard_input(organization: Organization) -> None:
+    result = CliRunner().invoke(
+        operations,
+        ["connect", "--application-id", FUNCTION.client_id, "--yes", "--sas-key-stdin"],
+        env=organization.environment,
+        input=f"{KEY}\n",
+    )
+    assert result.exit_code == 0, result.output
+    assert KEY not in result.output
+    assert organization.rows("serviceendpoint")[0]["saskey"] == KEY
+
+
+def test_a_win_is_posted_only_after_connect_and_no_more_after_disconnect(organization: Organization) -> None:
+    demo = seed.demo_organization(organization.app, opportunities=3)
+
+    def wins_post(opportunity: str) -> int:
+        organization.posts.clear()
+        organization.win(opportunity)
+        # The system job is written together with the win: none means that none will come.
+        bound = time.monotonic() + 20
+        while organization.rows("asyncoperation") and not organization.posts and time.monotonic() < bound:
+            time.sleep(0.01)
+        return len(organization.posts)
+
+    assert wins_post(demo.opportunities[0]) == 0
+    organization.connect()
+    assert wins_post(demo.opportunities[1]) == 1
+    result = organization.run("disconnect", "--application-id", FUNCTION.client_id, "--yes")
+    assert result.exit_code == 0, result.output
+    assert wins_post(demo.opportunities[2]) == 0
+    assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
+    assert "Opportunity Invoicing" not in {row["name"] for row in organization.rows("role")}
+
+
+def test_a_login_that_may_not_is_told_what_is_missing(organization: Organization) -> None:
+    seed.add_application_user(organization.app, FUNCTION.client_id)
+    result = organization.run(
+        "connect", "--application-id", FUNCTION.client_id, "--yes", AZURE_CLIENT_ID=FUNCTION.client_id
+    )
+    assert result.exit_code != 0
+    assert "prvRead" in str(result.exception)
