@@ -4,7 +4,6 @@
 listens on loopback addresses only and is gone after `stop`.
 """
 
-import json
 import shutil
 import ssl
 import tempfile
@@ -187,7 +186,7 @@ class Cloud:
         """A client's TLS context that trusts the sandbox's servers."""
         return ssl.create_default_context(cafile=self.certificates.bundle)
 
-    def local_settings(self) -> str:
+    def local_settings(self) -> dict[str, object]:
         """Return local.settings.json for `func start` of Core Tools, with the plain connection string."""
         values = {
             "FUNCTIONS_WORKER_RUNTIME": "python",
@@ -198,7 +197,7 @@ class Cloud:
         values |= {
             name: value for name, value in self.app_settings.items() if not name.startswith(CONNECTION)
         }
-        return json.dumps({"IsEncrypted": False, "Values": values}, indent=2) + "\n"
+        return {"IsEncrypted": False, "Values": values}
 
     def move_broker_clock(self, by: timedelta) -> None:
         """Let time pass for Service Bus alone: locks, ages, windows and schedules."""
