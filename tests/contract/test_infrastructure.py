@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import json5
 import pytest
 import tree_sitter_bicep
+import yaml
 from tree_sitter import Language, Node, Parser
 
 from shared import bootstrap, errors
@@ -36,6 +37,9 @@ INFRASTRUCTURE = ROOT / "infrastructure"
 PARSER = Parser(Language(tree_sitter_bicep.language()))
 BICEP = sorted(INFRASTRUCTURE.rglob("*.bicep"))
 PARAMETERS = sorted(INFRASTRUCTURE.rglob("*.bicepparam"))
+
+RUNBOOK = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 
 # What Bicep itself brings, of which these files use so much.
 FUNCTIONS = {
@@ -378,6 +382,23 @@ def test_the_sandbox_has_the_entities_of_azure() -> None:
         assert defaults | here == defaults | there, sandbox["Name"]
 
 
+def test_the_published_contract_has_the_entities_of_azure() -> None:
+    """What the AsyncAPI document tells others of queues and topics is what Bicep creates."""
+    file = in_service_bus()
+    created = {
+        **_by_name(file.of_type("Microsoft.ServiceBus/namespaces/queues")),
+        **_by_name(file.of_type("Microsoft.ServiceBus/namespaces/topics")),
+    }
+    created["opportunity-won"]["forwardDeadLetteredMessagesTo"] = "opportunity-won-failed"
+    contract = yaml.safe_load((ROOT / "shared/contracts/asyncapi.yaml").read_text(encoding="utf-8"))
+
+    assert {channel["address"] for channel in contract["channels"].values()} == set(created)
+    for channel in contract["channels"].values():
+        told = channel["x-azure-service-bus"]
+        del told["entity"]
+        assert told.items() <= created[channel["address"]].items(), channel["address"]
+
+
 def test_dataverse_may_send_to_one_queue_and_nothing_else_has_a_key() -> None:
     file = in_service_bus()
     kinds = [typed.split("@")[0] for typed, _ in file.resources.values() if "authorizationRules" in typed]
@@ -463,6 +484,54 @@ def test_the_query_for_throttling_asks_for_a_reason_that_exists() -> None:
     query = (INFRASTRUCTURE / "queries/dataverse-throttled.kql").read_text(encoding="utf-8")
 
     assert f'"retry: reason={errors.DataverseThrottled.reason} "' in query
+
+
+def test_the_runbook_knows_every_alert() -> None:
+    alerts = re.findall(
+        r"^    name: '([\w-]+)'", (INFRASTRUCTURE / "modules/alerts.bicep").read_text("utf-8"), re.MULTILINE
+    )
+
+    assert len(alerts) == 6
+    assert [name for name in alerts if f"\n| `{name}` |" not in RUNBOOK] == []
+
+
+def test_the_runbook_knows_every_reason_and_no_other() -> None:
+    """Those of the error tree, and those that the broker gives itself."""
+    reasons = {error.reason for error in _leaves(errors.InvoicingError)}
+    table = RUNBOOK.split("## Reasons")[1].split("## Log lines")[0]
+
+    known = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert known == reasons | {"MaxDeliveryCountExceeded", "TTLExpiredException"}
+
+
+def test_the_runbook_knows_every_line_that_is_logged() -> None:
+    lines = {
+        prefix
+        for path in (ROOT / "shared").glob("*.py")
+        for prefix in re.findall(r"_logger\.\w+\(\s*\"([a-z ]+:) ", path.read_text("utf-8"))
+    }
+
+    assert "retry:" in lines
+    assert [prefix for prefix in lines if f"\n| `{prefix}` |" not in RUNBOOK] == []
+
+
+def test_the_runbook_shows_the_query_of_the_alert() -> None:
+    query = (INFRASTRUCTURE / "queries/old-retries.kql").read_text("utf-8")
+
+    assert "\n".join(line for line in query.splitlines() if not line.startswith("//")) in RUNBOOK
+
+
+def test_the_sum_in_the_documentation_is_the_one_that_is_deployed() -> None:
+    at_once = json.loads((ROOT / "host.json").read_bytes())["extensions"]["serviceBus"]["maxConcurrentCalls"]
+    (instances,) = re.findall(r"param maximumInstanceCount int = (\d+)", text(read_main().root))
+
+    factors = f"= {instances} * 1 * {at_once} = **{int(instances) * at_once}**"
+    assert factors.replace("*", "\N{MULTIPLICATION SIGN}", 2) in DEPLOY
+
+
+def _leaves(error: type[errors.InvoicingError]) -> list[type[errors.InvoicingError]]:
+    below = [leaf for each in error.__subclasses__() for leaf in _leaves(each)]
+    return below or [error]
 
 
 def _as_regular_expression(pattern: str) -> str:
