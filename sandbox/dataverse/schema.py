@@ -57,12 +57,16 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `writable` is about callers of the Web API, `secret` ones are never given out."""
+    """A column; `writable` is about callers of the Web API, `secret` ones are never given out.
+
+    `unique`: no two rows have the same value, other than none.
+    """
 
     name: str
     kind: Kind
     writable: bool = True
     secret: bool = False
+    unique: bool = False
     default: object = None
     labels: Mapping[int, str] = field(default_factory=dict)
     lookup: Lookup | None = None
@@ -99,12 +103,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `privilege` is the name in `prvRead…`, None where everybody may read and nobody write."""
+    """A table; `privilege` is the name in `prvRead…`, `owned` says whether its rows have owners."""
 
     name: str
     set_name: str
     columns: Mapping[str, Column]
-    privilege: str | None
+    privilege: str
     owned: bool
     primary_name: str
     code: int
@@ -264,7 +268,7 @@ def _table(
     name: str,
     set_name: str,
     *columns: list[Column],
-    privilege: str | None,
+    privilege: str,
     code: int,
     owned: bool = False,
     key: str | None = None,
@@ -461,7 +465,7 @@ _PLATFORM = (
     _table(
         "systemuser", "systemusers",
         _text("fullname firstname lastname domainname internalemailaddress"),
-        _plain(Kind.ID, "applicationid azureactivedirectoryobjectid"),
+        _plain(Kind.ID, "applicationid", unique=True), _plain(Kind.ID, "azureactivedirectoryobjectid"),
         _plain(Kind.BOOLEAN, "isdisabled", default=False),
         _choice("azurestate", {0: "Exists", 1: "Soft deleted", 2: "Not found or hard deleted"}, 0),
         _choice("accessmode", {0: "Read-Write", 1: "Administrative", 4: "Non-interactive"}, 4),
@@ -588,9 +592,7 @@ REFERENCES: Final[Mapping[str, tuple[Collection, ...]]] = {
 VERBS: Final = ("Create", "Read", "Write", "Delete", "Append", "AppendTo", "Assign", "Share")
 PRIVILEGES: Final[tuple[str, ...]] = tuple(
     f"prv{verb}{name}"
-    for name in sorted(
-        {table.privilege for table in TABLES.values() if table.privilege} | {"EntityMap", "AttributeMap"}
-    )
+    for name in sorted({table.privilege for table in TABLES.values()} | {"EntityMap", "AttributeMap"})
     for verb in VERBS
 )
 

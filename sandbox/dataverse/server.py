@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 from cheroot import wsgi
 from cheroot.makefile import StreamReader, StreamWriter
+from cheroot.server import HTTPConnection
 from requests.adapters import BaseAdapter
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
@@ -19,6 +21,8 @@ from sandbox.dataverse.web_api import DataverseApp
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+_log = logging.getLogger(__name__)
 
 # Under this key of its environment an application behind a server finds its connection's socket.
 SOCKET = "sandbox.socket"
@@ -53,7 +57,7 @@ class DataverseServer:
         self.app = app
         application: WSGIApplication = middleware(app) if middleware else app
         # A connection that is kept alive takes no thread while it is idle.
-        self._server = wsgi.Server(
+        self._server = _Server(
             (host, port),
             application,
             numthreads=threads,
@@ -106,6 +110,25 @@ class _Gateway(wsgi.Gateway_10):
     def __init__(self, req: Any) -> None:  # noqa: ANN401 - cheroot's types
         super().__init__(req)
         self.env = {**self.env, SOCKET: req.conn.socket}
+
+
+class _Connection(HTTPConnection):
+    """A connection that ends quietly where TLS does not come about, or breaks."""
+
+    def communicate(self) -> bool:
+        try:
+            self.socket.do_handshake()
+            return bool(super().communicate())  # type: ignore[no-untyped-call]
+        except OSError as error:
+            _log.debug("A connection ended: %s", type(error).__name__)
+            return False
+
+
+class _Server(wsgi.Server):
+    ConnectionClass = _Connection
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:  # noqa: FBT001, FBT002
+        _log.log(level, "%s", msg, exc_info=traceback)
 
 
 class _TlsAdapter:

@@ -160,6 +160,7 @@ class Session:
         """Add a row for the caller. Raises 403, 404 for a lookup to nowhere, or the loser's answer."""
         require(self.caller, "Create", table)
         self._check_lookups(table, values)
+        self._check_unique(table, values)
         _check_choices(table, values)
         row = self.add(table, {**_derived(table, values), **values})
         self.fire(Event("Create", table.name, row[table.key], self._target(table, row[table.key], values)))
@@ -187,6 +188,7 @@ class Session:
         if "ownerid" in values:
             check_access(self.caller, table, "Assign", row)
         self._check_lookups(table, values)
+        self._check_unique(table, values)
         _check_choices(table, values)
         _check_transition(table, row, values)
         self.change(table, record_id, {**_derived(table, values), **_reopened(table, row, values), **values})
@@ -315,6 +317,13 @@ class Session:
             if table.owned and target.owned:
                 require(self.caller, "Append", table)
                 check_access(self.caller, target, "AppendTo", row)
+
+    def _check_unique(self, table: Table, values: Mapping[str, object]) -> None:
+        for name, value in values.items():
+            if table.columns[name].unique and value is not None:
+                there = self.transaction.rows(table, f't."{name}" = ?', (value,))
+                if any(row[table.key] != values.get(table.key) for row in there):
+                    raise LoserAnswer.DUPLICATE_412.error(table)
 
 
 def check_version(table: Table, row: Row, if_match: str | None) -> None:

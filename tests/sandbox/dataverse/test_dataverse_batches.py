@@ -1,0 +1,189 @@
+"""`$batch`: order, change sets as transactions, and what ends a batch."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sandbox.dataverse import LoserAnswer
+
+if TYPE_CHECKING:
+    from tests.sandbox.dataverse.conftest import Client, World
+
+KEY = "11111111-2222-4333-8444-555555555555"
+
+
+def claim(client: Client, opportunity: str, key: str = KEY) -> str:
+    body = {
+        "annotationid": key,
+        "subject": "claim",
+        "objectid_opportunity@odata.bind": f"/opportunities({opportunity})",
+    }
+    return client.operation("POST", "annotations", json.dumps(body), content_id="1")
+
+
+def generate(client: Client, opportunity: str) -> str:
+    body = {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": False, "Columns": ["invoicenumber"]}}
+    return client.operation("POST", "GenerateInvoiceFromOpportunity", json.dumps(body), content_id="2")
+
+
+def invoices(opportunity: str) -> str:
+    return f"invoices?$select=invoiceid&$filter=_opportunityid_value%20eq%20{opportunity}"
+
+
+def test_a_change_set_happens_once_and_its_reads_tell(world: World) -> None:
+    client, opportunity = world.function, world.demo.opportunities[0]
+    world.admin.win(opportunity)
+    items = (
+        client.change_set(claim(client, opportunity), generate(client, opportunity)),
+        client.operation("GET", invoices(opportunity)),
+        client.operation("GET", f"annotations({KEY})?$select=subject"),
+    )
+    first = client.answers(client.batch(*items))
+    assert [part.status for part in first[0].nested] == [204, 200]
+    assert f"annotations({KEY})" in first[0].nested[0].head
+    assert json.loads(first[0].nested[1].body)["invoicenumber"].startswith("INV-01000-")
+    again = client.answers(client.batch(*items))
+    assert [part.status for part in again] == [412, 200, 200]
+    for parts in (first, again):
+        assert len(json.loads(parts[1].body)["value"]) == 1
+        assert json.loads(parts[2].body)["subject"] == "claim"
+
+
+@pytest.mark.parametrize("claim_first", [True, False])
+def test_a_change_set_that_fails_leaves_nothing_behind(world: World, claim_first: bool) -> None:  # noqa: FBT001
+    client, opportunity = world.function, world.demo.opportunities[0]
+    parts = [claim(client, opportunity), generate(client, opportunity), claim(client, opportunity)]
+    before = len(world.app.store.commits)
+    ordered = parts if claim_first else [parts[1], parts[0], parts[2]]
+    (failed,) = client.answers(client.batch(client.change_set(*ordered)))
+    assert failed.status == 412
+    assert not world.admin.rows(invoices(opportunity))
+    world.admin.get(f"annotations({KEY})", status=404)
+    assert len(world.app.store.commits) == before
+
+
+def test_the_first_failure_ends_a_batch_unless_it_may_go_on(world: World) -> None:
+    client = world.admin
+    items = (
+        client.operation("GET", "WhoAmI"),
+        client.operation("GET", "nothings"),
+        client.operation("POST", "accounts", '{"name": "third"}'),
+    )
+    stopped = client.batch(*items, prefer="")
+    assert stopped.status_code == 400
+    assert [part.status for part in client.answers(stopped)] == [200, 404]
+    assert not client.rows("accounts?$filter=name eq 'third'")
+    went_on = client.batch(*items)
+    assert went_on.status_code == 200
+    assert [part.status for part in client.answers(went_on)] == [200, 404, 204]
+    assert client.rows("accounts?$filter=name eq 'third'")
+
+
+def test_what_stands_before_a_failure_stays_done(world: World) -> None:
+    client = world.admin
+    create, fail = (
+        client.operation("POST", "accounts", '{"name": "kept"}'),
+        client.operation("GET", "nothings"),
+    )
+    client.batch(create, fail, prefer="")
+    assert client.rows("accounts?$filter=name eq 'kept'")
+
+
+def test_content_ids_refer_to_rows_made_in_the_change_set(world: World) -> None:
+    client = world.admin
+    parts = client.change_set(
+        client.operation("POST", "contacts", '{"lastname": "Ito"}', content_id="1"),
+        client.operation(
+            "POST", "accounts", '{"name": "A", "primarycontactid@odata.bind": "$1"}', content_id="2"
+        ),
+        client.operation("PATCH", "$2", '{"accountnumber": "7"}', content_id="3"),
+        client.operation("PUT", "$2/primarycontactid/$ref", '{"@odata.id": "$1"}', content_id="4"),
+    )
+    (answer,) = client.answers(client.batch(parts))
+    assert [part.status for part in answer.nested] == [204, 204, 204, 204]
+    (account,) = client.rows(
+        "accounts?$filter=accountnumber eq '7'&$expand=primarycontactid($select=lastname)"
+    )
+    assert account["primarycontactid"]["lastname"] == "Ito"
+
+
+def test_reads_are_barred_from_change_sets(world: World) -> None:
+    client = world.admin
+    refused = client.batch(client.change_set(client.operation("GET", "WhoAmI")))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "0x80048d19")
+
+
+@pytest.mark.parametrize("answer", list(LoserAnswer))
+def test_the_losers_answer_is_one_part(world: World, answer: LoserAnswer) -> None:
+    client, opportunity = world.function, world.demo.opportunities[0]
+    items = client.change_set(claim(client, opportunity), generate(client, opportunity))
+    client.batch(items)
+    world.app.organization.loser_answer = answer
+    response = client.batch(items, client.operation("GET", invoices(opportunity)))
+    loser, read = client.answers(response)
+    assert response.status_code == 200
+    assert f"{loser.status} {json.loads(loser.body)['error']['code']}" == answer.value
+    assert ("Retry-After: 1" in loser.head) == (answer is LoserAnswer.THROTTLED_429)
+    assert len(json.loads(read.body)["value"]) == 1
+
+
+def test_urls_may_be_absolute_and_unencoded(world: World) -> None:
+    client = world.admin
+    items = [
+        client.operation("GET", client.root + "accounts?$select=name&$filter=name eq 'none'"),
+        client.operation("GET", "/api/data/v9.2/WhoAmI()"),
+        client.operation("GET", "WhoAmI"),
+    ]
+    assert [part.status for part in client.answers(client.batch(*items))] == [200, 200, 200]
+
+
+def test_headers_of_a_part_count(world: World) -> None:
+    client = world.admin
+    account = client.create("accounts", {"name": "A"})
+    items = [
+        client.operation("PATCH", f"accounts({account})", '{"name": "B"}', If_Match='W/"1"'),
+        client.operation("POST", "accounts", '{"name": "Ünï"}', Prefer="return=representation"),
+    ]
+    stale, created = client.answers(client.batch(*items))
+    assert stale.status == 412
+    assert created.status == 201
+    assert client.rows("accounts?$filter=name eq 'Ünï'")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b"{}"),
+        ("multipart/mixed", b"--b\r\n\r\n--b--\r\n"),
+        ("multipart/mixed; boundary=b", b""),
+        (
+            "multipart/mixed; boundary=b",
+            b"--b\r\nContent-Type: application/http\r\n\r\nGET WhoAmI HTTP/1.1\r\n",
+        ),
+        ("multipart/mixed; boundary=b", b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n--b--\r\n"),
+        (
+            "multipart/mixed; boundary=b",
+            b"--b\r\nContent-Type: application/http\r\n\r\nwhatever\r\n--b--\r\n",
+        ),
+    ],
+)
+def test_a_malformed_batch_is_refused(world: World, content_type: str, body: bytes) -> None:
+    headers = {"Authorization": f"Bearer {world.admin.token}", "Content-Type": content_type}
+    refused = world.admin.session.post(world.admin.root + "$batch", data=body, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "0x80048d19")
+
+
+def test_a_batch_has_a_thousand_operations_at_most(world: World) -> None:
+    client = world.admin
+    read = client.operation("GET", "WhoAmI")
+    assert len(client.answers(client.batch(*[read] * 1000))) == 1000
+    assert client.batch(*[read] * 1001).status_code == 400
+
+
+def test_the_log_names_the_operations_of_a_batch(world: World) -> None:
+    client = world.admin
+    client.batch(client.operation("GET", "WhoAmI"), client.operation("GET", "nothings"))
+    assert world.app.requests[-1].operations == (("GET", "WhoAmI", 200), ("GET", "nothings", 404))

@@ -1,0 +1,313 @@
+"""From a step to a post: which messages, in which shape, when, and again after a failure."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sandbox.dataverse import DataverseApp, Poster, ServiceEndpoint, seed
+from sandbox.dataverse.actions import win_opportunity
+from sandbox.dataverse.events import CLAIMS, MAX_BODY
+from sandbox.dataverse.schema import TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.sandbox.dataverse.conftest import World
+
+CONTRACTS = "http://schemas.microsoft.com/xrm/2011/Contracts"
+
+
+def listen(world: World, message: str = "Win", table: str = "opportunity", **options: Any) -> str:  # noqa: ANN401
+    message_format = options.pop("message_format", 2)
+    endpoint = seed.add_service_endpoint(
+        world.app,
+        namespace_address="sb://sandbox/",
+        path="opportunity-won",
+        sas_key_name="send",
+        sas_key="secret",
+        message_format=message_format,
+    )
+    return seed.add_step(world.app, endpoint, message, table, **options)
+
+
+def contexts(world: World) -> list[dict[str, Any]]:
+    return [json.loads(posted.body) for posted in world.outside.posted]
+
+
+def parameter(context: dict[str, Any], name: str) -> Any:  # noqa: ANN401
+    (value,) = [item["value"] for item in context["InputParameters"] if item["key"] == name]
+    return value
+
+
+def attributes(entity: dict[str, Any]) -> dict[str, Any]:
+    return {item["key"]: item["value"] for item in entity["Attributes"]}
+
+
+def test_without_a_step_nothing_is_posted(world: World) -> None:
+    world.admin.win(world.demo.opportunities[0])
+    assert world.app.run_due_jobs() == 0
+    assert not world.admin.rows("asyncoperations")
+
+
+def test_a_win_is_posted_as_a_remote_execution_context(world: World) -> None:
+    listen(world)
+    opportunity = world.demo.opportunities[0]
+    world.admin.win(opportunity, actualrevenue=12.5, actualend="2026-03-01T10:00:00Z")
+    assert world.app.run_due_jobs() == 1
+    (posted,) = world.outside.posted
+    assert posted.endpoint == ServiceEndpoint(
+        posted.endpoint.id, "opportunity-won", "sb://sandbox/", "opportunity-won", "send", "secret", 6, 2
+    )
+    assert posted.content_type == "application/json"
+    assert b'"__type": "Entity:http:\\/\\/schemas.microsoft.com\\/xrm\\/2011\\/Contracts"' in posted.body
+    context = json.loads(posted.body)
+    assert (context["MessageName"], context["PrimaryEntityName"]) == ("Win", "opportunity")
+    assert context["OrganizationId"] == world.app.organization.id
+    assert context["OrganizationName"].startswith("unq")
+    assert (context["Depth"], context["Mode"], context["Stage"], context["ParentContext"]) == (1, 1, 40, None)
+    assert context["OperationCreatedOn"] == "/Date(1772323200000)/"
+    close = parameter(context, "OpportunityClose")
+    assert (close["__type"], close["LogicalName"]) == (f"Entity:{CONTRACTS}", "opportunityclose")
+    given = attributes(close)
+    assert given["opportunityid"]["__type"] == f"EntityReference:{CONTRACTS}"
+    assert (given["opportunityid"]["Id"], given["opportunityid"]["LogicalName"]) == (
+        opportunity,
+        "opportunity",
+    )
+    assert given["actualrevenue"] == {"__type": f"Money:{CONTRACTS}", "Value": 12.5}
+    assert given["actualend"] == "/Date(1772359200000)/"
+    assert parameter(context, "Status") == {"__type": f"OptionSetValue:{CONTRACTS}", "Value": 3}
+
+
+def test_the_properties_are_the_real_ones(world: World) -> None:
+    listen(world)
+    world.admin.win(world.demo.opportunities[0])
+    world.app.run_due_jobs()
+    properties = world.outside.posted[0].properties
+    user = world.admin.get("WhoAmI")["UserId"]
+    assert properties.pop(f"{CLAIMS}Organization").startswith("unq")
+    assert properties.pop(f"{CLAIMS}InitiatingUserAgent").startswith("python-requests/")
+    assert properties == {
+        f"{CLAIMS}User": user,
+        f"{CLAIMS}InitiatingUser": user,
+        f"{CLAIMS}EntityLogicalName": "opportunity",
+        f"{CLAIMS}RequestName": "Win",
+    }
+
+
+def test_a_win_also_updates_sets_the_state_and_creates_an_activity(world: World) -> None:
+    opportunity = world.demo.opportunities[0]
+    listen(world, "Update")
+    listen(world, "SetState")
+    listen(world, "Create", "opportunityclose")
+    world.admin.win(opportunity)
+    assert world.app.run_due_jobs() == 3
+    by_message = {context["MessageName"]: context for context in contexts(world)}
+    target = parameter(by_message["Update"], "Target")
+    assert target["Id"] == by_message["Update"]["PrimaryEntityId"] == opportunity
+    assert attributes(target)["statecode"] == {"__type": f"OptionSetValue:{CONTRACTS}", "Value": 1}
+    moniker = parameter(by_message["SetState"], "EntityMoniker")
+    assert (moniker["__type"], moniker["Id"]) == (f"EntityReference:{CONTRACTS}", opportunity)
+    assert parameter(by_message["SetState"], "State")["Value"] == 1
+    created = parameter(by_message["Create"], "Target")
+    assert created["LogicalName"] == by_message["Create"]["PrimaryEntityName"] == "opportunityclose"
+    assert attributes(created)["opportunityid"]["Id"] == opportunity
+    for context in by_message.values():
+        assert (context["Depth"], context["ParentContext"]["MessageName"]) == (2, "Win")
+
+
+def test_a_lost_opportunity_creates_the_same_activity(world: World) -> None:
+    listen(world, "Create", "opportunityclose")
+    listen(world, "Win")
+    listen(world, "Lose")
+    world.admin.close(world.demo.opportunities[0], "Lose", 4, 204)
+    world.app.run_due_jobs()
+    assert [context["MessageName"] for context in contexts(world)] == ["Create", "Lose"]
+
+
+def test_an_update_step_may_be_limited_to_columns(world: World) -> None:
+    step = listen(world, "Update")
+    world.admin.call("PATCH", f"sdkmessageprocessingsteps({step})", {"filteringattributes": "statecode,name"})
+    path = f"opportunities({world.demo.opportunities[0]})"
+    world.admin.call("PATCH", path, {"description": "x"})
+    world.admin.call("PATCH", path, {"name": "x"})
+    assert world.app.run_due_jobs() == 1
+
+
+def test_a_disabled_step_posts_nothing(world: World) -> None:
+    step = listen(world)
+    path = f"sdkmessageprocessingsteps({step})"
+    world.admin.call("PATCH", path, {"statecode": 1, "statuscode": 2})
+    world.admin.win(world.demo.opportunities[0])
+    assert world.app.run_due_jobs() == 0
+    world.admin.call("PATCH", path, {"statecode": 0, "statuscode": 1})
+    world.admin.win(world.demo.opportunities[1])
+    assert world.app.run_due_jobs() == 1
+
+
+def test_too_big_a_context_goes_out_without_its_parameters(world: World) -> None:
+    listen(world)
+    world.admin.win(world.demo.opportunities[0], description="x" * MAX_BODY)
+    world.app.run_due_jobs()
+    (posted,) = world.outside.posted
+    context = json.loads(posted.body)
+    assert context["InputParameters"] == []
+    assert context["ParentContext"] is None
+    assert context["PrimaryEntityId"] == world.demo.opportunities[0]
+    assert posted.properties[f"{CLAIMS}MessageMaxSizeExceeded"]
+
+
+@pytest.mark.parametrize(
+    ("message_format", "content_type"), [(1, "application/msbin1"), (3, "application/xml")]
+)
+def test_the_endpoint_chooses_the_format(world: World, message_format: int, content_type: str) -> None:
+    listen(world, message_format=message_format)
+    world.admin.win(world.demo.opportunities[0])
+    world.app.run_due_jobs()
+    (posted,) = world.outside.posted
+    assert posted.content_type == content_type
+    assert b"RemoteExecutionContext" in posted.body
+
+
+def test_a_failed_post_is_tried_again_with_growing_intervals(world: World) -> None:
+    step = listen(world, auto_delete=False)
+    world.outside.failure = ConnectionError("no way")
+    world.admin.win(world.demo.opportunities[0])
+    assert world.app.run_due_jobs() == 0
+    jobs = f"asyncoperations?$filter=_owningextensionid_value eq {step}&$orderby=createdon desc"
+    (job,) = world.admin.rows(jobs)
+    assert (job["statecode"], job["statuscode"], job["retrycount"]) == (1, 10, 1)
+    assert job["message"] == "ConnectionError: no way"
+    assert job["_regardingobjectid_value"] == world.demo.opportunities[0]
+    assert job["postponeuntil"] == "2026-03-01T00:00:02Z"
+    world.outside.failure = None
+    assert world.app.run_due_jobs() == 0
+    world.clock.advance(timedelta(seconds=2))
+    assert world.app.run_due_jobs() == 1
+    (job,) = world.admin.rows(jobs)
+    assert (job["statecode"], job["statuscode"], job["message"]) == (3, 30, None)
+    assert contexts(world)[0]["OperationId"] == job["asyncoperationid"]
+    assert world.app.run_due_jobs() == 0
+
+
+def test_after_the_last_interval_the_job_has_failed(world: World) -> None:
+    listen(world)
+    world.outside.failure = ConnectionError()
+    world.admin.win(world.demo.opportunities[0])
+    for _ in range(60):
+        world.app.run_due_jobs()
+        world.clock.advance(timedelta(hours=1))
+    (job,) = world.admin.rows("asyncoperations")
+    assert (job["statecode"], job["statuscode"]) == (3, 31)
+    assert job["completedon"]
+
+
+def test_a_successful_job_may_delete_itself(world: World) -> None:
+    listen(world, auto_delete=True)
+    world.admin.win(world.demo.opportunities[0])
+    assert len(world.admin.rows("asyncoperations")) == 1
+    world.app.run_due_jobs()
+    assert not world.admin.rows("asyncoperations")
+
+
+def test_a_job_is_written_with_the_win_or_not_at_all(world: World) -> None:
+    listen(world)
+    client, opportunity = world.admin, world.demo.opportunities[0]
+    close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
+    win = client.operation("POST", "WinOpportunity", json.dumps({"Status": 3, "OpportunityClose": close}))
+    (failed,) = client.answers(
+        client.batch(client.change_set(win, client.operation("DELETE", "accounts(x)")))
+    )
+    assert failed.status == 400
+    assert world.app.run_due_jobs() == 0
+    assert client.get(f"opportunities({opportunity})")["statecode"] == 0
+
+
+def test_a_synchronous_step_posts_at_once_and_what_is_posted_stays(world: World) -> None:
+    """A ghost: the win is rolled back after its event went out."""
+    listen(world, mode=0)
+    client, opportunity = world.admin, world.demo.opportunities[0]
+    close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
+    win = client.operation("POST", "WinOpportunity", json.dumps({"Status": 3, "OpportunityClose": close}))
+    client.batch(client.change_set(win, client.operation("DELETE", "accounts(x)")))
+    assert len(world.outside.posted) == 1
+    assert contexts(world)[0]["Mode"] == 0
+    assert client.get(f"opportunities({opportunity})")["statecode"] == 0
+
+
+def test_a_synchronous_post_that_fails_refuses_the_win(world: World) -> None:
+    listen(world, mode=0)
+    world.outside.failure = ConnectionError("no way")
+    world.admin.win(world.demo.opportunities[0], 400)
+    assert world.admin.get(f"opportunities({world.demo.opportunities[0]})")["statecode"] == 0
+
+
+def test_a_rotated_key_is_used_for_posts_that_wait(world: World) -> None:
+    step = listen(world)
+    world.admin.win(world.demo.opportunities[0])
+    endpoint = world.admin.get(f"sdkmessageprocessingsteps({step})")["_eventhandler_value"]
+    world.admin.call("PATCH", f"serviceendpoints({endpoint})", {"saskey": "rotated"})
+    world.app.run_due_jobs()
+    assert world.outside.posted[0].endpoint.sas_key == "rotated"
+
+
+def test_an_endpoint_that_is_no_queue_fails_the_job(world: World) -> None:
+    step = listen(world)
+    endpoint = world.admin.get(f"sdkmessageprocessingsteps({step})")["_eventhandler_value"]
+    world.admin.call("PATCH", f"serviceendpoints({endpoint})", {"contract": 8})
+    world.admin.win(world.demo.opportunities[0])
+    world.app.run_due_jobs()
+    assert "contract 8" in world.admin.rows("asyncoperations")[0]["message"]
+
+
+def test_the_check_of_an_endpoint_posts_a_probe(world: World) -> None:
+    endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="q")
+    check = f"serviceendpoints({endpoint})/Microsoft.Dynamics.CRM.TriggerServiceEndpointCheck"
+    world.admin.post(check, None)
+    assert world.app.run_due_jobs() == 1
+    (context,) = contexts(world)
+    assert context["MessageName"] == "TriggerServiceEndpointCheck"
+    assert context["PrimaryEntityName"] == "serviceendpoint"
+
+
+def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  # noqa: ANN401
+    """The first posts fail; all arrive in the end, and stopping leaves no thread behind."""
+    arrived, failures = threading.Semaphore(0), [ConnectionError("first"), ConnectionError("second")]
+
+    def post(_: ServiceEndpoint, _body: bytes, _properties: Mapping[str, str], _type: str) -> None:
+        if failures:
+            raise failures.pop()
+        arrived.release()
+
+    never: Callable[..., Any] = lambda *_: pytest.fail("no token is asked for")  # noqa: E731
+    app = DataverseApp(never, directory=tmp_path, post=post, retry_delays=[timedelta()] * 5)
+    demo = seed.demo_organization(app, 10)
+    seed.add_step(app, seed.add_service_endpoint(app, namespace_address="sb://sandbox/", path="q"))
+    poster = Poster(app.organization.pipeline, app.store).start()
+    with app.session() as session:
+        for opportunity in demo.opportunities:
+            close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
+            win_opportunity(session, {"OpportunityClose": close})
+    for _ in demo.opportunities:
+        assert arrived.acquire(timeout=10)
+    poster.stop()
+    with app.store.reading() as transaction:
+        assert not transaction.rows(TABLES["asyncoperation"])
+    app.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataverse-poster")]
+
+
+def test_without_a_way_to_post_jobs_wait(world: World) -> None:
+    world.app.organization.pipeline.post = None
+    listen(world)
+    world.admin.win(world.demo.opportunities[0])
+    assert world.app.run_due_jobs() == 0
+    assert world.admin.rows("asyncoperations?$filter=statuscode eq 10")
+    world.app.organization.pipeline.post = world.outside.post
+    world.clock.advance(timedelta(minutes=1))
+    assert world.app.run_due_jobs() == 1

@@ -1,0 +1,135 @@
+"""Service protection: 6,000 requests, 1,200 s of execution and 52 at once, per user and web server."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sandbox.clock import MovableClock
+from sandbox.dataverse import Limits, ServiceProtection
+from sandbox.dataverse.errors import DataverseError
+
+if TYPE_CHECKING:
+    from tests.sandbox.dataverse.conftest import World
+
+
+class Timer:
+    """Execution time, moved by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock(datetime(2026, 3, 1, tzinfo=UTC))
+
+
+def ask(protection: ServiceProtection, user: str = "u", server: int = 0) -> dict[str, str]:
+    with protection.admitted(user, server) as headers:
+        return headers
+
+
+def refusal(protection: ServiceProtection) -> tuple[str, int]:
+    with pytest.raises(DataverseError) as refused:
+        ask(protection)
+    assert refused.value.status is HTTPStatus.TOO_MANY_REQUESTS
+    return refused.value.code, int(refused.value.headers["Retry-After"])
+
+
+def test_the_window_of_requests_slides(clock: MovableClock) -> None:
+    protection = ServiceProtection(clock, Limits(requests=3))
+    for _ in range(3):
+        ask(protection)
+        clock.advance(timedelta(seconds=100))
+    assert ask(protection)["x-ms-ratelimit-burst-remaining-xrm-requests"] == "0"
+    assert refusal(protection) == ("0x80072322", 100)
+    clock.advance(timedelta(seconds=100))
+    ask(protection)
+
+
+def test_the_default_lets_6000_in(clock: MovableClock) -> None:
+    protection = ServiceProtection(clock)
+    for _ in range(6000):
+        ask(protection)
+    assert refusal(protection) == ("0x80072322", 300)
+
+
+def test_going_on_prolongs_the_wait(clock: MovableClock) -> None:
+    protection = ServiceProtection(clock, Limits(requests=1))
+    ask(protection)
+    clock.advance(timedelta(seconds=240))
+    assert refusal(protection)[1] == 60
+    assert refusal(protection)[1] == 60
+    clock.advance(timedelta(seconds=50))
+    assert refusal(protection)[1] == 60
+    clock.advance(timedelta(seconds=59))
+    assert refusal(protection)[1] == 60
+    clock.advance(timedelta(seconds=60))
+    ask(protection)
+
+
+def test_execution_time_adds_up(clock: MovableClock) -> None:
+    timer = Timer()
+    protection = ServiceProtection(clock, timer=timer)
+    with protection.admitted("u", 0):
+        timer.seconds += 1199
+    assert ask(protection)["x-ms-ratelimit-time-remaining-xrm-requests"] == "1.00"
+    with protection.admitted("u", 0):
+        timer.seconds += 1
+    assert refusal(protection) == ("0x80072321", 300)
+
+
+def test_so_many_at_once(clock: MovableClock) -> None:
+    protection = ServiceProtection(clock)
+    with ExitStack() as stack:
+        for _ in range(52):
+            stack.enter_context(protection.admitted("u", 0))
+        assert refusal(protection) == ("0x80072326", 1)
+        ask(protection, user="another")
+        ask(protection, server=1)
+    clock.advance(timedelta(seconds=1))
+    ask(protection)
+
+
+def test_a_request_that_fails_is_over_too(clock: MovableClock) -> None:
+    protection = ServiceProtection(clock, Limits(concurrent=1))
+    for _ in range(3):
+        with pytest.raises(KeyError), protection.admitted("u", 0):
+            raise KeyError
+    ask(protection)
+
+
+def test_users_and_servers_are_counted_apart(clock: MovableClock) -> None:
+    protection = ServiceProtection(clock, Limits(requests=1))
+    ask(protection)
+    ask(protection, user="another")
+    ask(protection, server=1)
+    refusal(protection)
+
+
+def test_a_refused_request_was_not_executed(world: World) -> None:
+    world.app.protection = ServiceProtection(world.clock, Limits(requests=1))
+    done = world.admin.call("POST", "accounts", {"name": "first"})
+    assert done.headers["x-ms-ratelimit-burst-remaining-xrm-requests"] == "0"
+    assert done.headers["x-ms-dop-hint"]
+    refused = world.admin.call("POST", "accounts", {"name": "second"})
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "300")
+    assert refused.json()["error"]["code"] == "0x80072322"
+    world.app.protection = None
+    assert [row["name"] for row in world.admin.rows("accounts?$filter=accountnumber eq null")] == ["first"]
+
+
+def test_a_batch_is_one_request(world: World) -> None:
+    world.app.protection = ServiceProtection(world.clock, Limits(requests=1))
+    client = world.admin
+    parts = client.answers(client.batch(*[client.operation("GET", "WhoAmI")] * 5))
+    assert [part.status for part in parts] == [200] * 5
+    assert client.call("GET", "WhoAmI").status_code == 429

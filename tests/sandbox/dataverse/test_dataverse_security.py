@@ -1,0 +1,239 @@
+"""Tokens, application users, privileges and their depth."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sandbox.dataverse import Depth, seed
+from sandbox.dataverse.schema import TABLES
+from sandbox.identity import Identity, TokenAuthority
+
+if TYPE_CHECKING:
+    from tests.sandbox.dataverse.conftest import World
+
+
+@pytest.mark.parametrize("kind", ["none", "basic", "garbage", "expired", "audience", "stranger"])
+def test_a_token_that_is_no_good_is_answered_401(world: World, kind: str) -> None:
+    identity, url = Identity.named("x"), world.app.organization.url
+    authorization = {
+        "none": "",
+        "basic": "Basic eDp5",
+        "garbage": "Bearer garbage",
+        "expired": "Bearer " + world.authority.issue(identity, url, timedelta()),
+        "audience": "Bearer " + world.authority.issue(identity, "https://other.crm.dynamics.com"),
+        "stranger": "Bearer " + TokenAuthority(world.clock).issue(identity, url),
+    }[kind]
+    answer = world.admin.session.get(world.admin.root + "WhoAmI", headers={"Authorization": authorization})
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer authorization_uri=https://")
+
+
+def test_an_identity_without_application_user_is_no_member(world: World) -> None:
+    token = world.authority.issue(Identity.named("x"), world.app.organization.url)
+    answer = world.admin.session.get(
+        world.admin.root + "WhoAmI", headers={"Authorization": f"Bearer {token}"}
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "0x80072560")
+
+
+def test_a_trailing_slash_of_the_audience_makes_no_difference(world: World) -> None:
+    identity = Identity.named("x")
+    seed.add_application_user(world.app, identity.client_id.upper())
+    token = world.authority.issue(identity, world.app.organization.url + "/")
+    answer = world.admin.session.get(
+        world.admin.root + "WhoAmI", headers={"Authorization": f"Bearer {token}"}
+    )
+    assert answer.status_code == 200
+
+
+def test_a_disabled_user_is_refused_at_once(world: World) -> None:
+    world.function.get("WhoAmI")
+    world.admin.call("PATCH", f"systemusers({world.function_user})", {"isdisabled": True})
+    assert "disabled" in world.function.get("WhoAmI", status=403)["error"]["message"]
+
+
+def test_who_am_i(world: World) -> None:
+    answer = world.function.get("WhoAmI")
+    (unit,) = world.admin.rows("businessunits")
+    assert answer["UserId"] == world.function_user
+    assert answer["BusinessUnitId"] == unit["businessunitid"]
+    assert answer["OrganizationId"] == world.app.organization.id
+
+
+GENERATE = (
+    "prvCreateInvoice",
+    "prvReadInvoice",
+    "prvAppendInvoice",
+    "prvAppendToInvoice",
+    "prvReadOpportunity",
+    "prvAppendToOpportunity",
+)
+
+
+@pytest.mark.parametrize("missing", [*GENERATE, "prvAppendToAccount", "prvAppendToContact"])
+def test_each_documented_privilege_of_the_action_is_needed(world: World, missing: str) -> None:
+    """The refusal names the privilege; a customer of the other kind does not need its AppendTo."""
+    customers = {
+        world.admin.get(f"opportunities({o})")["_customerid_value"]: o for o in world.demo.opportunities
+    }
+    contact = world.admin.create(
+        "opportunities",
+        {
+            "name": "of a contact",
+            "customerid_contact@odata.bind": f"/contacts({world.demo.contacts[0]})",
+            "pricelevelid@odata.bind": f"/pricelevels({world.demo.price_lists['EUR']})",
+        },
+    )
+    opportunity = contact if missing == "prvAppendToContact" else next(iter(customers.values()))
+    client = world.new_client([name for name in seed.INVOICING_PRIVILEGES if name != missing])
+    error = client.generate(opportunity, 403)["error"]
+    assert error["code"] == "0x80040220"
+    assert missing in error["message"]
+    if missing.startswith("prvAppendTo") and missing not in GENERATE:
+        client.generate(next(iter(customers.values())) if opportunity == contact else contact)
+
+
+@pytest.mark.parametrize(
+    ("missing", "path", "body"),
+    [
+        ("prvReadSalesOrder", "salesorders?$top=1", None),
+        ("prvReadTransactionCurrency", "transactioncurrencies?$top=1", None),
+        ("prvReadTransactionCurrency", "opportunities?$expand=transactioncurrencyid", None),
+        ("prvReadNote", "annotations", None),
+        ("prvCreateNote", "annotations", {}),
+        ("prvAppendNote", "annotations", {}),
+        ("prvAppendToOpportunity", "annotations", {}),
+    ],
+)
+def test_reads_and_notes_need_their_privileges(
+    world: World, missing: str, path: str, body: dict[str, object] | None
+) -> None:
+    client = world.new_client([name for name in seed.INVOICING_PRIVILEGES if name != missing])
+    bind = {"objectid_opportunity@odata.bind": f"/opportunities({world.demo.opportunities[0]})"}
+    answer = client.call("GET" if body is None else "POST", path, None if body is None else bind)
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "0x80040220"
+    assert missing in answer.json()["error"]["message"]
+
+
+def test_the_function_may_not_do_what_its_role_does_not_say(world: World) -> None:
+    path = f"opportunities({world.demo.opportunities[0]})"
+    for method in ("PATCH", "DELETE"):
+        assert world.function.call(method, path, {"name": "mine"}).status_code == 403
+    world.function.win(world.demo.opportunities[0], 403)
+    world.function.post("roles", {"name": "mine"}, 403)
+
+
+def make_unit(world: World, name: str, parent: str) -> str:
+    body = {"name": name, "parentbusinessunitid@odata.bind": f"/businessunits({parent})"}
+    return world.admin.create("businessunits", body)
+
+
+def test_rows_outside_of_the_depth_are_missing_without_a_word(world: World) -> None:
+    """Root owns the demo's opportunities; a child and its own child own one each."""
+    (root,) = [row["businessunitid"] for row in world.admin.rows("businessunits")]
+    child = make_unit(world, "child", root)
+    grandchild = make_unit(world, "grandchild", child)
+    owners = {}
+    for name, unit in (("child", child), ("grandchild", grandchild)):
+        owners[name] = seed.add_application_user(
+            world.app, Identity.named(name).client_id, business_unit=unit
+        )
+        world.admin.create(
+            "opportunities", {"name": name, "ownerid@odata.bind": f"/systemusers({owners[name]})"}
+        )
+
+    def seen(depth: Depth) -> list[str]:
+        privileges = {"prvReadOpportunity": depth, "prvCreateOpportunity": Depth.BASIC}
+        client = world.new_client(privileges, unit=child)
+        client.create("opportunities", {"name": "own"})
+        rows = client.rows("opportunities?$select=name")
+        client.session.close()
+        found = sorted(row["name"] for row in rows)
+        world.admin.call("DELETE", f"opportunities({own(rows)})")
+        return found
+
+    def own(rows: list[dict[str, str]]) -> str:
+        return next(row["opportunityid"] for row in rows if row["name"] == "own")
+
+    assert seen(Depth.BASIC) == ["own"]
+    assert seen(Depth.LOCAL) == ["child", "own"]
+    assert seen(Depth.DEEP) == ["child", "grandchild", "own"]
+    assert len(seen(Depth.GLOBAL)) == len(world.demo.opportunities) + 3
+
+
+def test_another_ones_invoice_is_invisible_to_a_lesser_depth(world: World) -> None:
+    """The reason for organization depth: "no invoice" would be a lie."""
+    opportunity = world.demo.opportunities[0]
+    invoice = world.function.generate(opportunity)["invoiceid"]
+    lesser = world.new_client(dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.BASIC))
+    path = f"invoices?$select=invoiceid&$count=true&$filter=_opportunityid_value eq {opportunity}"
+    assert len(world.function.rows(path)) == 1
+    answer = lesser.get(path)
+    assert (answer["value"], answer["@odata.count"]) == ([], 0)
+    assert lesser.get(f"invoices({invoice})", status=403)["error"]["code"] == "0x80040220"
+    assert lesser.generate(opportunity, 403)["error"]["code"] == "0x80040220"
+
+
+def test_a_reassigned_invoice_leaves_the_sight_of_its_maker(world: World) -> None:
+    client = world.new_client(
+        dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvReadInvoice": Depth.BASIC}
+    )
+    invoice = client.generate(world.demo.opportunities[0])["invoiceid"]
+    assert client.rows("invoices")
+    owner = {"ownerid@odata.bind": f"/systemusers({world.demo.sellers[0]})"}
+    assert world.admin.call("PATCH", f"invoices({invoice})", owner).status_code == 204
+    assert not client.rows("invoices")
+
+
+def test_the_greatest_depth_of_all_roles_counts(world: World) -> None:
+    identity = Identity.named("two roles")
+    roles = [seed.add_role(world.app, ["prvReadOpportunity"], depth) for depth in (Depth.BASIC, Depth.GLOBAL)]
+    user = seed.add_application_user(world.app, identity.client_id, roles=roles)
+    answer = world.admin.get(
+        f"systemusers({user})/Microsoft.Dynamics.CRM.RetrieveUserSetOfPrivilegesByNames(PrivilegeNames=@p1)"
+        '?@p1=["prvReadOpportunity","prvReadInvoice"]'
+    )
+    assert [(p["PrivilegeName"], p["Depth"]) for p in answer["RolePrivileges"]] == [
+        ("prvReadOpportunity", "Global")
+    ]
+
+
+def test_the_access_to_one_row_is_told(world: World) -> None:
+    def access(record: str) -> set[str]:
+        answer = world.admin.get(
+            f"systemusers({world.function_user})/Microsoft.Dynamics.CRM.RetrievePrincipalAccess(Target=@p1)"
+            f"?@p1={{'@odata.id':'{record}'}}"
+        )
+        return set(answer["AccessRights"].split(", "))
+
+    assert access(f"opportunities({world.demo.opportunities[0]})") == {"ReadAccess", "AppendToAccess"}
+    assert access(f"products({world.demo.accounts[0]})".replace("products", "accounts")) == {"AppendToAccess"}
+    (unit,) = world.admin.rows("businessunits")
+    assert access(f"businessunits({unit['businessunitid']})") == {"None"}
+
+
+def test_ids_of_privileges_differ_between_environments_and_refusals_name_them(world: World) -> None:
+    (privilege,) = world.admin.rows("privileges?$select=privilegeid,name&$filter=name eq 'prvDeleteInvoice'")
+    other = seed.base_image("00000000-0000-4000-8000-00000000000f")
+    assert privilege["privilegeid"].encode() not in other
+    invoice = world.function.generate(world.demo.opportunities[0])["invoiceid"]
+    refused = world.function.call("DELETE", f"invoices({invoice})")
+    assert privilege["privilegeid"] in refused.text
+
+
+def test_what_a_role_says_counts_from_the_next_request(world: World) -> None:
+    role = world.admin.rows("roles?$filter=name eq 'Opportunity Invoicing'")[0]["roleid"]
+    (privilege,) = world.admin.rows("privileges?$filter=name eq 'prvReadOpportunity'")
+    world.function.rows("opportunities")
+    world.admin.post(
+        f"roles({role})/Microsoft.Dynamics.CRM.RemovePrivilegeRole", {"PrivilegeId": privilege["privilegeid"]}
+    )
+    world.function.get("opportunities", status=403)
+    with world.app.session() as session:
+        assert not session.transaction.rows(
+            TABLES["roleprivileges"], "roleid = ? AND privilegeid = ?", (role, privilege["privilegeid"])
+        )
