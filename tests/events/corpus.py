@@ -39,7 +39,10 @@ def _read(path: Path) -> EventCase:
         source=headers.pop("From")[0],
         confirmed=headers.pop("Confirmed")[0],
         body=body,
-        properties=dict(_property(line) for line in headers.pop("Property", [])),
+        properties={
+            **dict(_property(line) for line in headers.pop("Property", [])),
+            **{name: text.encode() for name, text in map(_property, headers.pop("Property-Bytes", []))},
+        },
         content_type=_optional(headers, "Content-Type"),
         organization_setting=_optional(headers, "Setting"),
         expect=headers.pop("Expect")[0],
@@ -56,6 +59,6 @@ def _optional(headers: dict[str, list[str]], name: str) -> str | None:
     return headers.pop(name, [None])[0]
 
 
-def _property(line: str) -> tuple[str, object]:
+def _property(line: str) -> tuple[str, str]:
     name, _, value = line.partition(" = ")
     return name, value

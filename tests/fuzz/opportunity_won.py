@@ -68,9 +68,11 @@ def message_of(data: bytes) -> tuple[bytes, dict[str, object], str | None]:
     content_type = None
     for line in head.decode(errors="surrogateescape").split("\n"):
         header, _, value = line.partition(": ")
+        name, _, text = value.partition(" = ")
         if header == "Property":
-            name, _, text = value.partition(" = ")
             properties[name] = text
+        elif header == "Property-Bytes":
+            properties[name] = text.encode(errors="surrogateescape")
         elif header == "Content-Type":
             content_type = value
     return body, properties, content_type
@@ -113,7 +115,7 @@ def _fuzz(inputs: int, seed: int, found: Path, *, begin_with_corpus: bool) -> No
             sys.argv[0],
             f"-runs={inputs}",
             f"-seed={seed}",
-            "-max_len=16384",
+            "-max_len=32768",
             "-timeout=5",
             "-print_final_stats=1",
             "-verbosity=1",

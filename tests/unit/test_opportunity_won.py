@@ -71,7 +71,7 @@ def test_personal_data_is_never_quoted_wherever_it_stands(event_case: EventCase)
     marker = "Jane Doe <jane@contoso.com>\n"
     try:
         document = json.loads(event_case.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None  # there is no text in it that could be replaced
     bodies = [json.dumps(changed).encode() for changed in with_each_text_replaced(document, marker)]
     for body in [event_case.body, *bodies]:
