@@ -30,8 +30,8 @@ class Wire(StrEnum):
 OPERATIONS = {
     Wire.IDENTITY: ("connect", "token"),
     Wire.DATAVERSE: ("connect", "read", "write", "batch", "change-set"),
-    Wire.SERVICE_BUS_IN: ("connect", "deliver:{}", "settle:{}"),
-    Wire.SERVICE_BUS_OUT: ("connect", "send:{}", "schedule:{}"),
+    Wire.SERVICE_BUS_IN: ("connect", "attach:{}", "deliver:{}", "settle:{}"),
+    Wire.SERVICE_BUS_OUT: ("connect", "attach:{}", "send:{}", "schedule:{}"),
     Wire.FUNCTIONS_HOST: ("invoke",),
 }
 
@@ -133,6 +133,24 @@ KINDS = {
         ("after",),
     ),
 }
+
+# What a proxy does, which knows connections only.
+_OF_CONNECTIONS = frozenset(
+    {
+        Kind.REFUSE,
+        Kind.RESET,
+        Kind.SILENT,
+        Kind.CUT,
+        Kind.DRIBBLE,
+        Kind.DELAY,
+        Kind.SWALLOW,
+        Kind.KILL,
+    }
+)
+# What nobody but a proxy does to AMQP, where one connection carries everything.
+_OF_AMQP_CONNECTIONS = frozenset({Kind.REFUSE, Kind.CUT, Kind.DRIBBLE})
+# What is done to a message that is somebody's.
+_OF_LOCKED_MESSAGES = frozenset({Kind.LOCK_LOST, Kind.DUPLICATE})
 
 # Dataverse's own code where a fault has none of its own.
 _DEFAULT_CODES = {
@@ -241,7 +259,11 @@ ALWAYS = When()
 
 @dataclass(frozen=True)
 class Rule:
-    """A fault, where it strikes and when. `operation`: one of `OPERATIONS`, or a pattern of them as file names have."""
+    """A fault, where it strikes and when.
+
+    `operation`: one of `OPERATIONS`, or a pattern of them as file names have. A pattern means those on which the fault
+    can be brought about, and connections only if nothing else.
+    """
 
     wire: Wire
     fault: Fault
@@ -367,7 +389,11 @@ class FaultPlan:
 
 def _hits(standing: _Standing, wire: Wire, operation: str, now: datetime) -> bool:
     rule = standing.rule
-    if rule.wire is not wire or not fnmatchcase(operation, rule.operation):
+    if (
+        rule.wire is not wire
+        or not fnmatchcase(operation, rule.operation)
+        or not _can_strike(rule, operation)
+    ):
         return False
     when = rule.when
     elapsed = now - standing.since
@@ -378,3 +404,13 @@ def _hits(standing: _Standing, wire: Wire, operation: str, now: datetime) -> boo
     lot = standing.random.random()
     in_turn = when.first <= standing.matched and (when.last is None or standing.matched <= when.last)
     return in_turn and lot < when.chance
+
+
+def _can_strike(rule: Rule, operation: str) -> bool:
+    kind = rule.fault.kind
+    proxied_only = rule.wire in _AMQP and kind in _OF_AMQP_CONNECTIONS
+    if operation == "connect":
+        return kind in _OF_CONNECTIONS and (rule.operation == "connect" or proxied_only)
+    if kind in _OF_LOCKED_MESSAGES:
+        return operation.startswith(("deliver:", "settle:"))
+    return not proxied_only

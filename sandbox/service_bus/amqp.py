@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from sandbox.service_bus.authorization import Authenticator
 from sandbox.service_bus.broker import Broker
@@ -24,12 +24,15 @@ _CLOSE_WITHIN = 0.5
 _START_WITHIN = 10.0
 _STOP_WITHIN = 5.0
 
+T = TypeVar("T")
+
 
 class ServiceBusServer:
     """Serves a broker's entities on one loopback address, plain or, with `ssl_context`, over TLS.
 
     `port` 0 takes a free one. Several servers may share one broker (plain and TLS), and a new server over the
-    same broker finds its messages and locks as they were. Usable as a context manager.
+    same broker finds its messages and locks as they were. `connection` makes what talks to a client, for faults.
+    Usable as a context manager.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ServiceBusServer:
         port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
         authenticator: Authenticator | None = None,
+        connection: Callable[[Dispatcher, Authenticator], ClientConnection] = ClientConnection,
     ) -> None:
         self.broker = broker
         self.host = "127.0.0.1" if host == "localhost" else host
@@ -48,6 +52,7 @@ class ServiceBusServer:
         self.port = port
         self.authenticator = authenticator or Authenticator(broker.configuration)
         self._ssl_context = ssl_context
+        self._new_connection = connection
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -95,25 +100,32 @@ class ServiceBusServer:
 
     def wake(self) -> None:
         """Look at the broker's clock now: call it after moving that clock."""
-        self._soon(lambda dispatcher: dispatcher.tick())
+        self._ask(Dispatcher.tick, None)
 
     def drop_connections(self) -> None:
         """Cut every connection without a word, as a broken network does; new ones are taken."""
-        self._soon(lambda dispatcher: dispatcher.drop())
+        self._ask(Dispatcher.drop, None)
 
-    def _soon(self, what: Callable[[Dispatcher], None]) -> None:
-        """Run something in the server's thread and wait until it is done."""
+    def waiting_receivers(self, entity: str) -> int:
+        """Return how many receivers are attached to an entity and ready for a message."""
+        path = self.broker.path_of(entity)
+        return self._ask(lambda dispatcher: dispatcher.waiting(path), 0)
+
+    def _ask(self, what: Callable[[Dispatcher], T], otherwise: T) -> T:
+        """Run something in the server's thread and wait for its result; a stopped server has none."""
         loop, dispatcher = self._loop, self._dispatcher
         if self._thread is None or loop is None or dispatcher is None:
-            return
-        done: Future[None] = Future()
+            return otherwise
+        result: Future[T] = Future()
 
         def run() -> None:
-            what(dispatcher)
-            done.set_result(None)
+            try:
+                result.set_result(what(dispatcher))
+            except BaseException as error:  # noqa: BLE001 - raised again where it was asked
+                result.set_exception(error)
 
         loop.call_soon_threadsafe(run)
-        done.result(_STOP_WITHIN)
+        return result.result(_STOP_WITHIN)
 
     async def _serve(self, started: Future[int]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -121,7 +133,7 @@ class ServiceBusServer:
         dispatcher = self._dispatcher = Dispatcher(self.broker, self._loop)
 
         def connection() -> ClientConnection:
-            return ClientConnection(dispatcher, self.authenticator)
+            return self._new_connection(dispatcher, self.authenticator)
 
         try:
             listener = await self._loop.create_server(

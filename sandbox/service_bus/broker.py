@@ -311,6 +311,24 @@ class Broker:
             stored.modify(properties_to_modify)
             self._dead_letter(store, stored, reason, description, now)
 
+    # Faults: what happens to a message when something breaks, on purpose.
+
+    def lose_lock(self, entity: str, lock_token: UUID) -> None:
+        """End a lock before its time, as the service does when it moves an entity to another node."""
+        with self._lock:
+            now = self._catch_up()
+            store = self._store(entity)
+            stored = self._locked(store, lock_token)
+            self._observe(Happened.LOCK_EXPIRED, store, stored, now)
+            self._delivery_failed(store, stored, now)
+
+    def duplicate(self, entity: str, lock_token: UUID) -> None:
+        """Enqueue a locked message once more, past duplicate detection: delivery is at least once."""
+        with self._lock:
+            now = self._catch_up()
+            store = self._store(entity)
+            self._enqueue(store, self._locked(store, lock_token).copied(store.next_number(), now), now)
+
     # Inside: everything below is called under the lock, after `_catch_up`.
 
     def _add_queue(self, settings: QueueSettings) -> "_Store":

@@ -21,6 +21,7 @@ from sandbox.service_bus.errors import BrokerError, InvalidArgument, NotOffered,
 from sandbox.service_bus.management import Answer, Management, bad_request
 from sandbox.service_bus.messages import AmqpValue, Message
 
+PRODUCT = "Service Bus stand-in"
 _CBS = "$cbs"
 _MANAGEMENT = "$management"
 _SESSION_FILTER = "com.microsoft:session-filter"
@@ -93,7 +94,7 @@ class ClientConnection(Engine):
         # The Python SDK reads the last fields of an open without looking whether they are there.
         connection.offered_capabilities = ["sandbox"]
         connection.desired_capabilities = ["sandbox"]
-        connection.properties = {"product": "Service Bus stand-in"}
+        connection.properties = {"product": PRODUCT}
         connection.open()
 
     def on_session_remote_open(self, event: Event) -> None:
@@ -148,10 +149,13 @@ class ClientConnection(Engine):
         self._broker.receive(path, 0)
         settled = link.remote_snd_settle_mode == Link.SND_SETTLED
         mode = ReceiveMode.RECEIVE_AND_DELETE if settled else ReceiveMode.PEEK_LOCK
-        outlet = self._outlets[link] = Outlet(self, link, path, mode)
+        outlet = self._outlets[link] = self._outlet(link, path, mode)
         self._dispatcher.add(outlet)
         link.max_message_size = self._broker.max_message_size(path)
         link.open()
+
+    def _outlet(self, link: Any, path: str, mode: ReceiveMode) -> Outlet:  # noqa: ANN401
+        return Outlet(self, link, path, mode)
 
     def _open_inlet(self, link: Any, path: str) -> None:  # noqa: ANN401
         path = self._broker.path_of(path)
@@ -165,7 +169,7 @@ class ClientConnection(Engine):
 
     def refuse(self, link: Any, error: BrokerError) -> None:  # noqa: ANN401
         """End a link with an error."""
-        link.condition = Condition(error.condition, str(error))
+        link.condition = _condition(error)
         link.close()
         self._forget(link)
 
@@ -237,9 +241,9 @@ class ClientConnection(Engine):
             else:
                 self._broker.send(path, *decode_transfer(encoded), size=len(encoded))
         except BrokerError as error:
-            _finish(delivery, Delivery.REJECTED, error)
+            finish(delivery, Delivery.REJECTED, error)
         else:
-            _finish(delivery, Delivery.ACCEPTED)
+            finish(delivery, Delivery.ACCEPTED)
 
     def _settle(self, path: str, delivery: Any) -> None:  # noqa: ANN401
         """Carry out what a client decided about a message, and confirm it, or say why not."""
@@ -252,9 +256,9 @@ class ClientConnection(Engine):
         try:
             self._decide(path, token, state, delivery.remote)
         except BrokerError as error:
-            _finish(delivery, Delivery.REJECTED, error)
+            finish(delivery, Delivery.REJECTED, error)
         else:
-            _finish(delivery, state)
+            finish(delivery, state)
         delivery.lock_token = None
 
     def _decide(self, path: str, token: UUID, state: int, remote: Any) -> None:  # noqa: ANN401
@@ -312,9 +316,15 @@ class ClientConnection(Engine):
         return bad_request(None, prefix="status-")
 
 
-def _finish(delivery: Any, state: int, error: BrokerError | None = None) -> None:  # noqa: ANN401
+def _condition(error: BrokerError) -> Condition:
+    # The Python SDK reads the third field of an error without looking whether it is there.
+    return Condition(error.condition, str(error), {symbol("product"): PRODUCT})
+
+
+def finish(delivery: Any, state: int, error: BrokerError | None = None) -> None:  # noqa: ANN401
+    """Confirm what a client sent or decided, or say why not."""
     if error is not None:
-        delivery.local.condition = Condition(symbol(error.condition), str(error))
+        delivery.local.condition = _condition(error)
     delivery.update(state)
     delivery.settle()
 

@@ -68,6 +68,10 @@ class Dispatcher:
         if ring and outlet in ring:
             ring.remove(outlet)
 
+    def waiting(self, path: str) -> int:
+        """Return how many links would take a message of this entity."""
+        return sum(outlet.wants() for outlet in self._outlets.get(path, ()))
+
     def hand_out(self, path: str) -> None:
         """Give messages to the entity's links, one each in turn, until credit or messages end."""
         ring = self._outlets.get(path)
@@ -137,7 +141,7 @@ class Dispatcher:
 class Outlet:
     """A link on which a client receives from an entity."""
 
-    def __init__(self, connection: "ClientConnection", link: Any, path: str, mode: ReceiveMode) -> None:
+    def __init__(self, connection: "ClientConnection", link: Any, path: str, mode: ReceiveMode) -> None:  # noqa: ANN401
         self.connection = connection
         self.link = link
         self.path = path

@@ -121,3 +121,21 @@ def test_every_kind_and_wire_is_described() -> None:
     assert set(KINDS) == set(Kind)
     assert set(OPERATIONS) == set(Wire)
     assert all(hasattr(RESET, name) for description in KINDS.values() for name in description.fields)
+
+
+@pytest.mark.parametrize(
+    ("rule", "operation", "strikes"),
+    [
+        (Rule(Wire.DATAVERSE, RESET), "connect", False),
+        (Rule(Wire.DATAVERSE, RESET, operation="connect"), "connect", True),
+        (Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED), operation="connect"), "connect", False),
+        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "connect", True),
+        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "deliver:queue", False),
+        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "deliver:queue", True),
+        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "attach:queue", False),
+    ],
+    ids=str,
+)
+def test_a_pattern_means_what_can_be_struck(rule: Rule, operation: str, strikes: bool) -> None:  # noqa: FBT001 - pytest's
+    """A connection is struck where it is named, or where nothing but a connection can be."""
+    assert (plan_of(rule).strike(rule.wire, operation) is not None) is strikes
