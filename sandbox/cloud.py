@@ -64,6 +64,9 @@ class CloudOptions:
     Dataverse without application user, role, service endpoint and step, as it is before anybody set it up.
     `functions_host` False leaves the function to somebody else, such as Core Tools. `standard_ports` prefers the
     ports that the official emulator uses; others are taken where they are not free.
+
+    For faults: `dataverse_middleware` wraps Dataverse, `reroute` has the last word on the app settings, once the
+    ports are known, and may put something between the function and its peers.
     """
 
     app_root: Path
@@ -77,6 +80,7 @@ class CloudOptions:
     standard_ports: bool = False
     entities: Path = DEFAULT_ENTITIES
     dataverse_middleware: "Callable[[WSGIApplication], WSGIApplication] | None" = None
+    reroute: Callable[[dict[str, str]], dict[str, str]] = dict
 
 
 class Cloud:
@@ -169,7 +173,8 @@ class Cloud:
         }
         host = read_host(self.options.app_root, Settings(settings))
         # One thread for each message that the host hands over at once, as the deployment has it.
-        return {"PYTHON_THREADPOOL_THREAD_COUNT": str(host.max_concurrent_calls)} | settings
+        settings.setdefault("PYTHON_THREADPOOL_THREAD_COUNT", str(host.max_concurrent_calls))
+        return settings
 
     @property
     def _connection_settings(self) -> dict[str, str]:
@@ -313,6 +318,7 @@ class Cloud:
     def _start_functions_host(self, closing: ExitStack) -> None:
         self.host: FunctionsHost | None = None
         if self.options.functions_host:
-            self.host = FunctionsHost(self.options.app_root, self.app_settings, self.broker_clock)
+            settings = self.options.reroute(self.app_settings)
+            self.host = FunctionsHost(self.options.app_root, settings, self.broker_clock)
             closing.callback(self.host.stop)
             self.host.start()

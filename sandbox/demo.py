@@ -12,7 +12,7 @@ from decimal import Decimal
 from sandbox.actors import Consumer, ReceivedEvent, SalesPerson
 from sandbox.cloud import Cloud
 from sandbox.dataverse.schema import TABLES, Row
-from sandbox.dataverse.store import Transaction
+from sandbox.dataverse.store import Store, Transaction
 
 # For all events to come, after the last win: some seconds, and more for each opportunity.
 _PATIENCE_SECONDS = 30.0
@@ -89,15 +89,15 @@ def run(
             consumer.wait_for(len(consumer.events) + 1, timeout=0.2)
             report(Progress(total, len(won_at), len(consumer.events)))
         events = consumer.events
-    return compare(cloud, won_at, events)
+    return compare(cloud.dataverse.store, won_at, events)
 
 
-def compare(cloud: Cloud, won_at: Mapping[str, float], events: Sequence[ReceivedEvent]) -> Outcome:
-    """Judge what came of the opportunities in `won_at` (id → when, monotonic) by the database."""
+def compare(store: Store, won_at: Mapping[str, float], events: Sequence[ReceivedEvent]) -> Outcome:
+    """Judge what came of the opportunities in `won_at` (id → when, monotonic) by Dataverse's database."""
     by_opportunity: dict[str, list[ReceivedEvent]] = {opportunity: [] for opportunity in won_at}
     for event in events:
         by_opportunity.setdefault(str(event.content["data"]["opportunityId"]), []).append(event)
-    with cloud.dataverse.store.reading() as transaction:
+    with store.reading() as transaction:
         records = _Records(transaction)
         lines = tuple(
             _line(records, opportunity, won_at[opportunity], by_opportunity[opportunity])
