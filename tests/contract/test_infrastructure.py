@@ -406,6 +406,9 @@ def test_dataverse_may_send_to_one_queue_and_nothing_else_has_a_key() -> None:
     (rule,) = file.of_type("Microsoft.ServiceBus/namespaces/queues/authorizationRules").values()
     assert kinds == ["Microsoft.ServiceBus/namespaces/queues/authorizationRules"]
     assert (rule["parent"], rule["properties"]) == ("opportunityWon", {"rights": ["Send"]})
+    # The name belongs to the key: with another one Dataverse is refused.
+    for page in (DEPLOY, RUNBOOK):
+        assert set(re.findall(r"--sas-key-name (\S+)", page)) == {rule["name"]}
 
 
 def test_no_key_is_read_or_given_out() -> None:
