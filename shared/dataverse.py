@@ -181,8 +181,6 @@ class Dataverse:
     ) -> Answer:
         """Return the answer to one request, which must be repeatable; raises where there is no whole answer."""
         token = self._token(deadline)
-        # Last: what comes between a look and its request is time in which others may be told to hold back.
-        self._hold_back.wait(deadline)
         try:
             answer = self._send(method, path, headers, body, token, deadline)
         except _BrokenConnection:
@@ -194,6 +192,8 @@ class Dataverse:
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, token: str, deadline: Deadline
     ) -> Answer:
+        # The last thing before each request, a repeated one included: others may have been told to hold back since.
+        self._hold_back.wait(deadline)
         request_id = str(uuid.uuid4())
         timeout = min(deadline.remaining, _ANSWER_LIMIT)
         if timeout <= 0:
