@@ -13,6 +13,7 @@ from operations.connect import connect, disconnect
 from operations.events import events
 from operations.failed import failed
 from operations.namespace import environment_of
+from operations.reconcile import reconcile
 from operations.waiting import waiting
 from shared.errors import InvoicingError
 
@@ -39,6 +40,7 @@ def operations(context: click.Context, settings: str | None) -> None:
 operations.add_command(connect)
 operations.add_command(disconnect)
 operations.add_command(failed)
+operations.add_command(reconcile)
 operations.add_command(waiting)
 operations.add_command(events)
 
@@ -47,7 +49,7 @@ def main() -> int:
     """Run a command; return 0, 1 for a problem that is told in a sentence, 2 for wrong usage, 130 for Ctrl-C."""
     logging.getLogger("azure").setLevel(logging.ERROR)
     try:
-        operations.main(standalone_mode=False)
+        code = operations.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -61,7 +63,8 @@ def main() -> int:
         first_line = str(error).partition("\n")[0]
         click.echo(f"Service Bus: {type(error).__name__}: {first_line}", err=True)
         return PROBLEM
-    return 0
+    # Outside of standalone mode, a command's exit code is what main returns.
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

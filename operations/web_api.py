@@ -13,19 +13,20 @@ from urllib.parse import quote
 from shared.bootstrap import build_dataverse
 from shared.clock import Clock, Deadline, SystemClock
 from shared.dataverse import API
-from shared.errors import OpportunityNotFound
+from shared.errors import DataverseThrottled, OpportunityNotFound
 from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from shared.dataverse import Answer, Dataverse
+    from shared.dataverse import Answer, Dataverse, Read
 
 Row = dict[str, Any]
 
 # No request of the set-up takes longer; Dataverse itself gives up after two minutes.
 _SECONDS = 120.0
 _PAGE = 1000
+_THROTTLED_TRIES = 5
 _READ_HEADERS = {"If-None-Match": "null"}
 _WRITE_HEADERS = {"Content-Type": "application/json; charset=utf-8"}
 # Of whatever operations creates in Dataverse.
@@ -94,6 +95,15 @@ class WebApi:
             self._ask("DELETE", path, {}).value()
         except OpportunityNotFound:
             return
+
+    def batch(self, reads: Sequence[Read]) -> list[Answer]:
+        """Return the answers to many reads; waits where Dataverse asks to hold back, some minutes at most."""
+        for _ in range(_THROTTLED_TRIES):
+            try:
+                return self._dataverse.batch(reads, Deadline.after(self._clock, _SECONDS))
+            except DataverseThrottled as error:
+                self._clock.sleep(error.retry_after)
+        return self._dataverse.batch(reads, Deadline.after(self._clock, _SECONDS))
 
     def address(self, path: str) -> str:
         """Return the whole URL of a record."""

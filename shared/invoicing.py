@@ -87,7 +87,7 @@ class Invoicing:
         opportunity, invoices, orders = self._dataverse.batch(
             [
                 Read(f"opportunities({opportunity_id})?$select=statecode"),
-                _invoices_of(opportunity_id),
+                invoices_of(opportunity_id),
                 Read(
                     f"salesorders?$select=salesorderid&$filter=_opportunityid_value eq {opportunity_id}&$top=1"
                 ),
@@ -99,10 +99,10 @@ class Invoicing:
             raise OpportunityStillOpen("The opportunity is open: not won yet, or reopened.")
         if state != OpportunityState.WON:
             return NotOurs("the opportunity is not won")
-        invoice_id = _oldest_active(invoices)
+        invoice_id = oldest_active(invoices)
         if invoice_id is not None:
             return invoice_id
-        if _rows(orders) and self._ordered_opportunity is OrderedOpportunity.SKIP:
+        if rows_of(orders) and self._ordered_opportunity is OrderedOpportunity.SKIP:
             return NotOurs("the opportunity has a sales order and is billed through it")
         return None
 
@@ -112,12 +112,12 @@ class Invoicing:
         change_set, invoices, claims = self._dataverse.batch(
             [
                 ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(opportunity_id))),
-                _invoices_of(opportunity_id),
-                Read(f"annotations?$select=annotationid&$filter=annotationid eq {claim_id}"),
+                invoices_of(opportunity_id),
+                claim_read(opportunity_id),
             ],
             deadline,
         )
-        invoice_id, claimed = _oldest_active(invoices), bool(_rows(claims))
+        invoice_id, claimed = oldest_active(invoices), bool(rows_of(claims))
         if invoice_id is not None:
             return invoice_id
         if claimed:
@@ -181,7 +181,8 @@ def _generate_invoice(opportunity_id: str) -> Write:
     )
 
 
-def _invoices_of(opportunity_id: str) -> Read:
+def invoices_of(opportunity_id: str) -> Read:
+    """Return the read of an opportunity's invoices, the oldest first."""
     # By filter, never by $expand: expanded collections may be cached.
     return Read(
         f"invoices?$select=invoiceid,statecode,createdon&$filter=_opportunityid_value eq {opportunity_id}"
@@ -189,12 +190,22 @@ def _invoices_of(opportunity_id: str) -> Read:
     )
 
 
-def _oldest_active(invoices: Answer) -> str | None:
+def orders_of(opportunity_id: str) -> Read:
+    """Return the read that tells whether an opportunity has a sales order."""
+    return Read(f"salesorders?$select=salesorderid&$filter=_opportunityid_value eq {opportunity_id}&$top=1")
+
+
+def claim_read(opportunity_id: str) -> Read:
+    """Return the read that tells whether an opportunity is claimed: a query, since "not found" can mean more."""
+    return Read(f"annotations?$select=annotationid&$filter=annotationid eq {claim_of(opportunity_id)}")
+
+
+def oldest_active(invoices: Answer) -> str | None:
     """Return the id of the first invoice that is not canceled, made by anyone."""
     return next(
         (
             _guid(row, "invoiceid", invoices)
-            for row in _rows(invoices)
+            for row in rows_of(invoices)
             if _integer(row, "statecode", invoices) != _INVOICE_CANCELED
         ),
         None,
@@ -229,7 +240,8 @@ def _invoice(row: Mapping[str, Any], answer: Answer) -> Invoice:
     )
 
 
-def _rows(answer: Answer) -> list[Mapping[str, Any]]:
+def rows_of(answer: Answer) -> list[Mapping[str, Any]]:
+    """Return the records of a query's answer; raises its error's decision."""
     rows = answer.value().get("value")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise _unexpected("value", answer)

@@ -1,4 +1,4 @@
-"""`python -m operations connect` and `disconnect`, over the wire against the Dataverse of the sandbox."""
+"""`python -m operations connect`, `disconnect` and `reconcile`, over the wire against the Dataverse of the sandbox."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from sandbox.certificates import CertificateAuthority
 from sandbox.dataverse import DataverseApp, DataverseServer, Depth, seed
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
+from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
+from shared.invoicing import claim_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 ADMINISTRATOR = Identity.named("administrator")
 FUNCTION = Identity.named("function")
+QUEUE = "opportunity-won"
 KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG="
 
 
@@ -201,3 +204,66 @@ def test_a_login_that_may_not_is_told_what_is_missing(organization: Organization
     )
     assert result.exit_code != 0
     assert "prvRead" in str(result.exception)
+
+
+def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Organization) -> None:
+    """Also where there are more than fit on a page of the Web API or into one batch."""
+    demo = seed.demo_organization(organization.app, opportunities=1106)
+    invoiced, canceled, ordered, claimed, lost, old, still_open, *missing = demo.opportunities
+    api = WebApi.of(organization.environment)
+    with organization.app.session() as session:
+        for opportunity in (invoiced, canceled, ordered, claimed, *missing):
+            session.change(
+                TABLES["opportunity"], opportunity, {"statecode": 1, "actualclosedate": "2026-03-01"}
+            )
+        session.change(TABLES["opportunity"], lost, {"statecode": 2, "actualclosedate": "2026-03-01"})
+        session.change(TABLES["opportunity"], old, {"statecode": 1, "actualclosedate": "2025-12-31"})
+    for opportunity in (invoiced, canceled):
+        api.call(
+            "GenerateInvoiceFromOpportunity",
+            {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": True}},
+        )
+    (invoice,) = api.rows(f"invoices?$filter=_opportunityid_value eq {canceled}")
+    api.update(f"invoices({invoice['invoiceid']})", {"statecode": 3})
+    api.create("salesorders", {"name": "Order", "opportunityid@odata.bind": f"/opportunities({ordered})"})
+    note = {
+        "annotationid": claim_of(claimed),
+        "objectid_opportunity@odata.bind": f"/opportunities({claimed})",
+    }
+    api.create("annotations", note)
+
+    result = organization.run("reconcile", "--since", "2026-01-01", "--json")
+    found = {row["opportunity"]: row["state"] for row in json.loads(result.stdout)}
+    assert found == {
+        **dict.fromkeys((canceled, *missing), "no invoice"),
+        claimed: "its invoice was deleted or canceled",
+    }
+    assert still_open not in found
+    assert result.exit_code == 3
+    assert organization.run("reconcile", "--since", "2026-03-02", "--json").exit_code == 0
+    everything = organization.run(
+        "reconcile", "--since", "2026-01-01", "--json", ORDERED_OPPORTUNITY="invoice"
+    )
+    assert ordered in {row["opportunity"] for row in json.loads(everything.stdout)}
+
+
+def test_reconcile_sends_an_event_for_each(organization: Organization) -> None:
+    demo = seed.demo_organization(organization.app, opportunities=3)
+    with organization.app.session() as session:
+        for opportunity in demo.opportunities:
+            session.change(
+                TABLES["opportunity"], opportunity, {"statecode": 1, "actualclosedate": "2026-03-01"}
+            )
+    configuration = Configuration.load()
+    broker = Broker(configuration)
+    with ServiceBusServer(broker, authenticator=Authenticator(configuration)) as server:
+        connection_string = (
+            f"Endpoint=sb://{server.host}:{server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
+            "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
+        )
+        result = organization.run(
+            "reconcile", "--since", "2026-01-01", "--send", "--yes", ServiceBusConnection=connection_string
+        )
+    assert result.exit_code == 0, (result.output, result.exception)
+    sent = {json.loads(bytes(m.message.body))["opportunityId"] for m in broker.peek(QUEUE, 0, 9)}  # type: ignore[arg-type]
+    assert sent == set(demo.opportunities)

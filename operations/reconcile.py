@@ -1,0 +1,126 @@
+"""`operations reconcile`: won opportunities without an invoice, and an event for each that is sent after all.
+
+"Nothing is lost" must not begin at our queue: a rotated key, a disabled endpoint or step, a failed system job lose a
+win before it comes to it, and wins from before going live never were events.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+from azure.servicebus import ServiceBusMessage
+
+from operations import namespace as bus
+from operations.console import Column, confirm, progress, show_rows
+from operations.web_api import WebApi
+from shared.invoicing import claim_read, invoices_of, oldest_active, orders_of, rows_of
+from shared.settings import OrderedOpportunity, dataverse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
+
+    from operations.web_api import Row
+
+FOUND = 3
+# Three reads for each opportunity in one request; Dataverse takes up to 1,000.
+_AT_ONCE = 100
+
+
+class State(Enum):
+    """Why a won opportunity has no invoice, as far as its records tell."""
+
+    MISSING = "no invoice"
+    CLAIMED = "its invoice was deleted or canceled"
+
+
+@dataclass(frozen=True)
+class Win:
+    """A won opportunity without an invoice. `closed`: the date on which it was won, as Dataverse has it."""
+
+    opportunity_id: str
+    closed: str
+    state: State
+
+
+@click.command()
+@click.option("--since", required=True, type=click.DateTime(["%Y-%m-%d"]), help="Won on this day or later.")
+@click.option("--send", is_flag=True, help="Put an event on the queue for each that never had an invoice.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def reconcile(
+    environment: Mapping[str, str], since: datetime, *, send: bool, yes: bool, as_json: bool
+) -> None:
+    """Find won opportunities that have no invoice; exit code 3 if there are any that are not sent.
+
+    Opportunities with a sales order are left out, unless ORDERED_OPPORTUNITY=invoice. Sending is harmless twice.
+    """
+    api = WebApi.of(environment)
+    ordered = dataverse_settings(environment).ordered_opportunity
+    wins = list(without_invoice(api, progress(_won(api, since), "Looking"), ordered))
+    columns = [Column("Opportunity", "opportunity"), Column("Won", "won"), Column("State", "state")]
+    show_rows(f"{len(wins)} wins without an invoice", columns, [_row(win) for win in wins], as_json=as_json)
+    missing = [win for win in wins if win.state is State.MISSING]
+    if send and missing:
+        confirm(f"Send an event for {len(missing)} opportunities?", yes=yes)
+        _send(environment, missing)
+        click.echo(f"{len(missing)} sent.", err=True)
+    elif missing:
+        raise click.exceptions.Exit(FOUND)
+
+
+def without_invoice(api: WebApi, won: Iterable[Row], ordered: OrderedOpportunity) -> Iterator[Win]:
+    """Yield which of the won opportunities have no invoice that is not canceled."""
+    for some in _slices(won, _AT_ONCE):
+        reads = [
+            read
+            for row in some
+            for read in (
+                invoices_of(row["opportunityid"]),
+                orders_of(row["opportunityid"]),
+                claim_read(row["opportunityid"]),
+            )
+        ]
+        answers = iter(api.batch(reads))
+        for row, invoices, orders, claims in zip(some, answers, answers, answers, strict=True):
+            billed_by_order = bool(rows_of(orders)) and ordered is OrderedOpportunity.SKIP
+            if oldest_active(invoices) is None and not billed_by_order:
+                state = State.CLAIMED if rows_of(claims) else State.MISSING
+                yield Win(row["opportunityid"], str(row["actualclosedate"]), state)
+
+
+def _won(api: WebApi, since: datetime) -> Iterator[Row]:
+    # By the date of the business, not of the row's last change: an old win that somebody edits is no new win.
+    return api.rows(
+        "opportunities?$select=opportunityid,actualclosedate"
+        f"&$filter=statecode eq 1 and actualclosedate ge {since:%Y-%m-%d}&$orderby=actualclosedate,opportunityid"
+    )
+
+
+def _send(environment: Mapping[str, str], wins: list[Win]) -> None:
+    with bus.open_namespace(environment) as namespace:
+        sender = namespace.sender(namespace.settings.opportunity_won_queue)
+        for win in progress(wins, "Sending", total=len(wins)):
+            event = ServiceBusMessage(
+                json.dumps({"opportunityId": win.opportunity_id}),
+                content_type="application/json",
+                message_id=str(uuid.uuid4()),
+            )
+            sender.send_messages(event, timeout=bus.ANSWER)
+
+
+def _slices(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    iterator = iter(rows)
+    while some := list(islice(iterator, size)):
+        yield some
+
+
+def _row(win: Win) -> dict[str, object]:
+    return {"opportunity": win.opportunity_id, "won": win.closed, "state": win.state.value}
