@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parent / "javascript"
 
 
 @pytest.fixture(scope="session")
-def javascript() -> Callable[[str, Path], str]:
-    """Return a function that runs a script of javascript/ on a file and returns what it prints."""
+def javascript() -> Callable[..., str]:
+    """Return a function that runs a script of javascript/ with arguments in a folder and returns what it prints."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("Node is missing: the AsyncAPI document and the generated types are not checked.")
@@ -35,9 +35,14 @@ def javascript() -> Callable[[str, Path], str]:
                 timeout=100,
             )
 
-    def run(script: str, file: Path) -> str:
+    def run(script: str, *arguments: str, cwd: Path) -> str:
         done = subprocess.run(  # noqa: S603 - arguments of our own
-            [node, script, str(file)], cwd=FOLDER, check=True, capture_output=True, text=True, timeout=60
+            [node, FOLDER / script, *arguments],
+            cwd=cwd,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         return done.stdout
 

@@ -85,17 +85,17 @@ def test_the_dataschema_of_the_event_is_the_id_of_its_schema() -> None:
     assert (event["dataschema"]["const"], event["type"]["const"]) == (DATA_SCHEMA, EVENT_TYPE)
 
 
-def test_the_asyncapi_document_is_valid(javascript: Callable[[str, Path], str]) -> None:
-    assert javascript("validate-asyncapi.mjs", CONTRACTS / "asyncapi.yaml") == ""
+def test_the_asyncapi_document_is_valid(javascript: Callable[..., str]) -> None:
+    assert javascript("validate-asyncapi.mjs", "asyncapi.yaml", cwd=CONTRACTS) == ""
 
 
-def test_the_validator_finds_what_is_wrong(javascript: Callable[[str, Path], str], tmp_path: Path) -> None:
+def test_the_validator_finds_what_is_wrong(javascript: Callable[..., str], tmp_path: Path) -> None:
     wrong = (CONTRACTS / "asyncapi.yaml").read_text().replace("action: receive", "action: eat")
     for schema in SCHEMAS:
         (tmp_path / schema).write_bytes((CONTRACTS / schema).read_bytes())
     (tmp_path / "asyncapi.yaml").write_text(wrong)
     assert "operations.receiveOpportunityWon" in javascript(
-        "validate-asyncapi.mjs", tmp_path / "asyncapi.yaml"
+        "validate-asyncapi.mjs", "asyncapi.yaml", cwd=tmp_path
     )
 
 
@@ -133,6 +133,27 @@ def test_the_invoice_topic_describes_the_properties_that_are_written() -> None:
     headers = asyncapi()["components"]["messages"]["InvoiceCreated"]["headers"]
     Draft202012Validator(headers, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(written)
     assert headers["properties"].keys() == written.keys()
+
+
+# --- What the page for consumers shows ---------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "invoice-created.md").read_text()
+
+
+def shown(language: str) -> str:
+    """Return the first block of a language on the page."""
+    return PAGE.partition(f"```{language}\n")[2].partition("```")[0]
+
+
+def test_the_page_shows_an_event_that_was_published() -> None:
+    assert json.loads(shown("json")) == read(PUBLISHED / "invoice-created.v1" / "full.json")["body"]
+
+
+def test_the_page_shows_the_types_that_the_generator_makes(javascript: Callable[..., str]) -> None:
+    cli = "node_modules/json-schema-to-typescript/dist/src/cli.js"
+    assert "npx json-schema-to-typescript@15 invoice-created.v1.event.schema.json --bannerComment ''" in PAGE
+    made = javascript(cli, "invoice-created.v1.event.schema.json", "--bannerComment", "", cwd=CONTRACTS)
+    assert shown("ts").strip() == made.strip(), "Generate the types anew and put them on the page."
 
 
 # --- Compatibility -----------------------------------------------------------------------------------------------

@@ -86,7 +86,6 @@ def main(arguments: list[str]) -> None:
     fuzz.add_argument("--inputs", type=int, default=1_000_000)
     fuzz.add_argument("--found", type=Path, required=True, help="folder for inputs that reach something new")
     fuzz.add_argument("--seed", type=int, default=1)
-    fuzz.add_argument("--from-nothing", action="store_true", help="begin without the corpus")
     replay = commands.add_parser("replay")
     replay.add_argument("found", type=Path, nargs="+")
     options = parser.parse_args(arguments)
@@ -94,7 +93,7 @@ def main(arguments: list[str]) -> None:
     if options.command == "replay":
         _replay(options.found)
     else:
-        _fuzz(options.inputs, options.seed, options.found, begin_with_corpus=not options.from_nothing)
+        _fuzz(options.inputs, options.seed, options.found)
 
 
 def _replay(found: list[Path]) -> None:
@@ -104,7 +103,7 @@ def _replay(found: list[Path]) -> None:
         sys.stdout.write(f"{answers.count(answer):6} {answer}\n")
 
 
-def _fuzz(inputs: int, seed: int, found: Path, *, begin_with_corpus: bool) -> None:
+def _fuzz(inputs: int, seed: int, found: Path) -> None:
     # By name: atheris is installed only where somebody fuzzes.
     atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["shared"]):
@@ -122,7 +121,7 @@ def _fuzz(inputs: int, seed: int, found: Path, *, begin_with_corpus: bool) -> No
             f"-dict={Path(__file__).with_suffix('.dict')}",
             f"-artifact_prefix={found.parent}/crash-",
             str(found),
-            *([str(CORPUS)] if begin_with_corpus else []),
+            str(CORPUS),
         ],
         lambda data: judge(*message_of(data)) and None,
     )
