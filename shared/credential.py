@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from azure.core.exceptions import ClientAuthenticationError
-from azure.identity import AzureCliCredential, CredentialUnavailableError, ManagedIdentityCredential
+from azure.core.exceptions import AzureError
+from azure.identity import AzureCliCredential, ManagedIdentityCredential
 
 from shared.errors import TokenUnavailable
 from shared.owner import Care, NotAnswered, Owner
@@ -58,9 +58,15 @@ class TokenSource:
             )
         except NotAnswered as error:
             raise TokenUnavailable(f"The identity gave no token for {self._scope} in time.") from error
-        except (ClientAuthenticationError, CredentialUnavailableError) as error:
+        except AzureError as error:
             raise TokenUnavailable(
                 f"The identity gave no token for {self._scope}: {_innermost(error)}"
+            ) from error
+        except Exception as error:
+            # The SDK lets out whatever it stumbles over in an answer that is none, such as a proxy's page. Only the
+            # kind is told: the text may quote the answer.
+            raise TokenUnavailable(
+                f"The identity gave no token for {self._scope}: {type(error).__name__} in its answer."
             ) from error
 
 
