@@ -240,15 +240,20 @@ class TlsServer:
         """Stay silent until the test is over."""
         self._stopped.wait(60)
 
-    def stop(self) -> None:
+    def cut_off(self) -> None:
+        """End all connections and whatever waits."""
         self._stopped.set()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """End and leave nothing behind."""
         # Closing alone would not wake the thread that accepts.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for connection in self._open:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self.cut_off()
         for thread in self._threads:
             thread.join(10)
 
