@@ -37,7 +37,7 @@ class SalesPerson:
         # Whatever this machine's environment says of proxies and authorities is not meant for the sandbox.
         self._session.trust_env = False
         self._session.verify = str(cloud.certificates.bundle)
-        token = cloud.authority.issue(cloud.operator, cloud.dataverse_server.url)
+        token = cloud.authority.issue(cloud.operator, cloud.dataverse.organization.url)
         self._session.headers.update(
             {
                 "Authorization": f"Bearer {token}",
