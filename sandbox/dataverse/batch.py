@@ -103,7 +103,7 @@ def _operation(part: Message) -> Operation:
     # Binary parts keep their bytes; the parser hides those beyond ASCII in surrogates.
     payload = part.get_payload(decode=True)
     head, _, body = _normalised(payload if isinstance(payload, bytes) else b"").partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").lstrip().split("\r\n")
+    first, *lines = head.decode(errors="replace").lstrip().split("\r\n")
     match = _REQUEST_LINE.match(first.strip())
     if match is None:
         raise _invalid("A part does not begin with a request line.")

@@ -18,8 +18,10 @@ from sandbox.dataverse.schema import TABLES, Column, InvalidValueError, Kind, Ta
 
 _GRAMMAR = r"""
 ?start: disjunction
-?disjunction: conjunction | disjunction "or" conjunction -> either
-?conjunction: negation | conjunction "and" negation -> both
+?disjunction: conjunction ("or" conjunction)+ -> either
+            | conjunction
+?conjunction: negation ("and" negation)+ -> both
+            | negation
 ?negation: NOT negation -> negated | atom
 ?atom: "(" disjunction ")" -> grouped
      | PATH OPERATOR literal -> comparison
@@ -40,7 +42,7 @@ PATH: /[a-zA-Z_]\w*(\/[a-zA-Z_]\w*)*/
 %ignore /\s+/
 """
 _SQL_OPERATORS = {"eq": "=", "ne": "IS NOT", "gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-_MAX_LENGTH = 32_768
+_MAX_CONDITIONS = 500
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,6 @@ def _parser() -> Lark:
 
 def parse_filter(text: str, table: Table) -> Condition:
     """Translate `$filter`. Raises DataverseError for what is wrong or not supported."""
-    if len(text) > _MAX_LENGTH:
-        raise bad_request("The $filter is too long.")
     try:
         condition = _ToSql(table).transform(_parser().parse(text))
     except UnexpectedInput as error:
@@ -67,12 +67,16 @@ def parse_filter(text: str, table: Table) -> Condition:
             f"Syntax error at position {error.pos_in_stream} in the $filter. (The sandbox's Dataverse knows "
             "eq, ne, gt, ge, lt, le, and, or, not, startswith, endswith, contains and parentheses.)"
         ) from error
+    except RecursionError as error:
+        raise bad_request("The $filter is nested too deeply.") from error
     except VisitError as error:
         if isinstance(error.orig_exc, DataverseError):
             raise error.orig_exc from error
         raise
     if not isinstance(condition, Condition):
         raise bad_request("The $filter must be a condition.")
+    if len(condition.parameters) > _MAX_CONDITIONS:
+        raise bad_request("Number of conditions in query exceeded maximum limit.", "0x8004430d")
     return condition
 
 

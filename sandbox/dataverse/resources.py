@@ -436,6 +436,8 @@ class _Execution:
             applied.append(f'odata.include-annotations="{",".join(self.preferences.annotations)}"')
         if self.preferences.representation:
             applied.append("return=representation")
+        if self.preferences.page_size < _PAGE:
+            applied.append(f"odata.maxpagesize={self.preferences.page_size}")
         return {"Preference-Applied": ",".join(applied)} if applied else {}
 
 

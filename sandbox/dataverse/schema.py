@@ -167,6 +167,10 @@ def _parse_text(column: Column, value: object) -> str:
         raise InvalidValueError(
             f"Cannot convert a value of '{column.name}' to the expected type 'Edm.String'."
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValueError(f"The text of '{column.name}' is not valid Unicode.") from error
     return value
 
 

@@ -8,10 +8,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
 from sandbox.clock import MovableClock
-from sandbox.dataverse import Limits, ServiceProtection
+from sandbox.dataverse import DataverseApp, Limits, ServiceProtection, WsgiAdapter, seed
 from sandbox.dataverse.errors import DataverseError
+from sandbox.identity import Identity, TokenAuthority
 
 if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import World
@@ -133,3 +135,24 @@ def test_a_batch_is_one_request(world: World) -> None:
     parts = client.answers(client.batch(*[client.operation("GET", "WhoAmI")] * 5))
     assert [part.status for part in parts] == [200] * 5
     assert client.call("GET", "WhoAmI").status_code == 429
+
+
+def test_without_the_affinity_cookie_requests_spread_over_the_servers(seeded: tuple[bytes, object]) -> None:
+    """Who keeps the cookie stays on one server, and has only its share."""
+    authority, identity = TokenAuthority(), Identity.named("x")
+    app = DataverseApp(authority.verify, image=seeded[0], servers=3)
+    seed.add_application_user(app, identity.client_id)
+    authorization = {"Authorization": f"Bearer {authority.issue(identity, app.organization.url)}"}
+    for keeps_cookie, servers in ((False, {0, 1, 2}), (True, {1})):
+        before = len(app.requests)
+        with requests.Session() as session:
+            session.trust_env = False
+            session.mount(app.organization.url, WsgiAdapter(app))
+            for _ in range(6):
+                answer = session.get(f"{app.organization.url}/api/data/v9.2/WhoAmI", headers=authorization)
+                cookie = answer.headers["Set-Cookie"].partition(";")[0]
+                assert cookie.startswith("ARRAffinity=")
+                if keeps_cookie:
+                    authorization["Cookie"] = cookie
+        assert {request.server for request in app.requests[before:]} == servers
+    app.close()

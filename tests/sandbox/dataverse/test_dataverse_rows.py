@@ -133,6 +133,7 @@ def test_references_set_and_clear_a_lookup(world: World) -> None:
     [
         ({"nothing": 1}, 400, "0x80048d19"),
         ({"name": 7}, 400, "0x80048d19"),
+        ({"name": "\ud800"}, 400, "0x80048d19"),
         ({"statecode": 9}, 400, "0x80048d19"),
         ({"statecode": "Open"}, 400, "0x80048d19"),
         ({"estimatedvalue": "12"}, 400, "0x80048d19"),
