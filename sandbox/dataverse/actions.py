@@ -113,7 +113,7 @@ def _close(session: Session, opportunity: Row, close: Row, closing: Closing) -> 
         {
             "statecode": closing.state,
             "statuscode": closing.status,
-            "actualclosedate": close.get("actualend") or session.now,
+            "actualclosedate": (close.get("actualend") or session.now)[:10],
             "actualvalue": revenue,
         },
     )

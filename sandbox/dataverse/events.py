@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 
 from sandbox.clock import Clock
 from sandbox.dataverse.errors import DataverseError
-from sandbox.dataverse.schema import TABLES, Kind, Row, Table, format_datetime
+from sandbox.dataverse.schema import TABLES, Kind, Row, Table, format_datetime, parse_datetime
 from sandbox.dataverse.security import Caller
 from sandbox.dataverse.store import Store, Transaction
 
@@ -505,8 +505,8 @@ def _attribute(table: Table, name: str, value: object) -> object:
         return _value(OptionSet(value))
     if column.kind is Kind.MONEY and isinstance(value, Decimal):
         return _typed("Money", Value=float(value))
-    if column.kind is Kind.DATETIME:
-        return _date(datetime.fromisoformat(str(value)))
+    if column.kind in (Kind.DATE, Kind.DATETIME):
+        return _date(datetime.fromisoformat(parse_datetime(value)))
     return float(value) if isinstance(value, Decimal) else value
 
 

@@ -210,7 +210,7 @@ def _annotations(session: "Session", column: Column, value: object, shape: Shape
         formatted = "Yes" if value else "No"
     elif column.kind is Kind.MONEY:
         formatted = f"{value:,.2f}"
-    elif column.kind in (Kind.DATETIME, Kind.INTEGER, Kind.DECIMAL):
+    elif column.kind in (Kind.DATE, Kind.DATETIME, Kind.INTEGER, Kind.DECIMAL):
         formatted = str(value)
     if formatted is not None:
         annotations[FORMATTED] = formatted

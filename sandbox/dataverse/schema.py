@@ -34,6 +34,7 @@ class Kind(Enum):
     BOOLEAN = "Edm.Boolean"
     MONEY = "Microsoft.Dynamics.CRM.money"
     DECIMAL = "Edm.Decimal"
+    DATE = "Edm.Date"
     DATETIME = "Edm.DateTimeOffset"
 
 
@@ -212,6 +213,7 @@ _PARSERS: Final[Mapping[Kind, Any]] = {
     Kind.BOOLEAN: _parse_boolean,
     Kind.MONEY: _parse_amount,
     Kind.DECIMAL: _parse_amount,
+    Kind.DATE: lambda _, value: parse_datetime(value)[:10],
     Kind.DATETIME: lambda _, value: parse_datetime(value),
 }
 
@@ -331,7 +333,7 @@ _SALES = (
         "opportunity", "opportunities",
         _text("name description emailaddress stepname"),
         _money("estimatedvalue actualvalue budgetamount"), _TOTALS, _TERMS,
-        _plain(Kind.DATETIME, "estimatedclosedate actualclosedate"),
+        _plain(Kind.DATE, "estimatedclosedate actualclosedate"),
         _plain(Kind.INTEGER, "closeprobability"),
         _plain(Kind.BOOLEAN, "isrevenuesystemcalculated", default=True),
         _customer("opportunity_customer"),
@@ -382,7 +384,7 @@ _SALES = (
     _table(
         "invoice", "invoices",
         _text("name invoicenumber description"), _TOTALS, _TERMS, _ADDRESS, _customer("invoice_customer"),
-        _plain(Kind.DATETIME, "datedelivered duedate"),
+        _plain(Kind.DATE, "datedelivered duedate"),
         _plain(Kind.BOOLEAN, "ispricelocked", default=False),
         # The totals are calculated when the invoice is next retrieved by itself; nobody outside sees the mark.
         [Column("_totalspending", Kind.BOOLEAN, writable=False, secret=True, default=False)],

@@ -24,7 +24,12 @@ def test_winning_closes_the_opportunity_with_an_activity(world: World) -> None:
         f"opportunities({opportunity})?$select=statecode,statuscode,actualvalue,actualclosedate"
     )
     assert (row["statecode"], row["statuscode"], row["actualvalue"]) == (1, 3, Decimal("12.5"))
-    assert row["actualclosedate"] == "2026-03-02T00:00:00Z"
+    assert row["actualclosedate"] == "2026-03-02"
+    for condition, found in (("ge 2026-03-02", 1), ("gt 2026-03-02", 0), ("lt 2026-03-03T00:00:00Z", 1)):
+        wins = world.admin.rows(
+            f"opportunities?$select=name&$filter=statecode eq 1 and actualclosedate {condition}"
+        )
+        assert len(wins) == found
     (close,) = world.admin.rows(f"opportunities({opportunity})/opportunity_OpportunityClose")
     assert (close["subject"], close["actualrevenue"], close["statecode"]) == ("closed", Decimal("12.5"), 1)
 
