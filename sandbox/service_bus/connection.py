@@ -122,6 +122,8 @@ class ClientConnection(Engine):
             else:
                 self._open_inlet(link, path)
         except BrokerError as error:
+            # A link that does not come to be has nothing on the service's side: the SDKs look for that.
+            (link.source if link.is_sender else link.target).type = Terminus.UNSPECIFIED
             link.open()
             self.refuse(link, error)
 

@@ -1,0 +1,278 @@
+"""A broker with a clock that tests move, and a server for each way in which clients come."""
+
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from azure.core.credentials import AccessToken
+from azure.servicebus import (
+    ServiceBusClient,
+    ServiceBusReceivedMessage,
+    ServiceBusReceiver,
+    ServiceBusSender,
+)
+
+from sandbox.clock import MovableClock
+from sandbox.service_bus import (
+    Authenticator,
+    Broker,
+    Configuration,
+    Role,
+    RoleAssignment,
+    ServiceBusServer,
+)
+
+CLIENT_ID = "11111111-2222-3333-4444-555555555555"
+KEY = "SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=SAS_KEY_VALUE"
+
+ENTITIES = """
+{"UserConfig": {"Namespaces": [{
+  "Name": "test",
+  "Queues": [
+    {"Name": "plain", "Properties": {"LockDuration": "PT30S", "MaxDeliveryCount": 3}},
+    {"Name": "other"},
+    {"Name": "brief", "Properties": {"LockDuration": "PT10S"}},
+    {"Name": "small", "Properties": {"MaxMessageSizeInKilobytes": 1}},
+    {"Name": "deduplicated", "Properties": {
+      "RequiresDuplicateDetection": true, "DuplicateDetectionHistoryTimeWindow": "PT10M"}},
+    {"Name": "forwarding", "Properties": {
+      "MaxDeliveryCount": 2, "DeadLetteringOnMessageExpiration": true, "ForwardDeadLetteredMessagesTo": "parked"}},
+    {"Name": "parked", "Properties": {"MaxDeliveryCount": 2000}},
+    {"Name": "aging", "Properties": {"DefaultMessageTimeToLive": "PT5M", "DeadLetteringOnMessageExpiration": true}},
+    {"Name": "dropping", "Properties": {"DefaultMessageTimeToLive": "PT5M"}},
+    {"Name": "onward", "Properties": {"ForwardTo": "plain"}},
+  ],
+  "Topics": [{
+    "Name": "news",
+    "Subscriptions": [
+      {"Name": "all"},
+      {"Name": "red", "Rules": [{"Name": "red", "Properties": {
+        "FilterType": "Sql", "SqlFilter": {"SqlExpression": "colour = 'red' AND sys.Label LIKE 'n%'"}}}]},
+      {"Name": "about", "Rules": [{"Name": "about", "Properties": {
+        "FilterType": "Correlation", "CorrelationFilter": {"Label": "news", "Properties": {"colour": "blue"}}}}]},
+    ]}],
+  "AuthorizationRules": [
+    {"Name": "RootManageSharedAccessKey", "PrimaryKey": "SAS_KEY_VALUE", "Rights": ["Manage"]},
+    {"Name": "listener", "PrimaryKey": "bGlzdGVu", "Rights": ["Listen"]},
+  ]}]}}
+"""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the stub of an authority says of its one good token."""
+
+    client_id: str
+    expires_at: datetime
+
+
+class Credential:
+    """A credential with one token for everything."""
+
+    def __init__(self, token: str = "good") -> None:  # noqa: S107 - made up
+        self._token = token
+
+    def get_token(self, *_scopes: str, **_options: object) -> AccessToken:
+        """Return the token, as azure-identity's credentials do."""
+        return AccessToken(self._token, int(time.time()) + 3600)
+
+
+def verify_token(token: str, audiences: object) -> Claims:
+    assert list(audiences) == ["https://servicebus.azure.net/"]  # type: ignore[call-overload]
+    if token != "good":
+        raise ValueError("the token is not good")
+    return Claims(CLIENT_ID, datetime.now(UTC) + timedelta(hours=1))
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    """Give a clock that runs, so that the SDKs' view of lock times makes sense, and can be moved."""
+    return MovableClock()
+
+
+@pytest.fixture
+def configuration() -> Configuration:
+    return Configuration.parse(ENTITIES)
+
+
+@pytest.fixture
+def broker(configuration: Configuration, clock: MovableClock) -> Broker:
+    return Broker(configuration, clock)
+
+
+@pytest.fixture
+def authenticator(configuration: Configuration) -> Authenticator:
+    return Authenticator(
+        configuration,
+        verify_token=verify_token,
+        role_assignments=[RoleAssignment(CLIENT_ID, Role.OWNER)],
+    )
+
+
+def free_address() -> str:
+    """Return a loopback address on which port 5671 is free: SDKs with a token know no other port."""
+    while True:
+        address = f"127.{secrets.randbelow(255)}.{secrets.randbelow(255)}.{secrets.randbelow(254) + 1}"
+        with socket.socket() as probe:
+            if probe.connect_ex((address, 5671)) != 0:
+                return address
+
+
+@dataclass
+class Wire:
+    """One server, and how clients get in. What is opened here is closed behind the test's back."""
+
+    server: ServiceBusServer
+    broker: Broker
+    clock: MovableClock
+    new_client: Callable[..., ServiceBusClient]
+    opened: ExitStack
+
+    def client(self, *args: object, **options: object) -> ServiceBusClient:
+        """Open a client."""
+        return self.opened.enter_context(self.new_client(*args, **{**OPTIONS, **options}))
+
+    @cached_property
+    def one_client(self) -> ServiceBusClient:
+        """The client of those who do not care which."""
+        return self.client()
+
+    def sender(self, entity: str = "plain") -> ServiceBusSender:
+        """Open a sender to a queue or topic."""
+        return self.opened.enter_context(self.one_client.get_queue_sender(entity))
+
+    def receiver(self, entity: str = "plain", subscription: str = "", **options: Any) -> ServiceBusReceiver:  # noqa: ANN401
+        """Open a receiver of a queue or a topic's subscription."""
+        if subscription:
+            receiver = self.one_client.get_subscription_receiver(entity, subscription, **options)
+        else:
+            receiver = self.one_client.get_queue_receiver(entity, **options)
+        return self.opened.enter_context(receiver)
+
+    def advance(self, **duration: float) -> None:
+        """Move the broker's time, and tell the server."""
+        self.clock.advance(timedelta(**duration))
+        self.server.wake()
+
+    def connection_string(self, key: str = KEY) -> str:
+        """Return the emulator's kind of connection string."""
+        return f"Endpoint=sb://{self.server.host}:{self.server.port};{key};UseDevelopmentEmulator=true;"
+
+    @staticmethod
+    def receive(receiver: ServiceBusReceiver, count: int = 1) -> list[ServiceBusReceivedMessage]:
+        """Receive so many messages, however they are spread over answers; fail where they do not come."""
+        received: list[ServiceBusReceivedMessage] = []
+        deadline = time.monotonic() + 10
+        while len(received) < count and time.monotonic() < deadline:
+            received += receiver.receive_messages(count - len(received), max_wait_time=5)
+        assert len(received) == count
+        return received
+
+    @staticmethod
+    def eventually(condition: Callable[[], bool]) -> None:
+        """Wait for what happens in another thread; fail where it does not."""
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+# `keep_alive` 0 saves a thread that takes a second to end; without retries an error is seen at once.
+OPTIONS: dict[str, Any] = {
+    "retry_total": 0,
+    "retry_backoff_factor": 0.05,
+    "socket_timeout": 5.0,
+    "keep_alive": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def closer() -> Iterator[ThreadPoolExecutor]:
+    """Close clients while the next test runs: the SDK's receivers take a second each to close."""
+    with ThreadPoolExecutor(32) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def closing(closer: ThreadPoolExecutor) -> Iterator[Callable[[ExitStack], None]]:
+    under_way = []
+    yield lambda stack: under_way.append(closer.submit(stack.close))
+    for each in under_way:
+        each.result(30)
+
+
+@pytest.fixture
+def plain(
+    broker: Broker,
+    authenticator: Authenticator,
+    clock: MovableClock,
+    closing: Callable[[ExitStack], None],
+) -> Iterator[Wire]:
+    """Plain AMQP with the emulator's kind of connection string."""
+    opened = ExitStack()
+    server = opened.enter_context(ServiceBusServer(broker, authenticator=authenticator))
+
+    def new_client(key: str = KEY, **options: Any) -> ServiceBusClient:  # noqa: ANN401 - the SDK's
+        return ServiceBusClient.from_connection_string(wire.connection_string(key), **options)
+
+    wire = Wire(server, broker, clock, new_client, opened)
+    yield wire
+    closing(opened)
+
+
+@pytest.fixture
+def tls(
+    broker: Broker,
+    authenticator: Authenticator,
+    clock: MovableClock,
+    authority: trustme.CA,
+    authority_file: Path,
+    closing: Callable[[ExitStack], None],
+) -> Iterator[Wire]:
+    """TLS on port 5671 with an identity's token, or with a connection string where a key is given."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    host = free_address()
+    authority.issue_cert(host).configure_cert(context)
+    opened = ExitStack()
+    server = opened.enter_context(
+        ServiceBusServer(broker, host=host, port=5671, ssl_context=context, authenticator=authenticator)
+    )
+
+    def new_client(key: str = "", token: str = "good", **options: Any) -> ServiceBusClient:  # noqa: ANN401, S107
+        options["connection_verify"] = str(authority_file)
+        if key:
+            return ServiceBusClient.from_connection_string(f"Endpoint=sb://{host};{key}", **options)
+        return ServiceBusClient(host, Credential(token), **options)
+
+    yield Wire(server, broker, clock, new_client, opened)
+    closing(opened)
+
+
+@pytest.fixture(params=["plain", "tls"], ids=["plain with key", "TLS with token"])
+def wire(request: pytest.FixtureRequest) -> Wire:
+    """Each way in: the same must be true of both."""
+    each: Wire = request.getfixturevalue(request.param)
+    return each

@@ -1,0 +1,413 @@
+"""Microsoft's azure-servicebus against the server: each feature, plain and TLS, with key and with token."""
+
+from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import pytest
+from azure.servicebus import (
+    AutoLockRenewer,
+    ServiceBusMessage,
+    ServiceBusMessageState,
+    ServiceBusReceiveMode,
+    ServiceBusReceiver,
+    ServiceBusSender,
+    ServiceBusSubQueue,
+)
+from azure.servicebus.amqp import AmqpAnnotatedMessage
+from azure.servicebus.exceptions import (
+    MessageLockLostError,
+    MessageNotFoundError,
+    MessageSizeExceededError,
+    MessagingEntityDisabledError,
+    MessagingEntityNotFoundError,
+    ServiceBusError,
+)
+
+from sandbox.service_bus import Happened, Message
+from sandbox.service_bus.configuration import Status
+
+if TYPE_CHECKING:
+    from tests.sandbox.service_bus.conftest import Wire
+
+
+@pytest.fixture
+def sender(wire: "Wire") -> ServiceBusSender:
+    return wire.sender()
+
+
+@pytest.fixture
+def receiver(wire: "Wire") -> ServiceBusReceiver:
+    return wire.receiver()
+
+
+def test_a_message_arrives_as_it_was_sent(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sent_at = datetime.now(UTC)
+    sender.send_messages(
+        ServiceBusMessage(
+            b"\x00\xff body",
+            message_id="id-1",
+            correlation_id="correlation",
+            subject="subject",
+            to="somebody",
+            reply_to="answers",
+            content_type="application/json",
+            partition_key="key",
+            time_to_live=timedelta(days=40),
+            application_properties={
+                "text": "ü",
+                "number": 5,
+                "long": 2**31 - 1,
+                "truth": True,
+                "ratio": 0.5,
+                "when": sent_at,
+                "nothing": None,
+            },
+        )
+    )
+    [message] = wire.receive(receiver)
+    assert b"".join(message.body) == b"\x00\xff body"
+    assert (message.message_id, message.correlation_id, message.subject) == ("id-1", "correlation", "subject")
+    assert (message.to, message.reply_to, message.content_type) == ("somebody", "answers", "application/json")
+    assert (message.partition_key, message.time_to_live) == ("key", timedelta(days=40))
+    assert message.application_properties == {
+        b"text": "ü".encode(),
+        b"number": 5,
+        b"long": 2**31 - 1,
+        b"truth": True,
+        b"ratio": 0.5,
+        b"when": int(sent_at.timestamp() * 1000),
+        b"nothing": None,
+    }
+    assert message.delivery_count == 0
+    assert message.sequence_number == 1
+    assert message.enqueued_time_utc is not None
+    assert abs(message.enqueued_time_utc - sent_at) < timedelta(seconds=10)
+    assert message.locked_until_utc is not None
+    assert timedelta(seconds=20) < message.locked_until_utc - sent_at < timedelta(seconds=40)
+    receiver.complete_message(message)
+    assert wire.broker.counts("plain").active == 0
+
+
+def test_a_batch_arrives_whole_and_in_order(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    batch = sender.create_message_batch()
+    for number in range(20):
+        batch.add_message(ServiceBusMessage(f"{number}", message_id=f"m{number}"))
+    sender.send_messages(batch)
+    sender.send_messages([ServiceBusMessage("one"), ServiceBusMessage("two")])
+    received = wire.receive(receiver, 22)
+    assert [str(message) for message in received] == [*map(str, range(20)), "one", "two"]
+    assert received[7].message_id == "m7"
+
+
+def test_a_value_body_is_kept(wire: "Wire", receiver: ServiceBusReceiver) -> None:
+    sender = wire.sender("plain")
+    sender.send_messages(AmqpAnnotatedMessage(value_body={"a": [1, "b"]}))
+    sender.send_messages(AmqpAnnotatedMessage(sequence_body=[[1, 2], [3]]))
+    first, second = wire.receive(receiver, 2)
+    assert first.body == {b"a": [1, b"b"]}
+    assert list(second.body) == [[1, 2, 3]]
+
+
+def test_abandon_gives_it_back_at_once_and_counts(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages(ServiceBusMessage("again"))
+    for count in range(3):
+        [message] = wire.receive(receiver)
+        assert message.delivery_count == count
+        receiver.abandon_message(message)
+    assert wire.broker.counts("plain").active == 0
+    assert wire.broker.counts("plain").dead_letter == 1
+
+
+def test_a_message_delivered_too_often_is_dead_lettered(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages(ServiceBusMessage("poison", application_properties={"kept": "yes"}))
+    for _ in range(3):
+        receiver.abandon_message(wire.receive(receiver)[0])
+    dead_letters = wire.receiver("plain", sub_queue=ServiceBusSubQueue.DEAD_LETTER)
+    [message] = wire.receive(dead_letters)
+    assert message.dead_letter_reason == "MaxDeliveryCountExceeded"
+    assert message.dead_letter_source == "plain"
+    assert message.delivery_count == 3
+    assert (message.application_properties or {})[b"kept"] == b"yes"
+    dead_letters.complete_message(message)
+    assert wire.broker.counts("plain").dead_letter == 0
+
+
+def test_dead_lettering_with_reason_and_description(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages(ServiceBusMessage("bad"))
+    receiver.dead_letter_message(wire.receive(receiver)[0], reason="Bad", error_description="really")
+    dead_letters = wire.receiver("plain", sub_queue=ServiceBusSubQueue.DEAD_LETTER)
+    [message] = wire.receive(dead_letters)
+    assert (message.dead_letter_reason, message.dead_letter_error_description) == ("Bad", "really")
+
+
+def test_dead_letters_are_forwarded_with_their_properties(wire: "Wire") -> None:
+    sender = wire.sender("forwarding")
+    receiver = wire.receiver("forwarding")
+    parked = wire.receiver("parked")
+    sender.send_messages(ServiceBusMessage("bad", message_id="m", application_properties={"mine": "x"}))
+    receiver.dead_letter_message(wire.receive(receiver)[0], reason="Bad", error_description="really")
+    [message] = wire.receive(parked)
+    assert message.message_id == "m"
+    assert message.delivery_count == 0
+    assert (message.dead_letter_source, message.dead_letter_reason) == ("forwarding", "Bad")
+    assert message.application_properties == {
+        b"mine": b"x",
+        b"DeadLetterReason": b"Bad",
+        b"DeadLetterErrorDescription": b"really",
+    }
+    parked.complete_message(message)
+
+
+def test_an_expired_lock_brings_the_message_back_to_a_waiting_receiver(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages(ServiceBusMessage("slow"))
+    [first] = wire.receive(receiver)
+    wire.advance(seconds=31)
+    [second] = wire.receive(receiver)
+    assert second.sequence_number == first.sequence_number
+    assert second.delivery_count == 1
+    assert second.lock_token != first.lock_token
+    with pytest.raises(MessageLockLostError):
+        receiver.complete_message(first)
+    receiver.complete_message(second)
+
+
+def test_a_renewed_lock_holds(wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver) -> None:
+    sender.send_messages(ServiceBusMessage("slow"))
+    [message] = wire.receive(receiver)
+    before = message.locked_until_utc
+    wire.advance(seconds=20)
+    renewed = receiver.renew_message_lock(message)
+    assert before is not None
+    assert renewed - before > timedelta(seconds=19)
+    wire.advance(seconds=20)
+    assert wire.broker.counts("plain").locked == 1
+    receiver.complete_message(message)
+    assert wire.broker.counts("plain").active == 0
+
+
+def test_a_lost_lock_cannot_be_renewed(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages(ServiceBusMessage("slow"))
+    [message] = wire.receive(receiver)
+    wire.advance(seconds=31)
+    with pytest.raises(MessageLockLostError):
+        receiver.renew_message_lock(message)
+
+
+def test_the_sdk_renews_locks_by_itself(wire: "Wire") -> None:
+    """The SDK's renewer begins ten seconds before a lock ends."""
+    renewed = Event()
+    wire.broker.observe(lambda each: renewed.set() if each.happened is Happened.LOCK_RENEWED else None)
+    wire.sender("brief").send_messages(ServiceBusMessage("slow"))
+    receiver = wire.receiver("brief")
+    with AutoLockRenewer(max_lock_renewal_duration=60) as renewer:
+        [message] = wire.receive(receiver)
+        renewer.register(receiver, message)
+        assert renewed.wait(10)
+        receiver.complete_message(message)
+
+
+def test_a_deferred_message_comes_by_its_number_only(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages([ServiceBusMessage("later"), ServiceBusMessage("now")])
+    later, now = wire.receive(receiver, 2)
+    receiver.defer_message(later)
+    receiver.complete_message(now)
+    [peeked] = receiver.peek_messages(1, sequence_number=1)
+    assert peeked.state is ServiceBusMessageState.DEFERRED
+    assert later.sequence_number is not None
+    [again] = receiver.receive_deferred_messages([later.sequence_number])
+    assert str(again) == "later"
+    receiver.complete_message(again)
+    assert wire.broker.counts("plain").deferred == 0
+    with pytest.raises(MessageNotFoundError):
+        receiver.receive_deferred_messages([later.sequence_number])
+
+
+def test_a_deferred_message_can_be_dead_lettered_and_abandoned(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages(ServiceBusMessage("later"))
+    [message] = wire.receive(receiver)
+    receiver.defer_message(message)
+    number = message.sequence_number
+    assert number is not None
+    receiver.abandon_message(receiver.receive_deferred_messages(number)[0])
+    assert wire.broker.counts("plain").deferred == 1
+    receiver.dead_letter_message(receiver.receive_deferred_messages(number)[0], reason="Old")
+    assert wire.broker.counts("plain").dead_letter == 1
+
+
+def test_a_scheduled_message_appears_when_it_is_due(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    due = datetime.now(UTC) + timedelta(hours=1)
+    sender.schedule_messages(ServiceBusMessage("by schedule_messages"), due)
+    sender.send_messages(
+        ServiceBusMessage("by property", scheduled_enqueue_time_utc=due + timedelta(minutes=1))
+    )
+    states = [message.state for message in receiver.peek_messages(5)]
+    assert states == [ServiceBusMessageState.SCHEDULED] * 2
+    wire.advance(minutes=60, seconds=1)
+    [first] = wire.receive(receiver)
+    assert str(first) == "by schedule_messages"
+    receiver.complete_message(first)
+    wire.advance(minutes=1)
+    [message] = wire.receive(receiver)
+    assert str(message) == "by property"
+    assert message.scheduled_enqueue_time_utc is not None
+
+
+def test_a_scheduled_message_can_be_cancelled(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    due = datetime.now(UTC) + timedelta(hours=1)
+    numbers = sender.schedule_messages([ServiceBusMessage("a"), ServiceBusMessage("b")], due)
+    sender.cancel_scheduled_messages(numbers[0])
+    wire.advance(hours=2)
+    assert str(wire.receive(receiver)[0]) == "b"
+    with pytest.raises(MessageNotFoundError):
+        sender.cancel_scheduled_messages(numbers[1])
+
+
+def test_a_duplicate_within_the_window_is_accepted_and_dropped(wire: "Wire") -> None:
+    sender = wire.sender("deduplicated")
+    receiver = wire.receiver("deduplicated")
+    sender.send_messages(ServiceBusMessage("first", message_id="same"))
+    sender.send_messages(ServiceBusMessage("second", message_id="same"))
+    receiver.complete_message(wire.receive(receiver)[0])
+    sender.schedule_messages(
+        ServiceBusMessage("third", message_id="same"), datetime.now(UTC) + timedelta(minutes=1)
+    )
+    assert wire.broker.counts("deduplicated").scheduled == 0
+    wire.advance(minutes=11)
+    sender.send_messages(ServiceBusMessage("fourth", message_id="same"))
+    assert str(wire.receive(receiver)[0]) == "fourth"
+
+
+def test_old_messages_are_dead_lettered_or_dropped(wire: "Wire") -> None:
+    aging = wire.sender("aging")
+    dropping = wire.sender("dropping")
+    dead_letters = wire.receiver("aging", sub_queue="deadletter")
+    aging.send_messages(ServiceBusMessage("by the queue's age"))
+    aging.send_messages(ServiceBusMessage("by its own", time_to_live=timedelta(minutes=1)))
+    dropping.send_messages(ServiceBusMessage("gone"))
+    wire.advance(minutes=2)
+    [own] = wire.receive(dead_letters)
+    assert (str(own), own.dead_letter_reason) == ("by its own", "TTLExpiredException")
+    wire.advance(minutes=4)
+    assert str(wire.receive(dead_letters)[0]) == "by the queue's age"
+    assert wire.broker.counts("dropping").active == 0
+
+
+def test_peeking_shows_all_and_changes_nothing(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    sender.send_messages([ServiceBusMessage(f"{number}") for number in range(5)])
+    [locked] = wire.receive(receiver)
+    peeked = receiver.peek_messages(3, sequence_number=1)
+    assert [str(message) for message in peeked] == ["0", "1", "2"]
+    assert [str(message) for message in receiver.peek_messages(10)] == ["3", "4"]
+    assert peeked[0].state is ServiceBusMessageState.ACTIVE
+    assert receiver.peek_messages(1, sequence_number=100) == []
+    receiver.complete_message(locked)
+    assert [message.delivery_count for message in receiver.peek_messages(1, sequence_number=1)] == [0]
+
+
+def test_receive_and_delete_takes_it_for_good(wire: "Wire", sender: ServiceBusSender) -> None:
+    sender.send_messages(ServiceBusMessage("once"))
+    receiver = wire.receiver(receive_mode=ServiceBusReceiveMode.RECEIVE_AND_DELETE)
+    assert str(wire.receive(receiver)[0]) == "once"
+    assert wire.broker.counts("plain").active == 0
+
+
+def test_subscriptions_take_what_their_rules_say(wire: "Wire") -> None:
+    messages = [
+        ServiceBusMessage("red", subject="news", application_properties={"colour": "red"}),
+        ServiceBusMessage("blue", subject="news", application_properties={"colour": "blue"}),
+        ServiceBusMessage("none", subject="other"),
+    ]
+    sender = wire.sender("news")
+    sender.send_messages(messages)
+    sender.schedule_messages(
+        ServiceBusMessage("late", subject="news", application_properties={"colour": "red"}),
+        datetime.now(UTC) + timedelta(minutes=1),
+    )
+    wire.advance(minutes=2)
+    for name, expected in (
+        ("all", ["red", "blue", "none", "late"]),
+        ("red", ["red", "late"]),
+        ("about", ["blue"]),
+    ):
+        receiver = wire.receiver("news", name)
+        received = wire.receive(receiver, len(expected))
+        assert [str(message) for message in received] == expected
+        receiver.dead_letter_message(received[0], reason="Why not")
+        assert wire.broker.counts(f"news/Subscriptions/{name}").dead_letter == 1
+        receiver = wire.receiver("news", name, sub_queue="deadletter")
+        assert wire.receive(receiver)[0].dead_letter_source == f"news/Subscriptions/{name}"
+
+
+def test_a_message_that_is_too_large_is_refused(
+    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
+    with pytest.raises(MessageSizeExceededError):
+        sender.send_messages(ServiceBusMessage(b"x" * (257 * 1024)))
+    small = wire.sender("small")
+    with pytest.raises(MessageSizeExceededError):
+        small.send_messages(ServiceBusMessage(b"x" * 2000))
+    largest = b"x" * (255 * 1024)
+    sender.send_messages(ServiceBusMessage(largest))
+    assert b"".join(wire.receive(receiver)[0].body) == largest
+
+
+REFUSALS = [
+    ("missing", MessagingEntityNotFoundError, "could not be found"),
+    ("plain/$DeadLetterQueue", ServiceBusError, "dead-letter"),
+    ("closed", MessagingEntityDisabledError, "disabled"),
+]
+
+
+@pytest.mark.parametrize(("entity", "error", "text"), REFUSALS)
+def test_a_link_that_cannot_be_is_refused_with_the_reason(
+    wire: "Wire", entity: str, error: type[ServiceBusError], text: str
+) -> None:
+    wire.broker.set_status("other", Status.DISABLED)
+    entity = entity.replace("closed", "other")
+    with pytest.raises(error, match=text):
+        wire.sender(entity).send_messages(ServiceBusMessage("no"))
+    if "$" not in entity:
+        with pytest.raises(error, match=text):
+            wire.receiver(entity).receive_messages(max_wait_time=1)
+
+
+def test_sessions_are_refused_by_name(wire: "Wire") -> None:
+    with pytest.raises(ServiceBusError, match="sessions are not offered"):
+        wire.receiver(session_id="mine").receive_messages(max_wait_time=1)
+
+
+def test_a_receiver_waits_until_there_is_a_message(wire: "Wire") -> None:
+    """A receiver that is attached and has credit gets what comes later, from wherever."""
+    receiver = wire.receiver()
+    received: list[str] = []
+    thread = Thread(target=lambda: received.extend(map(str, receiver.receive_messages(1, max_wait_time=20))))
+    thread.start()
+    wire.eventually(lambda: wire.server.waiting_receivers("plain") == 1)
+    wire.broker.send("plain", Message(b"at last"))
+    thread.join(20)
+    assert received == ["at last"]
