@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start test test-all check format clean lock
+.PHONY: help demo start test test-all faults fuzz package scan check format clean lock
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -31,6 +31,18 @@ test-all: ## run all tests on every supported Python
 	set -e; for version in 3.11 3.12 3.13; do \
 		$(MAKE) test PYTHON=python$$version VENV=.venv-$$version; done
 
+faults: $(VENV)/.dev ## prove the guarantee in full; minutes
+	@echo "not yet"
+
+fuzz: $(VENV)/.fuzz ## search the parser of events with a coverage-guided fuzzer
+	@echo "not yet"
+
+package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip
+	@$(BIN)/python -m infrastructure.package
+
+scan: .venv-scan/.installed ## look for weaknesses in the Bicep files
+	@.venv-scan/bin/checkov --config-file infrastructure/checkov.yaml
+
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,12 +52,14 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv)
-	set -e; lock() { uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
-		--quiet $(if $(UPGRADE),--upgrade) "$$@"; }; \
-	lock -o requirements.txt; \
-	lock --group sandbox -c requirements.txt -o requirements-sandbox.txt; \
-	lock --group dev -c requirements-sandbox.txt -o requirements-dev.txt
+lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); UPGRADE=1 for newer ones
+	set -e; lock() { uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+		$(if $(UPGRADE),--upgrade) "$$@"; }; \
+	lock pyproject.toml -o requirements.txt; \
+	lock pyproject.toml --group sandbox -c requirements.txt -o requirements-sandbox.txt; \
+	lock pyproject.toml --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
+	lock --group pyproject.toml:fuzz -o requirements-fuzz.txt; \
+	lock --group pyproject.toml:scan -o requirements-scan.txt
 
 clean: ## remove what the commands above made
 	rm -rf .venv .venv-* build .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -64,4 +78,9 @@ $(VENV)/.sandbox: $(VENV)/.python requirements-sandbox.txt requirements-runtime.
 $(VENV)/.dev: $(VENV)/.sandbox requirements-dev.txt
 	@echo "Setting up $(VENV) for tests (once) …"
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv-scan/.installed: requirements-scan.txt
+	@$(PYTHON) -m venv .venv-scan
+	@.venv-scan/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-scan.txt
 	@touch $@

@@ -26,7 +26,7 @@ ROLE_NAME = "Opportunity Invoicing"
 ENDPOINT_NAME = "Opportunity Invoicing queue"
 STEP_NAME = "Post won opportunities to the invoicing queue"
 SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
-SAS_KEY_NAME = "dataverse-send"
+SAS_KEY_NAME = "dataverse"
 
 # What is read, or appended to, is other people's: organization depth, since with less their rows are simply missing.
 # What is created is the application user's own, and its own depth is enough; that is not confirmed for every
