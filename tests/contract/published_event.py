@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,11 +19,13 @@ CONTRACTS = Path(__file__).parents[2] / "shared" / "contracts"
 _PREFIX = "cloudEvents_"
 
 
+@cache
 def schema(name: str, folder: Path = CONTRACTS) -> dict[str, Any]:
     """Return a schema by its file's name."""
     return cast("dict[str, Any]", json.loads((folder / name).read_bytes()))
 
 
+@cache
 def validator(name: str, folder: Path = CONTRACTS) -> Draft202012Validator:
     """Return a validator, formats included, that finds the other schemas of the folder by their files' names."""
     registry: Registry[Any] = Registry().with_resources(
