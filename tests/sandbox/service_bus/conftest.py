@@ -236,10 +236,10 @@ def plain(
     server = opened.enter_context(ServiceBusServer(broker, authenticator=authenticator))
 
     def new_client(key: str = KEY, **options: Any) -> ServiceBusClient:  # noqa: ANN401 - the SDK's
-        return ServiceBusClient.from_connection_string(wire.connection_string(key), **options)
+        return ServiceBusClient.from_connection_string(opened_wire.connection_string(key), **options)
 
-    wire = Wire(server, broker, clock, new_client, opened)
-    yield wire
+    opened_wire = Wire(server, broker, clock, new_client, opened)
+    yield opened_wire
     closing(opened)
 
 
