@@ -229,7 +229,7 @@ class Dataverse:
             response.status_code,
             (time.monotonic() - started) * 1000,
             request_id,
-            response.headers.get("x-ms-service-request-id", "none"),
+            response.headers.get("x-ms-service-request-id") or response.headers.get("req_id", "none"),
         )
         return Answer(
             response.status_code,

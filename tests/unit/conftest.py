@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections import deque
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,7 @@ class Wire(BaseAdapter):
         self.options.append(options)
         reply = self.replies.popleft() if len(self.replies) > 1 else self.replies[0]
         if reply.error is not None:
-            raise reply.error
+            raise copy(reply.error)  # one that was raised twice would be its own cause
         response = requests.Response()
         response.status_code = reply.status
         response.headers.update(reply.headers)
@@ -162,6 +163,12 @@ class Wire(BaseAdapter):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+@pytest.fixture
+def make_reply() -> Callable[..., Reply]:
+    """Return the class of answers, to make some."""
+    return Reply
 
 
 @pytest.fixture

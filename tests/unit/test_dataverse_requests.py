@@ -1,0 +1,501 @@
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+
+from shared.clock import Deadline, SystemClock
+from shared.dataverse import Answer, Dataverse, Read
+from shared.errors import (
+    DataverseThrottled,
+    DataverseUnavailable,
+    DataverseUnreachable,
+    InvoicingError,
+    TokenUnavailable,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from tests.unit.conftest import FakeClock, Reply, TlsServer, Wire
+
+URL = "https://contoso.crm4.dynamics.com"
+TOKEN = "eyJ.the-token-nobody-may-see"
+WHO_AM_I = Read("WhoAmI")
+BOUND = 20.0
+
+
+def token(_: Deadline) -> str:
+    return TOKEN
+
+
+@pytest.fixture
+def dataverse(wire: Wire, clock: FakeClock) -> Iterator[Dataverse]:
+    """Return a client whose requests go to `wire`."""
+    dataverse = Dataverse(URL, token=token, clock=clock, session=wire.session)
+    yield dataverse
+    dataverse.close()
+
+
+@pytest.fixture
+def deadline(clock: FakeClock) -> Deadline:
+    return Deadline.after(clock, 180)
+
+
+@pytest.fixture
+def reply(wire: Wire) -> Callable[..., None]:
+    """Return a function that sets what the server answers, one argument for each request."""
+
+    def replies(*given: Reply) -> None:
+        wire.replies.clear()
+        wire.replies.extend(given)
+
+    return replies
+
+
+@pytest.fixture(autouse=True)
+def no_token_is_ever_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Look through all that every test here logs."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    for phase in ("setup", "call"):
+        for record in caplog.get_records(phase):
+            assert TOKEN not in record.getMessage()
+
+
+def fails(
+    call: Callable[[], object], error_type: type[InvoicingError] = DataverseUnreachable
+) -> InvoicingError:
+    """Return the error that a call ends with; neither it nor its causes tell the token."""
+    with pytest.raises(error_type) as raised:
+        call()
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert TOKEN not in f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+    return raised.value
+
+
+# ---------------------------------------------------------------------------------------------- what is sent
+
+
+def test_a_read_carries_the_headers_that_the_web_api_wants(
+    dataverse: Dataverse, wire: Wire, deadline: Deadline
+) -> None:
+    assert dataverse.read(Read("accounts?$filter=name eq 'x'"), deadline).value() == {}
+    (request,) = wire.requests
+    assert request.method == "GET"
+    assert request.url == f"{URL}/api/data/v9.2/accounts?$filter=name%20eq%20'x'"
+    assert request.body is None
+    headers = {name: request.headers[name] for name in request.headers if name != "User-Agent"}
+    uuid.UUID(headers.pop("x-ms-client-request-id"))
+    assert headers == {
+        "Accept": "application/json",
+        "Accept-Encoding": headers["Accept-Encoding"],
+        "Authorization": f"Bearer {TOKEN}",
+        "Connection": "keep-alive",
+        "If-None-Match": "null",
+        "OData-MaxVersion": "4.0",
+        "OData-Version": "4.0",
+        "Prefer": 'odata.include-annotations="*"',
+    }
+
+
+def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
+    dataverse: Dataverse,
+    wire: Wire,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    deadline: Deadline,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reply(
+        make_reply(headers={"x-ms-service-request-id": "service-1"}),
+        make_reply(headers={"REQ_ID": "service-2"}),
+        make_reply(status=503, body=b"down"),
+    )
+    for _ in range(2):
+        dataverse.read(Read("WhoAmI?$select=secret"), deadline)
+    error = fails(dataverse.read(WHO_AM_I, deadline).value, DataverseUnavailable)
+    ids = [request.headers["x-ms-client-request-id"] for request in wire.requests]
+    assert len(set(ids)) == 3
+    assert error.request_id == ids[2]
+    assert ids[2] in str(error)
+    lines = [message for message in caplog.messages if message.startswith("dataverse: ")]
+    for line, client_id, told in zip(
+        lines, ids, ("service request service-1", "service request service-2", "503"), strict=True
+    ):
+        assert client_id in line
+        assert told in line
+        assert "secret" not in line, "a query may hold more than belongs into a log"
+
+
+def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(
+    dataverse: Dataverse,
+    wire: Wire,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    deadline: Deadline,
+) -> None:
+    reply(make_reply(status=302, headers={"Location": "https://login.example/"}), make_reply())
+    error = fails(dataverse.read(WHO_AM_I, deadline).value, DataverseUnavailable)
+    assert "302" in str(error)
+    assert len(wire.requests) == 1
+
+
+def test_an_answer_is_waited_for_as_long_as_dataverse_may_take_and_no_longer_than_the_deadline(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock
+) -> None:
+    """Dataverse rolls back after two minutes: giving up before would only create doubt."""
+    for seconds in (180, 60, 4):
+        dataverse.read(WHO_AM_I, Deadline.after(clock, seconds))
+    assert [options["timeout"] for options in wire.options] == [(10, 125), (10, 60), (4, 4)]
+
+
+def test_nothing_is_sent_when_no_time_is_left(dataverse: Dataverse, wire: Wire, clock: FakeClock) -> None:
+    error = fails(lambda: dataverse.read(WHO_AM_I, Deadline.after(clock, 0)))
+    assert "No time was left for GET WhoAmI." in str(error)
+    assert wire.requests == []
+
+
+def test_nothing_is_sent_without_a_token(wire: Wire, clock: FakeClock, deadline: Deadline) -> None:
+    asked: list[Deadline] = []
+
+    def no_token(deadline: Deadline) -> str:
+        asked.append(deadline)
+        raise TokenUnavailable("No token.")
+
+    dataverse = Dataverse(URL, token=no_token, clock=clock, session=wire.session)
+    fails(lambda: dataverse.read(WHO_AM_I, deadline), TokenUnavailable)
+    assert wire.requests == []
+    assert asked == [deadline]
+
+
+def test_a_representation_shows_where_and_no_secret(dataverse: Dataverse) -> None:
+    assert repr(dataverse) == f"<Dataverse {URL}/api/data/v9.2/>"
+
+
+# ---------------------------------------------------------------------------------------------- broken connections
+
+
+def test_a_broken_connection_is_tried_once_more_in_place(
+    dataverse: Dataverse,
+    wire: Wire,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    deadline: Deadline,
+) -> None:
+    reply(make_reply(error=requests.ConnectionError("reset")), make_reply(body=b'{"a": 1}'))
+    assert dataverse.read(WHO_AM_I, deadline).value() == {"a": 1}
+    first, second = (request.headers["x-ms-client-request-id"] for request in wire.requests)
+    assert first != second
+
+
+def test_and_not_more_than_once(
+    dataverse: Dataverse,
+    wire: Wire,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    deadline: Deadline,
+) -> None:
+    reply(make_reply(error=requests.ConnectionError("reset")))
+    error = fails(lambda: dataverse.read(WHO_AM_I, deadline))
+    assert len(wire.requests) == 2
+    assert error.reason == "DataverseUnreachable"
+    assert error.request_id == wire.requests[1].headers["x-ms-client-request-id"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.ReadTimeout("slow"),
+        requests.ConnectTimeout("slow"),
+        requests.exceptions.ChunkedEncodingError("cut"),
+        requests.exceptions.ContentDecodingError("no gzip"),
+    ],
+)
+def test_what_took_its_time_or_broke_off_is_left_to_a_copy(
+    error: Exception,
+    dataverse: Dataverse,
+    wire: Wire,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    deadline: Deadline,
+) -> None:
+    reply(make_reply(error=error))
+    assert type(error).__name__ in str(fails(lambda: dataverse.read(WHO_AM_I, deadline)))
+    assert len(wire.requests) == 1
+
+
+def test_a_bug_is_not_taken_for_an_outage(
+    dataverse: Dataverse, reply: Callable[..., None], make_reply: Callable[..., Reply], deadline: Deadline
+) -> None:
+    reply(make_reply(error=ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        dataverse.read(WHO_AM_I, deadline)
+
+
+# ---------------------------------------------------------------------------------------------- throttling
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        ("7", 7),
+        ("7.5", 7.5),
+        (" 7 ", 7),
+        ("Sun, 01 Mar 2026 12:00:30 GMT", 30),
+        ("Sun, 01 Mar 2026 13:00:30 +0100", 30),
+        ("Sun, 01 Mar 2026 12:00:30", 30),
+        (None, 10),
+        ("", 10),
+        ("soon", 10),
+        ("0", 1),
+        ("-5", 1),
+        ("nan", 1),
+        ("Sun, 01 Mar 2026 11:00:00 GMT", 1),
+        ("3600", 900),
+        ("inf", 900),
+        ("1e300", 900),
+        ("Mon, 01 Mar 2100 12:00:00 GMT", 900),
+        ("Mon, 01 Mar 99999999999999999999 12:00:00 GMT", 10),
+        ("Mon, 01 Mar 2100 12:00:00 +99999999999999999999", 10),
+        ("9" * 5000, 900),
+    ],
+)
+def test_a_429_asks_for_a_time_in_every_form_and_gets_one_within_bounds(
+    retry_after: str | None,
+    seconds: float,
+    dataverse: Dataverse,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    deadline: Deadline,
+) -> None:
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    reply(make_reply(status=429, body=b"", headers=headers))
+    error = fails(dataverse.read(WHO_AM_I, deadline).value, DataverseThrottled)
+    assert isinstance(error, DataverseThrottled)
+    assert error.retry_after == seconds
+
+
+def throttled(dataverse: Dataverse, seconds: float) -> None:
+    """Let the client hear that it is to hold back."""
+    now = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    dataverse._hold_back.note(Answer(429, {"retry-after": str(seconds)}, b"", "r", now))
+
+
+def test_a_short_time_is_waited_for_in_place(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock, deadline: Deadline
+) -> None:
+    throttled(dataverse, 5)
+    assert dataverse.read(WHO_AM_I, deadline).status == 200
+    assert clock.sleeps == [5]
+    dataverse.read(WHO_AM_I, deadline)
+    assert clock.sleeps == [5]
+    assert len(wire.requests) == 2
+
+
+def test_nothing_is_sent_before_a_long_time_is_over(
+    dataverse: Dataverse,
+    wire: Wire,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    clock: FakeClock,
+    deadline: Deadline,
+) -> None:
+    """Going on would extend the penalty: others of the process do not even ask."""
+    reply(make_reply(status=429, headers={"Retry-After": "60"}), make_reply())
+    fails(dataverse.read(WHO_AM_I, deadline).value, DataverseThrottled)
+    clock.advance(20)
+    error = fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
+    assert isinstance(error, DataverseThrottled)
+    assert error.retry_after == 40
+    assert len(wire.requests) == 1
+    clock.advance(40)
+    assert dataverse.read(WHO_AM_I, deadline).status == 200
+    assert clock.sleeps == []
+
+
+def test_a_shorter_time_does_not_take_back_a_longer_one(dataverse: Dataverse, deadline: Deadline) -> None:
+    throttled(dataverse, 60)
+    throttled(dataverse, 1)
+    fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
+
+
+def test_who_waited_in_place_looks_again(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock, deadline: Deadline
+) -> None:
+    """Another thread may have been told to hold back for longer in the meantime."""
+    throttled(dataverse, 2)
+    clock.on_sleep = lambda: throttled(dataverse, 60)
+    fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
+    assert wire.requests == []
+
+
+def test_nobody_waits_in_place_beyond_the_deadline(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock
+) -> None:
+    throttled(dataverse, 4)
+    fails(lambda: dataverse.read(WHO_AM_I, Deadline.after(clock, 3)), DataverseThrottled)
+    assert (wire.requests, clock.sleeps) == ([], [])
+
+
+def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(
+    wire: Wire, clock: FakeClock, deadline: Deadline
+) -> None:
+    def slow_token(_: Deadline) -> str:
+        throttled(patient, 60)
+        return TOKEN
+
+    patient = Dataverse(URL, token=slow_token, clock=clock, session=wire.session)
+    fails(lambda: patient.read(WHO_AM_I, deadline), DataverseThrottled)
+    assert wire.requests == []
+
+
+# ---------------------------------------------------------------------------------------------- many threads
+
+
+def test_a_session_is_for_one_thread_at_a_time(wire: Wire, clock: FakeClock, deadline: Deadline) -> None:
+    dataverse = Dataverse(URL, token=token, clock=clock, session=wire.session)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: dataverse.read(WHO_AM_I, deadline), range(400)))
+    assert len({answer.request_id for answer in answers}) == 400
+    assert len(wire.sessions) <= 16
+    dataverse.close()
+    assert dataverse.read(WHO_AM_I, deadline).status == 200, "it can be used again"
+    dataverse.close()
+
+
+# ---------------------------------------------------------------------------------------------- over sockets
+
+
+@pytest.fixture
+def online(tls_server: TlsServer, trusted: None) -> Iterator[Dataverse]:  # noqa: ARG001 - trust comes first
+    """Return a client of a real server, in real time."""
+    dataverse = Dataverse(tls_server.url, token=token, clock=SystemClock())
+    yield dataverse
+    dataverse.close()
+
+
+def soon() -> Deadline:
+    return Deadline.after(SystemClock(), 0.4)
+
+
+def in_time() -> Deadline:
+    return Deadline.after(SystemClock(), BOUND)
+
+
+def silent(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    server.wait()
+
+
+def dribbling_head(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    server.dribble(connection, b"HTTP/1.1 200 OK\r\nX: " + 60_000 * b"x")
+
+
+def dribbling_headers(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    server.dribble(connection, b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: x\r\n" % n for n in range(9000)))
+
+
+def dribbling_body(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+    server.dribble(connection, 60_000 * b"x")
+
+
+def dribbling_last_body(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    server.dribble(connection, 60_000 * b"x")
+
+
+@pytest.mark.parametrize(
+    "peer", [silent, dribbling_head, dribbling_headers, dribbling_body, dribbling_last_body]
+)
+def test_the_deadline_holds_whatever_the_peer_does(
+    peer: Callable[[TlsServer, socket.socket], None], online: Dataverse, tls_server: TlsServer
+) -> None:
+    """Each read is in time, the whole is not: the library's own time-outs would let it go on for minutes."""
+    tls_server.serve = lambda connection: peer(tls_server, connection)
+    fails(lambda: online.read(WHO_AM_I, soon()))
+    tls_server.serve = lambda connection: tls_server.answer(connection, b'{"a": 1}')
+    assert online.read(WHO_AM_I, in_time()).value() == {"a": 1}, "who comes next is served"
+
+
+def test_a_peer_that_says_nothing_to_a_handshake_is_survived(
+    plain_server: TlsServer,
+    trusted: None,  # noqa: ARG001 - as above
+) -> None:
+    plain_server.serve = lambda _: plain_server.wait()
+    dataverse = Dataverse(plain_server.url, token=token, clock=SystemClock())
+    fails(lambda: dataverse.read(WHO_AM_I, soon()))
+    plain_server.cut_off()
+    dataverse.close()
+
+
+def test_nobody_listens(online: Dataverse, tls_server: TlsServer) -> None:
+    tls_server.stop()
+    fails(lambda: online.read(WHO_AM_I, in_time()))
+
+
+def test_a_connection_that_died_while_it_was_idle_is_replaced(
+    online: Dataverse, tls_server: TlsServer
+) -> None:
+    def serve(connection: socket.socket) -> None:
+        tls_server.read(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        if tls_server.connections == 1:
+            tls_server.read(connection)
+        else:
+            tls_server.answer(connection, b"{}")
+
+    tls_server.serve = serve
+    for _ in range(2):
+        assert online.read(WHO_AM_I, in_time()).status == 200
+    assert [len(tls_server.requests), tls_server.connections] == [3, 2]
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    online: Dataverse, tls_server: TlsServer
+) -> None:
+    assert online._care.idle <= 60, "load balancers drop idle flows after some four minutes"
+    online._care = replace(online._care, idle=0.02)
+    for _ in range(2):
+        online.read(WHO_AM_I, in_time())
+        for thread in threading.enumerate():
+            if thread.name == "dataverse":
+                thread.join(BOUND)
+    assert tls_server.connections == 2
+
+
+def test_connections_in_use_are_kept(online: Dataverse, tls_server: TlsServer) -> None:
+    for _ in range(5):
+        online.read(WHO_AM_I, in_time())
+    assert tls_server.connections == 1
+
+
+def test_a_request_that_breaks_off_names_the_library_s_error_only(
+    online: Dataverse, tls_server: TlsServer
+) -> None:
+    def serve(connection: socket.socket) -> None:
+        tls_server.read(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab")
+
+    tls_server.serve = serve
+    error = fails(lambda: online.read(WHO_AM_I, in_time()))
+    assert re.fullmatch(
+        r"GET WhoAmI has no answer: (ChunkedEncodingError|ConnectionError)\. \(request [0-9a-f-]{36}\)",
+        str(error),
+    )
