@@ -1,0 +1,242 @@
+"""The proof can fail: the product with one safeguard taken away, and how the histories find that out.
+
+A mutant is a staged copy of the deployed package with some lines exchanged, run in a process of its own; the product
+itself has no switches. Each line must be there exactly once: a mutant that does not apply any more is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_STAGED = ("shared", "operations")
+_HERE = Path(__file__).parent
+_TIMEOUT = 110.0
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One place in a file of the package, and what stands there instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A safeguard that is taken away. `arguments`: of the command; `found_by`: rules, one of which it breaks."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    found_by: tuple[str, ...]
+    command: str = "run_histories.py"
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the hunt for a mutant brought: after how many histories, and what was wrong then."""
+
+    histories: int
+    violations: tuple[str, ...]
+
+
+TWICE = "one generated invoice per opportunity"
+LOST = "every won opportunity has its invoice"
+NO_EVENT = "every won opportunity has its event"
+PARKED = "parked is only what has a permanent cause"
+NEVER = "nothing is invoiced that should not be"
+EARLY = "no request before its time"
+ENDLESS = "an invocation ends within its deadline"
+SEVERAL_IDS = "all events of an invoice have one id"
+
+_CHANGE_SET = "ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(opportunity_id))),"
+_READS = "        invoice_id, claimed = oldest_active(invoices), bool(rows_of(claims))\n"
+_OWN = "    own = CHAIN_PROPERTIES | PARKED_PROPERTIES\n"
+
+MUTANTS = (
+    Mutant(
+        "no claim",
+        (Edit("shared/invoicing.py", _CHANGE_SET, "ChangeSet((_generate_invoice(opportunity_id),)),"),),
+        (TWICE,),
+    ),
+    Mutant(
+        "no change set: claim and call one after the other",
+        (
+            Edit(
+                "shared/invoicing.py",
+                _CHANGE_SET,
+                "ChangeSet((_claim(claim_id, opportunity_id),)), ChangeSet((_generate_invoice(opportunity_id),)),",
+            ),
+            Edit(
+                "shared/invoicing.py",
+                "        change_set, invoices, claims = self._dataverse.batch(\n",
+                "        _, change_set, invoices, claims = self._dataverse.batch(\n",
+            ),
+        ),
+        (TWICE,),
+    ),
+    Mutant(
+        "trusting the status code: whoever is refused takes it that somebody else was faster",
+        (
+            Edit(
+                "shared/invoicing.py",
+                _READS,
+                "        if change_set.status in (412, 429, 500):\n            return NotOurs('another was faster')\n"
+                + _READS,
+            ),
+            Edit(
+                "shared/invoicing.py",
+                "        return retrieve_invoice(self._dataverse, invoice_id, deadline)\n",
+                "        if isinstance(invoice_id, NotOurs):\n            return invoice_id\n"
+                "        return retrieve_invoice(self._dataverse, invoice_id, deadline)\n",
+            ),
+        ),
+        (LOST,),
+    ),
+    Mutant(
+        "completing before scheduling: the copy is sent when the next message comes",
+        (
+            Edit(
+                "shared/handler.py",
+                "        chain = Chain.of(message)\n        deadline =",
+                "        later = self.__dict__.setdefault('later', [])\n"
+                "        while later:\n            later.pop()()\n"
+                "        chain = Chain.of(message)\n        deadline =",
+            ),
+            Edit(
+                "shared/handler.py",
+                "            self._try_later(message, won, chain, error, deadline)\n",
+                "            later.append(lambda error=error: self._try_later(message, won, chain, error, deadline))\n",
+            ),
+        ),
+        (LOST, NO_EVENT),
+    ),
+    Mutant(
+        "the root's id for the copy",
+        (
+            Edit(
+                "shared/message.py",
+                '        return str(uuid.uuid5(_COPIES, f"{self.root}/{self.attempt}"))\n',
+                "        return self.root\n",
+            ),
+        ),
+        (LOST, NO_EVENT),
+    ),
+    Mutant(
+        "the old id for a replay",
+        (
+            Edit(
+                "operations/failed.py",
+                "        message_id=str(uuid.uuid4()),\n",
+                "        message_id=str(message.application_properties['InvoicingOriginalMessageId']),\n",
+            ),
+        ),
+        (LOST,),
+    ),
+    Mutant(
+        "the old root for a replay",
+        (
+            Edit(
+                "operations/failed.py",
+                _OWN,
+                _OWN.replace("CHAIN_PROPERTIES |", "(CHAIN_PROPERTIES - {'InvoicingRoot'}) |"),
+            ),
+        ),
+        (LOST, NO_EVENT),
+    ),
+    Mutant(
+        "first time seen not reset for a replay",
+        (
+            Edit(
+                "operations/failed.py",
+                _OWN,
+                _OWN.replace("CHAIN_PROPERTIES |", "(CHAIN_PROPERTIES - {FIRST_SEEN}) |"),
+            ),
+        ),
+        (PARKED,),
+    ),
+    Mutant(
+        "a random event id",
+        (
+            Edit(
+                "shared/invoice_created.py",
+                '    event_id = str(uuid.uuid5(_EVENT_IDS, f"invoice-created:{invoice.id}"))\n',
+                "    event_id = str(uuid.uuid4())\n",
+            ),
+        ),
+        (SEVERAL_IDS,),
+    ),
+    Mutant(
+        "ignoring Retry-After",
+        (
+            Edit(
+                "shared/dataverse.py",
+                '    value = answer.headers.get("retry-after", "").strip()\n',
+                "    value = '1'\n",
+            ),
+        ),
+        (EARLY,),
+    ),
+    Mutant(
+        "no deadline on a send: tried until it works",
+        (
+            Edit(
+                "shared/service_bus.py",
+                "                if deadline.remaining <= _PAUSE_SECONDS:\n                    raise\n",
+                "",
+            ),
+        ),
+        (ENDLESS,),
+    ),
+    Mutant(
+        "a role of lesser depth",
+        (),
+        (PARKED, NEVER),
+        arguments=("--lesser-depth",),
+    ),
+)
+
+
+def stage(mutant: Mutant, folder: Path) -> None:
+    """Copy the package into a folder and exchange the lines; raises AssertionError where one is not there once."""
+    for name in _STAGED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for edit in mutant.edits:
+        path = folder / edit.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(edit.old) != 1:
+            raise AssertionError(
+                f"The mutant {mutant.name!r} does not apply: {edit.file} has {text.count(edit.old)} times {edit.old!r}."
+            )
+        path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
+
+
+def hunt(mutant: Mutant, folder: Path, *, count: int, seed: int = 1) -> Found:
+    """Run histories on the staged mutant until one breaks the promise; raises AssertionError if none does."""
+    stage(mutant, folder)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [
+        sys.executable, str(_HERE / mutant.command), "--json", "--until-broken", "--processes", "1",
+        "--count", str(count), "--seed", str(seed), *mutant.arguments,
+    ]  # fmt: skip
+    done = subprocess.run(  # noqa: S603 - our own script
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+    )
+    try:
+        report = json.loads(done.stdout)
+    except ValueError as error:
+        raise AssertionError(f"The hunt for {mutant.name!r} broke off:\n{done.stderr[-4000:]}") from error
+    violations = tuple(violation for each in report["broken"].values() for violation in each)
+    return Found(report["histories"], violations)

@@ -1,0 +1,541 @@
+"""The deployed code as it is, on in-process wires: Dataverse by a requests adapter, Service Bus by the broker's rules.
+
+A `World` has the sandbox's Dataverse and broker, a simulated Functions host with worker processes, and the product
+built by its own composition root; time and turns are the simulation's. Everything that a wire does to a call asks the
+sandbox's fault plan first. It leaves to others what happens in a world (`histories`, `outage`) and whether that was
+right (`checker`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from random import Random
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Watch
+from simulation import Killed, Simulation
+
+from sandbox.clock import MovableClock
+from sandbox.dataverse import DataverseApp, Depth, ServiceProtection, seed
+from sandbox.dataverse.schema import TABLES
+from sandbox.faults import Fault, FaultPlan, Kind, Wire
+from sandbox.faults.dataverse import faulty_dataverse
+from sandbox.faults.http import FaultyAdapter
+from sandbox.identity import Claims
+from sandbox.service_bus import Broker, Configuration
+from sandbox.service_bus import Message as BrokerMessage
+from sandbox.service_bus.errors import MessageLockLost
+from shared.bootstrap import build
+from shared.dataverse import Dataverse
+from shared.errors import ServiceBusUnavailable, TokenUnavailable
+from shared.message import Message
+from shared.service_bus import NotSent, Outgoing
+from shared.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import requests
+    from simulation import Actor
+
+    from sandbox.dataverse import ServiceEndpoint
+    from sandbox.service_bus import BrokeredMessage
+    from shared.clock import Deadline
+    from shared.handler import Handler
+
+START = datetime(2026, 3, 2, 8, tzinfo=UTC)
+URL = "https://sandbox.crm.dynamics.com"
+_CLIENT = "0a6f4b0e-51c5-4f0c-8d53-6c1f7e0b9a11"
+# The steps that say in one way or another that an opportunity was won: message, table.
+STEPS = (
+    ("Win", "opportunity"),
+    ("Update", "opportunity"),
+    ("SetState", "opportunity"),
+    ("SetStateDynamicEntity", "opportunity"),
+    ("Create", "opportunityclose"),
+)
+SETTINGS = {
+    "ServiceBusConnection": "Endpoint=sb://sandbox/;SharedAccessKeyName=none;SharedAccessKey=none",
+    "OPPORTUNITY_WON_QUEUE": QUEUE,
+    "OPPORTUNITY_WON_FAILED_QUEUE": FAILED_QUEUE,
+    "INVOICE_CREATED_TOPIC": TOPIC,
+    "DATAVERSE_URL": URL,
+    "AZURE_CLIENT_ID": _CLIENT,
+    "DATAVERSE_ORGANIZATION_ID": seed.ORGANIZATION_ID,
+}
+# As in host.json, and the queue's lock renewed before it ends.
+_FUNCTION_TIMEOUT = 300.0
+_RENEW_EVERY = 40.0
+# The sender's own bound of one try.
+_TRY = 15.0
+_LONGEST_HOLD_BACK = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Organization:
+    """A Dataverse to start from: its rows as an image, the product's user, and whom and what there is to sell."""
+
+    image: bytes
+    function_user: str
+    demo: seed.DemoOrganization
+    steps: Mapping[str, str]
+
+
+# What a role of lesser depth cannot see: invoices of others.
+LESSER_DEPTH = dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvReadInvoice": Depth.BASIC}
+
+
+@lru_cache(maxsize=8)
+def organization(opportunities: int, *, lesser_depth: bool = False) -> Organization:
+    """Make it once per process, the same in every one: each world begins with a copy."""
+    chance = Random(opportunities)  # noqa: S311 - to be repeatable, not secret
+    app = DataverseApp(_verify, url=URL, clock=MovableClock(START), new_id=lambda: _guid(chance))
+    demo = seed.demo_organization(app, opportunities, accounts=2, contacts=1)
+    role = seed.add_role(app, LESSER_DEPTH if lesser_depth else seed.INVOICING_PRIVILEGES)
+    user = seed.add_application_user(app, _CLIENT, roles=[role])
+    endpoint = seed.add_service_endpoint(app, namespace_address="sb://sandbox/", path=QUEUE)
+    steps = {f"{message}/{table}": seed.add_step(app, endpoint, message, table) for message, table in STEPS}
+    with app.session() as session:
+        for step in steps.values():
+            session.transaction.update(TABLES["sdkmessageprocessingstep"], step, {"statecode": 1})
+    image = app.store.image()
+    app.close()
+    return Organization(image, user, demo, steps)
+
+
+def _guid(chance: Random) -> str:
+    return str(UUID(int=chance.getrandbits(128), version=4))
+
+
+def _verify(token: str, audiences: object) -> Claims:  # noqa: ARG001 - as the protocol has it
+    return Claims(_CLIENT, _CLIENT, _CLIENT, URL, datetime.max.replace(tzinfo=UTC))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a world is made of. `latency` (seconds) is what each call takes; `concurrency` is a worker's."""
+
+    organization: Organization
+    workers: int = 1
+    concurrency: int = 16
+    latency: float = 0.0
+    tick: float = 1.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class World:
+    """Everything of one history. `protect` gives Dataverse limits. Close it in the end."""
+
+    def __init__(
+        self,
+        random: Random,
+        shape: Shape,
+        protect: Callable[[Simulation], ServiceProtection] | None = None,
+    ) -> None:
+        self.random = random
+        self.shape = shape
+        self.simulation = Simulation(random, START, shape.tick)
+        self.plan = FaultPlan(clock=self.simulation)
+        self.plan.provide(Kind.KILL, self._kill_current)
+        self.broker = Broker(_configuration(), self.simulation, new_lock_token=lambda: UUID(self.new_id()))
+        self.watch = Watch(self.broker)
+        self.app = DataverseApp(
+            _verify,
+            url=URL,
+            clock=self.simulation,
+            image=shape.organization.image,
+            post=self.post,
+            new_id=self.new_id,
+            protection=protect(self.simulation) if protect else None,
+        )
+        self.requests: list[Request] = []
+        self.counts: Counter[str] = Counter()
+        self.bugs: list[str] = []
+        # Whether Dataverse sets a message id is not confirmed: it does or does not, history by history.
+        self.message_ids = True
+        self.lost_posts = 0
+        self.host = _Host(self)
+        self._dataverse = faulty_dataverse(self.app, self.plan, self._wait)
+        self._wired = 0
+        self._sessions = 0
+        self._closing: list[Dataverse] = []
+
+    def __repr__(self) -> str:
+        return f"<World {self.simulation!r} {self.counts}>"
+
+    def run(self, between: Callable[[], None] = lambda: None, **bounds: Any) -> bool:  # noqa: ANN401 - see Simulation.run
+        """Let things happen until rest, or until a bound of `Simulation.run`; return whether it is at rest."""
+
+        def both() -> None:
+            between()
+            self.host.pump()
+
+        return self.simulation.run(both, self.broker.next_event, **bounds)
+
+    def close(self) -> None:
+        """Let every thread and the database go."""
+        for dataverse in self._closing:
+            dataverse.close()
+        self.app.close()
+
+    def post(
+        self, endpoint: ServiceEndpoint, body: bytes, properties: Mapping[str, str], content_type: str
+    ) -> None:
+        """Carry an event of Dataverse to the queue, at least once."""
+        message_id = self.new_id() if self.message_ids else None
+        self.broker.send(
+            endpoint.path,
+            BrokerMessage(
+                body=body,
+                message_id=message_id,
+                content_type=content_type,
+                application_properties=dict(properties),
+            ),
+        )
+        self.counts["messages posted"] += 1
+        if self.lost_posts:
+            self.lost_posts -= 1
+            self.counts["posts repeated"] += 1
+            self.simulation.at(3, self.deliver_posts)
+            raise ConnectionResetError("the answer to a post was lost")
+
+    def deliver_posts(self) -> None:
+        """Let Dataverse post what is due."""
+        self.app.run_due_jobs()
+
+    # --- the product's surroundings ---
+
+    def worker(self, name: str) -> Handler:
+        """Build the product as a new worker process does."""
+
+        def session() -> Session:
+            self._sessions += 1
+            made = _sessions()(self._sessions)
+            made.mount("https://", _Adapter(self, name))
+            return made
+
+        dataverse = Dataverse(URL, token=self._token, clock=self.simulation, session=session)
+        self._closing.append(dataverse)
+        return build(
+            {**SETTINGS, **self.shape.settings},
+            clock=self.simulation,
+            random=self.random.random,
+            sender=_Sender(self),
+            dataverse=dataverse,
+        )
+
+    def order(self) -> int:
+        """Count what happens on the wires."""
+        self._wired += 1
+        return self._wired
+
+    def _token(self, deadline: Deadline) -> str:
+        fault = self.plan.strike(Wire.IDENTITY, "token")
+        if fault is None:
+            return "a token"
+        self.simulation.sleep(min(fault.seconds, deadline.remaining) if fault.kind is Kind.SILENT else 0)
+        raise TokenUnavailable("The identity endpoint gave no token.")
+
+    def _wait(self, seconds: float) -> None:
+        actor = self.simulation.current
+        self.simulation.sleep(min(seconds, actor.timeout if actor else seconds))
+
+    def _kill_current(self) -> None:
+        actor = self.simulation.current
+        if actor is not None:
+            self.host.kill_worker_of(actor)
+        raise Killed
+
+    def new_id(self) -> str:
+        """Return a GUID, the same one for the same history."""
+        return _guid(self.random)
+
+
+@lru_cache(maxsize=1)
+def _configuration() -> Configuration:
+    return Configuration.load()
+
+
+@lru_cache(maxsize=1)
+def _sessions() -> Callable[[int], Session]:
+    """Return the n-th session of this process: to read the trusted authorities takes 25 ms, and nothing uses them."""
+    made: list[Session] = []
+
+    def session(number: int) -> Session:
+        while len(made) <= number:
+            made.append(Session())
+        return made[number]
+
+    return session
+
+
+class _Adapter(FaultyAdapter):
+    """Dataverse for one worker: others may come first on the way there and on the way back."""
+
+    def __init__(self, world: World, process: str) -> None:
+        super().__init__(world._dataverse)
+        self._world = world
+        self._process = process
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - requests' own
+        world = self._world
+        sent, at = world.order(), world.simulation.now()
+        actor = world.simulation.current
+        if actor is not None:
+            actor.timeout = kwargs["timeout"][1]
+        world.simulation.sleep(world.shape.latency) if world.shape.latency else world.simulation.pause()
+        world.counts["requests"] += 1
+        try:
+            response = super().send(request, *args, **kwargs)
+        finally:
+            world.simulation.pause()
+        until = _hold_back_until(response, world.simulation.now())
+        world.requests.append(Request(self._process, sent, at, world.order(), until))
+        return response
+
+
+def _hold_back_until(response: requests.Response, now: datetime) -> datetime | None:
+    """Return what a 429 asks for, be it the whole answer or a part of it."""
+    if response.status_code == 429:
+        values = [response.headers.get("Retry-After", "")]
+    else:
+        parts = response.content.split(b"HTTP/1.1 429")[1:]
+        found = [re.search(rb"Retry-After: ([^\r\n]*)", part.split(b"\r\n\r\n")[0]) for part in parts]
+        values = [match[1].decode() for match in found if match]
+    times = [_moment(value, now) for value in values]
+    return max((time for time in times if time is not None), default=None)
+
+
+def _moment(value: str, now: datetime) -> datetime | None:
+    """Read a Retry-After; what is beyond a quarter of an hour may be cut there."""
+    try:
+        moment = now + timedelta(seconds=float(value))
+    except (ValueError, OverflowError):
+        try:
+            moment = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+    return min(moment, now + _LONGEST_HOLD_BACK)
+
+
+class _Sender:
+    """Service Bus for the way out, by the broker's own rules."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
+        world = self._world
+        world.simulation.pause()
+        operation = f"{'schedule' if outgoing.due else 'send'}:{entity}"
+        fault = world.plan.strike(Wire.SERVICE_BUS_OUT, operation)
+        if fault is None:
+            self._accept(entity, outgoing)
+        else:
+            self._strike(fault, entity, outgoing, min(deadline.remaining, _TRY))
+        world.simulation.pause()
+
+    def _strike(self, fault: Fault, entity: str, outgoing: Outgoing, patience: float) -> None:
+        world = self._world
+        if fault.after or fault.kind is Kind.DELAY:
+            self._accept(entity, outgoing)
+        if fault.kind is Kind.KILL:
+            world.plan.carry_out(Kind.KILL)
+        if fault.kind in (Kind.SILENT, Kind.SWALLOW, Kind.DELAY):
+            world.simulation.sleep(min(fault.seconds, patience))
+        if fault.kind is not Kind.DELAY or fault.seconds > patience:
+            raise NotSent(f"the sandbox's fault: {fault}")
+
+    def _accept(self, entity: str, outgoing: Outgoing) -> None:
+        self._world.broker.send(
+            entity,
+            BrokerMessage(
+                body=outgoing.body,
+                message_id=outgoing.message_id,
+                correlation_id=outgoing.correlation_id,
+                subject=outgoing.subject,
+                content_type=outgoing.content_type,
+                scheduled_enqueue_time=outgoing.due,
+                application_properties=dict(outgoing.properties),
+            ),
+        )
+
+
+@dataclass(eq=False)
+class _Invocation:
+    """A message in the hands of a worker; `settling`: the worker has returned, the rest is the host's."""
+
+    actor: Actor
+    worker: int
+    message: BrokeredMessage
+    settling: bool = False
+
+
+class _Host:
+    """The Functions host: receives, invokes, completes or abandons; renews locks; ends what lasts too long."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._handlers: list[Handler] = []
+        self._born = 0
+        self.invocations: list[_Invocation] = []
+        self.timeouts = 0
+        self.closed = False
+
+    def pump(self) -> None:
+        """Take what is available, for as long as somebody has a hand free."""
+        world = self._world
+        while not self.closed and len(self.invocations) < world.shape.concurrency * world.shape.workers:
+            received = world.broker.receive(QUEUE)
+            if not received:
+                return
+            self._invoke(received[0])
+
+    def in_flight(self, mark: bytes) -> bool:
+        """Whether a message whose body holds this is being handled."""
+        return any(mark in _body(invocation.message) for invocation in self.invocations)
+
+    def kill_worker_of(self, actor: Actor) -> None:
+        """End the worker process in which an actor runs; the host hands its messages back."""
+        worker = next(each.worker for each in self.invocations if each.actor is actor)
+        self._kill([each for each in self.invocations if each.worker == worker and not each.settling], worker)
+
+    def crash(self) -> None:
+        """End the host with all its workers: nobody settles anything, the locks expire."""
+        self._world.counts["host crashes"] += 1
+        doomed = list(self.invocations)
+        self.invocations.clear()
+        self._handlers.clear()
+        self._world.simulation.kill(each.actor for each in doomed)
+
+    def _invoke(self, message: BrokeredMessage) -> None:
+        world = self._world
+        while len(self._handlers) < world.shape.workers:
+            self._handlers.append(world.worker(self._name()))
+        worker = world.random.randrange(len(self._handlers))
+        world.counts["deliveries"] += 1
+        fault = world.plan.strike(Wire.SERVICE_BUS_IN, f"deliver:{QUEUE}")
+        invocation: _Invocation
+        actor = world.simulation.spawn(
+            f"delivery {world.counts['deliveries']}", lambda: self._work(invocation, self._handlers[worker])
+        )
+        invocation = _Invocation(actor, worker, message)
+        self.invocations.append(invocation)
+        if fault is not None and fault.kind is Kind.LOCK_LOST:
+            world.broker.abandon(QUEUE, _token(message))
+        elif fault is not None and fault.kind is Kind.DUPLICATE:
+            world.broker.send(QUEUE, replace(message.message, message_id=None, scheduled_enqueue_time=None))
+        world.simulation.at(
+            _RENEW_EVERY, lambda: self._renew(invocation), lambda: invocation in self.invocations
+        )
+        world.simulation.at(
+            _FUNCTION_TIMEOUT,
+            lambda: self._time_out(invocation),
+            lambda: invocation in self.invocations and not invocation.settling,
+        )
+
+    def _name(self) -> str:
+        self._born += 1
+        return f"worker {self._born}"
+
+    def _work(self, invocation: _Invocation, handler: Handler) -> None:
+        world = self._world
+        message = invocation.message
+        settle = world.broker.complete
+        try:
+            handler.handle(_as_the_host_shows(message))
+        except ServiceBusUnavailable:
+            world.counts["invocations that raised"] += 1
+            settle = world.broker.abandon
+        except Exception as error:  # noqa: BLE001 - any is a bug of the product: told, and handed back as the host does
+            world.bugs.append(f"{type(error).__name__}: {error}")
+            settle = world.broker.abandon
+        invocation.settling = True
+        world.simulation.pause()
+        self._settle(message, settle)
+        if invocation in self.invocations:
+            self.invocations.remove(invocation)
+
+    def _settle(self, message: BrokeredMessage, settle: Callable[..., None]) -> None:
+        world = self._world
+        fault = world.plan.strike(Wire.SERVICE_BUS_IN, f"settle:{QUEUE}")
+        if fault is not None and not fault.after:
+            return
+        try:
+            settle(QUEUE, _token(message))
+        except MessageLockLost:
+            world.counts["locks lost"] += 1
+
+    def _kill(self, doomed: Sequence[_Invocation], worker: int) -> None:
+        world = self._world
+        world.counts["workers killed"] += 1
+        self.invocations = [each for each in self.invocations if each not in doomed]
+        self._handlers[worker] = world.worker(self._name())
+        world.simulation.kill(each.actor for each in doomed)
+        for each in doomed:
+            self._settle(each.message, world.broker.abandon)
+
+    def _renew(self, invocation: _Invocation) -> None:
+        world = self._world
+        try:
+            world.broker.renew_lock(QUEUE, _token(invocation.message))
+        except MessageLockLost:
+            return
+        world.simulation.at(
+            _RENEW_EVERY, lambda: self._renew(invocation), lambda: invocation in self.invocations
+        )
+
+    def _time_out(self, invocation: _Invocation) -> None:
+        self.timeouts += 1
+        self._kill(
+            [each for each in self.invocations if each.worker == invocation.worker and not each.settling],
+            invocation.worker,
+        )
+
+
+def _as_the_host_shows(message: BrokeredMessage) -> Message:
+    inner = message.message
+    return Message(
+        body=_body(message),
+        message_id=inner.message_id,
+        sequence_number=message.sequence_number,
+        enqueued_at=message.enqueued_at,
+        content_type=inner.content_type,
+        correlation_id=inner.correlation_id,
+        subject=inner.subject,
+        properties=inner.application_properties,
+    )
+
+
+def _body(message: BrokeredMessage) -> bytes:
+    body = message.message.body
+    return body if isinstance(body, bytes) else b""
+
+
+def _token(message: BrokeredMessage) -> UUID:
+    token = message.lock_token
+    if token is None:
+        raise AssertionError("A message was handed out without a lock.")
+    return token
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the product's and the sandbox's log lines, of which there are thousands, to oneself."""
+    loggers = [logging.getLogger(name) for name in ("shared", "sandbox")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,134 @@
+"""Random histories on the command line: `python tests/faults/run_histories.py --count 10000 --seed 1`.
+
+The seeds count on from the first one. Prints what happened in all of them together, and each history that broke the
+promise with the command that lets it happen again alone. Ends with 1 if there was one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# As a script it finds its neighbours only. Appended: a staged copy of the product may come first.
+sys.path.append(str(Path(__file__).parents[2]))
+
+import click
+from histories import run_history
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from histories import Outcome
+
+_CHUNK = 20
+_COMMAND = "python tests/faults/run_histories.py --replay"
+
+
+@click.command()
+@click.option("--count", default=10_000, show_default=True, help="How many histories.")
+@click.option("--seed", default=1, show_default=True, help="The seed of the first one.")
+@click.option("--replay", type=int, help="Only the history of this seed, and what happened in it.")
+@click.option("--processes", default=2, show_default=True, help="How many at once.")
+@click.option("--until-broken", is_flag=True, help="End with the first history that breaks the promise.")
+@click.option(
+    "--lesser-depth", is_flag=True, help="Give the application user a role that is known to be too weak."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(
+    *,
+    count: int,
+    seed: int,
+    replay: int | None,
+    processes: int,
+    until_broken: bool,
+    lesser_depth: bool,
+    as_json: bool,
+) -> None:
+    """Run random histories and judge each: at most one invoice, nothing lost, nothing stuck."""
+    console = Console(stderr=as_json)
+    seeds = range(seed, seed + count) if replay is None else range(replay, replay + 1)
+    started = time.monotonic()
+    outcomes = _outcomes(seeds, processes if replay is None else 1, lesser_depth=lesser_depth)
+    counts: Counter[str] = Counter()
+    broken: list[Outcome] = []
+    done = 0
+    for outcome in track(outcomes, "Histories", total=len(seeds), console=console):
+        done += 1
+        counts.update(outcome.counts)
+        if outcome.violations:
+            broken.append(outcome)
+            _tell(console, outcome)
+            if until_broken:
+                break
+    seconds = time.monotonic() - started
+    if as_json:
+        found = {outcome.seed: [str(violation) for violation in outcome.violations] for outcome in broken}
+        click.echo(json.dumps({"histories": done, "broken": found, "counts": counts}))
+    else:
+        _show(console, counts, f"{done} histories in {seconds:.0f} s, {len(broken)} broke the promise")
+    if broken:
+        # Not by sys.exit: with the first broken one, others may be under way in other processes.
+        console.file.flush()
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def _outcomes(seeds: range, processes: int, *, lesser_depth: bool) -> Iterator[Outcome]:
+    if processes == 1:
+        _stay_on(0)
+        for each in seeds:
+            yield run_history(each, lesser_depth=lesser_depth)
+        return
+    context = get_context("spawn")
+    turns = context.SimpleQueue()
+    for number in range(processes):
+        turns.put(number)
+    with ProcessPoolExecutor(processes, context, _initialize, (turns,)) as pool:
+        chunks = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
+        for outcomes in pool.map(_chunk, chunks, [lesser_depth] * len(chunks)):
+            yield from outcomes
+
+
+def _initialize(turns: object) -> None:
+    _stay_on(turns.get())  # type: ignore[attr-defined]  # a queue of multiprocessing
+
+
+def _stay_on(number: int) -> None:
+    """Keep this process on one core: its threads take turns, and cores hand over more slowly than one goes on."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[number % len(allowed)]})
+
+
+def _chunk(seeds: Iterable[int], lesser_depth: bool) -> list[Outcome]:  # noqa: FBT001 - as map calls it
+    return [run_history(each, lesser_depth=lesser_depth) for each in seeds]
+
+
+def _tell(console: Console, outcome: Outcome) -> None:
+    console.print(
+        f"[bold red]seed {outcome.seed}[/] broke the promise; again, alone: {_COMMAND} {outcome.seed}"
+    )
+    for violation in outcome.violations:
+        console.print(f"  {violation}", markup=False, highlight=False)
+
+
+def _show(console: Console, counts: Counter[str], title: str) -> None:
+    table = Table("What happened", title=title, title_justify="left")
+    table.add_column("how often", justify="right")
+    for name in sorted(counts):
+        table.add_row(name, f"{counts[name]:,}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
