@@ -14,19 +14,28 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock, SystemClock
 from sandbox.dataverse import DataverseApp, DataverseServer, Limits, ServiceProtection, seed
+from sandbox.faults.dataverse import faulty_dataverse
+from sandbox.faults.identity import faulty_identity
+from sandbox.faults.plan import FaultPlan, Kind, Wire
+from sandbox.faults.proxy import TcpProxy
+from sandbox.faults.service_bus import faulty_connections
 from sandbox.functions_host import FunctionsHost
 from sandbox.functions_host.configuration import Settings, read_host
+from sandbox.functions_host.worker_process import WorkerProcess
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.posting import ServiceEndpointPoster
 from sandbox.service_bus import Authenticator, Broker, Configuration, Role, RoleAssignment, ServiceBusServer
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES
+from sandbox.service_bus.connection import ClientConnection
+from sandbox.service_bus.dispatch import Dispatcher
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 WON_QUEUE = "opportunity-won"
 FAILED_QUEUE = "opportunity-won-failed"
@@ -65,8 +74,9 @@ class CloudOptions:
     `functions_host` False leaves the function to somebody else, such as Core Tools. `standard_ports` prefers the
     ports that the official emulator uses; others are taken where they are not free.
 
-    For faults: `dataverse_middleware` wraps Dataverse, `reroute` has the last word on the app settings, once the
-    ports are known, and may put something between the function and its peers.
+    `faults`: what goes wrong, on every wire of the function; the sales person and the consumer have wires of their own.
+    `dataverse_middleware` wraps Dataverse, `reroute` has the last word on the app settings, once the ports are known,
+    and may put something else between the function and its peers.
     """
 
     app_root: Path
@@ -79,7 +89,8 @@ class CloudOptions:
     functions_host: bool = True
     standard_ports: bool = False
     entities: Path = DEFAULT_ENTITIES
-    dataverse_middleware: "Callable[[WSGIApplication], WSGIApplication] | None" = None
+    faults: FaultPlan | None = None
+    dataverse_middleware: "Callable[[WSGIApplication], WSGIApplication]" = lambda application: application
     reroute: Callable[[dict[str, str]], dict[str, str]] = dict
 
 
@@ -88,7 +99,7 @@ class Cloud:
 
     Its parts are attributes, for looking inside and for moving things about: `broker`, `broker_clock` (move it with
     `move_broker_clock`), `dataverse` (the application with its store), `demo` (what was seeded), `authority`,
-    `function_identity`, `operator` (may do everything on both sides), `host`.
+    `function_identity`, `operator` (may do everything on both sides), `host`; with faults, `proxies`.
     """
 
     def __init__(self, options: CloudOptions) -> None:
@@ -99,6 +110,7 @@ class Cloud:
         self.broker_clock = MovableClock()
         self.configuration = Configuration.load(options.entities)
         self.broker = Broker(self.configuration, self.broker_clock)
+        self.proxies: dict[Wire, TcpProxy] = {}
         self._closing = ExitStack()
 
     def __repr__(self) -> str:
@@ -115,6 +127,7 @@ class Cloud:
             self._start_service_bus,
             self._start_dataverse,
             self._set_up_dataverse,
+            self._start_faults,
             self._start_functions_host,
         ]
         with ExitStack() as starting:
@@ -164,10 +177,11 @@ class Cloud:
             "OPPORTUNITY_WON_QUEUE": WON_QUEUE,
             "OPPORTUNITY_WON_FAILED_QUEUE": FAILED_QUEUE,
             "INVOICE_CREATED_TOPIC": CREATED_TOPIC,
-            "DATAVERSE_URL": self.dataverse_server.url,
+            "DATAVERSE_URL": self.dataverse.organization.url,
             "DATAVERSE_ORGANIZATION_ID": self.dataverse.organization.id,
             "AZURE_CLIENT_ID": self.function_identity.client_id,
             **self.identity_server.settings,
+            **self._proxied_settings,
             **self.certificates.settings,
             **self.options.settings,
         }
@@ -184,6 +198,27 @@ class Cloud:
             f"{CONNECTION}__fullyQualifiedNamespace": self.namespace,
             f"{CONNECTION}__credential": "managedidentity",
             f"{CONNECTION}__clientId": self.function_identity.client_id,
+        }
+
+    @property
+    def _proxied_settings(self) -> dict[str, str]:
+        """What the function is told of its surroundings where a proxy stands before each."""
+        if not self.proxies:
+            return {}
+        identity = self.proxies[Wire.IDENTITY]
+        endpoint = urlsplit(self.identity_server.endpoint)._replace(netloc=identity.address)
+        settings = {"IDENTITY_ENDPOINT": endpoint.geturl()}
+        if self.tls_server is not None:
+            # The host and the function find the namespace in one setting.
+            return settings | {
+                f"{CONNECTION}__fullyQualifiedNamespace": self.proxies[Wire.SERVICE_BUS_OUT].host
+            }
+        plain = f"{self.plain_server.host}:{self.plain_server.port}"
+        # The host prefers the first name, which the function does not know.
+        names = {f"AzureWebJobs{CONNECTION}": Wire.SERVICE_BUS_IN, CONNECTION: Wire.SERVICE_BUS_OUT}
+        return settings | {
+            name: self.connection_string.replace(plain, self.proxies[wire].address)
+            for name, wire in names.items()
         }
 
     @property
@@ -214,7 +249,12 @@ class Cloud:
     # Starting, in this order; stopping is the reverse
 
     def _start_identity(self, closing: ExitStack) -> None:
-        self.identity_server = IdentityServer(self.authority, [self.function_identity, self.operator])
+        plan = self.options.faults
+        self.identity_server = IdentityServer(
+            self.authority,
+            [self.function_identity, self.operator],
+            middleware=(lambda application: faulty_identity(application, plan)) if plan else None,
+        )
         self.identity_server.start()
         closing.callback(self.identity_server.stop)
 
@@ -241,7 +281,9 @@ class Cloud:
 
     def _plain_server(self, authenticator: Authenticator) -> ServiceBusServer:
         for port in (PLAIN_PORT, 0) if self.options.standard_ports else (0,):
-            server = ServiceBusServer(self.broker, port=port, authenticator=authenticator)
+            server = ServiceBusServer(
+                self.broker, port=port, authenticator=authenticator, connection=self._connection
+            )
             try:
                 server.start()
             except OSError:
@@ -256,8 +298,10 @@ class Cloud:
                 self.broker,
                 host=address,
                 port=TLS_PORT,
-                ssl_context=self.certificates.server_context(address),
+                # Before it there may be a proxy, on an address of its own.
+                ssl_context=self.certificates.server_context(address, f"127.0.1.{last}"),
                 authenticator=authenticator,
+                connection=self._connection,
             )
             try:
                 server.start()
@@ -269,6 +313,15 @@ class Cloud:
             f"port {TLS_PORT}, the only one for clients with tokens, is taken on every loopback address of this "
             f"machine: use the mode {Mode.CONNECTION_STRING}"
         )
+
+    def _connection(self, dispatcher: Dispatcher, authenticator: Authenticator) -> ClientConnection:
+        plan = self.options.faults
+        connection = faulty_connections(plan, self._comes_by_proxy) if plan else ClientConnection
+        return connection(dispatcher, authenticator)
+
+    def _comes_by_proxy(self, peer: tuple[str, int]) -> bool:
+        """Tell the function and its host from everybody else."""
+        return any(proxy.carries(peer) for proxy in self.proxies.values())
 
     def _start_dataverse(self, closing: ExitStack) -> None:
         poster = ServiceEndpointPoster(self.trust)
@@ -285,10 +338,23 @@ class Cloud:
         self.dataverse_server = DataverseServer(
             self.dataverse,
             self.certificates.server_context("127.0.0.1", "localhost"),
-            middleware=self.options.dataverse_middleware,
+            middleware=lambda application: self.options.dataverse_middleware(
+                self._faulty_dataverse(application)
+            ),
         )
         self.dataverse_server.start()
         closing.callback(self.dataverse_server.stop)
+
+    def _faulty_dataverse(self, application: "WSGIApplication") -> "WSGIApplication":
+        plan = self.options.faults
+        if plan is None:
+            return application
+
+        def is_the_function(environ: "WSGIEnvironment") -> bool:
+            # Nobody else comes by way of the proxy.
+            return bool(self.proxies) and environ.get("HTTP_HOST") == self.proxies[Wire.DATAVERSE].address
+
+        return faulty_dataverse(application, plan, concerns=is_the_function)
 
     def _set_up_dataverse(self, _: ExitStack) -> None:
         app, function = self.dataverse, self.function_identity
@@ -315,10 +381,59 @@ class Cloud:
             return f"sb://{self.tls_server.host}/"
         return f"sb://{self.plain_server.host}:{self.plain_server.port}/"
 
+    def _start_faults(self, closing: ExitStack) -> None:
+        """Put a proxy before each server, and tell the plan how to bring about what no wire can."""
+        plan = self.options.faults
+        if plan is None:
+            return
+        closing.callback(plan.clear)
+        plan.provide(Kind.KILL, self._kill_workers)
+        plan.provide(Kind.RESTART, self.restart_service_bus)
+        identity, dataverse = urlsplit(self.identity_server.endpoint), urlsplit(self.dataverse_server.url)
+        proxies = {
+            Wire.IDENTITY: TcpProxy(("127.0.0.1", identity.port or 0), plan, Wire.IDENTITY),
+            Wire.DATAVERSE: TcpProxy(("127.0.0.1", dataverse.port or 0), plan, Wire.DATAVERSE),
+        }
+        if self.tls_server is not None:
+            target = (self.tls_server.host, TLS_PORT)
+            host = self.tls_server.host.replace("127.0.0.", "127.0.1.")
+            wires = (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT)
+            proxies[Wire.SERVICE_BUS_OUT] = TcpProxy(target, plan, *wires, host=host, port=TLS_PORT)
+        else:
+            target = (self.plain_server.host, self.plain_server.port)
+            for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
+                proxies[wire] = TcpProxy(target, plan, wire)
+        for proxy in proxies.values():
+            proxy.start()
+            closing.callback(proxy.stop)
+        self.proxies = proxies
+        # Tokens for it, and events of it, name the address under which it is known.
+        self.dataverse.organization.url = f"https://{proxies[Wire.DATAVERSE].address}"
+
+    def restart_service_bus(self) -> None:
+        """Stop Service Bus's servers and start them where they were; messages and locks stay as they are."""
+        for server in (self.plain_server, self.tls_server):
+            if server is not None:
+                server.stop()
+                server.start()
+
+    def _kill_workers(self) -> None:
+        if self.host is not None:
+            self.host.kill_workers()
+
+    def _invoked(self, worker: WorkerProcess) -> None:
+        plan = self.options.faults
+        if (
+            plan is not None
+            and plan.strike(Wire.FUNCTIONS_HOST, "invoke", f"worker {worker.pid}") is not None
+        ):
+            # There is no other fault on this wire.
+            worker.kill()
+
     def _start_functions_host(self, closing: ExitStack) -> None:
         self.host: FunctionsHost | None = None
         if self.options.functions_host:
             settings = self.options.reroute(self.app_settings)
-            self.host = FunctionsHost(self.options.app_root, settings, self.broker_clock)
+            self.host = FunctionsHost(self.options.app_root, settings, self.broker_clock, self._invoked)
             closing.callback(self.host.stop)
             self.host.start()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs
 
 import jwt
@@ -23,6 +23,9 @@ from cheroot import wsgi
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sandbox.clock import Clock, SystemClock
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +151,8 @@ class IdentityServer:
     """App Service's managed-identity endpoint (api-version 2019-08-01) on a loopback address.
 
     `identities` are the user-assigned ones, chosen by `client_id`, `principal_id` or `object_id` in the
-    query; requests that name none get `system_assigned`. Port 0 takes any free one.
+    query; requests that name none get `system_assigned`. Port 0 takes any free one. `middleware` wraps the
+    application, for faults.
     """
 
     def __init__(
@@ -159,13 +163,15 @@ class IdentityServer:
         header: str | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
+        middleware: "Callable[[WSGIApplication], WSGIApplication] | None" = None,
     ) -> None:
         self._authority = authority
         self._identities = tuple(identities)
         self._system_assigned = system_assigned
         self.header = header or secrets.token_hex(16)
         # One thread per waiting client is plenty: a process asks once a day.
-        self._server = wsgi.Server((host, port), self, numthreads=4, timeout=5, shutdown_timeout=1)
+        application: WSGIApplication = middleware(self) if middleware else self
+        self._server = wsgi.Server((host, port), application, numthreads=4, timeout=5, shutdown_timeout=1)
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:

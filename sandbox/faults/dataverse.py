@@ -1,19 +1,16 @@
 """Dataverse's faults: the Web API's refusals with their codes, and those of one operation in a batch."""
 
 import json
-from collections.abc import Mapping
-from datetime import timedelta
 from email.message import Message
-from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
-from sandbox.faults.http import PAGE, SIGN_IN, Answer, FaultyApplication, Request, Run, Service
+from sandbox.faults.http import PAGE, SIGN_IN, Answer, FaultyApplication, Request, Run, Service, retry_after
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 _TEXTS = {
     "0x80040217": "opportunity With Id = 00000000-0000-0000-0000-000000000000 Does Not Exist",
@@ -39,10 +36,13 @@ _STATUS = {
 
 
 def faulty_dataverse(
-    application: "WSGIApplication", plan: FaultPlan, wait: "Callable[[float], None] | None" = None
+    application: "WSGIApplication",
+    plan: FaultPlan,
+    wait: "Callable[[float], None] | None" = None,
+    concerns: "Callable[[WSGIEnvironment], bool]" = lambda _: True,
 ) -> FaultyApplication:
-    """Wrap the Web API; fit to be the server's middleware. `wait`: see FaultyApplication."""
-    return FaultyApplication(application, plan, DataverseService(), wait)
+    """Wrap the Web API; fit to be the server's middleware. `wait`, `concerns`: see FaultyApplication."""
+    return FaultyApplication(application, plan, DataverseService(), wait, concerns)
 
 
 class DataverseService(Service):
@@ -97,17 +97,6 @@ class DataverseService(Service):
         answers = _split(content_type, answer.body)
         answers[index : index + (1 if fault.after else 0)] = [_part(struck)]
         return Answer(answer.status, answer.headers, _join(_boundary(content_type), answers))
-
-
-def retry_after(fault: Fault, plan: FaultPlan) -> Mapping[str, str]:
-    """Return the header in the form that the fault asks for."""
-    value = fault.retry_after
-    if value == "none":
-        return {}
-    if value.startswith("date"):
-        moment = plan.clock.now() + timedelta(seconds=float(value.removeprefix("date") or "0"))
-        value = format_datetime(moment.replace(microsecond=0), usegmt=True)
-    return {"Retry-After": value}
 
 
 def _boundary(content_type: str) -> bytes:

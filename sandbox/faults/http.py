@@ -10,6 +10,8 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -109,6 +111,7 @@ class FaultyApplication:
     """A WSGI application in which the plan's faults strike.
 
     `wait` is called with the seconds of a silence or delay: by default they pass, in a test's own time they need not.
+    `concerns` tells whose requests may be struck; those of others are served as ever, and not counted.
     """
 
     def __init__(
@@ -117,8 +120,10 @@ class FaultyApplication:
         plan: FaultPlan,
         service: Service,
         wait: Callable[[float], None] | None = None,
+        concerns: "Callable[[WSGIEnvironment], bool]" = lambda _: True,
     ) -> None:
         self._application = application
+        self._concerns = concerns
         self._plan = plan
         self._service = service
         self._wait = wait or plan.pause
@@ -128,6 +133,8 @@ class FaultyApplication:
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request, if it comes to that; raises Broken."""
+        if not self._concerns(environ):
+            return self._application(environ, start_response)
         request = Request(environ, _body(environ))
         if environ["PATH_INFO"] == SIGN_IN:
             return _respond(PAGE, start_response)
@@ -222,6 +229,17 @@ class FaultyAdapter(WsgiAdapter):
             if isinstance(broken, Broken) and broken.how is How.CUT:
                 raise requests.exceptions.ChunkedEncodingError(broken, request=request) from broken
             raise
+
+
+def retry_after(fault: Fault, plan: FaultPlan) -> Mapping[str, str]:
+    """Return the header in the form that the fault asks for."""
+    value = fault.retry_after
+    if value == "none":
+        return {}
+    if value.startswith("date"):
+        moment = plan.clock.now() + timedelta(seconds=float(value.removeprefix("date") or "0"))
+        value = format_datetime(moment.replace(microsecond=0), usegmt=True)
+    return {"Retry-After": value}
 
 
 def _body(environ: "WSGIEnvironment") -> bytes:

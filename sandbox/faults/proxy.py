@@ -47,11 +47,17 @@ class TcpProxy:
         self._thread: threading.Thread | None = None
         self._listener: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._carried: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.host}:{self.port} → {self.target[0]}:{self.target[1]}>"
+
+    @property
+    def address(self) -> str:
+        """Host and port, as in a URL; valid after `start`."""
+        return f"{self.host}:{self.port}"
 
     def start(self) -> None:
         """Listen; returns when connections are accepted. Raises OSError where the port is taken."""
@@ -74,6 +80,10 @@ class TcpProxy:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def carries(self, peer: tuple[str, int]) -> bool:
+        """Tell whether a server's client, by its address, is this proxy: the connection came this way."""
+        return peer in self._carried
 
     def cut(self) -> None:
         """Reset every connection that is open; new ones are taken."""
@@ -163,7 +173,9 @@ class TcpProxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
     ) -> None:
         upstream, up = await asyncio.wait_for(asyncio.open_connection(*self.target), _CONNECT_WITHIN)
+        own = up.get_extra_info("sockname")[:2]
         self._open.add(up)
+        self._carried.add(own)
         try:
             directions = [
                 asyncio.ensure_future(self._requests(reader, up, fault)),
@@ -177,6 +189,7 @@ class TcpProxy:
                 direction.result()
         finally:
             self._open.discard(up)
+            self._carried.discard(own)
             up.close()
 
     async def _requests(

@@ -21,20 +21,34 @@ from sandbox.service_bus.dispatch import Dispatcher, Outlet
 from sandbox.service_bus.errors import BrokerError, MessageLockLost
 from sandbox.service_bus.messages import BrokeredMessage
 
+Peer = tuple[str, int]
 
-def faulty_connections(plan: FaultPlan) -> Callable[[Dispatcher, Authenticator], ClientConnection]:
-    """Return what makes connections in which the plan's faults strike, for a ServiceBusServer."""
+
+def faulty_connections(
+    plan: FaultPlan, concerns: Callable[[Peer], bool] = lambda _: True
+) -> Callable[[Dispatcher, Authenticator], ClientConnection]:
+    """Return what makes connections in which the plan's faults strike, for a ServiceBusServer.
+
+    `concerns` tells by a client's address whether it may be struck; others are served as ever, and not counted.
+    """
 
     def connection(dispatcher: Dispatcher, authenticator: Authenticator) -> ClientConnection:
-        return _FaultyConnection(dispatcher, authenticator, plan)
+        return _FaultyConnection(dispatcher, authenticator, plan, concerns)
 
     return connection
 
 
 class _FaultyConnection(ClientConnection):
-    def __init__(self, dispatcher: Dispatcher, authenticator: Authenticator, plan: FaultPlan) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        authenticator: Authenticator,
+        plan: FaultPlan,
+        concerns: Callable[[Peer], bool],
+    ) -> None:
         super().__init__(dispatcher, authenticator)
         self._plan = plan
+        self._concerns = concerns
         self._dead = False
 
     # A connection that is dead without a word: what comes is not heard, and nothing is said.
@@ -60,13 +74,13 @@ class _FaultyConnection(ClientConnection):
         )
 
     def _attach(self, wire: Wire, path: str, attach: Callable[[], None]) -> None:
-        fault = self._plan.strike(wire, f"attach:{path}", f"a link to {path}")
+        fault = self.struck(wire, f"attach:{path}", f"a link to {path}")
         if fault is not None and fault.kind is Kind.REJECT:
             raise refusal(fault)
         self.strike(fault, attach)
 
     def _outlet(self, link: Any, path: str, mode: ReceiveMode) -> Outlet:  # noqa: ANN401
-        return _FaultyOutlet(self, link, path, mode, self._plan)
+        return _FaultyOutlet(self, link, path, mode)
 
     # Messages and decisions
 
@@ -78,7 +92,7 @@ class _FaultyConnection(ClientConnection):
         messages = decode_transfer(encoded)
         what = "schedule" if any(message.scheduled_enqueue_time for message in messages) else "send"
         about = f"message {', '.join(str(message.message_id) for message in messages)}"
-        fault = self._plan.strike(Wire.SERVICE_BUS_OUT, f"{what}:{path}", about)
+        fault = self.struck(Wire.SERVICE_BUS_OUT, f"{what}:{path}", about)
         if fault is not None and fault.kind is Kind.REJECT:
             finish(delivery, Delivery.REJECTED, refusal(fault))
         elif fault is not None and fault.kind is Kind.SILENT and fault.after:
@@ -93,7 +107,7 @@ class _FaultyConnection(ClientConnection):
         if token is None or not state:
             super()._settle(path, delivery)
             return
-        fault = self._plan.strike(Wire.SERVICE_BUS_IN, f"settle:{path}", f"outcome {state}")
+        fault = self.struck(Wire.SERVICE_BUS_IN, f"settle:{path}", f"outcome {state}")
         if fault is not None and fault.kind is Kind.REJECT:
             finish(delivery, Delivery.REJECTED, refusal(fault))
         elif fault is not None and fault.kind is Kind.SILENT and fault.after:
@@ -105,6 +119,11 @@ class _FaultyConnection(ClientConnection):
             self.strike(fault, lambda: super(_FaultyConnection, self)._settle(path, delivery))
 
     # What goes wrong
+
+    def struck(self, wire: Wire, operation: str, about: str) -> Fault | None:
+        """Return what shall go wrong with a call on this connection."""
+        peer = self._wire.get_extra_info("peername")[:2] if self._wire else None
+        return self._plan.strike(wire, operation, about) if peer and self._concerns(peer) else None
 
     def move(self, fault: Fault, path: str, token: UUID | None) -> None:
         """Carry out what a fault does to the message itself."""
@@ -157,15 +176,13 @@ class _FaultyOutlet(Outlet):
         link: Any,  # noqa: ANN401
         path: str,
         mode: ReceiveMode,
-        plan: FaultPlan,
     ) -> None:
         super().__init__(connection, link, path, mode)
         self._faulty = connection
-        self._plan = plan
 
     def deliver(self, brokered: BrokeredMessage) -> None:
         about = f"message {brokered.message.message_id}, delivery {brokered.delivery_count + 1}"
-        fault = self._plan.strike(Wire.SERVICE_BUS_IN, f"deliver:{self.path}", about)
+        fault = self._faulty.struck(Wire.SERVICE_BUS_IN, f"deliver:{self.path}", about)
         if fault is not None:
             self._faulty.move(fault, self.path, brokered.lock_token)
         self._faulty.strike(fault, lambda: self._deliver(brokered))

@@ -7,7 +7,7 @@ was ended for taking longer than functionTimeout, is left alone: it comes again 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -51,10 +51,15 @@ class FunctionsHost:
     """Runs the functions of one app folder; the settings are all that the app's processes see of their surroundings.
 
     `broker_clock` is the time by which locks expire, and so by which they are renewed; functionTimeout is real time.
+    `on_invocation` is told of each invocation once its worker has it, and may kill the worker.
     """
 
     def __init__(
-        self, app_root: Path, settings: Mapping[str, str], broker_clock: Clock | None = None
+        self,
+        app_root: Path,
+        settings: Mapping[str, str],
+        broker_clock: Clock | None = None,
+        on_invocation: Callable[[WorkerProcess], None] = lambda _: None,
     ) -> None:
         """Read the configuration; raises ConfigurationError where Azure, or this host, would not run it."""
         known = Settings(settings)
@@ -62,6 +67,7 @@ class FunctionsHost:
         self.configuration = read_host(self._app_root, known)
         self._functions = read_functions(self._app_root, known)
         self._clock = broker_clock or SystemClock()
+        self._on_invocation = on_invocation
         self._stopping = threading.Event()
         self._pool = WorkerPool(
             self.configuration.worker_processes, self._app_root, settings, self._functions
@@ -80,6 +86,10 @@ class FunctionsHost:
     def worker_pids(self) -> tuple[int, ...]:
         """The process ids of the workers that are ready."""
         return self._pool.pids
+
+    def kill_workers(self) -> None:
+        """End every worker at once, as a crash or the loss of the machine does; others are started."""
+        self._pool.kill()
 
     def start(self) -> None:
         """Start workers and receivers; returns when a worker is ready, raises WorkerDiedError if it dies."""
@@ -110,7 +120,15 @@ class FunctionsHost:
     def _dispatchers_of(self, function: Function, settings: Mapping[str, str]) -> list["_Dispatcher"]:
         connector = Connector(function.connection, Settings(settings).get("SSL_CERT_FILE"))
         return [
-            _Dispatcher(function, connector, self._pool, self.configuration, self._clock, self._stopping)
+            _Dispatcher(
+                function,
+                connector,
+                self._pool,
+                self.configuration,
+                self._clock,
+                self._stopping,
+                self._on_invocation,
+            )
             for _ in range(self.configuration.max_concurrent_calls)
         ]
 
@@ -129,7 +147,9 @@ class _Dispatcher:
         configuration: HostConfiguration,
         clock: Clock,
         stopping: threading.Event,
+        on_invocation: Callable[[WorkerProcess], None],
     ) -> None:
+        self._on_invocation = on_invocation
         self._function = function
         self._connector = connector
         self._pool = pool
@@ -209,6 +229,7 @@ class _Dispatcher:
             answer = worker.invoke(self._function, request)
         except (FunctionLoadError, UnsupportedBodyError) as error:
             return str(error)
+        self._on_invocation(worker)
         result = self._await(answer, _LockKeeper(receiver, message, self._configuration, self._clock), worker)
         if result.status == protocol().StatusResult.Success:
             return None

@@ -1,0 +1,46 @@
+"""The managed-identity endpoint's faults: its refusals, in App Service's words."""
+
+import json
+from typing import TYPE_CHECKING
+
+from sandbox.faults.http import PAGE, SIGN_IN, Answer, FaultyApplication, Request, Run, Service, retry_after
+from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed.wsgi import WSGIApplication
+
+_STATUS = {Kind.UNAUTHORIZED: 401, Kind.FORBIDDEN: 403, Kind.NOT_FOUND: 404, Kind.THROTTLED: 429}
+
+
+def faulty_identity(
+    application: "WSGIApplication", plan: FaultPlan, wait: "Callable[[float], None] | None" = None
+) -> FaultyApplication:
+    """Wrap the token endpoint; fit to be the server's middleware. `wait`: see FaultyApplication."""
+    return FaultyApplication(application, plan, IdentityService(), wait)
+
+
+class IdentityService(Service):
+    """How App Service's endpoint refuses."""
+
+    wire = Wire.IDENTITY
+
+    def operation(self, request: Request) -> str:  # noqa: ARG002 - there is but one
+        """There is one operation: to ask for a token."""
+        return "token"
+
+    def answer(self, fault: Fault, plan: FaultPlan) -> Answer:
+        """Return an error with a correlation id, as the endpoint has it."""
+        if fault.kind is Kind.HTML:
+            return PAGE
+        if fault.kind is Kind.REDIRECT:
+            return Answer(302, {"Location": SIGN_IN})
+        status = _STATUS.get(fault.kind, fault.status)
+        headers = retry_after(fault, plan) if fault.kind is Kind.THROTTLED else {}
+        error = {"statusCode": status, "message": "A fault of the sandbox.", "correlationId": "0" * 8}
+        return Answer(status, {**headers, "Content-Type": "application/json"}, json.dumps(error).encode())
+
+    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Answer:  # noqa: ARG002 - no batches
+        """Strike the whole: there are no batches."""
+        return self.answer(fault, plan)
