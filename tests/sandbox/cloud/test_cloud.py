@@ -1,0 +1,141 @@
+"""The parts together, in this process: start, stop, side by side."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sandbox.cloud import WON_QUEUE, Cloud, CloudOptions, Mode, StartInterruptedError
+from sandbox.functions_host import ConfigurationError, WorkerDiedError
+from sandbox.service_bus import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APP = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the sandbox a folder for its temporary files that must be empty in the end."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+def own_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread is not threading.current_thread()}
+
+
+def test_it_starts_stops_and_leaves_nothing(temporary: Path) -> None:
+    before = own_threads()
+    cloud = Cloud(CloudOptions(APP, mode=Mode.IDENTITY, opportunities=1))
+    cloud.start()
+    assert cloud.host is not None
+    pids = cloud.host.worker_pids
+    assert pids
+    assert [folder.stat().st_mode & 0o077 for folder in temporary.iterdir()] == [0]
+    cloud.stop()
+    cloud.stop()
+    assert own_threads() <= before
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3, 4])
+@pytest.mark.usefixtures("temporary")
+def test_a_start_that_is_called_off_leaves_nothing(calls: int) -> None:
+    before = own_threads()
+    asked = iter(range(10))
+    cloud = Cloud(CloudOptions(APP, opportunities=1))
+    with pytest.raises(StartInterruptedError):
+        cloud.start(lambda: next(asked) == calls)
+    assert own_threads() <= before
+
+
+@pytest.mark.usefixtures("temporary")
+def test_an_app_that_cannot_run_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    before = own_threads()
+    (tmp_path / "host.json").write_text('{"version": "2.0"}')
+    with pytest.raises(ConfigurationError, match=r"no function\.json"):
+        Cloud(CloudOptions(tmp_path, opportunities=1)).start()
+    folder = tmp_path / "broken" / "Function"
+    folder.mkdir(parents=True)
+    (folder.parent / "host.json").write_text('{"version": "2.0"}')
+    (folder / "function.json").write_text((APP / "GenerateInvoiceFunction" / "function.json").read_text())
+    (folder.parent / ".python_packages" / "lib" / "site-packages").mkdir(parents=True)
+    with pytest.raises(WorkerDiedError):
+        Cloud(CloudOptions(folder.parent, opportunities=1)).start()
+    assert own_threads() <= before
+
+
+def test_two_run_side_by_side_and_know_nothing_of_each_other() -> None:
+    options = CloudOptions(
+        APP, mode=Mode.IDENTITY, opportunities=1, functions_host=False, standard_ports=True
+    )
+    with Cloud(options) as one, Cloud(options) as other:
+        assert one.namespace != other.namespace
+        assert one.plain_server.port != other.plain_server.port
+        assert one.dataverse_server.url != other.dataverse_server.url
+        one.broker.send(WON_QUEUE, Message(message_id="one"))
+        assert (one.broker.counts(WON_QUEUE).active, other.broker.counts(WON_QUEUE).active) == (1, 0)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            _handshake(one, other.namespace)
+        _handshake(one, one.namespace)
+
+
+def _handshake(cloud: Cloud, address: str) -> None:
+    with (
+        socket.create_connection((address, 5671), timeout=5) as connection,
+        cloud.trust.wrap_socket(connection, server_hostname=address),
+    ):
+        pass
+
+
+def test_the_function_may_do_what_it_needs_on_service_bus_and_no_more() -> None:
+    """The roles are those that the templates assign; its settings name no key in this mode."""
+    with Cloud(CloudOptions(APP, mode=Mode.IDENTITY, opportunities=1, functions_host=False)) as cloud:
+        token = cloud.authority.issue(cloud.function_identity, "https://servicebus.azure.net")
+        assert cloud.tls_server is not None
+        grants = cloud.tls_server.authenticator.put_token("jwt", token, "")
+        assert sorted((grant.scope, grant.rights.name) for grant in grants) == [
+            ("invoice-created", "SEND"),
+            ("opportunity-won", "LISTEN"),
+            ("opportunity-won", "SEND"),
+            ("opportunity-won-failed", "SEND"),
+        ]
+
+
+def test_settings_of_the_caller_win_over_the_sandboxs() -> None:
+    settings = {
+        "AZURE_CLIENT_ID": "mine",
+        "AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls": "3",
+    }
+    with Cloud(CloudOptions(APP, settings=settings, opportunities=1, functions_host=False)) as cloud:
+        assert cloud.app_settings["AZURE_CLIENT_ID"] == "mine"
+        assert cloud.app_settings["PYTHON_THREADPOOL_THREAD_COUNT"] == "3"
+
+
+def test_local_settings_are_for_core_tools() -> None:
+    """A plain connection string, because the tools' own runtime trusts no authority of ours."""
+    options = CloudOptions(APP, mode=Mode.IDENTITY, opportunities=1, functions_host=False)
+    with Cloud(options) as cloud:
+        document = cloud.local_settings()
+        values = document["Values"]
+        assert document["IsEncrypted"] is False
+        assert isinstance(values, dict)
+        assert values["ServiceBusConnection"] == cloud.connection_string
+        assert values["FUNCTIONS_WORKER_RUNTIME"] == "python"
+        assert values["DATAVERSE_URL"] == cloud.dataverse_server.url
+        assert all(isinstance(value, str) for value in values.values())
+        assert not [name for name in values if name.startswith("ServiceBusConnection__")]
