@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from email import message_from_bytes, message_from_string, policy
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.clock import Deadline
+from shared.dataverse import Answer, ChangeSet, Dataverse, Read, Write, _parts
+from shared.errors import (
+    DataverseForbidden,
+    DataverseNotFound,
+    DataverseThrottled,
+    DataverseUnauthorized,
+    DataverseUnavailable,
+    DataverseUnreachable,
+    InvoiceRefused,
+    InvoicingError,
+    OpportunityNotFound,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.unit.conftest import FakeClock, Reply, Wire
+
+URL = "https://contoso.crm4.dynamics.com"
+NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+BATCH: list[Read | ChangeSet] = [
+    ChangeSet((Write("annotations", {"subject": "Grüße"}), Write("DoIt", {"Id": 1}))),
+    Read("invoices?$filter=_opportunityid_value eq 1&$orderby=createdon,invoiceid"),
+    Read("annotations?$select=annotationid"),
+]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An operation's answer inside a batch's."""
+
+    status: int = 200
+    body: bytes = b'{"value": []}'
+    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+
+    def encoded(self) -> bytes:
+        lines = ["Content-Type: application/http", "Content-Transfer-Encoding: binary", ""]
+        lines += [
+            f"HTTP/1.1 {self.status} Something",
+            *(f"{n}: {v}" for n, v in self.headers.items()),
+            "",
+            "",
+        ]
+        return "\r\n".join(lines).encode() + self.body
+
+
+def multipart(boundary: str, parts: list[bytes]) -> bytes:
+    return (
+        b"".join(b"--%s\r\n%s\r\n" % (boundary.encode(), p) for p in parts) + f"--{boundary}--\r\n".encode()
+    )
+
+
+def change_set(*parts: Part) -> bytes:
+    head = b"Content-Type: multipart/mixed; boundary=changesetresponse_1\r\n\r\n"
+    return head + multipart("changesetresponse_1", [part.encoded() for part in parts])
+
+
+def batch_body(*parts: Part | bytes) -> bytes:
+    return multipart(
+        "batchresponse_1", [part if isinstance(part, bytes) else part.encoded() for part in parts]
+    )
+
+
+SUCCESS = batch_body(
+    change_set(Part(204, b""), Part(200, b'{"invoiceid": 1}')), Part(), Part(body=b'{"value": [1]}')
+)
+
+
+@pytest.fixture
+def dataverse(wire: Wire, clock: FakeClock) -> Iterator[Dataverse]:
+    dataverse = Dataverse(URL, token=lambda _: "token", clock=clock, session=wire.session)
+    yield dataverse
+    dataverse.close()
+
+
+@pytest.fixture
+def batch(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+) -> Callable[..., list[Answer]]:
+    """Return a function that sends BATCH to a server which answers as told."""
+
+    def send(
+        body: bytes, content_type: str = "multipart/mixed; boundary=batchresponse_1", status: int = 200
+    ) -> list[Answer]:
+        wire.replies = deque([make_reply(status, body, {"Content-Type": content_type})])
+        return dataverse.batch(BATCH, Deadline.after(clock, 60))
+
+    return send
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> Answer:
+    return Answer(status, headers, body, "r-1", NOON)
+
+
+# ---------------------------------------------------------------------------------------------- what is sent
+
+
+def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
+    batch: Callable[..., list[Answer]], wire: Wire
+) -> None:
+    batch(SUCCESS)
+    (request,) = wire.requests
+    assert (request.method, request.url) == ("POST", f"{URL}/api/data/v9.2/$batch")
+    assert request.headers["Prefer"] == "odata.continue-on-error"
+    assert "If-None-Match" not in request.headers
+    assert isinstance(request.body, bytes)
+    assert b"\n" not in request.body.replace(b"\r\n", b""), "every line ends in CRLF"
+
+    head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
+    parsed = message_from_bytes(head + request.body, policy=policy.HTTP)
+    writes, *reads = parsed.iter_parts()
+    assert not parsed.defects
+    assert writes.get_content_type() == "multipart/mixed"
+    operations = [*writes.iter_parts(), *reads]
+    assert [part.get_content_type() for part in operations] == ["application/http"] * 4
+    assert [part["Content-Transfer-Encoding"] for part in operations] == ["binary"] * 4
+    assert [part["Content-ID"] for part in operations] == ["1", "2", None, None]
+
+    payloads = [part.get_payload(decode=True) for part in operations]
+    inner = [payload.decode().partition("\r\n") for payload in payloads if isinstance(payload, bytes)]
+    assert [line for line, _, _ in inner] == [
+        f"POST {URL}/api/data/v9.2/annotations HTTP/1.1",
+        f"POST {URL}/api/data/v9.2/DoIt HTTP/1.1",
+        f"GET {URL}/api/data/v9.2/invoices?$filter=_opportunityid_value%20eq%201&$orderby=createdon,invoiceid HTTP/1.1",
+        f"GET {URL}/api/data/v9.2/annotations?$select=annotationid HTTP/1.1",
+    ]
+    requests = [message_from_string(rest) for _, _, rest in inner]
+    for inner_request in requests:
+        assert inner_request["Accept"] == "application/json"
+        assert (inner_request["OData-Version"], inner_request["OData-MaxVersion"]) == ("4.0", "4.0")
+    for write in requests[:2]:
+        assert write["Content-Type"] == "application/json; charset=utf-8"
+    for read in requests[2:]:
+        assert read["If-None-Match"] == "null", "else a cache may answer"
+        assert read["Prefer"] == 'odata.include-annotations="*"'
+    bodies = [rest.partition("\r\n\r\n")[2] for _, _, rest in inner]
+    assert [json.loads(body) for body in bodies[:2]] == [{"subject": "Grüße"}, {"Id": 1}]
+    assert bodies[2:] == ["", ""]
+
+
+def test_boundaries_differ_from_batch_to_batch(batch: Callable[..., list[Answer]], wire: Wire) -> None:
+    batch(SUCCESS)
+    batch(SUCCESS)
+    first, second = (request.headers["Content-Type"] for request in wire.requests[-2:])
+    assert first != second
+
+
+# ---------------------------------------------------------------------------------------------- what comes back
+
+
+def test_each_operation_has_an_answer_and_a_change_set_that_of_its_last_write(
+    batch: Callable[..., list[Answer]], wire: Wire
+) -> None:
+    done, invoices, claims = batch(SUCCESS)
+    assert (done.status, done.value()) == (200, {"invoiceid": 1})
+    assert (invoices.value(), claims.value()) == ({"value": []}, {"value": [1]})
+    request_id = wire.requests[0].headers["x-ms-client-request-id"]
+    assert {part.request_id for part in (done, invoices, claims)} == {request_id}
+
+
+REFUSED = Part(400, b'{"error": {"code": "0x80040265", "message": "No."}}')
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [
+        REFUSED.encoded(),
+        change_set(REFUSED),
+        change_set(Part(204, b""), REFUSED),
+        change_set(REFUSED, Part(204, b"")),
+    ],
+    ids=["one part", "one part inside", "after a success", "before a success"],
+)
+def test_a_change_set_that_failed_has_the_answer_of_the_write_that_did(
+    failed: bytes, batch: Callable[..., list[Answer]]
+) -> None:
+    """It comes as a single part, or as parts of its own: both are tolerated."""
+    done, *reads = batch(batch_body(failed, Part(), Part()))
+    with pytest.raises(InvoiceRefused, match=r"Dataverse answered 400 0x80040265: No\."):
+        done.value()
+    assert [read.status for read in reads] == [200, 200]
+
+
+def test_an_answer_that_broke_off_anywhere_is_never_taken_for_a_whole_one() -> None:
+    """Its parser raises nothing of itself; a batch with too few parts is refused besides."""
+    headers = {"content-type": "multipart/mixed; boundary=batchresponse_1"}
+    whole = _parts(answer(200, SUCCESS, **headers))
+    taken = []
+    for length in range(len(SUCCESS)):
+        try:
+            parts = _parts(answer(200, SUCCESS[:length], **headers))
+        except DataverseUnreachable:
+            continue
+        if len(parts) == len(BATCH):
+            taken.append(parts)
+    assert all(parts == whole for parts in taken)
+    assert len(taken) <= len("--\r\n"), "only what comes after the last boundary may be missing"
+
+
+@pytest.mark.parametrize(
+    "parts", [(), (Part(),), (Part(), Part()), (Part(), Part(), Part(), Part())], ids=["0", "1", "2", "4"]
+)
+def test_another_number_of_answers_than_operations_is_no_answer(
+    parts: tuple[Part, ...], batch: Callable[..., list[Answer]]
+) -> None:
+    with pytest.raises(DataverseUnreachable, match="broke off"):
+        batch(batch_body(*parts))
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "error"),
+    [
+        (b"<html>Sign in</html>", "text/html", DataverseUnavailable),
+        (b'{"value": []}', "application/json", DataverseUnavailable),
+        (b"", "", DataverseUnavailable),
+        (b"nothing of the kind", "multipart/mixed; boundary=b", DataverseUnreachable),
+        (SUCCESS, "multipart/mixed; boundary=another", DataverseUnreachable),
+        (SUCCESS, "multipart/mixed", DataverseUnreachable),
+        (batch_body(b"Content-Type: text/plain\r\n\r\nhello", Part(), Part()), "", DataverseUnreachable),
+        (batch_body(b"Content-Type: multipart/mixed\r\n\r\nhello", Part(), Part()), "", DataverseUnreachable),
+    ],
+)
+def test_something_else_than_dataverse_may_answer(
+    body: bytes, content_type: str, error: type[InvoicingError], batch: Callable[..., list[Answer]]
+) -> None:
+    is_batch = body.startswith(b"--batchresponse") and not content_type
+    with pytest.raises(error) as raised:
+        batch(body, "multipart/mixed; boundary=batchresponse_1" if is_batch else content_type)
+    assert raised.value.request_id
+
+
+def test_a_batch_may_fail_as_a_whole(batch: Callable[..., list[Answer]]) -> None:
+    with pytest.raises(DataverseForbidden, match=r"403 0x80072560: No user\."):
+        batch(b'{"error": {"code": "0x80072560", "message": "No user."}}', "application/json", 403)
+
+
+def test_a_429_inside_a_part_holds_everybody_back(batch: Callable[..., list[Answer]], wire: Wire) -> None:
+    busy = Part(429, b'{"error": {"code": "0x80072322", "message": "Busy."}}', {"Retry-After": "60"})
+    done, *_ = batch(batch_body(busy, Part(), Part()))
+    with pytest.raises(DataverseThrottled) as raised:
+        done.value()
+    assert raised.value.retry_after == 60
+    with pytest.raises(DataverseThrottled):
+        batch(SUCCESS)
+    assert len(wire.requests) == 1
+
+
+def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[Answer]]) -> None:
+    odd = Part(429, b"", {"RETRY-AFTER": "  9  ", "No-Value": "", "Url": "https://a:b"}).encoded()
+    done, *_ = batch(batch_body(odd, Part(), Part()))
+    assert done.headers == {"retry-after": "9", "no-value": "", "url": "https://a:b"}
+
+
+@given(st.binary(max_size=60), st.integers(0, len(SUCCESS)), st.integers(0, 60))
+def test_no_answer_whatever_is_a_bug(noise: bytes, at: int, instead_of: int) -> None:
+    body = SUCCESS[:at] + noise + SUCCESS[at + instead_of :]
+    try:
+        parts = _parts(answer(200, body, **{"content-type": "multipart/mixed; boundary=batchresponse_1"}))
+        for part in parts:
+            part.value()
+    except InvoicingError:
+        return
+    assert all(isinstance(part, Answer) for part in parts)
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("body", [b"", b" \r\n"])
+def test_a_success_without_a_body_is_an_empty_object(body: bytes) -> None:
+    assert answer(204, body).value() == {}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+    assert answer(200, b'\xef\xbb\xbf{"a": "\xc3\xa4"}').value() == {"a": "ä"}
+
+
+@pytest.mark.parametrize(
+    "digits", ["1250.40", "0.1", "-0.005", "922337203685477.5807", "1e-10", "1.2345678901234567890"]
+)
+def test_money_is_exact(digits: str) -> None:
+    value = answer(200, b'{"totalamount": %s}' % digits.encode()).value()["totalamount"]
+    assert isinstance(value, Decimal)
+    assert value == Decimal(digits)
+
+
+def test_whole_numbers_stay_whole() -> None:
+    assert answer(201, b'{"a": 1250}').value() == {"a": 1250}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"[1]",
+        b"1",
+        b"null",
+        b'{"a": ',
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"a": %s}' % (b"9" * 5000),
+        b'{"a": "\xff"}',
+        b'{"a":' * 100_000,
+        '{"a": 1}'.encode("utf-16"),
+    ],
+    ids=range(11),
+)
+def test_a_success_that_is_no_json_object_is_somebody_elses_answer(body: bytes) -> None:
+    with pytest.raises(
+        DataverseUnavailable, match="An answer with status 200 is not Dataverse's JSON"
+    ) as raised:
+        answer(200, body).value()
+    assert raised.value.request_id == "r-1"
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (404, "0x80040217", OpportunityNotFound),
+        (404, "0X80040217", OpportunityNotFound),
+        (404, "0x8006088a", DataverseNotFound),
+        (404, "", DataverseNotFound),
+        (404, None, DataverseNotFound),
+        (403, "0x80040220", DataverseForbidden),
+        (403, "0x80072560", DataverseForbidden),
+        (403, "0x80095ffc", DataverseForbidden),
+        (403, None, DataverseForbidden),
+        (401, None, DataverseUnauthorized),
+        (400, "0x80040265", InvoiceRefused),
+        (400, "0x80100010", InvoiceRefused),
+        (400, "0x80048d19", InvoiceRefused),
+        (400, "0x80040217", InvoiceRefused),
+        (400, "", DataverseUnavailable),
+        (400, None, DataverseUnavailable),
+        (412, "0x80040237", DataverseUnavailable),
+        (412, "0x80060882", DataverseUnavailable),
+        (412, "0x80060892", DataverseUnavailable),
+        (500, "0x80044150", DataverseUnavailable),
+        (500, "0x80040237", DataverseUnavailable),
+        (500, None, DataverseUnavailable),
+        (502, None, DataverseUnavailable),
+        (503, None, DataverseUnavailable),
+        (504, None, DataverseUnavailable),
+        (302, None, DataverseUnavailable),
+        (304, None, DataverseUnavailable),
+        (199, None, DataverseUnavailable),
+        (429, "0x80072322", DataverseThrottled),
+        (429, "0x80072321", DataverseThrottled),
+        (429, "0x80072326", DataverseThrottled),
+        (429, None, DataverseThrottled),
+        (503, "0x80072322", DataverseThrottled),
+    ],
+)
+def test_every_status_and_code_calls_for_a_decision(
+    status: int, code: str | None, error: type[InvoicingError]
+) -> None:
+    body = b"<html>" if code is None else json.dumps({"error": {"code": code, "message": "Why."}}).encode()
+    with pytest.raises(error) as raised:
+        answer(status, body).value()
+    assert type(raised.value) is error
+    told = f"Dataverse answered {status}" + ("." if code is None else f" {code.lower()}: Why.")
+    assert raised.value.description == told
+    assert raised.value.request_id == "r-1"
+
+
+def test_of_an_error_only_code_and_message_are_told_in_one_short_line() -> None:
+    """The annotations beside them can hold personal data."""
+    error = {
+        "code": "0x80040265" + "0" * 1000,
+        "message": "Refused:\r\n\tbecause\ud800. " + "x" * 1000,
+        "@Microsoft.PowerApps.CDS.TraceText": "secret",
+        "innererror": {"message": "secret"},
+    }
+    with pytest.raises(InvoiceRefused) as raised:
+        answer(400, json.dumps({"error": error}).encode()).value()
+    said = raised.value.description
+    assert said.startswith("Dataverse answered 400 0x80040265")
+    assert ": Refused: because?. xxx" in said
+    assert "secret" not in said
+    assert len(said) < 600
+    assert said.encode()
+
+
+@pytest.mark.parametrize(
+    "error", [None, "text", [], {}, {"code": None, "message": None}, {"code": 5, "message": {}}]
+)
+def test_an_error_may_have_any_form(error: object) -> None:
+    with pytest.raises(DataverseUnavailable):
+        answer(500, json.dumps({"error": error}).encode()).value()
