@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import json5
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -133,6 +134,23 @@ def test_the_invoice_topic_describes_the_properties_that_are_written() -> None:
     headers = asyncapi()["components"]["messages"]["InvoiceCreated"]["headers"]
     Draft202012Validator(headers, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(written)
     assert headers["properties"].keys() == written.keys()
+
+
+def test_queues_and_topic_are_described_as_they_are_set_up() -> None:
+    """The sandbox's entities are the same as those of infrastructure/."""
+    file = Path(__file__).parents[2] / "sandbox" / "service_bus" / "entities.json"
+    (namespace,) = json5.loads(file.read_text())["UserConfig"]["Namespaces"]
+    entities = {entity["Name"]: entity["Properties"] for entity in namespace["Queues"] + namespace["Topics"]}
+    described = {}
+    for channel in asyncapi()["channels"].values():
+        said = {name[0].upper() + name[1:]: value for name, value in channel["x-azure-service-bus"].items()}
+        described[channel["address"]] = {
+            name: value for name, value in said.items() if name != "Entity" and value
+        }
+        entities[channel["address"]] = {
+            name: value for name, value in entities[channel["address"]].items() if name in said and value
+        }
+    assert described == entities
 
 
 # --- What the page for consumers shows ---------------------------------------------------------------------------
