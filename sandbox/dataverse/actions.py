@@ -67,7 +67,6 @@ def _close_opportunity(
         raise invalid_argument("The opportunityclose names no opportunity: opportunityid is missing.")
     opportunity = session.find(table, str(opportunity_id))
     check_access(session.caller, table, "Write", opportunity)
-    require(session.caller, "Create", close_table)
     status = parameters.get("Status", -1)
     status = reason if status == -1 else status
     if opportunity["statecode"] != OPEN:

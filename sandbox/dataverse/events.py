@@ -206,8 +206,6 @@ class EventPipeline:
             raise NotImplementedError(
                 f"The sandbox posts to queues and topics, not to contract {target.contract}."
             )
-        if len(body) > MAX_BODY:
-            raise OverflowError("The message is too big even without its parameters and images.")
         self.post(target, body, properties, _CONTENT_TYPES[target.message_format])
 
     def _post_now(self, endpoint: Row, context: "_Context") -> None:

@@ -153,6 +153,21 @@ def test_a_depth_is_a_word_and_a_greater_one_replaces_a_lesser(world: World, roo
     assert {p["BusinessUnitId"] for p in answer["RolePrivileges"]} == {root_unit}
 
 
+def test_only_who_may_write_roles_changes_them(world: World) -> None:
+    (role,) = world.admin.rows("roles?$filter=name eq 'Opportunity Invoicing'")
+    client = world.new_client(["prvReadRole", "prvReadPrivilege", "prvReadUser"])
+    (privilege,) = client.rows("privileges?$filter=name eq 'prvDeleteInvoice'")
+    granted = {"PrivilegeId": privilege["privilegeid"], "Depth": "Global"}
+    path = f"roles({role['roleid']})/{NAMESPACE}"
+    for action, body in (("AddPrivilegesRole", {"Privileges": [granted]}), ("RemovePrivilegeRole", granted)):
+        body.pop("Depth", None)
+        assert "prvWriteRole" in client.post(path + action, body, 403).text
+    user = f"systemusers({world.function_user})/systemuserroles_association/$ref"
+    assert (
+        "prvWriteUser" in client.post(user, {"@odata.id": f"{client.root}roles({role['roleid']})"}, 403).text
+    )
+
+
 def test_a_user_has_what_its_roles_give_and_nothing_after_they_are_taken(
     world: World, root_unit: str
 ) -> None:

@@ -121,6 +121,17 @@ def test_a_win_also_updates_sets_the_state_and_creates_an_activity(world: World)
         assert (context["Depth"], context["ParentContext"]["MessageName"]) == (2, "Win")
 
 
+def test_reopening_and_the_old_message_fire_too(world: World) -> None:
+    opportunity = world.demo.opportunities[0]
+    world.admin.win(opportunity)
+    listen(world, "SetStateDynamicEntity")
+    world.admin.call("PATCH", f"opportunities({opportunity})", {"statecode": 0})
+    assert world.app.run_due_jobs() == 1
+    (context,) = contexts(world)
+    assert (context["MessageName"], context["ParentContext"]) == ("SetStateDynamicEntity", None)
+    assert parameter(context, "State")["Value"] == 0
+
+
 def test_a_lost_opportunity_creates_the_same_activity(world: World) -> None:
     listen(world, "Create", "opportunityclose")
     listen(world, "Win")

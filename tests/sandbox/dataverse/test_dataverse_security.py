@@ -127,6 +127,18 @@ def test_the_function_may_not_do_what_its_role_does_not_say(world: World) -> Non
     world.function.post("roles", {"name": "mine"}, 403)
 
 
+@pytest.mark.parametrize(
+    "missing", ["prvWriteOpportunity", "prvCreateActivity", "prvAppendActivity", "prvAppendToOpportunity"]
+)
+def test_winning_needs_the_opportunity_and_the_activity(world: World, missing: str) -> None:
+    needed = ["prvWriteOpportunity", "prvCreateActivity", "prvAppendActivity", "prvAppendToOpportunity"]
+    refused = world.new_client([name for name in needed if name != missing]).win(
+        world.demo.opportunities[0], 403
+    )
+    assert missing in refused.json()["error"]["message"]
+    world.new_client(needed).win(world.demo.opportunities[0])
+
+
 def make_unit(world: World, name: str, parent: str) -> str:
     body = {"name": name, "parentbusinessunitid@odata.bind": f"/businessunits({parent})"}
     return world.admin.create("businessunits", body)
@@ -190,16 +202,39 @@ def test_a_reassigned_invoice_leaves_the_sight_of_its_maker(world: World) -> Non
 
 
 def test_the_greatest_depth_of_all_roles_counts(world: World) -> None:
-    identity = Identity.named("two roles")
-    roles = [seed.add_role(world.app, ["prvReadOpportunity"], depth) for depth in (Depth.BASIC, Depth.GLOBAL)]
+    """Whichever of the two roles is looked at first."""
+    identity, names = Identity.named("two roles"), ("prvReadOpportunity", "prvReadInvoice")
+    depths = ((Depth.BASIC, Depth.GLOBAL), (Depth.GLOBAL, Depth.BASIC))
+    roles = [seed.add_role(world.app, dict(zip(names, pair, strict=True))) for pair in depths]
     user = seed.add_application_user(world.app, identity.client_id, roles=roles)
     answer = world.admin.get(
         f"systemusers({user})/Microsoft.Dynamics.CRM.RetrieveUserSetOfPrivilegesByNames(PrivilegeNames=@p1)"
-        '?@p1=["prvReadOpportunity","prvReadInvoice"]'
+        '?@p1=["prvReadOpportunity","prvReadInvoice","prvReadNote"]'
     )
-    assert [(p["PrivilegeName"], p["Depth"]) for p in answer["RolePrivileges"]] == [
-        ("prvReadOpportunity", "Global")
-    ]
+    held = {privilege["PrivilegeName"]: privilege["Depth"] for privilege in answer["RolePrivileges"]}
+    assert held == dict.fromkeys(names, "Global")
+
+
+def test_a_row_moves_to_its_new_owners_business_unit(world: World) -> None:
+    (root,) = [row["businessunitid"] for row in world.admin.rows("businessunits")]
+    child = make_unit(world, "child", root)
+    owner = seed.add_application_user(world.app, Identity.named("owner").client_id, business_unit=child)
+    reader = world.new_client({"prvReadOpportunity": Depth.LOCAL}, unit=child)
+    path = f"opportunities({world.demo.opportunities[0]})"
+    reader.get(path, status=403)
+    moved = world.admin.call("PATCH", path, {"ownerid@odata.bind": f"/systemusers({owner})"})
+    assert moved.status_code == 204
+    assert reader.get(path)["_owningbusinessunit_value"] == child
+
+
+def test_giving_a_row_away_needs_the_privilege_to_assign(world: World) -> None:
+    names = ["prvReadOpportunity", "prvWriteOpportunity"]
+    path = f"opportunities({world.demo.opportunities[0]})"
+    body = {"ownerid@odata.bind": f"/systemusers({world.demo.sellers[0]})"}
+    refused = world.new_client(names).call("PATCH", path, body)
+    assert refused.status_code == 403
+    assert "prvAssignOpportunity" in refused.json()["error"]["message"]
+    assert world.new_client([*names, "prvAssignOpportunity"]).call("PATCH", path, body).status_code == 204
 
 
 def test_the_access_to_one_row_is_told(world: World) -> None:
