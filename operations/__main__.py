@@ -32,7 +32,8 @@ def operations(context: click.Context, settings: str | None) -> None:
     """Look after the invoicing of won opportunities.
 
     Uses the app settings of the function (ServiceBusConnection__fullyQualifiedNamespace, OPPORTUNITY_WON_QUEUE, …)
-    and your own login of the Azure CLI.
+    and your own login of the Azure CLI. Where there is a managed identity, it is used: OPERATIONS_CLIENT_ID names it,
+    where it is another one than the function's.
     """
     context.obj = environment_of(settings)
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from operations.console import Column, show_rows
+from operations.login import dataverse_settings_of, service_bus_settings_of
 from shared.bootstrap import build_dataverse, build_sender
 from shared.clock import Deadline, SystemClock
 from shared.invoice_created import invoice_created
 from shared.invoicing import retrieve_invoice
 from shared.service_bus import ServiceBus
-from shared.settings import dataverse_settings, service_bus_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,7 @@ def resend(environment: Mapping[str, str], invoice: uuid.UUID, *, as_json: bool)
     """
     clock = SystemClock()
     deadline = Deadline.after(clock, _SECONDS)
-    settings, outward = dataverse_settings(environment), service_bus_settings(environment)
+    settings, outward = dataverse_settings_of(environment), service_bus_settings_of(environment)
     found = retrieve_invoice(build_dataverse(settings, environment, clock), str(invoice), deadline)
     event = invoice_created(found, dataverse_url=settings.url)
     sent = replace(event, message_id=str(uuid.uuid4()))

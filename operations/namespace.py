@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import click
 from azure.servicebus.exceptions import MessageNotFoundError
 
+from operations.login import service_bus_settings_of
 from shared.credential import build_credential
 from shared.errors import InvalidEvent, OtherOrganization
 from shared.message import DEAD_LETTER_DESCRIPTION, DEAD_LETTER_REASON
 from shared.opportunity_won import OpportunityWon, parse_event
 from shared.service_bus import connect
-from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,7 +84,7 @@ def environment_of(settings_file: str | None) -> Mapping[str, str]:
 @contextmanager
 def open_namespace(environment: Mapping[str, str]) -> Iterator[Namespace]:
     """Connect with the app settings; raises InvalidSettings."""
-    settings = service_bus_settings(environment)
+    settings = service_bus_settings_of(environment)
     with ExitStack() as closing:
         client = connect(settings, lambda namespace: build_credential(environment, namespace.client_id))
         yield Namespace(closing.enter_context(client), settings, closing)

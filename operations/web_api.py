@@ -10,16 +10,16 @@ import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from operations.login import dataverse_settings_of
 from shared.bootstrap import build_dataverse
 from shared.clock import Clock, Deadline, SystemClock
 from shared.dataverse import API
 from shared.errors import DataverseThrottled, OpportunityNotFound
-from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from shared.dataverse import Answer, Dataverse, Read
+    from shared.dataverse import Answer, ChangeSet, Dataverse, Read
 
 Row = dict[str, Any]
 
@@ -41,16 +41,27 @@ def derived_id(*names: str) -> str:
 class WebApi:
     """One environment, as whoever is logged in."""
 
-    def __init__(self, url: str, dataverse: Dataverse, clock: Clock) -> None:
+    def __init__(
+        self, url: str, dataverse: Dataverse, clock: Clock, deadline: Deadline | None = None
+    ) -> None:
         self.url = url
         self._dataverse = dataverse
         self._clock = clock
+        self._fixed_deadline = deadline
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> WebApi:
         """Return the environment that DATAVERSE_URL names; raises InvalidSettings."""
-        settings, clock = dataverse_settings(environment), SystemClock()
+        settings, clock = dataverse_settings_of(environment), SystemClock()
         return cls(settings.url, build_dataverse(settings, environment, clock), clock)
+
+    def until(self, deadline: Deadline) -> WebApi:
+        """Return the same environment for somebody who waits no longer than this."""
+        return WebApi(self.url, self._dataverse, self._clock, deadline)
+
+    def get(self, path: str) -> Answer:
+        """Return the answer to a read, whatever it says."""
+        return self._ask("GET", path, _READ_HEADERS)
 
     def row(self, path: str) -> Row:
         """Return one record, or the result of a function."""
@@ -96,14 +107,14 @@ class WebApi:
         except OpportunityNotFound:
             return
 
-    def batch(self, reads: Sequence[Read]) -> list[Answer]:
-        """Return the answers to many reads; waits where Dataverse asks to hold back, some minutes at most."""
+    def batch(self, operations: Sequence[Read | ChangeSet]) -> list[Answer]:
+        """Return the answers to many operations; waits where Dataverse asks to hold back, some minutes at most."""
         for _ in range(_THROTTLED_TRIES):
             try:
-                return self._dataverse.batch(reads, Deadline.after(self._clock, _SECONDS))
+                return self._dataverse.batch(operations, self._deadline)
             except DataverseThrottled as error:
                 self._clock.sleep(error.retry_after)
-        return self._dataverse.batch(reads, Deadline.after(self._clock, _SECONDS))
+        return self._dataverse.batch(operations, self._deadline)
 
     def address(self, path: str) -> str:
         """Return the whole URL of a record."""
@@ -114,7 +125,11 @@ class WebApi:
         return self._ask(method, path, {**_WRITE_HEADERS, **(headers or {})}, body).value()
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
-        return self._dataverse.request(method, path, headers, body, Deadline.after(self._clock, _SECONDS))
+        return self._dataverse.request(method, path, headers, body, self._deadline)
+
+    @property
+    def _deadline(self) -> Deadline:
+        return self._fixed_deadline or Deadline.after(self._clock, _SECONDS)
 
 
 def quoted(value: str) -> str:
