@@ -7,6 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # How many opportunities the demo wins.
 N ?= 5
+# How many inputs the fuzzer tries.
+FUZZ_INPUTS ?= 1000000
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks
 
@@ -34,8 +36,11 @@ test-all: ## run all tests on every supported Python
 faults: $(VENV)/.dev ## prove the guarantee in full; minutes
 	@echo "not yet"
 
-fuzz: $(VENV)/.fuzz ## search the parser of events with a coverage-guided fuzzer
-	@echo "not yet"
+fuzz: .venv-fuzz/.installed ## search the parser of events with a coverage-guided fuzzer: FUZZ_INPUTS=100000 for fewer
+	@.venv-fuzz/bin/python tests/fuzz/opportunity_won.py fuzz --inputs $(FUZZ_INPUTS) --found build/fuzz/opportunity-won
+	@.venv-fuzz/bin/coverage run --data-file=build/.coverage-fuzz --branch --source=shared \
+		tests/fuzz/opportunity_won.py replay build/fuzz/opportunity-won
+	@.venv-fuzz/bin/coverage report --data-file=build/.coverage-fuzz --include=shared/opportunity_won.py
 
 package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip
 	@$(BIN)/python -m infrastructure.package
@@ -80,7 +85,8 @@ $(VENV)/.dev: $(VENV)/.sandbox requirements-dev.txt
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
-.venv-scan/.installed: requirements-scan.txt
-	@$(PYTHON) -m venv .venv-scan
-	@.venv-scan/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-scan.txt
+# Tools that nothing else needs have an environment of their own.
+.venv-%/.installed: requirements-%.txt
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
