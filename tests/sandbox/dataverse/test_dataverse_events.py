@@ -313,6 +313,29 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataverse-poster")]
 
 
+def test_two_posters_do_not_post_the_same_job(world: World) -> None:
+    """While one is at its first of two jobs, another comes by and does what is left."""
+    listen(world, auto_delete=False)
+    for opportunity in world.demo.opportunities[:2]:
+        world.admin.win(opportunity)
+    others: list[int] = []
+
+    def post(
+        endpoint: ServiceEndpoint, body: bytes, properties: Mapping[str, str], content_type: str
+    ) -> None:
+        world.outside.post(endpoint, body, properties, content_type)
+        if not others:
+            others.append(0)
+            another = threading.Thread(target=lambda: others.append(world.app.run_due_jobs()))
+            another.start()
+            another.join(timeout=10)
+
+    world.app.organization.pipeline.post = post
+    assert world.app.run_due_jobs() == 1
+    assert others == [0, 1]
+    assert len({context["OperationId"] for context in contexts(world)}) == len(world.outside.posted) == 2
+
+
 def test_without_a_way_to_post_jobs_wait(world: World) -> None:
     world.app.organization.pipeline.post = None
     listen(world)

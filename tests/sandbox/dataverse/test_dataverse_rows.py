@@ -54,6 +54,12 @@ def test_patch_creates_unless_if_match_forbids_it(world: World) -> None:
     assert world.admin.get(path)["name"] == "B"
 
 
+def test_a_key_cannot_be_changed(world: World) -> None:
+    path = f"accounts({world.admin.create('accounts', {'name': 'A'})})"
+    assert world.admin.call("PATCH", path, {"accountid": KEY, "name": "B"}).status_code == 400
+    assert world.admin.get(path)["name"] == "A"
+
+
 def test_if_none_match_creates_and_never_changes(world: World) -> None:
     headers = {"If-None-Match": "*"}
     assert world.admin.call("PATCH", f"accounts({KEY})", {"name": "A"}, headers).status_code == 204
