@@ -152,14 +152,17 @@ class Store:
             # One connection: readers wait for the writer. From within the writer's own thread one sees its
             # uncommitted rows.
             with self._write_lock:
-                yield Transaction(self._writer)
+                if self._writer.in_transaction:
+                    yield Transaction(self._writer)
+                else:
+                    with _rolled_back(self._writer):
+                        yield Transaction(self._writer)
             return
         connection = self._idle_connection()
         try:
-            connection.execute("BEGIN")
-            yield Transaction(connection)
+            with _rolled_back(connection):
+                yield Transaction(connection)
         finally:
-            connection.execute("ROLLBACK")
             self._idle.put(connection)
 
     @contextmanager
@@ -223,6 +226,15 @@ class Store:
         # Nothing here has to survive a power cut.
         connection.execute("PRAGMA synchronous = OFF")
         return connection
+
+
+@contextmanager
+def _rolled_back(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def _row(table: Table, values: Sequence[object]) -> Row:

@@ -12,6 +12,10 @@ from sandbox.dataverse import LoserAnswer
 if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import Client, World
 
+CUT_OFF_CHANGE_SET = (
+    b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\nContent-Type: application/http\r\n\r\n"
+    b'POST accounts HTTP/1.1\r\n\r\n{"name": "half"}\r\n--b--\r\n'
+)
 KEY = "11111111-2222-4333-8444-555555555555"
 
 
@@ -163,6 +167,7 @@ def test_headers_of_a_part_count(world: World) -> None:
             "multipart/mixed; boundary=b",
             b"--b\r\nContent-Type: application/http\r\n\r\nGET WhoAmI HTTP/1.1\r\n",
         ),
+        ("multipart/mixed; boundary=b", CUT_OFF_CHANGE_SET),
         ("multipart/mixed; boundary=b", b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n--b--\r\n"),
         (
             "multipart/mixed; boundary=b",

@@ -60,6 +60,14 @@ def test_a_transaction_that_fails_changes_nothing_and_is_not_logged(store: Store
     assert [commit.number for commit in store.commits] == [1]
 
 
+def test_a_reader_changes_nothing(store: Store) -> None:
+    with store.reading() as transaction:
+        transaction.insert(ACCOUNT, {"accountid": "a"})
+    with store.reading() as transaction:
+        assert not transaction.rows(ACCOUNT)
+    assert not store.commits
+
+
 def test_a_primary_key_is_taken_once(store: Store) -> None:
     def take_twice() -> None:
         with store.writing() as transaction:
