@@ -48,7 +48,7 @@ def _common(command: Command) -> Command:
         ),
         click.option(
             "--mode",
-            type=click.Choice([_AUTOMATIC, *Mode]),
+            type=click.Choice([_AUTOMATIC, *(mode.value for mode in Mode)]),
             default=_AUTOMATIC,
             show_default=True,
             help="How the function reaches Service Bus; auto is identity with TLS where an address is free for it.",
@@ -135,8 +135,17 @@ def start(  # noqa: PLR0913 - one parameter for each option
 @click.option(
     "--count", default=5, show_default=True, type=click.IntRange(1), help="How many opportunities to win."
 )
+@click.option(
+    "--patience",
+    default=demonstration.PATIENCE_SECONDS,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How many seconds to wait for the last events.",
+)
 @click.pass_obj
-def demo(stop: Stop, *, app: Path, mode: str, settings: dict[str, str], verbose: bool, count: int) -> None:
+def demo(
+    stop: Stop, *, app: Path, mode: str, settings: dict[str, str], verbose: bool, count: int, patience: float
+) -> None:
     """Win opportunities and show the invoices and events that come of them; exit code 1 if any is missing."""
     _log_to_stderr(logging.INFO if verbose else logging.ERROR)
     options = CloudOptions(app, settings=settings, opportunities=count)
@@ -145,7 +154,9 @@ def demo(stop: Stop, *, app: Path, mode: str, settings: dict[str, str], verbose:
             f"Service Bus over {_transport(cloud)}; Dataverse over HTTPS; the function in {_workers(cloud)}."
         )
         with _progress(count) as report:
-            outcome = demonstration.run(cloud, cloud.demo.opportunities[:count], report, stop.is_wanted)
+            outcome = demonstration.run(
+                cloud, cloud.demo.opportunities[:count], report, stop.is_wanted, patience
+            )
     _show_outcome(outcome)
     if stop.is_wanted():
         raise click.exceptions.Exit(_INTERRUPTED)

@@ -15,7 +15,7 @@ from sandbox.dataverse.schema import TABLES, Row
 from sandbox.dataverse.store import Store, Transaction
 
 # For all events to come, after the last win: some seconds, and more for each opportunity.
-_PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 30.0
 _PATIENCE_PER_WIN_SECONDS = 0.5
 
 
@@ -72,8 +72,12 @@ def run(
     opportunities: Sequence[str],
     report: Callable[[Progress], None] = lambda _: None,
     is_called_off: Callable[[], bool] = lambda: False,
+    patience: float = PATIENCE_SECONDS,
 ) -> Outcome:
-    """Win `opportunities` one after the other and wait for their events, with a bound; compare what came."""
+    """Win `opportunities` one after the other and wait for their events; compare what came.
+
+    `patience` is how many seconds to wait after the last win, besides half a second for each.
+    """
     won_at: dict[str, float] = {}
     total = len(opportunities)
     with Consumer(cloud) as consumer:
@@ -84,7 +88,7 @@ def run(
                 won_at[opportunity] = time.monotonic()
                 sales_person.win(opportunity)
                 report(Progress(total, len(won_at), len(consumer.events)))
-        deadline = time.monotonic() + _PATIENCE_SECONDS + total * _PATIENCE_PER_WIN_SECONDS
+        deadline = time.monotonic() + patience + total * _PATIENCE_PER_WIN_SECONDS
         while len(consumer.events) < len(won_at) and time.monotonic() < deadline and not is_called_off():
             consumer.wait_for(len(consumer.events) + 1, timeout=0.2)
             report(Progress(total, len(won_at), len(consumer.events)))

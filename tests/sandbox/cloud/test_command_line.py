@@ -1,0 +1,289 @@
+"""`python -m sandbox` as a user and a script see it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APP = Path(__file__).parents[3]
+PATIENCE = 40.0
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+
+
+class _Terminal:
+    """Runs the command line and knows what is left of it by a folder that only its processes know."""
+
+    def __init__(self, folder: Path) -> None:
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self.settings = folder / "local.settings.json"
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "sandbox", *arguments],
+            cwd=APP,
+            env=os.environ | {"TMPDIR": str(self.temporary)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environment)
+        out, error = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, error)
+
+    def start_for_scripts(self, *arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+        process = self.start("start", "--json", "--local-settings", str(self.settings), *arguments)
+        return process, self.document(process)
+
+    def document(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        """Read the JSON document, which is more than one line and ends with a brace of its own."""
+        lines = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line == "}\n":
+                content: dict[str, Any] = json.loads("".join(lines))
+                return content
+        raise AssertionError(f"no document: {process.communicate(timeout=PATIENCE)}")
+
+    def processes(self) -> list[int]:
+        mark = f"TMPDIR={self.temporary}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
+    def assert_nothing_is_left(self) -> None:
+        assert list(self.temporary.iterdir()) == []
+        assert not self.settings.exists()
+        assert self.processes() == []
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate(timeout=PATIENCE)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[_Terminal]:
+    running = _Terminal(tmp_path)
+    yield running
+    running.close()
+
+
+def test_start_for_scripts_until_it_is_terminated(terminal: _Terminal) -> None:
+    process, document = terminal.start_for_scripts()
+    assert document["pid"] == process.pid
+    for endpoint in document["endpoints"].values():
+        parts = urlsplit(endpoint)
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5).close()
+    assert document["workers"]
+    assert len(document["opportunities"]) == 20
+    written = json.loads(terminal.settings.read_text())
+    assert written["Values"]["DATAVERSE_URL"] == document["settings"]["DATAVERSE_URL"]
+    assert terminal.settings.stat().st_mode & 0o077 == 0
+    assert document["localSettings"] == str(terminal.settings)
+    assert_loopback_only(terminal.processes())
+
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    rest, error = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, rest, error) == (0, "", "")
+    assert time.monotonic() - asked < PATIENCE / 2
+    terminal.assert_nothing_is_left()
+
+
+def assert_loopback_only(pids: list[int]) -> None:
+    addresses = set()
+    for pid in pids:
+        inodes = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+        for table in ("tcp", "tcp6", "udp", "udp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                listens = fields[3] == "0A" or table.startswith("udp")
+                if listens and f"socket:[{fields[9]}]" in inodes:
+                    addresses.add((table, fields[1].partition(":")[0]))
+    assert addresses
+    # The kernel writes 127.0.0.1 backwards, in hexadecimal.
+    assert [entry for entry in addresses if entry[0] != "tcp" or not entry[1].endswith("7F")] == []
+
+
+def test_start_for_people_until_ctrl_c(terminal: _Terminal) -> None:
+    arguments = ("--local-settings", str(terminal.settings), "--mode", "connection-string")
+    process = terminal.start("start", *arguments)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=PATIENCE)
+    text = "".join(lines)
+    assert "ServiceBusConnection " in text, error
+    assert "Service Bus, TLS" not in text
+    assert "\x1b" not in text
+    assert process.returncode == 0
+    terminal.assert_nothing_is_left()
+
+
+# Somewhere in the imports, the start, the running and the stop; a failing moment can be run again by its number.
+@pytest.mark.parametrize("seed", range(4))
+def test_an_interruption_at_any_time_leaves_nothing(terminal: _Terminal, seed: int) -> None:
+    delay = random.Random(seed).uniform(0.3, 4.0)  # noqa: S311 - to be repeatable, not secret
+    process = terminal.start("demo", "--count", "40")
+    threading.Event().wait(delay)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=PATIENCE)
+    # The very first moments are Python's own: there it dies of the signal, with nothing started.
+    assert process.returncode in (130, -signal.SIGINT), (delay, out, error)
+    terminal.assert_nothing_is_left()
+
+
+def test_workers_end_with_a_sandbox_that_is_killed(terminal: _Terminal) -> None:
+    process, document = terminal.start_for_scripts()
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while terminal.processes():
+        assert time.monotonic() < deadline, f"{document['workers']} are still there"
+        threading.Event().wait(0.05)
+    # Its settings are those of a sandbox that is gone, so the next one takes their place.
+    second, _ = terminal.start_for_scripts()
+    second.send_signal(signal.SIGTERM)
+    second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0
+    assert not terminal.settings.exists()
+
+
+def test_two_starts_side_by_side(terminal: _Terminal) -> None:
+    """The second one leaves the first one's settings alone, and says so to whoever asked for that very file."""
+    first, one = terminal.start_for_scripts()
+    refused = terminal.run("start", "--local-settings", str(terminal.settings))
+    assert refused.returncode == 1
+    assert "--force" in refused.stderr
+    elsewhere = terminal.settings.with_name("elsewhere.json")
+    second = terminal.start("start", "--json", "--local-settings", str(elsewhere))
+    other = terminal.document(second)
+    assert not set(one["endpoints"].values()) & set(other["endpoints"].values())
+    for process in (first, second):
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    assert not elsewhere.exists()
+    terminal.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("content", ['{"IsEncrypted": false, "Values": {}}', "not JSON", "[]"])
+def test_settings_that_somebody_wrote_are_kept(terminal: _Terminal, content: str) -> None:
+    terminal.settings.write_text(content)
+    refused = terminal.run("start", "--local-settings", str(terminal.settings))
+    assert refused.returncode == 1
+    assert "--force" in refused.stderr
+    assert terminal.settings.read_text() == content
+
+
+def test_force_overwrites_them(terminal: _Terminal) -> None:
+    terminal.settings.write_text("{}")
+    process, document = terminal.start_for_scripts("--force", "--no-functions-host")
+    assert json.loads(terminal.settings.read_text())["Values"]
+    assert document["workers"] == []
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    terminal.assert_nothing_is_left()
+
+
+def test_the_demonstration_shows_what_came_of_each_win(terminal: _Terminal) -> None:
+    done = terminal.run("demo")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "5 opportunities won · 5 invoices · 5 events · 0 failed"
+    header = next(index for index, line in enumerate(lines) if line.startswith("opportunity"))
+    assert lines[header].split() == ["opportunity", "invoice", "customer", "total", "event", "ms"]
+    assert len(lines[header + 1 : -1]) == 5
+    assert all("INV-" in line for line in lines[header + 1 : -1])
+    assert "events 5" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    terminal.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_on_a_terminal_there_is_a_progress_bar_and_no_colour_unless_wanted(
+    terminal: _Terminal, no_color: str
+) -> None:
+    controller, side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandbox", "demo", "--count", "2"],
+        cwd=APP,
+        env=os.environ
+        | {"TMPDIR": str(terminal.temporary), "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": no_color},
+        stdout=side,
+        stderr=side,
+    )
+    os.close(side)
+    shown = b""
+    # At the end of the program the other side is closed, which Linux reports as an error.
+    with suppress(OSError):
+        while chunk := os.read(controller, 4096):
+            shown += chunk
+    os.close(controller)
+    text = shown.decode()
+    assert process.wait(PATIENCE) == 0
+    assert "━" in text
+    assert "2/2" in text
+    assert ("\x1b[3" in text) is not bool(no_color)
+    assert "2 opportunities won · 2 invoices · 2 events · 0 failed" in text
+
+
+def test_the_demonstration_fails_when_an_event_is_missing(terminal: _Terminal) -> None:
+    """Nobody runs the function: the wins are there, and nothing comes of them."""
+    disabled = "AzureWebJobs.GenerateInvoiceFunction.Disabled=true"
+    done = terminal.run("demo", "--count", "1", "--patience", "1", "--set", disabled)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "1 opportunities won · 0 invoices · 0 events · 1 failed"
+    assert "0 invoices" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("demo", "--count", "0"), 2, "--count"),
+        (("demo", "--set", "nonsense"), 2, "NAME=VALUE"),
+        (("demo", "--app", "tests"), 1, "host.json is missing"),
+        (("nonsense",), 2, "No such command"),
+        (("--help",), 0, ""),
+    ],
+)
+def test_exit_codes(terminal: _Terminal, arguments: tuple[str, ...], code: int, text: str) -> None:
+    done = terminal.run(*arguments)
+    assert done.returncode == code
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    terminal.assert_nothing_is_left()

@@ -1,0 +1,139 @@
+"""The demonstration's own judgement: it must notice what is missing, double or wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from sandbox import demo
+from sandbox.actors import ReceivedEvent
+from sandbox.dataverse import DataverseApp, WsgiAdapter, seed
+from sandbox.dataverse.schema import TABLES
+from sandbox.identity import Identity, TokenAuthority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+WON_AT = 100.0
+
+
+class _Sales:
+    """A Dataverse with one won opportunity, and the means to invoice it."""
+
+    def __init__(self) -> None:
+        authority, identity = TokenAuthority(), Identity.named("administrator")
+        self.app = DataverseApp(authority.verify)
+        self.opportunity, *_ = seed.demo_organization(self.app, 1).opportunities
+        seed.add_administrator(self.app, identity.client_id)
+        self._url = self.app.organization.url
+        self.session = requests.Session()
+        self.session.mount(self._url, WsgiAdapter(self.app))
+        self.session.headers["Authorization"] = f"Bearer {authority.issue(identity, self._url)}"
+        self.call(
+            "WinOpportunity",
+            {
+                "OpportunityClose": {"opportunityid@odata.bind": f"/opportunities({self.opportunity})"},
+                "Status": -1,
+            },
+        )
+
+    def call(self, action: str, body: dict[str, Any]) -> None:
+        answer = self.session.post(f"{self._url}/api/data/v9.2/{action}", json=body, timeout=5)
+        assert answer.ok, answer.text
+
+    def invoice(self) -> None:
+        columns = {"AllColumns": True, "Columns": []}
+        self.call("GenerateInvoiceFromOpportunity", {"OpportunityId": self.opportunity, "ColumnSet": columns})
+        for row in self.invoices():
+            self.session.get(f"{self._url}/api/data/v9.2/invoices({row['invoiceid']})", timeout=5)
+
+    def invoices(self) -> list[dict[str, Any]]:
+        with self.app.store.reading() as transaction:
+            return [dict(row) for row in transaction.rows(TABLES["invoice"])]
+
+    def event(self, **changes: object) -> ReceivedEvent:
+        (invoice, *_) = self.invoices()
+        with self.app.store.reading() as transaction:
+            currency = transaction.get(TABLES["transactioncurrency"], invoice["transactioncurrencyid"])
+            is_account = transaction.get(TABLES["account"], invoice["customerid"]) is not None
+        assert currency is not None
+        data = {
+            "invoiceId": invoice["invoiceid"],
+            "invoiceNumber": invoice["invoicenumber"],
+            "name": invoice["name"],
+            "opportunityId": self.opportunity,
+            "customer": {"kind": "account" if is_account else "contact", "id": invoice["customerid"]},
+            "totalAmount": f"{invoice['totalamount']:.{currency['currencyprecision']}f}",
+            "currency": {"id": currency["transactioncurrencyid"], "isoCode": currency["isocurrencycode"]},
+        } | changes
+        body = json.dumps({"id": "an-event", "data": data}).encode()
+        return ReceivedEvent(body, {}, None, "an-event", None, WON_AT + 1.5)
+
+    def outcome(self, *events: ReceivedEvent) -> demo.Outcome:
+        return demo.compare(self.app.store, {self.opportunity: WON_AT}, events)
+
+
+@pytest.fixture
+def sales() -> Iterator[_Sales]:
+    prepared = _Sales()
+    yield prepared
+    prepared.session.close()
+    prepared.app.close()
+
+
+def test_one_invoice_and_one_event_that_agree_are_good(sales: _Sales) -> None:
+    sales.invoice()
+    outcome = sales.outcome(sales.event())
+    assert outcome.is_good, outcome.lines
+    assert str(outcome) == "1 opportunities won · 1 invoices · 1 events · 0 failed"
+    (line,) = outcome.lines
+    assert line.milliseconds == 1500
+    assert line.invoice_number == sales.invoices()[0]["invoicenumber"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("totalAmount", "0.00"),
+        ("invoiceNumber", "INV-0"),
+        ("invoiceId", "another"),
+        ("customer", {"kind": "account", "id": "another"}),
+        ("currency", None),
+    ],
+)
+def test_an_event_that_says_something_else_is_found(sales: _Sales, field: str, value: object) -> None:
+    sales.invoice()
+    outcome = sales.outcome(sales.event(**{field: value}))
+    assert not outcome.is_good
+    assert [problem.partition(" ")[0] for problem in outcome.lines[0].problems] == [field]
+
+
+def test_a_second_invoice_is_found(sales: _Sales) -> None:
+    sales.invoice()
+    sales.invoice()
+    outcome = sales.outcome(sales.event())
+    assert (outcome.is_good, outcome.invoices) == (False, 2)
+    assert "2 invoices" in outcome.lines[0].problems
+
+
+def test_a_missing_invoice_and_a_missing_event_are_found(sales: _Sales) -> None:
+    outcome = sales.outcome()
+    assert not outcome.is_good
+    assert outcome.lines[0].problems == ("0 invoices", "0 events")
+
+
+def test_a_second_event_is_found(sales: _Sales) -> None:
+    sales.invoice()
+    outcome = sales.outcome(sales.event(), sales.event())
+    assert not outcome.is_good
+    assert "2 events" in outcome.lines[0].problems
+
+
+def test_an_event_of_an_opportunity_that_nobody_won_is_found(sales: _Sales) -> None:
+    sales.invoice()
+    outcome = sales.outcome(sales.event(), sales.event(opportunityId="a-stranger"))
+    assert not outcome.is_good
