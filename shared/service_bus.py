@@ -36,7 +36,9 @@ _logger = logging.getLogger(__name__)
 # One try of a send, and when its owner counts as stuck: a first send signs in and opens a connection and a link.
 _TRY_SECONDS = 10.0
 _STUCK_AFTER = 15.0
-_PAUSE_SECONDS = 1.0
+# The pause before the next try doubles from one to the other.
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 15.0
 # A publication that fails is tried again by way of a copy, so it need not use the invocation's time up.
 _PUBLISH_SECONDS = 40.0
 
@@ -170,15 +172,21 @@ class ServiceBus:
             raise ServiceBusUnavailable(f"Nothing could be sent to {entity}: {error}") from error
 
     def _send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
-        """Try until it is sent or the deadline has passed; the same message id makes repeats harmless."""
+        """Try until it is sent or the deadline has passed.
+
+        What was taken though the answer was lost is sent again: harmless under the same message id where duplicates
+        are detected. The failed queue keeps them all, so the pauses grow.
+        """
+        pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
                 self._sender.send(entity, outgoing, deadline)
             except NotSent as error:
                 _logger.warning("service bus: not sent to %s: %s", entity, error)
-                if deadline.remaining <= _PAUSE_SECONDS:
+                if deadline.remaining <= pause:
                     raise
-                self._clock.sleep(_PAUSE_SECONDS)
+                self._clock.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             else:
                 return
 
