@@ -287,8 +287,8 @@ class _History:
         """Whether nothing of an opportunity is under way any more, and something is in the failed queue."""
         mark = story.id.encode()
         broker = self.world.broker
-        return any(mark in body_of(each) for each in broker.peek(FAILED_QUEUE, 0, 100)) and not any(
-            mark in body_of(each) for each in broker.peek(QUEUE, 0, 100)
+        return any(mark in body_of(each) for each in broker.peek(FAILED_QUEUE, 0, 10_000)) and not any(
+            mark in body_of(each) for each in broker.peek(QUEUE, 0, 10_000)
         )
 
     def _replay_into_a_fault(self, story: _Story) -> bool:
@@ -437,7 +437,7 @@ class _History:
         """Send the parked messages of an opportunity round again, as `operations failed replay` does."""
         broker = self.world.broker
         mine = 0
-        for message in broker.receive(FAILED_QUEUE, 1_000):
+        for message in broker.receive(FAILED_QUEUE, 10_000):
             token = message.lock_token
             assert token is not None
             if opportunity_id.encode() not in body_of(message):

@@ -190,7 +190,7 @@ MUTANTS = (
         (
             Edit(
                 "shared/service_bus.py",
-                "                if deadline.remaining <= _PAUSE_SECONDS:\n                    raise\n",
+                "                if deadline.remaining <= pause:\n                    raise\n",
                 "",
             ),
         ),

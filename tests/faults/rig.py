@@ -94,7 +94,7 @@ LESSER_DEPTH = dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvRea
 
 
 @lru_cache(maxsize=8)
-def organization(opportunities: int, *, lesser_depth: bool = False) -> Organization:
+def organization(opportunities: int, *, lesser_depth: bool = False, won: bool = False) -> Organization:
     """Make it once per process, the same in every one: each world begins with a copy."""
     chance = Random(opportunities)  # noqa: S311 - to be repeatable, not secret
     app = DataverseApp(_verify, url=URL, clock=MovableClock(START), new_id=lambda: _guid(chance))
@@ -106,6 +106,8 @@ def organization(opportunities: int, *, lesser_depth: bool = False) -> Organizat
     with app.session() as session:
         for step in steps.values():
             session.transaction.update(TABLES["sdkmessageprocessingstep"], step, {"statecode": 1})
+        for opportunity in demo.opportunities if won else ():
+            session.transaction.update(TABLES["opportunity"], opportunity, {"statecode": 1, "statuscode": 3})
     image = app.store.image()
     app.close()
     return Organization(image, user, demo, steps)
@@ -174,11 +176,12 @@ class World:
     def run(self, between: Callable[[], None] = lambda: None, **bounds: Any) -> bool:  # noqa: ANN401 - see Simulation.run
         """Let things happen until rest, or until a bound of `Simulation.run`; return whether it is at rest."""
 
-        def both() -> None:
+        def all_others() -> None:
             between()
+            self.broker.catch_up()
             self.host.pump()
 
-        return self.simulation.run(both, self.broker.next_event, **bounds)
+        return self.simulation.run(all_others, self.broker.next_event, **bounds)
 
     def close(self) -> None:
         """Let every thread and the database go."""
@@ -306,6 +309,9 @@ def _hold_back_until(response: requests.Response, now: datetime) -> datetime | N
     """Return what a 429 asks for, be it the whole answer or a part of it."""
     if response.status_code == 429:
         values = [response.headers.get("Retry-After", "")]
+    elif not response.content.rstrip().endswith(b"--"):
+        # Not a whole batch: what a part of it says is not known to be so.
+        values = []
     else:
         parts = response.content.split(b"HTTP/1.1 429")[1:]
         found = [re.search(rb"Retry-After: ([^\r\n]*)", part.split(b"\r\n\r\n")[0]) for part in parts]
