@@ -88,9 +88,7 @@ class Invoicing:
             [
                 Read(f"opportunities({opportunity_id})?$select=statecode"),
                 invoices_of(opportunity_id),
-                Read(
-                    f"salesorders?$select=salesorderid&$filter=_opportunityid_value eq {opportunity_id}&$top=1"
-                ),
+                orders_of(opportunity_id),
             ],
             deadline,
         )
