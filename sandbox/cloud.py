@@ -75,6 +75,7 @@ class CloudOptions:
     ports that the official emulator uses; others are taken where they are not free.
 
     `faults`: what goes wrong, on every wire of the function; the sales person and the consumer have wires of their own.
+    `token_lifetime`: below five minutes, clients fetch a token for every call.
     `dataverse_middleware` wraps Dataverse, `reroute` has the last word on the app settings, once the ports are known,
     and may put something else between the function and its peers.
     """
@@ -90,6 +91,7 @@ class CloudOptions:
     standard_ports: bool = False
     entities: Path = DEFAULT_ENTITIES
     faults: FaultPlan | None = None
+    token_lifetime: timedelta = timedelta(days=1)
     dataverse_middleware: "Callable[[WSGIApplication], WSGIApplication]" = lambda application: application
     reroute: Callable[[dict[str, str]], dict[str, str]] = dict
 
@@ -254,6 +256,7 @@ class Cloud:
             self.authority,
             [self.function_identity, self.operator],
             middleware=(lambda application: faulty_identity(application, plan)) if plan else None,
+            lifetime=self.options.token_lifetime,
         )
         self.identity_server.start()
         closing.callback(self.identity_server.stop)

@@ -152,7 +152,8 @@ class IdentityServer:
 
     `identities` are the user-assigned ones, chosen by `client_id`, `principal_id` or `object_id` in the
     query; requests that name none get `system_assigned`. Port 0 takes any free one. `middleware` wraps the
-    application, for faults.
+    application, for faults. `lifetime` is that of the tokens: clients fetch another one for every call once less than
+    five minutes are left.
     """
 
     def __init__(
@@ -164,8 +165,10 @@ class IdentityServer:
         host: str = "127.0.0.1",
         port: int = 0,
         middleware: "Callable[[WSGIApplication], WSGIApplication] | None" = None,
+        lifetime: timedelta = _LIFETIME,
     ) -> None:
         self._authority = authority
+        self._lifetime = lifetime
         self._identities = tuple(identities)
         self._system_assigned = system_assigned
         self.header = header or secrets.token_hex(16)
@@ -252,7 +255,7 @@ class IdentityServer:
         )
 
     def _token(self, identity: Identity, resource: str) -> dict[str, object]:
-        token = self._authority.issue(identity, resource)
+        token = self._authority.issue(identity, resource, self._lifetime)
         expires_at = self._authority.verify(token, [resource]).expires_at
         _log.info("A token for %s was given to %s.", resource, identity.name)
         return {

@@ -1,0 +1,466 @@
+"""The matrix: every boundary in the life of a message with every fault that makes sense there, over real sockets.
+
+A cell is one win (or one message that has to be parked) with one fault in its way, brought to rest and judged: exactly
+one invoice, one event with one id, nothing waiting, nothing parked but for a permanent cause. It leaves the sandbox and
+how a history comes to rest to `sockets`, and what is right to `checker`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations
+from sockets import Stage, broken
+
+from sandbox.faults import Fault, Kind, Rule, When, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sockets import Seen
+
+
+class Boundary(StrEnum):
+    """Where in the life of a message something fails, in the order in which a message comes by."""
+
+    RECEIVE = "receive"
+    TOKEN = "token"
+    LOOK = "look"
+    CLAIM = "claim and call"
+    COMMITTED = "… after the commit"
+    RETRIEVE = "retrieve"
+    PUBLISH = "publish"
+    ACCEPTED = "… after acceptance"
+    SCHEDULE = "schedule"
+    SCHEDULED = "… after scheduling"
+    PARK = "park"
+    PARKED = "… after parking"
+    COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fault at one boundary.
+
+    `orphans`: whoever has the message dies or never gets it, so that its lock has to end. `far`: a copy is scheduled
+    far ahead, and a new process takes it. `cut`: connections that are open are cut first, so that new ones are made.
+    `reason`: the fault is permanent, and the message is parked with this reason; None: it comes through.
+    """
+
+    boundary: Boundary
+    rule: Rule
+    orphans: bool = False
+    far: bool = False
+    cut: bool = False
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.boundary}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """The fault, as rows of the table name it: with after, where a boundary does not say so by itself."""
+        shown = replace(self.rule.fault, after=False) if self.boundary in _AFTER else self.rule.fault
+        when = self.rule.when
+        if when.last is None:
+            return f"{shown}, for good"
+        where = (
+            f"{self.rule.operation.partition(':')[0]}: "
+            if self.rule.operation.startswith(("connect", "attach"))
+            else ""
+        )
+        return f"{where}{shown}" + (f", {when.last} times" if when.last > 1 else "")
+
+
+_AFTER = frozenset({Boundary.COMMITTED, Boundary.ACCEPTED, Boundary.SCHEDULED, Boundary.PARKED})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a cell. `path`: how the message came through, in a word or two."""
+
+    cell: Cell
+    path: str
+    problems: tuple[str, ...]
+    seconds: float
+
+
+# ---------------------------------------------------------------------------------------------- the cells
+
+_ONCE = When.once()
+# More than one repeat in place, or one of the SDK's own, gets over.
+_FOUR = When(last=4)
+
+_RETRY_AFTER_SHORT = ("1", "date+2", "none", "-5", "soon", "0.5")
+_RETRY_AFTER_FAR = ("60", "date+120", "99999999")
+# Of one fault at a time: each is what an answer to the whole request may be.
+_ANSWERS = (
+    Fault(Kind.REDIRECT),
+    Fault(Kind.UNAUTHORIZED),
+    Fault(Kind.FORBIDDEN),
+    Fault(Kind.FORBIDDEN, code="0x80040220"),
+    Fault(Kind.NOT_FOUND),
+    Fault(Kind.NOT_FOUND, code="0x80040217"),
+    Fault(Kind.CONFLICT),
+    Fault(Kind.CONFLICT, code="0x80060882"),
+    Fault(Kind.DEADLOCK),
+    Fault(Kind.UNAVAILABLE, status=502),
+    Fault(Kind.UNAVAILABLE, status=503),
+    Fault(Kind.UNAVAILABLE, status=504),
+    Fault(Kind.HTML),
+)
+# Of one part of a batch.
+_PARTS = (
+    Fault(Kind.CONFLICT),
+    Fault(Kind.CONFLICT, code="0x80060892"),
+    Fault(Kind.DEADLOCK),
+    Fault(Kind.THROTTLED, retry_after="1"),
+    Fault(Kind.FORBIDDEN, code="0x80040220"),
+    Fault(Kind.NOT_FOUND, code="0x80040217"),
+    Fault(Kind.UNAVAILABLE, status=503),
+)
+
+
+def cells() -> list[Cell]:
+    """Return all of them, those that move the broker's clock last."""
+    every = [*_receive(), *_token(), *_dataverse(), *_publish(), *_aside(), *_complete(), *_permanent()]
+    return sorted(every, key=lambda cell: (cell.reason is not None, cell.far))
+
+
+def _receive() -> Iterator[Cell]:
+    def cell(
+        fault: Fault, operation: str, when: When = _ONCE, *, orphans: bool = False, cut: bool = False
+    ) -> Cell:
+        rule = Rule(Wire.SERVICE_BUS_IN, fault, when, operation)
+        return Cell(Boundary.RECEIVE, rule, orphans=orphans, cut=cut)
+
+    for kind in (Kind.REFUSE, Kind.RESET):
+        yield cell(Fault(kind), "connect", _FOUR, cut=True)
+    yield cell(Fault(Kind.SILENT, seconds=3), "connect", cut=True)
+    yield cell(Fault(Kind.CUT, bytes=200), "connect", cut=True)
+    yield cell(Fault(Kind.DRIBBLE, seconds=2), "connect", cut=True)
+    yield cell(Fault(Kind.REJECT, code="amqp:unauthorized-access"), f"attach:{QUEUE}", _FOUR, cut=True)
+    deliver = f"deliver:{QUEUE}"
+    yield cell(Fault(Kind.RESET), deliver, orphans=True)
+    yield cell(Fault(Kind.RESET, after=True), deliver, orphans=True)
+    yield cell(Fault(Kind.SILENT), deliver, orphans=True)
+    yield cell(Fault(Kind.SWALLOW), deliver, orphans=True)
+    yield cell(Fault(Kind.DELAY, seconds=0.5), deliver)
+    yield cell(Fault(Kind.LOCK_LOST), deliver)
+    yield cell(Fault(Kind.DUPLICATE), deliver)
+    yield cell(Fault(Kind.DUPLICATE), deliver, When(last=3))
+    yield cell(Fault(Kind.RESTART), deliver, orphans=True)
+    yield Cell(Boundary.RECEIVE, Rule(Wire.FUNCTIONS_HOST, Fault(Kind.KILL), _ONCE, "invoke"), orphans=True)
+
+
+def _token() -> Iterator[Cell]:
+    def cell(fault: Fault, operation: str = "token", when: When = _ONCE) -> Cell:
+        return Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, fault, when, operation))
+
+    yield cell(Fault(Kind.REFUSE), "connect", _FOUR)
+    yield cell(Fault(Kind.RESET), "connect", _FOUR)
+    for fault in (
+        Fault(Kind.REFUSE),
+        Fault(Kind.RESET),
+        Fault(Kind.RESET, after=True),
+        Fault(Kind.CUT),
+        Fault(Kind.TRUNCATED),
+        Fault(Kind.REDIRECT),
+        Fault(Kind.UNAUTHORIZED),
+        Fault(Kind.FORBIDDEN),
+        Fault(Kind.NOT_FOUND),
+        Fault(Kind.THROTTLED, retry_after="1"),
+        Fault(Kind.UNAVAILABLE, status=500),
+        Fault(Kind.UNAVAILABLE),
+        Fault(Kind.HTML),
+    ):
+        yield cell(fault, when=_FOUR)
+    yield cell(Fault(Kind.SILENT))
+    yield cell(Fault(Kind.DRIBBLE, seconds=1))
+    yield cell(Fault(Kind.DELAY, seconds=1))
+    yield Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, Fault(Kind.KILL), _ONCE, "token"), orphans=True)
+
+
+def _dataverse() -> Iterator[Cell]:
+    for boundary, operation, parts in (
+        (Boundary.LOOK, "batch", 3),
+        (Boundary.CLAIM, "change-set", 1),
+        (Boundary.RETRIEVE, "read", 0),
+    ):
+        yield from _calls(boundary, operation, after=False)
+        for part, fault in itertools.product(range(parts), _PARTS):
+            yield _of_dataverse(boundary, operation, replace(fault, part=part))
+    yield from _calls(Boundary.COMMITTED, "change-set", after=True)
+    # With the change set's own part the writer is told a lie; with the others, its reads fail.
+    for part, fault in itertools.product(range(3), _PARTS):
+        yield _of_dataverse(Boundary.COMMITTED, "change-set", replace(fault, part=part, after=True))
+    for fault in (Fault(Kind.CUT), Fault(Kind.TRUNCATED), Fault(Kind.DRIBBLE, seconds=1)):
+        yield _of_dataverse(Boundary.COMMITTED, "change-set", fault)
+    yield from _connections()
+
+
+def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]:
+    def cell(fault: Fault, when: When = _ONCE) -> Cell:
+        return _of_dataverse(boundary, operation, replace(fault, after=after), when)
+
+    if not after:
+        yield cell(Fault(Kind.REFUSE), _FOUR)
+        yield cell(Fault(Kind.DELAY, seconds=1))
+        if operation != "change-set":
+            # Of the claim these are after the commit.
+            yield cell(Fault(Kind.CUT), _FOUR)
+            yield cell(Fault(Kind.TRUNCATED))
+            yield cell(Fault(Kind.DRIBBLE, seconds=1))
+    yield cell(Fault(Kind.RESET))
+    yield cell(Fault(Kind.RESET), _FOUR)
+    yield cell(Fault(Kind.SILENT))
+    yield replace(cell(Fault(Kind.KILL)), orphans=True)
+    for fault in _ANSWERS:
+        yield cell(fault)
+    for form in _RETRY_AFTER_SHORT:
+        yield cell(Fault(Kind.THROTTLED, retry_after=form))
+    for form in _RETRY_AFTER_FAR:
+        yield replace(cell(Fault(Kind.THROTTLED, retry_after=form)), far=True)
+
+
+def _of_dataverse(boundary: Boundary, operation: str, fault: Fault, when: When = _ONCE) -> Cell:
+    return Cell(boundary, Rule(Wire.DATAVERSE, fault, when, operation))
+
+
+def _connections() -> Iterator[Cell]:
+    """Faults of Dataverse's connections, whatever they carry: the look is the first that meets them."""
+    for fault, when in (
+        (Fault(Kind.REFUSE), _FOUR),
+        (Fault(Kind.RESET), _FOUR),
+        (Fault(Kind.RESET, bytes=6000), _FOUR),
+        (Fault(Kind.CUT, bytes=2000), _FOUR),
+        (Fault(Kind.SILENT), _ONCE),
+        (Fault(Kind.SILENT, after=True), _ONCE),
+        (Fault(Kind.SWALLOW), _ONCE),
+        (Fault(Kind.DRIBBLE, seconds=1), _ONCE),
+        (Fault(Kind.DELAY, seconds=0.3), _ONCE),
+    ):
+        yield replace(_of_dataverse(Boundary.LOOK, "connect", fault, when), cut=True)
+
+
+def _publish() -> Iterator[Cell]:
+    yield from _sends(Boundary.PUBLISH, f"send:{TOPIC}", after=False)
+    yield from _sends(Boundary.ACCEPTED, f"send:{TOPIC}", after=True)
+    out = Wire.SERVICE_BUS_OUT
+    for fault, when in (
+        (Fault(Kind.REFUSE), _FOUR),
+        (Fault(Kind.RESET), _FOUR),
+        (Fault(Kind.SILENT), _ONCE),
+        (Fault(Kind.SWALLOW), _ONCE),
+        (Fault(Kind.CUT, bytes=200), _FOUR),
+        (Fault(Kind.DRIBBLE, seconds=1), _ONCE),
+    ):
+        yield Cell(Boundary.PUBLISH, Rule(out, fault, when, "connect"), cut=True)
+    unauthorized = Fault(Kind.REJECT, code="amqp:unauthorized-access")
+    yield Cell(Boundary.PUBLISH, Rule(out, unauthorized, When(last=2), f"attach:{TOPIC}"), cut=True)
+
+
+def _aside() -> Iterator[Cell]:
+    """Put a message aside: for later, after one failed look; for good, if it cannot be read."""
+    for boundary, operation, after in (
+        (Boundary.SCHEDULE, f"schedule:{QUEUE}", False),
+        (Boundary.SCHEDULED, f"schedule:{QUEUE}", True),
+        (Boundary.PARK, f"send:{FAILED_QUEUE}", False),
+        (Boundary.PARKED, f"send:{FAILED_QUEUE}", True),
+    ):
+        for cell in _sends(boundary, operation, after=after):
+            yield replace(cell, reason="InvalidEvent") if "park" in boundary else cell
+
+
+def _sends(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]:
+    def cell(fault: Fault, when: When = _ONCE, *, orphans: bool = False) -> Cell:
+        return Cell(
+            boundary,
+            Rule(Wire.SERVICE_BUS_OUT, replace(fault, after=after), when, operation),
+            orphans=orphans,
+        )
+
+    yield cell(Fault(Kind.RESET))
+    yield cell(Fault(Kind.RESET), _FOUR)
+    yield cell(Fault(Kind.SILENT))
+    yield cell(Fault(Kind.KILL), orphans=True)
+    yield cell(Fault(Kind.RESTART))
+    if not after:
+        yield cell(Fault(Kind.REJECT), _FOUR)
+        yield cell(Fault(Kind.REJECT, code="amqp:unauthorized-access"), _FOUR)
+        yield cell(Fault(Kind.REJECT, code="amqp:internal-error"))
+        yield cell(Fault(Kind.DELAY, seconds=1))
+        yield cell(Fault(Kind.SWALLOW))
+
+
+def _complete() -> Iterator[Cell]:
+    def cell(fault: Fault, *, orphans: bool = False) -> Cell:
+        return Cell(
+            Boundary.COMPLETE, Rule(Wire.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"), orphans=orphans
+        )
+
+    yield cell(Fault(Kind.RESET), orphans=True)
+    yield cell(Fault(Kind.RESET, after=True))
+    yield cell(Fault(Kind.SILENT), orphans=True)
+    yield cell(Fault(Kind.SILENT, after=True))
+    yield cell(Fault(Kind.SWALLOW), orphans=True)
+    yield cell(Fault(Kind.LOCK_LOST))
+    yield cell(Fault(Kind.REJECT, code="com.microsoft:message-lock-lost"), orphans=True)
+    yield cell(Fault(Kind.DELAY, seconds=0.5))
+    yield cell(Fault(Kind.RESTART), orphans=True)
+    yield cell(Fault(Kind.RESTART, after=True))
+    yield cell(Fault(Kind.KILL), orphans=True)
+
+
+def _permanent() -> Iterator[Cell]:
+    """Let what never passes be parked with its reason, once the rhythm's time is over."""
+    for boundary, operation, fault, reason in (
+        (Boundary.LOOK, "*", Fault(Kind.REFUSE), "DataverseUnreachable"),
+        (Boundary.LOOK, "*", Fault(Kind.UNAVAILABLE), "DataverseUnavailable"),
+        (Boundary.LOOK, "*", Fault(Kind.HTML), "DataverseUnavailable"),
+        (Boundary.LOOK, "*", Fault(Kind.UNAUTHORIZED), "DataverseUnauthorized"),
+        (Boundary.LOOK, "*", Fault(Kind.FORBIDDEN), "DataverseForbidden"),
+        (Boundary.LOOK, "*", Fault(Kind.NOT_FOUND), "DataverseNotFound"),
+        (Boundary.LOOK, "batch", Fault(Kind.NOT_FOUND, code="0x80040217", part=0), "OpportunityNotFound"),
+        (
+            Boundary.CLAIM,
+            "change-set",
+            Fault(Kind.FORBIDDEN, code="0x80040220", part=0),
+            "DataverseForbidden",
+        ),
+    ):
+        yield Cell(boundary, Rule(Wire.DATAVERSE, fault, When(), operation), reason=reason)
+    refused = Fault(Kind.UNAVAILABLE)
+    yield Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, refused, When(), "token"), reason="TokenUnavailable")
+    rejected = Fault(Kind.REJECT, code="amqp:unauthorized-access")
+    yield Cell(
+        Boundary.PUBLISH,
+        Rule(Wire.SERVICE_BUS_OUT, rejected, When(), f"send:{TOPIC}"),
+        reason="PublishFailed",
+    )
+
+
+def short() -> list[Cell]:
+    """Return a few cells of each boundary, and none that has to wait for what is silent: for every day."""
+    chosen = []
+    for boundary, group in itertools.groupby(
+        sorted(cells(), key=lambda cell: list(Boundary).index(cell.boundary)), key=lambda cell: cell.boundary
+    ):
+        quick = [
+            cell for cell in group if cell.rule.fault.kind not in _SLOW and not cell.cut and not cell.far
+        ]
+        kinds = {cell.rule.fault.kind: cell for cell in reversed(quick)}
+        chosen += list(kinds.values())[-_EACH_DAY[boundary] :]
+    return chosen
+
+
+_SLOW = frozenset({Kind.SILENT, Kind.SWALLOW, Kind.KILL, Kind.RESTART, Kind.DELAY, Kind.DRIBBLE})
+_EACH_DAY = dict.fromkeys(Boundary, 2) | {Boundary.CLAIM: 3, Boundary.COMMITTED: 5}
+
+
+# ---------------------------------------------------------------------------------------------- running one
+
+
+class Matrix:
+    """Runs cells on one stage, one after the other, and remembers what they leave behind on purpose."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._invoiced: list[str] = []
+        self._others: list[str] = []
+        self._causes: list[Cause] = []
+        self._number = itertools.count(1)
+
+    def run(self, cell: Cell) -> Result:
+        """Run a cell to its rest and judge it."""
+        stage = self._stage
+        started = time.monotonic()
+        struck = len(stage.plan.log)
+        if cell.cut:
+            for proxy in stage.cloud.proxies.values():
+                proxy.cut()
+        seen = stage.look_anew()
+        unread = "park" in cell.boundary
+        stage.plan.add(cell.rule)
+        if "schedul" in cell.boundary:
+            stage.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE), _ONCE, "batch"))
+        mark = self._unreadable(cell) if unread else self._won(cell)
+        rests = self._to_rest(cell, seen, mark)
+        stage.plan.clear()
+        if cell.rule.fault.kind in _DEAD:
+            # A connection that is dead takes messages to nowhere, until its peers notice; that was this cell's.
+            for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
+                stage.cloud.proxies[wire].cut()
+        problems = broken(
+            stage, Expectations(self._invoiced, self._others, self._causes), len(self._invoiced)
+        )
+        if not rests:
+            problems.append("it did not come to rest")
+        if len(stage.plan.log) == struck:
+            problems.append("the fault did not strike")
+        if cell.reason and not seen.parked:
+            problems.append("it was not parked")
+        return Result(cell, _path(seen, cell), tuple(problems), time.monotonic() - started)
+
+    def _won(self, cell: Cell) -> str:
+        opportunity = self._stage.fresh()
+        if cell.reason is None:
+            self._invoiced.append(opportunity)
+        else:
+            self._causes.append(Cause(opportunity.encode(), frozenset({cell.reason})))
+        self._stage.win(opportunity)
+        return opportunity
+
+    def _unreadable(self, cell: Cell) -> str:
+        mark = f"no event {next(self._number)}"
+        self._causes.append(Cause(mark.encode(), frozenset({cell.reason or ""})))
+        self._stage.send(mark.encode(), message_id=mark)
+        return mark
+
+    def _to_rest(self, cell: Cell, seen: Seen, mark: str) -> bool:
+        stage = self._stage
+        if cell.reason is None or mark.startswith("no event"):
+            far = stage.kill_workers if cell.far else None
+            return stage.to_rest(1, orphans=cell.orphans, far=far)
+        # Some tries, and then the longest rhythm is over at once.
+        end = time.monotonic() + 30
+        while seen.copies < _TRIES and time.monotonic() < end:
+            time.sleep(0.01)
+        stage.pass_the_rhythms()
+        return stage.to_rest(1)
+
+
+_TRIES = 3
+_DEAD = frozenset({Kind.SILENT, Kind.SWALLOW, Kind.DRIBBLE})
+
+
+def _path(seen: Seen, cell: Cell) -> str:
+    """Say how the message came through."""
+    copies, again = seen.copies, seen.deliveries - seen.copies - 1
+    if cell.reason:
+        return "parked" + (f", {seen.parked} times" if seen.parked > 1 else "")
+    words = [f"{copies} cop{'y' if copies == 1 else 'ies'}"] if copies else []
+    words += [f"{again} redeliver{'y' if again == 1 else 'ies'}"] if again > 0 else []
+    return ", ".join(words) or "in place"
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+
+def rows(results: Sequence[Result]) -> list[tuple[str, str, str, str, float]]:
+    """Return a row for each cell: boundary, fault, how it came through, verdict, seconds."""
+    order = {boundary: number for number, boundary in enumerate(Boundary)}
+    return [
+        (
+            result.cell.boundary.value,
+            result.cell.what,
+            result.path,
+            "broken" if result.problems else "kept",
+            result.seconds,
+        )
+        for result in sorted(results, key=lambda result: order[result.cell.boundary])
+    ]

@@ -1,0 +1,125 @@
+"""The matrix of faults on the command line: `python tests/faults/run_matrix.py`.
+
+Runs every cell over real sockets, prints a table, and with `--write` keeps it in docs/faults-matrix.md. Ends with 1 if
+the promise was broken in any of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# As a script it finds its neighbours only.
+sys.path.append(str(Path(__file__).parents[2]))
+
+import click
+from matrix import Boundary, Matrix, cells, rows, short
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sockets import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matrix import Cell, Result
+
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "faults-matrix.md"
+_COMMAND = "python tests/faults/run_matrix.py"
+
+_HEAD = """\
+# The matrix of faults
+
+Every boundary in the life of a message with every fault that makes sense there. Each cell is one message on real
+sockets through the sandbox's Functions host and a worker process, brought to rest and judged from outside by
+[the checker](../tests/faults/checker.py): exactly one invoice, one event with one id, nothing waiting, and nothing
+parked but what fails for good. What is promised, and on what assumptions, says [the guarantee](guarantee.md).
+
+    {command}            # runs the matrix and prints this table
+    {command} --write    # and keeps it here
+
+{count} cells, the promise kept in each. *Came through* says how the message of this run got to its end: "in place" is
+within its first delivery, a copy is one that was scheduled for later, a redelivery is the broker's own. How many of
+them there are may differ by some from run to run. The faults are those of `python -m sandbox faults`.
+"""
+
+
+@click.command()
+@click.option("--only", default="", help="Only the cells whose name holds this text.")
+@click.option("--short", "is_short", is_flag=True, help="A few cells of each boundary, as in make test.")
+@click.option("--list", "is_list", is_flag=True, help="List the cells and run none.")
+@click.option("--write", is_flag=True, help=f"Keep the table in docs/{_DOCUMENT.name}.")
+def main(*, only: str, is_short: bool, is_list: bool, write: bool) -> None:
+    """Run the matrix of boundaries and faults, and judge each cell."""
+    if write and (only or is_short):
+        raise click.UsageError("only the whole matrix can be kept")
+    chosen = [cell for cell in (short() if is_short else cells()) if only.lower() in str(cell).lower()]
+    if is_list:
+        for cell in chosen:
+            click.echo(str(cell))
+        return
+    logging.disable(logging.CRITICAL)
+    started = time.monotonic()
+    results = _run(chosen)
+    seconds = time.monotonic() - started
+    broken = [result for result in results if result.problems]
+    _show(results, f"{len(results)} cells in {seconds:.0f} s, {len(broken)} broke the promise")
+    for result in broken:
+        click.echo(f'\n{result.cell}\n  again, alone: {_COMMAND} --only "{result.cell}"')
+        for problem in result.problems:
+            click.echo(f"  {problem}")
+    if write and not broken:
+        _DOCUMENT.write_text(document(results), encoding="utf-8")
+        click.echo(f"Kept in {_DOCUMENT.relative_to(Path.cwd())}.")
+    sys.exit(bool(broken))
+
+
+def _run(chosen: Sequence[Cell]) -> list[Result]:
+    console = Console(stderr=True)
+    with Stage(len(chosen)) as stage:
+        matrix = Matrix(stage)
+        if not console.is_terminal:
+            return [matrix.run(cell) for cell in chosen]
+        return [matrix.run(cell) for cell in track(chosen, "Matrix", console=console)]
+
+
+def _show(results: Sequence[Result], title: str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        for boundary, what, path, verdict, seconds in rows(results):
+            click.echo(f"{boundary:22}  {what:44}  {path:28}  {verdict:6}  {seconds:5.1f} s")
+        click.echo(title)
+        return
+    table = Table("boundary", "fault", "came through", "promise", title=title, title_justify="left")
+    table.add_column("seconds", justify="right")
+    last = ""
+    for boundary, what, path, verdict, seconds in rows(results):
+        style = "bold red" if verdict == "broken" else None
+        table.add_row(
+            boundary if boundary != last else "", what, path, verdict, f"{seconds:.1f}", style=style
+        )
+        last = boundary
+    console.print(table)
+
+
+def document(results: Sequence[Result]) -> str:
+    """Return the page: what was tried and what came of it, without what varies from run to run."""
+    lines = _HEAD.format(command=_COMMAND, count=len(results)).splitlines()
+    for boundary in Boundary:
+        of_boundary = [row for row in rows(results) if row[0] == boundary]
+        lines += [
+            "",
+            f"## {boundary.value.removeprefix('… ').capitalize()}",
+            "",
+            "| fault | came through |",
+            "|---|---|",
+        ]
+        lines += [f"| {what} | {path} |" for _, what, path, _, _ in of_boundary]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

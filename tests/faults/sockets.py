@@ -1,0 +1,242 @@
+"""The deployed code on real wires: the whole sandbox with a fault plan, and the means to bring it to rest.
+
+One `Stage` serves many wins, one after the other: to start a sandbox takes seconds. It wins, lets pass what would take
+long (locks of those who died, far schedules), and collects the evidence for the checker. It leaves to others what goes
+wrong, and what is right.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
+
+from sandbox.cloud import Cloud, CloudOptions
+from sandbox.dataverse.actions import win_opportunity
+from sandbox.dataverse.schema import TABLES
+from sandbox.faults import FaultPlan
+from sandbox.service_bus import Happened, Message, Observation
+from sandbox.service_bus.errors import MessageLockLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from uuid import UUID
+
+    from checker import Violation
+
+APP = Path(__file__).parents[2]
+# Long enough for every step, short enough to wait for what is silent.
+DEADLINE_SECONDS = 6.0
+SETTINGS = {
+    "INVOCATION_DEADLINE_SECONDS": f"{DEADLINE_SECONDS:g}",
+    "RETRY_FIRST_DELAY_SECONDS": "0.1",
+    "RETRY_MAX_DELAY_SECONDS": "0.4",
+    "AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls": "4",
+}
+# How long nothing happens on the queue before a lock counts as nobody's: of somebody who died, and in doubt.
+_ORPHANED_AFTER = 1.0
+_IN_DOUBT_AFTER = 4 * DEADLINE_SECONDS
+_POLL = 0.01
+# The longest rhythm has three days.
+_BEYOND = timedelta(days=4)
+# What is due sooner is waited for, so that the broker's clock stays with that of the function.
+_FAR = timedelta(seconds=3)
+
+
+@dataclass
+class Seen:
+    """What happened to the messages of the queues, since somebody last looked."""
+
+    counts: Counter[tuple[str, Happened]] = field(default_factory=Counter)
+    last: float = field(default_factory=time.monotonic)
+
+    @property
+    def deliveries(self) -> int:
+        """How often a message was handed to the host."""
+        return self.counts[QUEUE, Happened.LOCKED]
+
+    @property
+    def copies(self) -> int:
+        """How many copies were sent for later, besides one message of a win."""
+        return self.counts[QUEUE, Happened.SCHEDULED] + max(0, self.counts[QUEUE, Happened.ACCEPTED] - 1)
+
+    @property
+    def parked(self) -> int:
+        """How many messages came to the failed queue."""
+        return self.counts[FAILED_QUEUE, Happened.ENQUEUED]
+
+    @property
+    def published(self) -> int:
+        """How many events came to the subscribers."""
+        return self.counts[SUBSCRIPTION, Happened.ENQUEUED]
+
+    @property
+    def sent(self) -> int:
+        """How many events came to the topic, those that duplicate detection dropped included."""
+        return self.counts[TOPIC, Happened.ACCEPTED] + self.counts[TOPIC, Happened.DUPLICATE_DROPPED]
+
+
+class Stage:
+    """A running sandbox with faults; a context manager. `settings` are added to the function's."""
+
+    def __init__(self, opportunities: int, settings: Mapping[str, str] | None = None) -> None:
+        self.plan = FaultPlan()
+        self.cloud = Cloud(
+            CloudOptions(
+                APP,
+                opportunities=opportunities,
+                settings={**SETTINGS, **(settings or {})},
+                faults=self.plan,
+                token_lifetime=timedelta(minutes=4),
+            )
+        )
+        self.watch = Watch(self.cloud.broker)
+        self.seen = Seen()
+        self._locks: dict[int, UUID] = {}
+        self._lock = threading.Lock()
+        self.cloud.broker.observe(self._observe)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.cloud!r}>"
+
+    def __enter__(self) -> Self:
+        self.cloud.start()
+        self._fresh = iter(self.cloud.demo.opportunities)
+        with self.cloud.dataverse.store.reading() as transaction:
+            users = transaction.rows(
+                TABLES["systemuser"], "t.applicationid = ?", (self.cloud.function_identity.client_id,)
+            )
+        self.function_user = str(users[0]["systemuserid"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.plan.clear()
+        self.cloud.stop()
+
+    # --- what happens ---
+
+    def fresh(self) -> str:
+        """Return an opportunity that is still open."""
+        return next(self._fresh)
+
+    def win(self, opportunity_id: str) -> None:
+        """Win it; Dataverse posts the event by itself."""
+        with self.cloud.dataverse.session() as session:
+            closing = {"opportunityid@odata.bind": f"/opportunities({opportunity_id})"}
+            win_opportunity(session, {"OpportunityClose": closing, "Status": -1})
+
+    def send(self, body: bytes, message_id: str | None = None) -> None:
+        """Put a message into the queue, past Dataverse."""
+        self.cloud.broker.send(
+            QUEUE, Message(body=body, message_id=message_id, content_type="application/json")
+        )
+
+    def look_anew(self) -> Seen:
+        """Count from here on."""
+        self.seen = Seen()
+        return self.seen
+
+    def kill_workers(self) -> None:
+        """End the function's processes, with all that they remember."""
+        assert self.cloud.host is not None
+        self.cloud.host.kill_workers()
+
+    def pass_the_rhythms(self) -> None:
+        """Let more time pass, by the broker's clock, than anything is tried again for."""
+        self.cloud.move_broker_clock(_BEYOND)
+
+    # --- to rest ---
+
+    def to_rest(
+        self,
+        messages: int,
+        *,
+        orphans: bool = False,
+        patience: float = 60.0,
+        far: Callable[[], None] | None = None,
+    ) -> bool:
+        """Wait until so many messages have come to the queue and none is left; return whether that came about.
+
+        `orphans`: somebody dies with a message in their hands, so that its lock ends when nothing happens any more.
+        `far` is called before the broker's clock is moved to a schedule that is far away.
+        """
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            counts = self.cloud.broker.counts(QUEUE)
+            come = self.seen.counts[QUEUE, Happened.ACCEPTED] + self.seen.counts[QUEUE, Happened.SCHEDULED]
+            if come >= messages and not counts.active + counts.locked + counts.scheduled + counts.deferred:
+                return True
+            if counts.locked:
+                self._release(_ORPHANED_AFTER if orphans else _IN_DOUBT_AFTER)
+            elif counts.scheduled and not counts.active:
+                self._hurry(far)
+            time.sleep(_POLL)
+        return False
+
+    def _release(self, after: float) -> None:
+        host = self.cloud.host
+        if time.monotonic() - self.seen.last < after or host is None or not host.worker_pids:
+            return
+        with self._lock:
+            tokens = list(self._locks.values())
+        for token in tokens:
+            try:
+                self.cloud.broker.lose_lock(QUEUE, token)
+            except MessageLockLost:
+                continue
+
+    def _hurry(self, far: Callable[[], None] | None) -> None:
+        due = self.cloud.broker.next_event()
+        left = due - self.cloud.broker_clock.now() if due else timedelta()
+        if left > _FAR:
+            if far is not None:
+                far()
+            self.cloud.move_broker_clock(left)
+
+    # --- what is seen ---
+
+    def judge(self, expectations: Expectations) -> list[Violation]:
+        """Ask the checker."""
+        return judge(self.evidence(), expectations)
+
+    def evidence(self) -> Evidence:
+        """Return what there is to see from outside."""
+        return self.watch.evidence(self.cloud.dataverse.store.commits, self.function_user)
+
+    def _observe(self, observation: Observation) -> None:
+        seen = self.seen
+        seen.counts[observation.entity, observation.happened] += 1
+        if observation.entity != QUEUE:
+            return
+        seen.last = time.monotonic()
+        number, token = observation.message.sequence_number, observation.message.lock_token
+        with self._lock:
+            if observation.happened is Happened.LOCKED and token is not None:
+                self._locks[number] = token
+            elif observation.happened in _UNLOCKED:
+                self._locks.pop(number, None)
+
+
+_UNLOCKED = frozenset(
+    {
+        Happened.LOCK_EXPIRED,
+        Happened.COMPLETED,
+        Happened.ABANDONED,
+        Happened.RELEASED,
+        Happened.DEAD_LETTERED,
+    }
+)
+
+
+def broken(stage: Stage, expectations: Expectations, opportunities: int) -> list[str]:
+    """Return what the checker finds, and events that subscribers got twice."""
+    found = [str(violation) for violation in stage.judge(expectations)]
+    if len(stage.watch.published) > opportunities:
+        found.append(f"subscribers got {len(stage.watch.published)} events of {opportunities} invoices")
+    return found
