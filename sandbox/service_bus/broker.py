@@ -363,6 +363,8 @@ class Broker:
         store = self._store(entity)
         if store.topic is not None:
             raise NotAllowed(f"{store.path} is a topic: receive from one of its subscriptions")
+        if store.settings.forward_to is not None and store.dead_letters is not None:
+            raise NotAllowed(f"{store.path} forwards to {store.settings.forward_to}: receive there")
         if store.status in (Status.DISABLED, Status.RECEIVE_DISABLED):
             raise EntityDisabled(f"{store.path} is disabled for receiving")
         return store

@@ -51,6 +51,20 @@ _BROKERS_OWN = {
     "x-opt-partition-key",
 }
 
+# What each section's value may be.
+_LIST, _MAP = (list, type(None)), (dict, type(None))
+_KINDS: Mapping[int, Any] = {
+    HEADER: _LIST,
+    DELIVERY_ANNOTATIONS: _MAP,
+    MESSAGE_ANNOTATIONS: _MAP,
+    PROPERTIES: _LIST,
+    APPLICATION_PROPERTIES: _MAP,
+    DATA: bytes,
+    SEQUENCE: list,
+    VALUE: object,
+    FOOTER: _MAP,
+}
+
 Section = tuple[int, Any]
 
 
@@ -89,7 +103,8 @@ def encode_message(brokered: BrokeredMessage, *, peeked: bool = False) -> bytes:
         (PROPERTIES, _properties(message)),
     ]
     if message.application_properties:
-        sections.append((APPLICATION_PROPERTIES, dict(message.application_properties)))
+        properties = {key: _encodable(value) for key, value in message.application_properties.items()}
+        sections.append((APPLICATION_PROPERTIES, properties))
     body = message.body
     if isinstance(body, AmqpValue):
         sections.append((VALUE, body.value))
@@ -156,16 +171,20 @@ def _sections(encoded: bytes) -> Iterator[Section]:
         data.clear()
         try:
             size = data.decode(encoded[offset:])
-        except ProtonException as error:
+            data.rewind()
+            data.next()
+            section = owned(data.get_object())
+        except (ProtonException, UnicodeDecodeError, TypeError, RecursionError) as error:
+            # Broken frames and text, keys that cannot be keys, and nesting beyond all measure.
             raise InvalidArgument("the message is not encoded as AMQP 1.0") from error
-        data.rewind()
-        data.next()
-        section: Any = data.get_object()
-        descriptor: Any = section.descriptor if isinstance(section, Described) else 0
-        code = int(descriptor)
-        if not HEADER <= code <= FOOTER or code < last:
+        code = section.descriptor if isinstance(section, Described) else None
+        if not isinstance(code, int) or code not in _KINDS or code < last or size <= 0:
             raise InvalidArgument("the message has a section that AMQP 1.0 does not have there")
-        yield code, owned(section.value)
+        if not isinstance(section.value, _KINDS[code]):
+            raise InvalidArgument(
+                f"the message's section {code:#x} is of a type that AMQP 1.0 does not have there"
+            )
+        yield code, section.value
         offset, last = offset + size, code
 
 
@@ -197,8 +216,8 @@ def _read_header(value: list[Any], other: dict[str, Any]) -> dict[str, Any]:
     return {} if lifetime is None else {"time_to_live": lifetime}
 
 
-def _lifetime(milliseconds: int | None) -> timedelta | None:
-    if milliseconds is None or milliseconds >= _NEVER // _MILLISECOND:
+def _lifetime(milliseconds: object) -> timedelta | None:
+    if not isinstance(milliseconds, int) or milliseconds >= _NEVER // _MILLISECOND:
         return None
     return milliseconds * _MILLISECOND
 
@@ -206,8 +225,8 @@ def _lifetime(milliseconds: int | None) -> timedelta | None:
 def _read_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str, Any]:
     annotations = {str(key): each for key, each in (value or {}).items()}
     named: dict[str, Any] = {}
-    if (due := annotations.get("x-opt-scheduled-enqueue-time")) is not None:
-        named["scheduled_enqueue_time"] = _datetime(int(due))
+    if isinstance(due := annotations.get("x-opt-scheduled-enqueue-time"), int):
+        named["scheduled_enqueue_time"] = _datetime(due)
     if (key := annotations.get("x-opt-partition-key")) is not None:
         named["partition_key"] = str(key)
     rest = {key: each for key, each in annotations.items() if key not in _BROKERS_OWN}
@@ -228,8 +247,8 @@ def _read_properties(value: list[Any], other: dict[str, Any]) -> dict[str, Any]:
             other[f"properties.{index}"] = field
     # Both together are how AMQP writes a lifetime beyond the 49 days that the header can hold.
     expiry, created = (other.get(f"properties.{index}") for index in absolute)
-    if expiry is not None and created is not None and int(expiry) > int(created):
-        lifetime = _lifetime(int(expiry) - int(created))
+    if isinstance(expiry, int) and isinstance(created, int) and expiry > created:
+        lifetime = _lifetime(expiry - created)
         if lifetime is not None:
             named["time_to_live"] = lifetime
     return named
@@ -286,6 +305,15 @@ def _annotations(brokered: BrokeredMessage, *, peeked: bool) -> dict[symbol, Any
     if message.partition_key is not None:
         annotations["x-opt-partition-key"] = message.partition_key
     return {symbol(key): value for key, value in annotations.items()}
+
+
+def _encodable(value: Any) -> Any:  # noqa: ANN401 - any value
+    """Return a value that AMQP has: messages that were sent in this process may hold others."""
+    if type(value) in Data.put_mappings:
+        return value
+    if isinstance(value, datetime):
+        return to_timestamp(value)
+    return int(value) if isinstance(value, int) else str(value)
 
 
 def _datetime(milliseconds: int) -> datetime:

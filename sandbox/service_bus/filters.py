@@ -126,27 +126,37 @@ class SqlFilter:
 
 _GRAMMAR = r"""
 ?start: disjunction
-?disjunction: conjunction ("OR"i conjunction)*        -> any_of
-?conjunction: negation ("AND"i negation)*             -> all_of
-?negation: "NOT"i negation                            -> negated
+?disjunction: conjunction (_OR conjunction)*        -> any_of
+?conjunction: negation (_AND negation)*             -> all_of
+?negation: NOT negation                            -> negated
          | predicate
 ?predicate: operand
           | operand COMPARISON operand                -> comparison
-          | operand NOT? "IN"i "(" operand ("," operand)* ")"              -> among
-          | operand NOT? "LIKE"i operand ["ESCAPE"i operand]               -> like
-          | operand "IS"i NOT? "NULL"i                -> is_null
-          | "EXISTS"i "(" property ")"                -> exists
+          | operand NOT? _IN "(" operand ("," operand)* ")"              -> among
+          | operand NOT? _LIKE operand [_ESCAPE operand]               -> like
+          | operand _IS NOT? _NULL                -> is_null
+          | _EXISTS "(" property ")"                -> exists
 ?operand: literal | property | "(" disjunction ")"
 property: (SCOPE ".")? (NAME | BRACKETED)
 ?literal: STRING            -> string
         | INTEGER           -> integer
         | DECIMAL           -> decimal
-        | "TRUE"i           -> true
-        | "FALSE"i          -> false
-        | "NULL"i           -> null
+        | _TRUE           -> true
+        | _FALSE          -> false
+        | _NULL           -> null
 
 SCOPE.3: /(sys|user)(?=\s*\.)/i
-NOT.2: "NOT"i
+_OR.2: /or\b/i
+_AND.2: /and\b/i
+_IN.2: /in\b/i
+_LIKE.2: /like\b/i
+_ESCAPE.2: /escape\b/i
+_IS.2: /is\b/i
+_EXISTS.2: /exists\b/i
+_TRUE.2: /true\b/i
+_FALSE.2: /false\b/i
+_NULL.2: /null\b/i
+NOT.2: /not\b/i
 COMPARISON: "<=" | ">=" | "<>" | "!=" | "=" | "<" | ">"
 NAME: /[A-Za-z_][A-Za-z0-9_$]*/
 BRACKETED: /\[([^\]]|\]\])+\]/
@@ -216,7 +226,7 @@ class _Compiler(Transformer[Token, _Term]):
 
         return evaluate
 
-    def negated(self, term: _Term) -> _Term:
+    def negated(self, _not_token: Token, term: _Term) -> _Term:
         return _not(term)
 
     def comparison(self, left: _Term, symbol: Token, right: _Term) -> _Term:

@@ -51,7 +51,12 @@ class Management:
         body = request.body.value if isinstance(request.body, AmqpValue) else None
         if not isinstance(body, dict):
             raise InvalidArgument(f"the body of {name} must be a map")
-        status, result = operation(entity, {str(key): value for key, value in body.items()})
+        try:
+            status, result = operation(entity, {str(key): value for key, value in body.items()})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InvalidArgument(
+                f"the body of {name} has another shape than it should: {error!r}"
+            ) from error
         return {"statusCode": int32(status), "statusDescription": "OK"}, result
 
     def _renew_lock(self, entity: str, body: Body) -> tuple[int, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from proton import Data, Described, ProtonException, symbol, ubyte, ulong
 
-from sandbox.service_bus.codec import array
+from sandbox.service_bus.codec import array, owned
 from sandbox.service_bus.errors import Unauthorized
 
 MECHANISMS = ("MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL")
@@ -94,7 +94,7 @@ class Prelude:
         init: Any = data.get_object()
         if not isinstance(init, Described) or init.descriptor != _INIT:
             raise NotAmqp(b"")
-        fields: Any = init.value
+        fields = owned(init.value)
         mechanism, response = (*fields, None)[:2]
         code = _OK if mechanism in MECHANISMS else _REFUSED
         if mechanism == "PLAIN":

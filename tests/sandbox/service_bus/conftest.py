@@ -1,9 +1,11 @@
 """A broker with a clock that tests move, and a server for each way in which clients come."""
 
+import gc
 import secrets
 import socket
 import ssl
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -90,9 +92,9 @@ class Credential:
 
 def verify_token(token: str, audiences: object) -> Claims:
     assert list(audiences) == ["https://servicebus.azure.net/"]  # type: ignore[call-overload]
-    if token != "good":
+    if token not in ("good", "stranger"):
         raise ValueError("the token is not good")
-    return Claims(CLIENT_ID, datetime.now(UTC) + timedelta(hours=1))
+    return Claims(CLIENT_ID if token == "good" else "somebody-else", datetime.now(UTC) + timedelta(hours=1))
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +115,7 @@ def clock() -> MovableClock:
     return MovableClock()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configuration() -> Configuration:
     return Configuration.parse(ENTITIES)
 
@@ -241,6 +243,18 @@ def plain(
     opened_wire = Wire(server, broker, clock, new_client, opened)
     yield opened_wire
     closing(opened)
+
+
+@pytest.fixture
+def severed(plain: Wire) -> Iterator[Wire]:
+    """Plain AMQP for tests that cut connections: the SDK then forgets to close its sockets, and is forgiven."""
+    yield plain
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        plain.opened.close()
+        del plain.new_client
+        vars(plain).pop("one_client", None)
+        gc.collect()
 
 
 @pytest.fixture

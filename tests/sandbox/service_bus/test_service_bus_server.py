@@ -1,0 +1,305 @@
+"""The server itself: who gets in, how it ends and begins again, and many clients at once."""
+
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from azure.servicebus import ServiceBusClient, ServiceBusMessage
+from azure.servicebus.exceptions import (
+    MessageLockLostError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+    ServiceBusError,
+)
+from proton import ConnectionException, Message, Terminus
+from proton.reactor import LinkOption
+from proton.utils import BlockingConnection, LinkDetached
+
+from sandbox.service_bus import Broker, Happened, ServiceBusServer
+from sandbox.service_bus import Message as OurMessage
+
+if TYPE_CHECKING:
+    from proton import Link
+
+    from tests.sandbox.service_bus.conftest import Wire
+
+
+@contextmanager
+def proton_client(wire: "Wire") -> Iterator[BlockingConnection]:
+    """Connect with Proton's own client, which does what no SDK would."""
+    address = f"{wire.server.host}:{wire.server.port}"
+    connection = BlockingConnection(address, timeout=10, allowed_mechs="ANONYMOUS")
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+# Who gets in
+
+
+def test_a_key_that_is_wrong_is_refused(wire: "Wire") -> None:
+    wrong = "SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=WRONG"
+    with (
+        pytest.raises(ServiceBusAuthenticationError),
+        wire.client(key=wrong).get_queue_sender("plain") as sender,
+    ):
+        sender.send_messages(ServiceBusMessage("no"))
+
+
+def test_a_connection_string_works_over_tls(tls: "Wire") -> None:
+    key = "SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=SAS_KEY_VALUE"
+    client = tls.client(key=key)
+    with client.get_queue_sender("plain") as sender:
+        sender.send_messages(ServiceBusMessage("hello"))
+    assert tls.broker.counts("plain").active == 1
+
+
+def test_a_key_gives_its_rights_and_no_others(plain: "Wire") -> None:
+    client = plain.client(key="SharedAccessKeyName=listener;SharedAccessKey=bGlzdGVu")
+    plain.broker.send("plain", OurMessage(b"for listeners"))
+    receiver = plain.opened.enter_context(client.get_queue_receiver("plain"))
+    assert str(plain.receive(receiver)[0]) == "for listeners"
+    with pytest.raises(ServiceBusAuthorizationError, match="'Send' claim"):
+        client.get_queue_sender("plain").send_messages(ServiceBusMessage("no"))
+
+
+def test_a_token_that_is_not_good_is_refused(tls: "Wire") -> None:
+    with pytest.raises(ServiceBusAuthenticationError), tls.client(token="bad").get_queue_sender("plain"):
+        pass
+
+
+def test_a_good_token_without_a_role_is_refused(tls: "Wire") -> None:
+    with (
+        pytest.raises(ServiceBusAuthorizationError),
+        tls.client(token="stranger").get_queue_sender("plain") as sender,
+    ):
+        sender.send_messages(ServiceBusMessage("no"))
+
+
+def test_without_a_token_no_link_is_attached(plain: "Wire") -> None:
+    with proton_client(plain) as connection:
+        for attach in (connection.create_sender, connection.create_receiver):
+            with pytest.raises(LinkDetached, match="unauthorized-access"):
+                attach("plain")
+
+
+def test_a_key_may_come_as_user_name_and_password(plain: "Wire") -> None:
+    address = f"{plain.server.host}:{plain.server.port}"
+    options: dict[str, Any] = {"allowed_mechs": "PLAIN", "user": "RootManageSharedAccessKey", "timeout": 10}
+    connection = BlockingConnection(address, password="SAS_KEY_VALUE", **options)
+    connection.create_sender("plain").send(Message(body=b"hello", inferred=True))
+    connection.close()
+    assert plain.broker.peek("plain")[0].message.body == b"hello"
+    with pytest.raises(ConnectionException):
+        BlockingConnection(address, password="WRONG", **options)
+
+
+# What is refused
+
+
+class _Coordinator(LinkOption):
+    def apply(self, link: "Link") -> None:
+        link.target.type = Terminus.COORDINATOR
+
+
+def test_transactions_are_refused_by_name(plain: "Wire") -> None:
+    with (
+        proton_client(plain) as connection,
+        pytest.raises(LinkDetached, match="transactions are not offered"),
+    ):
+        connection.create_sender(None, options=_Coordinator())
+
+
+@pytest.mark.parametrize(
+    "start", [b"GET /plain HTTP/1.1\r\n\r\n", b"PUT /new-queue?api-version=2021-05 HTTP/1.1\r\n"]
+)
+def test_http_is_told_that_only_amqp_is_spoken(plain: "Wire", start: bytes) -> None:
+    with socket.create_connection((plain.server.host, plain.server.port), timeout=10) as client:
+        client.sendall(start)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 501")
+    assert b"Management over HTTP is not offered" in answer
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"AMQP\x03\x01\x00\x00\xff\xff\xff\xff\x02\x01\x00\x00",
+        b"AMQP\x03\x01\x00\x00\x00\x00\x00\x0c\x02\x01\x00\x00\x00\x53\x41\xc0",
+        b"AMQP\x00\x01\x00\x00" + b"\xff" * 64,
+    ],
+)
+def test_noise_ends_the_connection_and_nothing_else(plain: "Wire", noise: bytes) -> None:
+    with socket.create_connection((plain.server.host, plain.server.port), timeout=10) as client:
+        client.sendall(noise)
+        assert len(b"".join(iter(lambda: client.recv(4096), b""))) < 1000
+    plain.sender().send_messages(ServiceBusMessage("still there"))
+
+
+def test_other_than_loopback_addresses_are_refused(broker: Broker) -> None:
+    for host in ("0.0.0.0", "192.168.0.1", "::"):  # noqa: S104 - that it is refused is the point
+        with pytest.raises(ValueError, match="loopback"):
+            ServiceBusServer(broker, host=host)
+
+
+def test_a_port_that_is_taken_is_an_error(broker: Broker, plain: "Wire") -> None:
+    with pytest.raises(OSError, match="in use"):
+        ServiceBusServer(broker, port=plain.server.port).start()
+
+
+# Ending and beginning again
+
+
+def test_a_stop_takes_no_time_and_leaves_nothing(broker: Broker) -> None:
+    server = ServiceBusServer(broker)
+    before = set(threading.enumerate())
+    server.start()
+    [thread] = set(threading.enumerate()) - before
+    with socket.create_connection((server.host, server.port)):
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun < 2
+    assert not thread.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((server.host, server.port))
+    server.stop()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_new_server_has_the_messages_and_locks_of_the_old_one(severed: "Wire") -> None:
+    severed.sender().send_messages([ServiceBusMessage("locked"), ServiceBusMessage("free")])
+    first = severed.receiver()
+    [locked] = severed.receive(first)
+    port = severed.server.port
+    severed.server.stop()
+    severed.server = severed.opened.enter_context(
+        ServiceBusServer(severed.broker, port=port, authenticator=severed.server.authenticator)
+    )
+    second = severed.opened.enter_context(severed.client().get_queue_receiver("plain"))
+    assert [str(message) for message in severed.receive(second)] == ["free"]
+    severed.advance(seconds=31)
+    again = severed.receive(second, 2)
+    assert {(str(message), message.delivery_count) for message in again} == {("locked", 1), ("free", 1)}
+    with pytest.raises((MessageLockLostError, ServiceBusError)):
+        first.complete_message(locked)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_sender_survives_cut_connections(severed: "Wire") -> None:
+    client = severed.client(retry_total=2)
+    with client.get_queue_sender("plain") as sender:
+        sender.send_messages(ServiceBusMessage("before"))
+        severed.server.drop_connections()
+        sender.send_messages(ServiceBusMessage("after"))
+    assert severed.broker.counts("plain").active == 2
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_message_can_be_settled_on_another_link(severed: "Wire") -> None:
+    """A lock belongs to its token, not to the link on which the message came."""
+    severed.sender().send_messages([ServiceBusMessage(name) for name in "abcd"])
+    receiver = severed.opened.enter_context(severed.client(retry_total=2).get_queue_receiver("plain"))
+    complete, abandon, defer, dead_letter = severed.receive(receiver, 4)
+    severed.server.drop_connections()
+    receiver.complete_message(complete)
+    severed.server.drop_connections()
+    receiver.dead_letter_message(dead_letter, reason="Bad")
+    severed.server.drop_connections()
+    receiver.defer_message(defer)
+    severed.server.drop_connections()
+    receiver.abandon_message(abandon)
+    counts = severed.broker.counts("plain")
+    assert (counts.active, counts.deferred, counts.dead_letter) == (1, 1, 1)
+
+
+def test_plain_and_tls_share_a_broker(plain: "Wire", tls: "Wire") -> None:
+    assert plain.broker is tls.broker
+    receiver = tls.receiver()
+    plain.sender().send_messages(ServiceBusMessage("across"))
+    assert str(tls.receive(receiver)[0]) == "across"
+
+
+# Many at once
+
+
+def test_receivers_take_turns(plain: "Wire") -> None:
+    received: Counter[int] = Counter()
+    everyone_waits = threading.Barrier(3, timeout=20)
+
+    def work(worker: int) -> None:
+        with plain.new_client() as client, client.get_queue_receiver("plain", prefetch_count=10) as receiver:
+            everyone_waits.wait()
+            while messages := receiver.receive_messages(1, max_wait_time=1):
+                received[worker] += 1
+                receiver.complete_message(messages[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        workers = [pool.submit(work, worker) for worker in range(2)]
+        everyone_waits.wait()
+        plain.eventually(lambda: plain.server.waiting_receivers("plain") == 2)
+        plain.broker.send("plain", *(OurMessage(b"x") for _ in range(20)))
+        for each in workers:
+            each.result(30)
+    assert received[0] + received[1] == 20
+    assert min(received.values()) >= 5
+
+
+def test_hundreds_of_messages_flow_through_many_workers(plain: "Wire") -> None:
+    """500 messages, 16 receivers, each message once, and no stall: a stall would take a lock's 30 seconds."""
+    settled: Counter[int] = Counter()
+    plain.broker.observe(
+        lambda each: (
+            settled.update([each.message.sequence_number]) if each.happened is Happened.COMPLETED else None
+        )
+    )
+
+    def work() -> None:
+        with plain.new_client() as client, client.get_queue_receiver("plain") as receiver:
+            while messages := receiver.receive_messages(1, max_wait_time=2):
+                receiver.complete_message(messages[0])
+
+    with (
+        ThreadPoolExecutor(16) as pool,
+        plain.new_client() as client,
+        client.get_queue_sender("plain") as sender,
+    ):
+        workers = [pool.submit(work) for _ in range(16)]
+        for _ in range(50):
+            sender.send_messages([ServiceBusMessage(b"x" * 1000) for _ in range(10)])
+        for each in workers:
+            each.result(25)
+    assert len(settled) == 500
+    assert set(settled.values()) == {1}
+
+
+def test_a_clock_that_is_moved_by_hand_is_noticed(plain: "Wire") -> None:
+    receiver = plain.receiver()
+    plain.broker.send(
+        "plain", OurMessage(b"due", scheduled_enqueue_time=plain.clock.now() + timedelta(hours=1))
+    )
+    thread = threading.Timer(0.1, plain.clock.advance, [timedelta(hours=2)])
+    thread.start()
+    assert str(plain.receive(receiver)[0]) == "due"
+    thread.join()
+
+
+def test_a_slow_reader_does_not_hold_up_others(plain: "Wire") -> None:
+    """One client asks for a thousand large messages and reads none; another is served all the same."""
+    plain.broker.send("other", *[OurMessage(b"x" * 200_000)] * 1, size=1)
+    for _ in range(60):
+        plain.broker.send("other", OurMessage(b"x" * 200_000))
+    with ServiceBusClient.from_connection_string(plain.connection_string(), keep_alive=0) as slow:
+        receiver = slow.get_queue_receiver("other", prefetch_count=1000)
+        receiver.receive_messages(1, max_wait_time=5)
+        plain.sender().send_messages(ServiceBusMessage("quick"))
+        assert str(plain.receive(plain.receiver())[0]) == "quick"
+        receiver.close()
