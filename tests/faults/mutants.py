@@ -37,7 +37,7 @@ class Mutant:
     edits: tuple[Edit, ...]
     found_by: tuple[str, ...]
     command: str = "run_histories.py"
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ("--until-broken", "--processes", "1")
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,28 @@ MUTANTS = (
         (ENDLESS,),
     ),
     Mutant(
+        "no deadline on a send: waited for until the broker answers",
+        (
+            Edit(
+                "shared/service_bus.py",
+                "                timeout=min(deadline.remaining, _STUCK_AFTER),\n",
+                "                timeout=3600,\n",
+            ),
+            Edit(
+                "shared/service_bus.py",
+                "                limit=_STUCK_AFTER,\n",
+                "                limit=3600,\n",
+            ),
+        ),
+        (ENDLESS,),
+        command="run_outages.py",
+        arguments=("--only", "silent-send"),
+    ),
+    Mutant(
         "a role of lesser depth",
         (),
         (PARKED, NEVER),
-        arguments=("--lesser-depth",),
+        arguments=("--until-broken", "--processes", "1", "--lesser-depth"),
     ),
 )
 
@@ -227,10 +245,9 @@ def hunt(mutant: Mutant, folder: Path, *, count: int, seed: int = 1) -> Found:
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [
-        sys.executable, str(_HERE / mutant.command), "--json", "--until-broken", "--processes", "1",
-        "--count", str(count), "--seed", str(seed), *mutant.arguments,
-    ]  # fmt: skip
+    command = [sys.executable, str(_HERE / mutant.command), "--json", *mutant.arguments]
+    if mutant.command == "run_histories.py":
+        command += ["--count", str(count), "--seed", str(seed)]
     done = subprocess.run(  # noqa: S603 - our own script
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
     )

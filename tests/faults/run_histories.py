@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from histories import run_history
+from one_core import stay_on
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -85,7 +86,7 @@ def main(
 
 def _outcomes(seeds: range, processes: int, *, lesser_depth: bool) -> Iterator[Outcome]:
     if processes == 1:
-        _stay_on(0)
+        stay_on(0)
         for each in seeds:
             yield run_history(each, lesser_depth=lesser_depth)
         return
@@ -100,14 +101,7 @@ def _outcomes(seeds: range, processes: int, *, lesser_depth: bool) -> Iterator[O
 
 
 def _initialize(turns: object) -> None:
-    _stay_on(turns.get())  # type: ignore[attr-defined]  # a queue of multiprocessing
-
-
-def _stay_on(number: int) -> None:
-    """Keep this process on one core: its threads take turns, and cores hand over more slowly than one goes on."""
-    if hasattr(os, "sched_setaffinity"):
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {allowed[number % len(allowed)]})
+    stay_on(turns.get())  # type: ignore[attr-defined]  # a queue of multiprocessing
 
 
 def _chunk(seeds: Iterable[int], lesser_depth: bool) -> list[Outcome]:  # noqa: FBT001 - as map calls it

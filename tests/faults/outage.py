@@ -1,0 +1,246 @@
+"""Outages in virtual time: hours with a thousand wins waiting, and whether they all come home soon afterwards.
+
+The same world as that of the histories, with what matters here made true to scale: what a request takes, how many
+are handled at once, and Dataverse's service-protection limits.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from http import HTTPStatus
+from random import Random
+from typing import TYPE_CHECKING, cast
+
+from checker import FAILED_QUEUE, QUEUE, Expectations, Violation, judge, judge_requests
+from rig import SETTINGS, START, Shape, World, organization, quiet
+
+from sandbox.dataverse import Limits, ServiceProtection
+from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.service_bus import Message
+from shared.bootstrap import build
+from shared.errors import ServiceBusUnavailable
+from shared.message import Message as InMessage
+from shared.service_bus import AmqpSender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from azure.servicebus import ServiceBusClient
+    from checker import Evidence
+    from simulation import Simulation
+
+    from sandbox.dataverse import Change
+
+# As in host.json; a request takes as long as a Web API of some distance.
+_CONCURRENCY = 16
+_LATENCY = 0.15
+_TICK = 0.05
+_TURNS = 20_000_000
+_WINDOW = timedelta(minutes=5)
+_LEAST_RATE = 0.95
+# Real seconds; the deadline is one.
+_NEVER = 10.0
+WIN = InMessage(
+    body=b'{"opportunityId": "0f5ed1a5-7a4e-4d0f-8f43-3c35ce8c9dd1"}',
+    message_id="a win",
+    sequence_number=1,
+    enqueued_at=START,
+    content_type="application/json",
+    correlation_id=None,
+    subject=None,
+    properties={},
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How an outage went. `drained`: virtual seconds from its end to the last event."""
+
+    title: str
+    violations: tuple[Violation, ...]
+    drained: float
+    figures: Mapping[str, str]
+
+
+def dataverse_away(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
+    """Dataverse refuses every connection, from before the first win is handled."""
+    away = timedelta(hours=hours)
+    with quiet():
+        scene = _Scene(wins, seed)
+        scene.world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.REFUSE), When.during(away)))
+        return scene.play(f"Dataverse away for {hours:g} h", ends=away)
+
+
+def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
+    """Nothing is taken in, handed out or settled, and locks end, from when some messages are being handled."""
+    begins, away = timedelta(seconds=0.3), timedelta(minutes=minutes)
+    with quiet():
+        scene = _Scene(wins, seed)
+        world = scene.world
+        for wire in (Wire.SERVICE_BUS_OUT, Wire.SERVICE_BUS_IN):
+            fault = Fault(Kind.REFUSE if wire is Wire.SERVICE_BUS_OUT else Kind.RESET)
+            world.plan.add(Rule(wire, fault, When.during(away, begins)))
+        world.simulation.at(begins.total_seconds(), lambda: _close(world, closed=True))
+        world.simulation.at((begins + away).total_seconds(), lambda: _close(world, closed=False))
+        return scene.play(f"Service Bus away for {minutes:g} min", ends=begins + away)
+
+
+def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
+    """Messages are handed out and settled, but none is taken: throttled, or full."""
+    away = timedelta(minutes=minutes)
+    with quiet():
+        scene = _Scene(wins, seed)
+        scene.world.plan.add(Rule(Wire.SERVICE_BUS_OUT, Fault(Kind.REJECT), When.during(away)))
+        return scene.play(f"Service Bus takes nothing for {minutes:g} min", ends=away)
+
+
+def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int = 1) -> Report:
+    """Every request is told to come again in 60 s; then the service-protection limit of one server holds."""
+    storm = timedelta(minutes=minutes)
+    with quiet():
+        scene = _Scene(wins, seed, lambda simulation: _protection(simulation, limit))
+        scene.world.plan.add(
+            Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, retry_after="60"), When.during(storm))
+        )
+        report = scene.play(
+            f"429 with Retry-After 60 for {minutes:g} min, then {limit:,} requests per 5 min", ends=storm
+        )
+    # From when the last answer of the storm permits it, to the last request.
+    begins = max(
+        until for each in scene.world.requests if each.at < START + storm and (until := each.hold_back_until)
+    )
+    accepted = [
+        each
+        for each in scene.world.app.requests
+        if each.at >= begins and each.status != HTTPStatus.TOO_MANY_REQUESTS
+    ]
+    took = (accepted[-1].at - begins).total_seconds()
+    ideal = shortest(len(accepted), limit)
+    figures = {
+        "requests per invoice": f"{len(accepted) / wins:.2f}",
+        "drained in": f"{took:.0f} s, where the limits permit {ideal:.0f} s: {ideal / took:.1%}",
+    }
+    slow = Violation("a backlog is drained at what the limits permit", f"only at {ideal / took:.1%} of it.")
+    violations = report.violations if ideal / took >= _LEAST_RATE else (*report.violations, slow)
+    return replace(report, violations=violations, figures={**report.figures, **figures})
+
+
+def shortest(requests: int, limit: int) -> float:
+    """Return the seconds that so many requests take at least: taking turns, no more than `limit` in any window."""
+    sent: list[float] = []
+    for number in range(requests):
+        free = sent[number - _CONCURRENCY] + _LATENCY if number >= _CONCURRENCY else 0.0
+        permitted = sent[number - limit] + _WINDOW.total_seconds() if number >= limit else 0.0
+        sent.append(max(free, permitted))
+    return sent[-1] if sent else 0.0
+
+
+def _protection(simulation: Simulation, limit: int) -> ServiceProtection:
+    # What a request takes is the simulation's: the limit on execution time is not what is looked at here.
+    return ServiceProtection(simulation, Limits(requests=limit, window=_WINDOW), timer=lambda: 0.0)
+
+
+def a_send_that_never_returns() -> Report:
+    """Let the SDK block for ever, as it does before a peer that accepts and stays silent; this one is in real time.
+
+    The invocation must end in spite of it, and say that the message is not dealt with.
+    """
+    blocked = threading.Event()
+    ended: list[BaseException | None] = []
+    with quiet():
+        product = build(
+            {**SETTINGS, "INVOCATION_DEADLINE_SECONDS": "1", "DATAVERSE_URL": ""},
+            sender=AmqpSender(lambda: cast("ServiceBusClient", _SilentClient(blocked))),
+        )
+
+        def invoke() -> None:
+            try:
+                product.handle(WIN)
+                ended.append(None)
+            except ServiceBusUnavailable as error:
+                ended.append(error)
+
+        invocation = threading.Thread(target=invoke, name="invocation", daemon=True)
+        invocation.start()
+        invocation.join(_NEVER)
+        blocked.set()
+    rule = "an invocation ends within its deadline"
+    if not ended:
+        return Report(
+            "A send that never returns", (Violation(rule, f"it did not in {_NEVER:g} s."),), math.inf, {}
+        )
+    told = (
+        (Violation("what could not be sent is handed back", "it was completed."),) if ended[0] is None else ()
+    )
+    return Report("A send that never returns", told, 0.0, {"ended with": type(ended[0]).__name__})
+
+
+class _SilentClient:
+    """What a ServiceBusClient is like whose peer says nothing."""
+
+    def __init__(self, blocked: threading.Event) -> None:
+        self._blocked = blocked
+
+    def get_queue_sender(self, entity: str) -> _SilentClient:  # noqa: ARG002 - as the SDK has it
+        return self
+
+    def send_messages(self, message: object, timeout: float) -> None:  # noqa: ARG002
+        self._blocked.wait()
+
+    def close(self) -> None:
+        """Be closed."""
+
+
+def _close(world: World, *, closed: bool) -> None:
+    world.host.closed = closed
+
+
+class _Scene:
+    """So many opportunities that are won, and their messages in the queue."""
+
+    def __init__(
+        self, wins: int, seed: int, protect: Callable[[Simulation], ServiceProtection] | None = None
+    ) -> None:
+        random = Random(seed)  # noqa: S311 - to be repeatable, not secret
+        self.organization = organization(wins, won=True)
+        shape = Shape(self.organization, concurrency=_CONCURRENCY, latency=_LATENCY, tick=_TICK)
+        self.world = World(random, shape, protect)
+        for id_ in self.organization.demo.opportunities:
+            body = f'{{"opportunityId": "{id_}"}}'.encode()
+            self.world.broker.send(QUEUE, Message(body=body, message_id=self.world.new_id()))
+
+    def play(self, title: str, ends: timedelta) -> Report:
+        world = self.world
+        ids = self.organization.demo.opportunities
+        try:
+            world.run(turns=_TURNS)
+            evidence = world.watch.evidence(world.app.store.commits, self.organization.function_user)
+            violations = [
+                *judge(evidence, Expectations(invoiced=ids)),
+                *judge_requests(world.requests),
+                *(Violation("nothing unforeseen is raised", bug) for bug in world.bugs),
+            ]
+            if world.host.timeouts:
+                rule = "an invocation ends within its deadline"
+                violations.append(Violation(rule, f"{world.host.timeouts} did not."))
+            drained = max((event.at for event in world.watch.published), default=START) - START - ends
+            figures = {
+                "wins": f"{len(ids):,}",
+                "invoices": f"{len(_invoices(evidence)):,}",
+                "events": f"{len(evidence.published):,}",
+                "parked": f"{world.broker.counts(FAILED_QUEUE).active:,}",
+                "deliveries": f"{world.counts['deliveries']:,}",
+                "requests": f"{world.counts['requests']:,}",
+                "all published after the end in": f"{drained.total_seconds() / 60:.1f} min",
+            }
+            return Report(title, tuple(violations), drained.total_seconds(), figures)
+        finally:
+            world.close()
+
+
+def _invoices(evidence: Evidence) -> Sequence[Change]:
+    changes = [change for commit in evidence.commits for change in commit.changes]
+    return [change for change in changes if change.table == "invoice" and change.kind == "create"]

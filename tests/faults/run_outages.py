@@ -1,0 +1,79 @@
+"""Outages on the command line: `python tests/faults/run_outages.py`, in virtual time, with a table of how each went.
+
+Ends with 1 if one of them broke the promise or took too long.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# As a script it finds its neighbours only. Appended: a staged copy of the product may come first.
+sys.path.append(str(Path(__file__).parents[2]))
+
+import click
+import outage
+from one_core import stay_on
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outage import Report
+
+_NAMES = ("dataverse-away", "service-bus-away", "sends-refused", "throttled", "silent-send")
+
+
+@click.command()
+@click.option("--wins", default=1_000, show_default=True, help="How many wins wait.")
+@click.option(
+    "--throttled-wins", default=6_000, show_default=True, help="How many in the one with the limits."
+)
+@click.option(
+    "--limit", default=6_000, show_default=True, help="Requests per five minutes that Dataverse permits."
+)
+@click.option("--only", type=click.Choice(_NAMES), help="Only this one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(*, wins: int, throttled_wins: int, limit: int, only: str | None, as_json: bool) -> None:
+    """Let parts of the chain be away or throttled, with wins waiting, and see how they come home."""
+    console = Console(stderr=as_json)
+    stay_on(0)
+    every: dict[str, Callable[[], Report]] = {
+        "dataverse-away": partial(outage.dataverse_away, wins),
+        "service-bus-away": partial(outage.service_bus_away, wins),
+        "sends-refused": partial(outage.sends_refused, wins),
+        "throttled": partial(outage.throttled, throttled_wins, limit=limit),
+        "silent-send": outage.a_send_that_never_returns,
+    }
+    chosen = [play for name, play in every.items() if only in (None, name)]
+    reports = []
+    for play in track(chosen, "Outages", console=console):
+        started = time.monotonic()
+        report = play()
+        reports.append(report)
+        _show(console, report, time.monotonic() - started)
+    broken = {
+        report.title: [str(each) for each in report.violations] for report in reports if report.violations
+    }
+    if as_json:
+        click.echo(json.dumps({"histories": len(reports), "broken": broken}))
+    sys.exit(1 if broken else 0)
+
+
+def _show(console: Console, report: Report, seconds: float) -> None:
+    table = Table(title=f"{report.title} ({seconds:.0f} s)", title_justify="left", show_header=False)
+    for name, value in report.figures.items():
+        table.add_row(name, value)
+    for violation in report.violations:
+        table.add_row("[bold red]broken[/]", str(violation))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Outages with a few dozen wins; `make faults` runs them with thousands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import outage
+import pytest
+
+if TYPE_CHECKING:
+    from outage import Report
+
+_WINS = 40
+
+
+def _assert_kept(report: Report) -> None:
+    told = "\n".join(str(violation) for violation in report.violations)
+    assert not report.violations, f"{report.title}:\n{told}\nAll of them: python tests/faults/run_outages.py"
+
+
+def test_dataverse_is_away_for_two_hours() -> None:
+    """Twenty minutes after it is back, everything is invoiced and told; nothing was parked."""
+    report = outage.dataverse_away(_WINS)
+
+    _assert_kept(report)
+    assert 0 < report.drained <= 20 * 60
+
+
+@pytest.mark.parametrize("away", [outage.service_bus_away, outage.sends_refused])
+def test_service_bus_is_away_for_ten_minutes(away: object) -> None:
+    """What was under way is left to the broker, and comes again; nothing is dead-lettered."""
+    assert callable(away)
+    report: Report = away(_WINS)
+
+    _assert_kept(report)
+    assert 0 < report.drained <= 20 * 60
+
+
+def test_429_storm_is_waited_out_and_the_backlog_drained_at_what_the_limits_permit() -> None:
+    """No request before its time, then at least 95 % of what the limit permits over several windows."""
+    _assert_kept(outage.throttled(100, limit=100))
+
+
+def test_send_that_never_returns_does_not_hold_the_invocation() -> None:
+    """The SDK may block for ever: the message is handed back within the invocation's deadline."""
+    _assert_kept(outage.a_send_that_never_returns())
+
+
+def test_what_the_limits_permit_at_least() -> None:
+    """16 requests at once, each 0.15 s; the 101st waits until the first one leaves the window."""
+    assert outage.shortest(16, 100) == 0.0
+    assert outage.shortest(17, 100) == pytest.approx(0.15)
+    assert outage.shortest(101, 100) == pytest.approx(300.0)
