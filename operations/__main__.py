@@ -10,6 +10,7 @@ from azure.core.exceptions import ClientAuthenticationError
 from azure.servicebus.exceptions import ServiceBusError
 
 from operations.connect import connect, disconnect
+from operations.doctor import doctor
 from operations.events import events
 from operations.failed import failed
 from operations.namespace import environment_of
@@ -40,6 +41,7 @@ def operations(context: click.Context, settings: str | None) -> None:
 
 operations.add_command(connect)
 operations.add_command(disconnect)
+operations.add_command(doctor)
 operations.add_command(failed)
 operations.add_command(reconcile)
 operations.add_command(waiting)
