@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from azure.core.exceptions import ClientAuthenticationError
+from azure.servicebus import ServiceBusClient, ServiceBusMessage
+from azure.servicebus._pyamqp._encode import encode_payload
+from azure.servicebus._transport._pyamqp_transport import PyamqpTransport
+from azure.servicebus.exceptions import MessageSizeExceededError, OperationTimeoutError, ServiceBusError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.clock import Deadline, SystemClock
+from shared.errors import (
+    ClaimedWithoutInvoice,
+    DataverseUnreachable,
+    InvalidEvent,
+    InvoiceRefused,
+    PublishFailed,
+    Rhythm,
+    ServiceBusUnavailable,
+)
+from shared.invoice_created import InvoiceCreated
+from shared.message import Chain
+from shared.service_bus import AmqpSender, NotSent, Outgoing, ServiceBus, TooLarge, _without, connect
+from shared.settings import ConnectionString, Namespace, ServiceBusSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from azure.core.credentials import TokenCredential
+
+    from shared.message import Message
+    from tests.unit.conftest import FakeClock, RecordingSender
+
+NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+KEY = "bm90LWEtcmVhbC1rZXk="
+CONNECTION = ConnectionString(
+    f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}"
+)
+SETTINGS = ServiceBusSettings(CONNECTION, "won", "failed", "created", 240)
+CHAIN = Chain("win-1", 2, 1, NOON, Rhythm.LONG, NOON, NOON + timedelta(seconds=30))
+UNREACHABLE = DataverseUnreachable("No connection.", request_id="r-1")
+EVENT = InvoiceCreated(b"event", "application/cloudevents+json", "event-1", "c-1", "subject", {"a": "b"})
+COMPACT = b'{"opportunityId": "x"}'
+BOUND = 20.0
+
+
+@pytest.fixture
+def service_bus(sender: RecordingSender, clock: FakeClock) -> ServiceBus:
+    return ServiceBus(sender, SETTINGS, clock)
+
+
+@pytest.fixture
+def deadline(clock: FakeClock) -> Deadline:
+    return Deadline.after(clock, 240)
+
+
+# ---------------------------------------------------------------------------------------------- publish
+
+
+def test_an_event_is_published_as_it_was_written(
+    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline
+) -> None:
+    service_bus.publish(EVENT, deadline)
+    assert sender.sent == [
+        (
+            "created",
+            Outgoing(b"event", "event-1", "application/cloudevents+json", "c-1", "subject", None, {"a": "b"}),
+        )
+    ]
+
+
+def test_an_event_that_is_not_taken_is_sent_again_under_the_same_id(
+    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline
+) -> None:
+    sender.failures.extend([NotSent("x"), NotSent("x")])
+    service_bus.publish(EVENT, deadline)
+    assert len(sender.tries) == 3
+    assert {outgoing.message_id for _, outgoing in sender.tries} == {"event-1"}
+
+
+def test_publishing_leaves_time_to_put_the_message_aside(
+    service_bus: ServiceBus, sender: RecordingSender, clock: FakeClock, deadline: Deadline
+) -> None:
+    sender.always = NotSent("the broker did not answer in time")
+    with pytest.raises(PublishFailed, match="not published: the broker did not answer in time"):
+        service_bus.publish(EVENT, deadline)
+    assert len(sender.tries) > 1
+    assert 240 - deadline.remaining <= 40
+    assert clock.sleeps, "it pauses between tries"
+
+
+def test_an_event_that_is_too_large_is_not_tried_again(
+    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline
+) -> None:
+    sender.always = TooLarge("the broker takes no message of this size")
+    with pytest.raises(PublishFailed, match="size"):
+        service_bus.publish(EVENT, deadline)
+    assert len(sender.tries) == 1
+
+
+# ---------------------------------------------------------------------------------------------- schedule
+
+
+def test_a_copy_is_the_message_with_its_place_in_the_chain(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    of_strangers: dict[str, Any] = {"flag": True, "number": 2**31 - 1, "ratio": 0.5, "text": "ä"}
+    of_a_replay = {
+        "DeadLetterReason": "old",
+        "DeadLetterErrorDescription": "old",
+        "InvoicingOriginalMessageId": "old",
+        "InvoicingReason": "old",
+    }
+    message = make_message(properties={**of_strangers, **of_a_replay, "InvoicingAttempt": 77})
+    due = NOON + timedelta(minutes=1)
+    service_bus.schedule(message, CHAIN, UNREACHABLE, due, COMPACT, deadline)
+    assert sender.sent == [
+        (
+            "won",
+            Outgoing(
+                message.body,
+                CHAIN.message_id,
+                "application/json",
+                "correlation-1",
+                "won",
+                due,
+                {**of_strangers, **CHAIN.properties(UNREACHABLE)},
+            ),
+        )
+    ]
+
+
+def test_a_copy_that_is_too_large_carries_the_event_in_its_plain_form(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    sender.failures.append(TooLarge("x"))
+    message = make_message(content_type="text/odd", properties={"big": "x"})
+    due = NOON + timedelta(minutes=1)
+    service_bus.schedule(message, CHAIN, UNREACHABLE, due, COMPACT, deadline)
+    ((entity, copy),) = sender.sent
+    assert (entity, copy.body, copy.content_type, copy.due) == ("won", COMPACT, "application/json", due)
+    assert copy.message_id == CHAIN.message_id
+    assert copy.properties == CHAIN.properties(UNREACHABLE)
+
+
+def test_without_a_plain_form_there_is_no_smaller_copy(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    sender.always = TooLarge("x")
+    with pytest.raises(ServiceBusUnavailable):
+        service_bus.schedule(make_message(), CHAIN, UNREACHABLE, NOON, None, deadline)
+    assert len(sender.tries) == 1
+
+
+def test_a_copy_is_tried_until_the_deadline_and_then_left_to_the_broker(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    clock: FakeClock,
+    deadline: Deadline,
+) -> None:
+    sender.always = NotSent("OperationTimeoutError")
+    with pytest.raises(ServiceBusUnavailable, match="Nothing could be sent to won: OperationTimeoutError"):
+        service_bus.schedule(make_message(), CHAIN, UNREACHABLE, NOON, COMPACT, deadline)
+    assert 180 <= 240 - deadline.remaining < 240
+    assert clock.sleeps == sorted(clock.sleeps), "the pauses grow: the failed queue detects no duplicates"
+    assert {outgoing.message_id for _, outgoing in sender.tries} == {CHAIN.message_id}
+
+
+def test_a_broker_that_comes_back_takes_the_copy(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    clock: FakeClock,
+    deadline: Deadline,
+) -> None:
+    sender.always = NotSent("x")
+
+    def back_after_a_minute() -> None:
+        if deadline.remaining < 180:
+            sender.always = None
+
+    clock.on_sleep = back_after_a_minute
+    service_bus.schedule(make_message(), CHAIN, UNREACHABLE, NOON, COMPACT, deadline)
+    assert len(sender.sent) == 1
+
+
+# ---------------------------------------------------------------------------------------------- strangers' properties
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**31, -(2**31) - 1, "half a \ud800", None, b"bytes", ["x"], {"a": 1}, NOON],
+    ids=["int", "negative int", "surrogate", "null", "bytes", "list", "object", "date"],
+)
+def test_a_property_that_cannot_be_sent_is_dropped_and_that_is_said(
+    value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _without({"odd": value, "even": 2}, frozenset()) == {"even": 2}
+    assert caplog.messages == [
+        f"service bus: dropped a property of type {type(value).__name__} that cannot be sent"
+    ]
+
+
+def test_a_name_that_cannot_be_sent_is_dropped_too() -> None:
+    assert _without({"half a \udfff": 1}, frozenset()) == {}
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters()) | st.just("\ud800"),
+        st.none() | st.integers() | st.floats() | st.text(st.characters()) | st.just("x\udfff") | st.binary(),
+        max_size=4,
+    )
+)
+def test_whatever_is_kept_the_library_can_encode(properties: dict[str, object]) -> None:
+    kept = cast("dict[str | bytes, Any]", _without(properties, frozenset()))
+    message = ServiceBusMessage(b"", application_properties=kept)
+    encode_payload(bytearray(), PyamqpTransport.to_outgoing_amqp_message(message.raw_amqp_message))
+
+
+# ---------------------------------------------------------------------------------------------- park
+
+
+def test_a_parked_message_is_the_message_with_the_reason_and_what_to_do(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    message = make_message(properties={"flag": True, "DeadLetterReason": "old", "InvoicingRhythm": "long"})
+    service_bus.park(message, CHAIN, UNREACHABLE, deadline)
+    ((entity, parked),) = sender.sent
+    assert entity == "failed"
+    assert (parked.body, parked.content_type) == (message.body, message.content_type)
+    assert (parked.correlation_id, parked.subject, parked.due) == ("correlation-1", "won", None)
+    assert parked.message_id == CHAIN.parked_message_id
+    assert parked.properties == {
+        "flag": True,
+        "DeadLetterReason": "DataverseUnreachable",
+        "DeadLetterErrorDescription": f"No connection. (request r-1) {UNREACHABLE.advice}",
+        "InvoicingOriginalMessageId": "win-1",
+        "InvoicingRoot": "win-1",
+        "InvoicingAttempt": 2,
+        "InvoicingFirstSeen": "2026-03-01T12:00:00+00:00",
+    }
+
+
+def test_a_message_without_id_is_parked_too(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    service_bus.park(make_message(message_id=None), CHAIN, UNREACHABLE, deadline)
+    assert sender.sent[0][1].properties["InvoicingOriginalMessageId"] == ""
+
+
+def test_a_long_description_is_cut_and_its_advice_is_kept_whole(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    service_bus.park(make_message(), CHAIN, InvalidEvent("x" * 10_000), deadline)
+    description = str(sender.sent[0][1].properties["DeadLetterErrorDescription"])
+    assert len(description) == 4096
+    assert description.endswith(f"x {InvalidEvent.advice}")
+
+
+def test_a_message_that_is_too_large_to_park_loses_its_own_properties_and_words(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    sender.failures.append(TooLarge("x"))
+    message = make_message(properties={"flag": True})
+    service_bus.park(message, CHAIN, ClaimedWithoutInvoice("x" * 10_000), deadline)
+    ((entity, parked),) = sender.sent
+    assert (entity, parked.body) == ("failed", message.body)
+    assert "flag" not in parked.properties
+    assert parked.properties["DeadLetterReason"] == "ClaimedWithoutInvoice"
+    description = str(parked.properties["DeadLetterErrorDescription"])
+    assert len(description) <= 300
+    assert description.endswith(ClaimedWithoutInvoice.advice)
+
+
+def test_what_cannot_be_parked_at_all_is_left_to_the_broker(
+    service_bus: ServiceBus,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+) -> None:
+    sender.always = TooLarge("x")
+    with pytest.raises(ServiceBusUnavailable, match="failed"):
+        service_bus.park(make_message(), CHAIN, InvoiceRefused("No."), deadline)
+    assert len(sender.tries) == 2
+
+
+# ---------------------------------------------------------------------------------------------- the SDK's client
+
+
+class FakeClient:
+    """The SDK's client: unsafe under many threads, and it tells when more than one touches it."""
+
+    def __init__(self) -> None:
+        self.threads = {threading.get_ident()}
+        self.sent: list[tuple[str, ServiceBusMessage, float]] = []
+        self.links: list[str] = []
+        self.closed: list[str] = []
+        self.ended = threading.Event()
+        self.on_send: Callable[[], None] = lambda: None
+        self.inside = 0
+
+    def get_queue_sender(self, entity: str) -> FakeLink:
+        self.touch()
+        self.links.append(entity)
+        return FakeLink(self, entity)
+
+    def close(self) -> None:
+        self.touch()
+        self.closed.append("client")
+        self.ended.set()
+
+    def touch(self) -> None:
+        self.threads.add(threading.get_ident())
+
+
+class FakeLink:
+    def __init__(self, client: FakeClient, entity: str) -> None:
+        self._client = client
+        self._entity = entity
+
+    def send_messages(self, message: ServiceBusMessage, *, timeout: float) -> None:
+        self._client.touch()
+        self._client.inside += 1
+        assert self._client.inside == 1, "two threads would hang in the SDK"
+        try:
+            self._client.on_send()
+            time.sleep(0.0001)
+        finally:
+            self._client.inside -= 1
+        self._client.sent.append((self._entity, message, timeout))
+
+    def close(self) -> None:
+        self._client.touch()
+        self._client.closed.append(self._entity)
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture
+def amqp(client: FakeClient) -> AmqpSender:
+    return AmqpSender(lambda: cast("ServiceBusClient", client))
+
+
+def in_time() -> Deadline:
+    return Deadline.after(SystemClock(), BOUND)
+
+
+def test_a_message_reaches_the_sdk_whole(amqp: AmqpSender, client: FakeClient) -> None:
+    due = NOON + timedelta(minutes=1)
+    amqp.send("won", Outgoing(b"body", "m-1", "t/x", "c-1", "s", due, {"a": 1}), in_time())
+    ((entity, message, timeout),) = client.sent
+    assert entity == "won"
+    assert 0 < timeout <= 10, "a default send may block for minutes"
+    assert b"".join(cast("Any", message.body)) == b"body"
+    assert (message.message_id, message.content_type) == ("m-1", "t/x")
+    assert (message.correlation_id, message.subject) == ("c-1", "s")
+    assert message.scheduled_enqueue_time_utc == due
+    assert message.application_properties == {"a": 1}
+
+
+def test_only_one_thread_ever_touches_the_client(amqp: AmqpSender, client: FakeClient) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(
+            pool.map(
+                lambda n: amqp.send(("won", "created")[n % 2], Outgoing(b"", f"m-{n}"), in_time()),
+                range(200),
+            )
+        )
+    assert {message.message_id for _, message, _ in client.sent} == {f"m-{n}" for n in range(200)}
+    assert sorted(client.links) == ["created", "won"], "a link is opened once"
+    amqp._owner.close()
+    assert client.ended.wait(BOUND)
+    assert sorted(client.closed) == ["client", "created", "won"]
+    assert client.closed[-1] == "client"
+    assert len(client.threads - {threading.get_ident()}) == 1
+
+
+def test_a_send_that_hangs_is_given_up_at_the_deadline(amqp: AmqpSender, client: FakeClient) -> None:
+    released = threading.Event()
+    client.on_send = lambda: cast("None", released.wait(BOUND))
+    with pytest.raises(NotSent, match="did not answer in time"):
+        amqp.send("won", Outgoing(b"", "m-1"), Deadline.after(SystemClock(), 0.1))
+    released.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ServiceBusError(f"amqps://…?sig={KEY}"), "ServiceBusError"),
+        (OperationTimeoutError(message=KEY), "OperationTimeoutError"),
+        (ClientAuthenticationError(message=KEY), "ClientAuthenticationError"),
+        (ConnectionRefusedError(KEY), "ConnectionRefusedError"),
+        (ssl.SSLError(KEY), "SSLError"),
+    ],
+)
+def test_of_an_error_only_its_kind_is_told(
+    error: Exception, told: str, amqp: AmqpSender, client: FakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its text can hold addresses with signatures."""
+    caplog.set_level(logging.DEBUG)
+
+    def fail() -> None:
+        raise error
+
+    client.on_send = fail
+    with pytest.raises(NotSent) as raised:
+        amqp.send("won", Outgoing(b"", "m-1"), in_time())
+    assert str(raised.value) == told
+    assert KEY not in caplog.text
+    client.on_send = lambda: None
+    amqp.send("won", Outgoing(b"", "m-1"), in_time())
+
+
+def test_a_message_of_a_size_that_the_broker_does_not_take(amqp: AmqpSender, client: FakeClient) -> None:
+    def fail() -> None:
+        raise MessageSizeExceededError
+
+    client.on_send = fail
+    with pytest.raises(TooLarge):
+        amqp.send("won", Outgoing(b"", "m-1"), in_time())
+
+
+def test_a_client_that_cannot_be_made_is_made_again(client: FakeClient) -> None:
+    failures = [ConnectionRefusedError()]
+
+    def make() -> ServiceBusClient:
+        if failures:
+            raise failures.pop()
+        return cast("ServiceBusClient", client)
+
+    amqp = AmqpSender(make)
+    with pytest.raises(NotSent):
+        amqp.send("won", Outgoing(b"", "m-1"), in_time())
+    amqp.send("won", Outgoing(b"", "m-1"), in_time())
+    assert len(client.sent) == 1
+    amqp._owner.close()
+
+
+def test_a_bug_is_not_taken_for_an_outage(amqp: AmqpSender, client: FakeClient) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    client.on_send = fail
+    with pytest.raises(ZeroDivisionError):
+        amqp.send("won", Outgoing(b"", "m-1"), in_time())
+
+
+# ---------------------------------------------------------------------------------------------- connect
+
+
+def no_credential(_: Namespace) -> TokenCredential:
+    raise AssertionError("a key needs no identity")
+
+
+def test_a_client_by_key() -> None:
+    with connect(SETTINGS, no_credential) as client:
+        assert client.fully_qualified_namespace == "contoso.servicebus.windows.net"
+        config = client._config
+    assert isinstance(config.ssl_context, ssl.SSLContext), "what SSL_CERT_FILE names is trusted"
+    assert config.retry_total == 1, "one repeat recovers from a connection that was closed while idle"
+
+
+def test_a_client_by_identity() -> None:
+    namespace = Namespace("contoso.servicebus.windows.net", "client-1")
+    asked: list[Namespace] = []
+
+    class Credential:
+        """Is asked for no token before something is sent."""
+
+    def credential(namespace: Namespace) -> TokenCredential:
+        asked.append(namespace)
+        return cast("TokenCredential", Credential())
+
+    settings = ServiceBusSettings(namespace, "won", "failed", "created", 240)
+    with connect(settings, credential) as client:
+        assert client.fully_qualified_namespace == "contoso.servicebus.windows.net"
+    assert asked == [namespace]
