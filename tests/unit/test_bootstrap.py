@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shared import bootstrap
+from shared.bootstrap import build
+from shared.dataverse import Dataverse
+from shared.errors import InvalidSettings, ServiceBusUnavailable
+from shared.handler import Handler
+from shared.service_bus import AmqpSender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shared.message import Message
+    from tests.unit.conftest import FakeClock, RecordingSender, Reply, Wire
+
+SERVICE_BUS = {
+    "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
+    "OPPORTUNITY_WON_QUEUE": "won",
+    "OPPORTUNITY_WON_FAILED_QUEUE": "failed",
+    "INVOICE_CREATED_TOPIC": "created",
+}
+ENVIRONMENT = {**SERVICE_BUS, "DATAVERSE_URL": "https://contoso.crm4.dynamics.com"}
+
+
+@pytest.fixture
+def fresh_process() -> Iterator[None]:
+    """Let the process have no handler yet, and none afterwards."""
+    level = logging.getLogger("azure").level
+    bootstrap._built.clear()
+    yield
+    bootstrap._built.clear()
+    logging.getLogger("azure").setLevel(level)
+
+
+def test_a_handler_is_built_from_settings_without_touching_the_network() -> None:
+    handler = build(ENVIRONMENT)
+    assert isinstance(handler, Handler)
+    assert isinstance(handler._service_bus._sender, AmqpSender)
+
+
+def test_what_is_given_takes_the_place_of_what_would_be_built(
+    sender: RecordingSender,
+    clock: FakeClock,
+    wire: Wire,
+    make_message: Callable[..., Message],
+    make_reply: Callable[..., Reply],
+) -> None:
+    wire.replies.clear()
+    wire.replies.append(make_reply(status=503))
+    dataverse = Dataverse(
+        ENVIRONMENT["DATAVERSE_URL"], token=lambda _: "token", clock=clock, session=wire.session
+    )
+    handler = build(ENVIRONMENT, clock=clock, random=lambda: 1.0, sender=sender, dataverse=dataverse)
+    handler.handle(make_message())
+    ((entity, copy),) = sender.sent
+    assert entity == "won"
+    assert copy.properties["InvoicingReason"] == "DataverseUnavailable"
+    assert copy.due is not None
+    assert (copy.due - clock.now()).total_seconds() == 5
+    assert len(wire.requests) == 1
+    dataverse.close()
+
+
+def test_without_an_identity_the_message_waits(
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The token's scope is the environment's; outside Azure it is asked of the Azure CLI, which is not there."""
+    monkeypatch.setenv("PATH", "")
+    handler = build(ENVIRONMENT, sender=sender)
+    handler.handle(make_message())
+    ((_, copy),) = sender.sent
+    assert copy.properties["InvoicingReason"] == "TokenUnavailable"
+
+
+def test_without_service_bus_nothing_can_be_put_aside_and_every_problem_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(InvalidSettings) as raised:
+        build({"RETRY_OPEN_SECONDS": "soon"})
+    told = [problem.split()[3] for problem in raised.value.problems]
+    assert told == [
+        "ServiceBusConnection__fullyQualifiedNamespace",
+        "OPPORTUNITY_WON_QUEUE",
+        "OPPORTUNITY_WON_FAILED_QUEUE",
+        "INVOICE_CREATED_TOPIC",
+        "RETRY_OPEN_SECONDS",
+        "DATAVERSE_URL",
+    ]
+    assert all(problem in caplog.text for problem in raised.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({}, "DATAVERSE_URL"), ({**ENVIRONMENT, "RETRY_LONG_SECONDS": "0"}, "RETRY_LONG_SECONDS")],
+)
+def test_with_service_bus_messages_wait_until_the_other_settings_are_corrected(
+    wrong: dict[str, str],
+    named: str,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A function that failed to load would dead-letter a backlog in seconds."""
+    handler = build({**SERVICE_BUS, **wrong}, sender=sender)
+    handler.handle(make_message())
+    ((entity, copy),) = sender.sent
+    assert entity == "won"
+    assert copy.properties["InvoicingReason"] == "InvalidSettings"
+    assert named in caplog.text
+
+
+@pytest.mark.usefixtures("fresh_process")
+def test_a_process_has_one_handler_built_at_the_first_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    first = bootstrap.handler()
+    assert bootstrap.handler() is first
+    assert logging.getLogger("azure").level == logging.WARNING
+
+
+@pytest.mark.usefixtures("fresh_process")
+def test_wrong_settings_are_read_again_at_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("ServiceBusConnection", raising=False)
+    with pytest.raises(InvalidSettings):
+        bootstrap.handler()
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(bootstrap.handler(), Handler)
+
+
+def test_the_way_out_has_the_identity_of_the_connection(
+    make_message: Callable[..., Message], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace that does not resolve: the SDK's client is made with a credential, and nothing hangs."""
+    monkeypatch.setenv("PATH", "")
+    handler = build(
+        {
+            **ENVIRONMENT,
+            "ServiceBusConnection__fullyQualifiedNamespace": "127.0.0.1",
+            "INVOCATION_DEADLINE_SECONDS": "0.5",
+        },
+        clock=clock,
+    )
+    with pytest.raises(ServiceBusUnavailable):
+        handler.handle(make_message(body=b"unreadable"))
