@@ -61,6 +61,9 @@ _CHANGE_SET = "ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(op
 _READS = "        invoice_id, claimed = oldest_active(invoices), bool(rows_of(claims))\n"
 _OWN = "    own = CHAIN_PROPERTIES | PARKED_PROPERTIES\n"
 
+_BEGIN = "        chain = Chain.of(message)\n        deadline ="
+_INVOICE = "            self._invoice(won, chain, traceparent,"
+
 MUTANTS = (
     Mutant(
         "no claim",
@@ -106,10 +109,9 @@ MUTANTS = (
         (
             Edit(
                 "shared/handler.py",
-                "        chain = Chain.of(message)\n        deadline =",
+                _BEGIN,
                 "        later = self.__dict__.setdefault('later', [])\n"
-                "        while later:\n            later.pop()()\n"
-                "        chain = Chain.of(message)\n        deadline =",
+                "        while later:\n            later.pop()()\n" + _BEGIN,
             ),
             Edit(
                 "shared/handler.py",
@@ -213,6 +215,32 @@ MUTANTS = (
         (ENDLESS,),
         command="run_outages.py",
         arguments=("--only", "silent-send"),
+    ),
+    Mutant(
+        "no look at what is there",
+        (
+            Edit(
+                "shared/invoicing.py",
+                "            return invoice_id\n        if rows_of(orders)",
+                "            return None\n        if rows_of(orders)",
+            ),
+        ),
+        (NEVER,),
+    ),
+    Mutant(
+        "nothing done at all",
+        (Edit("shared/handler.py", _BEGIN, "        return\n" + _BEGIN),),
+        (LOST,),
+    ),
+    Mutant(
+        "everything parked",
+        (
+            Edit(
+                "shared/handler.py", "import DataverseThrottled,", "import DataverseThrottled, InvalidEvent,"
+            ),
+            Edit("shared/handler.py", _INVOICE, "            raise InvalidEvent('no')\n" + _INVOICE),
+        ),
+        (LOST, PARKED),
     ),
     Mutant(
         "a role of lesser depth",
