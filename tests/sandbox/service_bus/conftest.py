@@ -212,16 +212,17 @@ OPTIONS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def closer() -> Iterator[ThreadPoolExecutor]:
-    """Close clients while the next test runs: the SDK's receivers take a second each to close."""
-    with ThreadPoolExecutor(32) as pool:
-        yield pool
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Give threads in which the SDK can take its time."""
+    with ThreadPoolExecutor(32) as each:
+        yield each
 
 
 @pytest.fixture(scope="session")
-def closing(closer: ThreadPoolExecutor) -> Iterator[Callable[[ExitStack], None]]:
+def closing(pool: ThreadPoolExecutor) -> Iterator[Callable[[ExitStack], None]]:
+    """Close clients while the next test runs: the SDK's receivers take a second each."""
     under_way = []
-    yield lambda stack: under_way.append(closer.submit(stack.close))
+    yield lambda stack: under_way.append(pool.submit(stack.close))
     for each in under_way:
         each.result(30)
 
