@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from rich.table import Table
 from sandbox import demo as demonstration
 from sandbox.cloud import Cloud, CloudError, CloudOptions, Mode, StartInterruptedError
 from sandbox.dataverse import Limits
+from sandbox.faults import FaultPlan, Rule, Wire
+from sandbox.faults.plan import KINDS, OPERATIONS
+from sandbox.faults.syntax import WHEN, FaultSyntaxError, parse_rule
 from sandbox.functions_host import ConfigurationError, WorkerDiedError
 from sandbox.stopping import Stop
 
@@ -61,6 +65,14 @@ def _common(command: Command) -> Command:
             callback=_pairs,
             help="An app setting of the function; AzureFunctionsJobHost__… override host.json.",
         ),
+        click.option(
+            "--fault",
+            "rules",
+            multiple=True,
+            metavar="RULE",
+            callback=_rules,
+            help="Let something go wrong, such as 'dataverse throttled retry_after=7 for=30s'; see faults.",
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Show what the parts and the function log."),
     ):
         command = option(command)
@@ -73,6 +85,13 @@ def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict
         if "=" not in value:
             raise click.BadParameter(f"{value!r} is not NAME=VALUE")
     return pairs
+
+
+def _rules(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[Rule]:
+    try:
+        return [parse_rule(value) for value in values]
+    except FaultSyntaxError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @cli.command()
@@ -96,6 +115,7 @@ def start(  # noqa: PLR0913 - one parameter for each option
     app: Path,
     mode: str,
     settings: dict[str, str],
+    rules: list[Rule],
     verbose: bool,
     opportunities: int,
     limits: bool,
@@ -113,6 +133,7 @@ def start(  # noqa: PLR0913 - one parameter for each option
         limits=Limits() if limits else None,
         functions_host=functions_host,
         standard_ports=True,
+        faults=_plan(rules),
     )
     file = LocalSettings(local_settings or app / _LOCAL_SETTINGS)
     if local_settings is not None and not force and not file.is_free():
@@ -126,6 +147,7 @@ def start(  # noqa: PLR0913 - one parameter for each option
             stop.wait()
         finally:
             file.remove()
+            _show_struck(cloud)
         if not as_json:
             click.echo("Stopping …", err=True)
 
@@ -144,11 +166,19 @@ def start(  # noqa: PLR0913 - one parameter for each option
 )
 @click.pass_obj
 def demo(
-    stop: Stop, *, app: Path, mode: str, settings: dict[str, str], verbose: bool, count: int, patience: float
+    stop: Stop,
+    *,
+    app: Path,
+    mode: str,
+    settings: dict[str, str],
+    rules: list[Rule],
+    verbose: bool,
+    count: int,
+    patience: float,
 ) -> None:
     """Win opportunities and show the invoices and events that come of them; exit code 1 if any is missing."""
     _log_to_stderr(logging.INFO if verbose else logging.ERROR)
-    options = CloudOptions(app, settings=settings, opportunities=count)
+    options = CloudOptions(app, settings=settings, opportunities=count, faults=_plan(rules))
     with _running(options, mode, stop) as cloud:
         click.echo(
             f"Service Bus over {_transport(cloud)}; Dataverse over HTTPS; the function in {_workers(cloud)}."
@@ -157,11 +187,50 @@ def demo(
             outcome = demonstration.run(
                 cloud, cloud.demo.opportunities[:count], report, stop.is_wanted, patience
             )
+        _show_struck(cloud)
     _show_outcome(outcome)
     if stop.is_wanted():
         raise click.exceptions.Exit(_INTERRUPTED)
     if not outcome.is_good or len(outcome.lines) != count:
         raise click.exceptions.Exit(1)
+
+
+@cli.command()
+def faults() -> None:
+    """List what can go wrong on which wire, and how to write it after --fault."""
+    click.echo(
+        "--fault 'WIRE[/OPERATION] FAULT [NAME=VALUE …]', as often as you like; the first that applies strikes."
+    )
+    click.echo("For example: --fault 'dataverse/change-set reset after=yes nth=1'\n")
+    _print_table("Wires", ("wire", "operations"), [(wire, ", ".join(OPERATIONS[wire])) for wire in Wire])
+    click.echo("")
+    rows = [
+        (kind, _wires_of(description.wires), description.text, " ".join(description.fields))
+        for kind, description in KINDS.items()
+    ]
+    _print_table("Faults", ("fault", "wires", "what happens", "names"), rows)
+    click.echo("")
+    _print_table("When", ("name", "value"), list(WHEN.items()))
+
+
+def _wires_of(wires: frozenset[Wire]) -> str:
+    return "all" if wires == frozenset(Wire) else ", ".join(wire for wire in Wire if wire in wires)
+
+
+def _plan(rules: Sequence[Rule]) -> FaultPlan | None:
+    return FaultPlan(rules) if rules else None
+
+
+def _show_struck(cloud: Cloud) -> None:
+    """Say what went wrong on purpose, on standard error: standard output is the outcome's."""
+    plan = cloud.options.faults
+    if plan is None:
+        return
+    struck = Counter(f"{entry.wire}/{entry.operation} {entry.fault}" for entry in plan.log)
+    for what, count in struck.items():
+        click.echo(f"{what}: struck {count} time{'s' if count > 1 else ''}", err=True)
+    if not struck:
+        click.echo("No fault has struck.", err=True)
 
 
 @contextmanager

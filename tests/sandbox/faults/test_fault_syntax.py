@@ -1,0 +1,88 @@
+"""How people write rules on the command line."""
+
+from datetime import timedelta
+
+import pytest
+
+from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.faults.plan import KINDS
+from sandbox.faults.syntax import _FIELDS, FaultSyntaxError, parse_rule
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("dataverse refuse", Rule(Wire.DATAVERSE, Fault(Kind.REFUSE))),
+        (
+            "dataverse/change-set reset after=yes nth=2",
+            Rule(Wire.DATAVERSE, Fault(Kind.RESET, after=True), When.nth(2), "change-set"),
+        ),
+        (
+            "dataverse throttled retry-after=date+7 part=0 from=1m for=30s",
+            Rule(
+                Wire.DATAVERSE,
+                Fault(Kind.THROTTLED, retry_after="date+7", part=0),
+                When.during(timedelta(seconds=30), start=timedelta(minutes=1)),
+            ),
+        ),
+        (
+            "service-bus-out/send:invoice-created reject code=com.microsoft:server-busy chance=0.2 seed=7",
+            Rule(
+                Wire.SERVICE_BUS_OUT,
+                Fault(Kind.REJECT, code="com.microsoft:server-busy"),
+                When.at_random(0.2, 7),
+                "send:invoice-created",
+            ),
+        ),
+        (
+            "service-bus-in/deliver:* lock-lost nth=2-4",
+            Rule(Wire.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST), When(2, 4), "deliver:*"),
+        ),
+        (
+            "identity/connect cut bytes=100 nth=3-",
+            Rule(Wire.IDENTITY, Fault(Kind.CUT, bytes=100), When(3), "connect"),
+        ),
+        ("dataverse unavailable status=502", Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE, status=502))),
+        ("dataverse silent seconds=0.5 after=no", Rule(Wire.DATAVERSE, Fault(Kind.SILENT, seconds=0.5))),
+        ("functions-host kill nth=3", Rule(Wire.FUNCTIONS_HOST, Fault(Kind.KILL), When.nth(3))),
+    ],
+)
+def test_a_rule_is_read_as_it_is_written(text: str, rule: Rule) -> None:
+    assert parse_rule(text) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no wire called ''; there is identity, dataverse"),
+        ("datavers refuse", "no wire called 'datavers'"),
+        ("dataverse", "no fault on the wire dataverse called ''"),
+        ("identity deadlock", "no fault on the wire identity called 'deadlock'; there is refuse"),
+        ("dataverse refuse often", "'often' is not NAME=VALUE"),
+        ("dataverse refuse status=502", "refuse knows no status; it knows nth, from, for, chance, seed"),
+        ("dataverse/send:x refuse", "no operation 'send:x'; it has connect, read"),
+        ("dataverse refuse nth=0", "nth=0 cannot be read; it is of the calls that match"),
+        ("dataverse refuse nth=4-2", "nth=4-2 cannot be read"),
+        ("dataverse refuse for=ever", "for=ever cannot be read; it is how long it lasts"),
+        ("dataverse refuse chance=2", "chance=2 cannot be read"),
+        ("dataverse reset after=maybe", "after=maybe cannot be read"),
+    ],
+)
+def test_what_is_no_rule_is_refused_with_what_there_is(text: str, says: str) -> None:
+    with pytest.raises(FaultSyntaxError) as refused:
+        parse_rule(text)
+    assert says in str(refused.value)
+
+
+def test_what_a_rule_says_of_itself_can_be_read_again() -> None:
+    rule = Rule(
+        Wire.DATAVERSE,
+        Fault(Kind.THROTTLED, retry_after="9", after=True),
+        When(2, 5, timedelta(seconds=3), timedelta(seconds=9), 0.25, 4),
+        "change-set",
+    )
+    assert parse_rule(str(rule)) == rule
+
+
+def test_every_field_can_be_written() -> None:
+    assert {name for description in KINDS.values() for name in description.fields} == set(_FIELDS)
