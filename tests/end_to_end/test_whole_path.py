@@ -149,8 +149,14 @@ class Gate:
         return gated
 
 
-@pytest.mark.parametrize(("number", "request_is"), [(1, "the look"), (2, "the claim and the call")])
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("number", "request_is", "moment"),
+    [
+        (1, "the look", "after"),
+        (2, "the claim and the call", "before"),
+        (2, "the claim and the call", "after"),
+    ],
+)
 def test_a_worker_killed_in_mid_call_loses_and_doubles_nothing(
     number: int, request_is: str, moment: str, assert_good: AssertGood
 ) -> None:

@@ -77,6 +77,7 @@ def request(body: bytes) -> object:
     messages = protocol()
     metadata = {
         "UserProperties": "{}",
+        "DeliveryCount": "1",
         "EnqueuedTimeUtc": '"2026-01-02T03:04:05.12"',
         "ExpiresAtUtc": '"9999-12-31T23:59:59.9999999"',
     }
