@@ -131,5 +131,3 @@ class ServiceProtection:
             usage.requests.popleft()
         while usage.executions and usage.executions[0][0] <= start:
             usage.executions.popleft()
-        if usage.blocked_until and usage.blocked_until <= now:
-            usage.blocked_until = None

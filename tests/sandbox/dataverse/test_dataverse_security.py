@@ -102,6 +102,7 @@ def test_each_documented_privilege_of_the_action_is_needed(world: World, missing
         ("prvReadSalesOrder", "salesorders?$top=1", None),
         ("prvReadTransactionCurrency", "transactioncurrencies?$top=1", None),
         ("prvReadTransactionCurrency", "opportunities?$expand=transactioncurrencyid", None),
+        ("prvReadTransactionCurrency", "opportunities({0})/transactioncurrencyid", None),
         ("prvReadNote", "annotations", None),
         ("prvCreateNote", "annotations", {}),
         ("prvAppendNote", "annotations", {}),
@@ -113,6 +114,7 @@ def test_reads_and_notes_need_their_privileges(
 ) -> None:
     client = world.new_client([name for name in seed.INVOICING_PRIVILEGES if name != missing])
     bind = {"objectid_opportunity@odata.bind": f"/opportunities({world.demo.opportunities[0]})"}
+    path = path.replace("{0}", world.demo.opportunities[0])
     answer = client.call("GET" if body is None else "POST", path, None if body is None else bind)
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "0x80040220"
