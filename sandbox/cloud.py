@@ -4,10 +4,12 @@
 listens on loopback addresses only and is gone after `stop`.
 """
 
+import os
 import shutil
 import ssl
+import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -45,6 +47,7 @@ CONNECTION = "ServiceBusConnection"
 # With a token, the clients use this port and no other.
 TLS_PORT = 5671
 PLAIN_PORT = 5672
+_CONNECT_SECONDS = 120
 
 
 class CloudError(Exception):
@@ -70,7 +73,10 @@ class CloudOptions:
 
     `settings` are added to the function's app settings and win over the sandbox's own; AzureFunctionsJobHost__…
     among them override host.json. `limits` switches Dataverse's service protection on. `connected` False leaves
-    Dataverse without application user, role, service endpoint and step, as it is before anybody set it up.
+    Dataverse without application user, role, service endpoint and step, as it is before anybody set it up;
+    `connect_with` is a command that sets them up instead, as an administrator would: it finds the function's app
+    settings in its environment, with OPERATIONS_CLIENT_ID for the identity to log in as and OPPORTUNITY_WON_SAS_KEY for
+    the key that Dataverse posts with; {function} in it becomes the client id of the function's identity.
     `functions_host` False leaves the function to somebody else, such as Core Tools. `standard_ports` prefers the
     ports that the official emulator uses; others are taken where they are not free.
 
@@ -87,6 +93,7 @@ class CloudOptions:
     seed: int = 1
     limits: Limits | None = None
     connected: bool = True
+    connect_with: Sequence[str] = ()
     functions_host: bool = True
     standard_ports: bool = False
     entities: Path = DEFAULT_ENTITIES
@@ -221,6 +228,16 @@ class Cloud:
         return settings | {
             name: self.connection_string.replace(plain, self.proxies[wire].address)
             for name, wire in names.items()
+        }
+
+    @property
+    def operator_settings(self) -> dict[str, str]:
+        """The environment of somebody who administers both sides: the function's settings, another identity."""
+        rule = next(rule for rule in self.configuration.sas_rules if rule.scope == WON_QUEUE)
+        return {
+            **self.app_settings,
+            "OPERATIONS_CLIENT_ID": self.operator.client_id,
+            "OPPORTUNITY_WON_SAS_KEY": rule.keys[0],
         }
 
     @property
@@ -363,6 +380,9 @@ class Cloud:
         app, function = self.dataverse, self.function_identity
         self.demo = seed.demo_organization(app, self.options.opportunities, seed=self.options.seed)
         seed.add_administrator(app, self.operator.client_id, self.operator.object_id)
+        if self.options.connect_with:
+            self._connect_as_administrator()
+            return
         if not self.options.connected:
             return
         role = seed.add_role(app)
@@ -376,6 +396,28 @@ class Cloud:
             sas_key=rule.keys[0],
         )
         seed.add_step(app, endpoint)
+
+    def _connect_as_administrator(self) -> None:
+        command = [
+            word.replace("{function}", self.function_identity.client_id) for word in self.options.connect_with
+        ]
+        try:
+            done = subprocess.run(  # noqa: S603 - the caller's own command
+                command,
+                env={**os.environ, **self.operator_settings},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_CONNECT_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CloudError(f"the command that connects Dataverse did not run: {error}") from error
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            raise CloudError(
+                f"the command that connects Dataverse ended with {done.returncode}: {said[-1000:]}"
+            )
 
     @property
     def namespace_address(self) -> str:
