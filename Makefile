@@ -10,6 +10,8 @@ N ?= 5
 # How many inputs the fuzzer tries.
 FUZZ_INPUTS ?= 1000000
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+# In the sandbox, Dataverse is set up by the same command as in a real environment.
+CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.sandbox ## win opportunities and watch the invoices come: N=200 for more
-	@$(BIN)/python -m sandbox demo --count $(N)
+	@$(BIN)/python -m sandbox demo --count $(N) --connect-with '$(CONNECT)'
 
 start: $(VENV)/.sandbox ## run the sandbox until Ctrl-C
-	@$(BIN)/python -m sandbox start
+	@$(BIN)/python -m sandbox start --connect-with '$(CONNECT)'
 
 test: $(VENV)/.dev ## run all tests
 	$(BIN)/coverage run -m pytest tests/unit tests/contract
@@ -69,7 +71,7 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 clean: ## remove what the commands above made
 	rm -rf .venv .venv-* build .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/.python: sandbox/prerequisites.py
+$(VENV)/.python: | sandbox/prerequisites.py
 	@$(PYTHON) sandbox/prerequisites.py
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@

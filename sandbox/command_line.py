@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -73,10 +74,21 @@ def _common(command: Command) -> Command:
             callback=_rules,
             help="Let something go wrong, such as 'dataverse throttled retry_after=7 for=30s'; see faults.",
         ),
+        click.option(
+            "--connect-with",
+            metavar="COMMAND",
+            callback=_words,
+            help="Leave setting Dataverse up to this command, run as an administrator; {function} in it becomes the "
+            "client id of the function's identity.",
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Show what the parts and the function log."),
     ):
         command = option(command)
     return command
+
+
+def _words(_: click.Context, __: click.Parameter, value: str | None) -> Sequence[str]:
+    return shlex.split(value or "")
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -115,6 +127,7 @@ def start(  # noqa: PLR0913 - one parameter for each option
     app: Path,
     mode: str,
     settings: dict[str, str],
+    connect_with: Sequence[str],
     rules: list[Rule],
     verbose: bool,
     opportunities: int,
@@ -129,6 +142,7 @@ def start(  # noqa: PLR0913 - one parameter for each option
     options = CloudOptions(
         app,
         settings=settings,
+        connect_with=connect_with,
         opportunities=opportunities,
         limits=Limits() if limits else None,
         functions_host=functions_host,
@@ -165,12 +179,13 @@ def start(  # noqa: PLR0913 - one parameter for each option
     help="How many seconds to wait for the last events.",
 )
 @click.pass_obj
-def demo(
+def demo(  # noqa: PLR0913 - one parameter for each option
     stop: Stop,
     *,
     app: Path,
     mode: str,
     settings: dict[str, str],
+    connect_with: Sequence[str],
     rules: list[Rule],
     verbose: bool,
     count: int,
@@ -178,7 +193,9 @@ def demo(
 ) -> None:
     """Win opportunities and show the invoices and events that come of them; exit code 1 if any is missing."""
     _log_to_stderr(logging.INFO if verbose else logging.ERROR)
-    options = CloudOptions(app, settings=settings, opportunities=count, faults=_plan(rules))
+    options = CloudOptions(
+        app, settings=settings, connect_with=connect_with, opportunities=count, faults=_plan(rules)
+    )
     with _running(options, mode, stop) as cloud:
         click.echo(
             f"Service Bus over {_transport(cloud)}; Dataverse over HTTPS; the function in {_workers(cloud)}."
