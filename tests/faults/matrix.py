@@ -159,7 +159,8 @@ def _receive() -> Iterator[Cell]:
 
 def _token() -> Iterator[Cell]:
     def cell(fault: Fault, operation: str = "token", when: When = _ONCE) -> Cell:
-        return Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, fault, when, operation))
+        rule = Rule(Wire.IDENTITY, fault, when, operation)
+        return Cell(Boundary.TOKEN, rule, cut=operation == "connect")
 
     yield cell(Fault(Kind.REFUSE), "connect", _FOUR)
     yield cell(Fault(Kind.RESET), "connect", _FOUR)
@@ -381,8 +382,7 @@ class Matrix:
         started = time.monotonic()
         struck = len(stage.plan.log)
         if cell.cut:
-            for proxy in stage.cloud.proxies.values():
-                proxy.cut()
+            stage.cloud.proxies[cell.rule.wire].cut()
         seen = stage.look_anew()
         unread = "park" in cell.boundary
         stage.plan.add(cell.rule)

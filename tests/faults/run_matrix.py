@@ -81,9 +81,14 @@ def _run(chosen: Sequence[Cell]) -> list[Result]:
     console = Console(stderr=True)
     with Stage(len(chosen)) as stage:
         matrix = Matrix(stage)
-        if not console.is_terminal:
-            return [matrix.run(cell) for cell in chosen]
-        return [matrix.run(cell) for cell in track(chosen, "Matrix", console=console)]
+        if console.is_terminal:
+            return [matrix.run(cell) for cell in track(chosen, "Matrix", console=console)]
+        results = []
+        for number, cell in enumerate(chosen, start=1):
+            results.append(matrix.run(cell))
+            verdict = "broken" if results[-1].problems else "kept"
+            click.echo(f"{number}/{len(chosen)} {cell}: {verdict}, {results[-1].seconds:.1f} s", err=True)
+        return results
 
 
 def _show(results: Sequence[Result], title: str) -> None:

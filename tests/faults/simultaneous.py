@@ -1,0 +1,231 @@
+"""The same win, on 50 threads of four processes, at once: `python tests/faults/simultaneous.py --rounds 100`.
+
+The deployed code talks HTTPS to Dataverse and AMQP to Service Bus. Before Dataverse stands a gate: the change sets of
+a round wait there until all have come, so that everybody has looked, and found nothing, before anybody commits. The
+losers are answered in each of the ways that the real service may have. Ends with 1 if there is anything but one invoice
+and one event per win.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# As a script it finds its neighbours only.
+sys.path.append(str(Path(__file__).parents[2]))
+
+import click
+from checker import QUEUE, Expectations, Watch, judge
+
+from sandbox.cloud import Cloud, CloudOptions
+from sandbox.dataverse import LoserAnswer
+from sandbox.dataverse.actions import win_opportunity
+from sandbox.dataverse.schema import TABLES
+from shared.bootstrap import build
+from shared.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.synchronize import Barrier
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from sandbox.service_bus import BrokeredMessage
+
+APP = Path(__file__).parents[2]
+# 50 threads on four processes.
+THREADS = (13, 13, 12, 12)
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. `met`: how many change sets were at the gate at once, at least, in any round."""
+
+    rounds: int
+    invoices: int
+    events: int
+    met: int
+    problems: tuple[str, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rounds} rounds, each with the same win on {sum(THREADS)} threads of {len(THREADS)} processes: "
+            f"{self.invoices} invoices, {self.events} events, at least {self.met} change sets at once, "
+            f"{self.seconds:.0f} s"
+        )
+
+
+class Gate:
+    """Lets the change sets of a round through together."""
+
+    def __init__(self, count: int) -> None:
+        self._barrier = threading.Barrier(count)
+        self.met: list[int] = []
+
+    def wrap(self, application: WSGIApplication) -> WSGIApplication:
+        """Be Dataverse's middleware."""
+
+        def gated(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = _Again(body)
+            if environ["PATH_INFO"].endswith("/$batch") and b"multipart/mixed" in body:
+                self._meet()
+            return application(environ, start_response)
+
+        return gated
+
+    def _meet(self) -> None:
+        try:
+            self._barrier.wait(_PATIENCE)
+        except threading.BrokenBarrierError:
+            # Somebody did not come; the others go on, and the judge sees that they were fewer.
+            return
+        self.met.append(self._barrier.parties)
+
+
+class _Again:
+    """A request's body, to be read once more."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def read(self, size: int = -1) -> bytes:
+        taken, self._body = (self._body, b"") if size < 0 else (self._body[:size], self._body[size:])
+        return taken
+
+
+def run(rounds: int) -> Outcome:
+    """Let the rounds happen and judge them."""
+    started = time.monotonic()
+    gate = Gate(sum(THREADS))
+    options = CloudOptions(APP, opportunities=rounds, functions_host=False, dataverse_middleware=gate.wrap)
+    with Cloud(options) as cloud, ExitStack() as stack:
+        watch = Watch(cloud.broker)
+        # Kept here: a barrier that is forgotten is taken from under the processes that are still to open it.
+        barrier = get_context("spawn").Barrier(sum(THREADS))
+        workers = _start(cloud, barrier, stack)
+        problems: list[str] = []
+        for number, opportunity in enumerate(cloud.demo.opportunities):
+            cloud.dataverse.organization.loser_answer = list(LoserAnswer)[number % len(LoserAnswer)]
+            message = _won(cloud, opportunity)
+            for worker in workers:
+                worker.send(message)
+            problems += [problem for worker in workers for problem in worker.recv()]
+        for worker in workers:
+            worker.send(None)
+        evidence = watch.evidence(cloud.dataverse.store.commits, _function_user(cloud))
+        violations = judge(evidence, Expectations(invoiced=cloud.demo.opportunities))
+        problems += [str(violation) for violation in violations]
+        with cloud.dataverse.store.reading() as transaction:
+            invoices = transaction.count(TABLES["invoice"])
+        if len(gate.met) != rounds * sum(THREADS):
+            problems.append(f"{len(gate.met)} change sets met at the gate, not {rounds * sum(THREADS)}")
+        return Outcome(
+            rounds,
+            invoices,
+            len(watch.published),
+            min(gate.met, default=0),
+            tuple(problems),
+            time.monotonic() - started,
+        )
+
+
+def _start(cloud: Cloud, barrier: Barrier, stack: ExitStack) -> Sequence[Connection]:
+    context = get_context("spawn")
+    workers = []
+    for threads in THREADS:
+        here, there = context.Pipe()
+        process = context.Process(
+            target=_work, args=(cloud.app_settings, threads, barrier, there), daemon=True
+        )
+        process.start()
+        stack.callback(process.join, _PATIENCE)
+        workers.append(here)
+    return workers
+
+
+def _won(cloud: Cloud, opportunity: str) -> Message:
+    """Win it, and return the message that Dataverse posted, as the Functions host shows it."""
+    with cloud.dataverse.session() as session:
+        closing = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
+        win_opportunity(session, {"OpportunityClose": closing, "Status": -1})
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        for message in cloud.broker.receive(QUEUE):
+            assert message.lock_token is not None
+            cloud.broker.complete(QUEUE, message.lock_token)
+            return _as_shown(message)
+        time.sleep(0.005)
+    raise AssertionError("Dataverse did not post.")
+
+
+def _as_shown(brokered: BrokeredMessage) -> Message:
+    message = brokered.message
+    assert isinstance(message.body, bytes)
+    return Message(
+        body=message.body,
+        message_id=message.message_id,
+        sequence_number=brokered.sequence_number,
+        enqueued_at=brokered.enqueued_at,
+        content_type=message.content_type,
+        correlation_id=message.correlation_id,
+        subject=message.subject,
+        properties=dict(message.application_properties),
+    )
+
+
+def _function_user(cloud: Cloud) -> str:
+    with cloud.dataverse.store.reading() as transaction:
+        client_id = cloud.function_identity.client_id
+        return str(
+            transaction.rows(TABLES["systemuser"], "t.applicationid = ?", (client_id,))[0]["systemuserid"]
+        )
+
+
+def _work(settings: dict[str, str], threads: int, barrier: Barrier, connection: Connection) -> None:
+    """Be a worker process: build the product once, and handle each message on all threads at once."""
+    # What the SDKs look for themselves: the identity's endpoint, and whom to trust.
+    os.environ.update(settings)
+    logging.disable(logging.CRITICAL)
+    handler = build(settings)
+
+    def handle(message: Message) -> str | None:
+        barrier.wait(_PATIENCE)
+        try:
+            handler.handle(message)
+        except Exception as error:  # noqa: BLE001 - it is told where the rounds are judged
+            return f"a thread raised {type(error).__name__}: {error}"
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        while (message := connection.recv()) is not None:
+            told = pool.map(handle, [message] * threads)
+            connection.send([problem for problem in told if problem is not None])
+
+
+@click.command()
+@click.option("--rounds", default=100, show_default=True, help="How many wins, one after the other.")
+def main(*, rounds: int) -> None:
+    """Let 50 threads of four processes have the same win at once, again and again."""
+    logging.disable(logging.CRITICAL)
+    outcome = run(rounds)
+    click.echo(str(outcome))
+    for problem in outcome.problems:
+        click.echo(problem, err=True)
+    sys.exit(bool(outcome.problems) or outcome.invoices != rounds or outcome.events != rounds)
+
+
+if __name__ == "__main__":
+    main()
