@@ -590,7 +590,8 @@ def test_a_message_that_becomes_available_wakes(broker: Broker, clock: MovableCl
     one(broker)
     clock.advance(HOUR)
     broker.catch_up()
-    assert woken == ["plain"] * 3
+    broker.dead_letter("plain", token(one(broker)))
+    assert woken == ["plain", "plain", "plain", "plain/$DeadLetterQueue"]
 
 
 def test_many_threads_share_a_broker(configuration: Configuration) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def links(wire: "Wire", pool: ThreadPoolExecutor) -> tuple[ServiceBusSender, ServiceBusReceiver]:
     """Open both at once: the SDK takes half a second for each."""
-    assert wire.one_client
+    assert wire.one_client is not None
     sender, receiver = pool.submit(wire.sender), pool.submit(wire.receiver)
     return sender.result(20), receiver.result(20)
 
