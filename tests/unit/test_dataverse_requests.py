@@ -4,10 +4,11 @@ import logging
 import re
 import threading
 import uuid
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -373,6 +374,22 @@ def test_a_session_is_for_one_thread_at_a_time(wire: Wire, clock: FakeClock, dea
     dataverse.close()
     assert dataverse.read(WHO_AM_I, deadline).status == 200, "it can be used again"
     dataverse.close()
+
+
+def test_an_idle_connection_that_another_thread_takes_in_between_is_not_missed(
+    dataverse: Dataverse, deadline: Deadline
+) -> None:
+    class SeemsFull(deque[Any]):
+        """Has something when asked, and nothing when it comes to it."""
+
+        def __bool__(self) -> bool:
+            return True
+
+        def __len__(self) -> int:
+            return 1
+
+    dataverse._owners = SeemsFull()
+    assert dataverse.read(WHO_AM_I, deadline).status == 200
 
 
 # ---------------------------------------------------------------------------------------------- over sockets

@@ -202,21 +202,25 @@ def test_an_idle_owner_closes_its_client_and_begins_anew() -> None:
     assert second.closed.wait(BOUND)
 
 
-def test_a_call_that_comes_at_the_moment_of_idling_is_carried_out() -> None:
+def test_a_call_that_comes_at_the_moment_of_idling_keeps_the_client() -> None:
     class TooLate(queue.SimpleQueue[Any]):
-        """Says once that nothing came, although something just has."""
+        """Says once that nothing came in time, although something just has."""
 
-        said = False
+        armed = False
 
         def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ANN401, FBT001, FBT002 - the library's
-            if not self.said:
-                self.said = True
+            call = super().get(block, timeout)
+            if self.armed:
+                self.armed = False
+                self.put(call)
                 raise queue.Empty
-            return super().get(block, timeout)
+            return call
 
     owner = owner_of(Clients())
-    owner._calls = TooLate()
-    assert owner.call(lambda _: 1, limit=BOUND, timeout=BOUND) == 1
+    owner._calls = calls = TooLate()
+    first = owner.call(Client.touch, limit=BOUND, timeout=BOUND)
+    calls.armed = True
+    assert owner.call(Client.touch, limit=BOUND, timeout=BOUND) is first
     owner.close()
 
 
