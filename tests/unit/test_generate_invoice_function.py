@@ -60,7 +60,7 @@ def handler() -> Iterator[RecordingHandler]:
     bootstrap._built.clear()
 
 
-def call(main: Main) -> object:
+def call(main: Main, traceparent: str = "00-trace-01") -> object:
     message = ServiceBusMessage(
         body=b"{}",
         message_id="win-1",
@@ -69,7 +69,7 @@ def call(main: Main) -> object:
         application_properties={},
         user_properties={},
     )
-    context = SimpleNamespace(trace_context=SimpleNamespace(trace_parent="00-trace-01"))
+    context = SimpleNamespace(trace_context=SimpleNamespace(trace_parent=traceparent))
     return main(message, cast("func.Context", context))
 
 
@@ -82,6 +82,11 @@ def test_the_entry_point_hands_the_message_and_its_trace_on(main: Main, handler:
     assert call(main) is None, "any other value would fail the invocation"
     ((message, traceparent),) = handler.handled
     assert (message.message_id, message.body, traceparent) == ("win-1", b"{}", "00-trace-01")
+
+
+def test_without_a_trace_there_is_none(main: Main, handler: RecordingHandler) -> None:
+    call(main, traceparent="")
+    assert handler.handled[0][1] is None
 
 
 def test_what_the_handler_raises_reaches_the_host(main: Main, handler: RecordingHandler) -> None:
