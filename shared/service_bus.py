@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# One try of a send, and when its owner counts as stuck: a first send signs in and opens a connection and a link.
-_TRY_SECONDS = 10.0
+# When the owner of a send counts as stuck: a first send signs in and opens a connection and a link. Well before the SDK
+# itself gives up: on a connection that is dead without a word it would try again and again, and so would every other
+# send; a stuck owner is replaced together with its connection.
 _STUCK_AFTER = 15.0
+_TRY_SECONDS = 30.0
 # The pause before the next try doubles from one to the other.
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 15.0
