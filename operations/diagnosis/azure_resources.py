@@ -61,6 +61,7 @@ class ResourceManager:
     def __init__(self, endpoint: str, tokens: TokenSource) -> None:
         self._endpoint = endpoint.rstrip("/")
         self._tokens = tokens
+        self._owner = Owner("resource manager", Care(build=Session, close=Session.close, abandon=Session.cut))
 
     def get(self, path: str, version: str, deadline: Deadline, query: str = "") -> Json:
         """Return a resource; raises NotThere, and CannotSee where it may not be read or does not answer."""
@@ -80,18 +81,13 @@ class ResourceManager:
             raise CannotSee(f"Azure Resource Manager answered {response.status_code}", _READER)
         return document
 
-    @staticmethod
-    def _send(url: str, token: str, deadline: Deadline) -> requests.Response:
-        owner = Owner("resource manager", Care(build=Session, close=Session.close, abandon=Session.cut))
+    def _send(self, url: str, token: str, deadline: Deadline) -> requests.Response:
         timeout = max(deadline.remaining, 0.1)
-        try:
-            return owner.call(
-                lambda session: session.get(url, auth=_Bearer(token), timeout=timeout, allow_redirects=False),
-                limit=timeout,
-                timeout=timeout,
-            )
-        finally:
-            owner.close()
+        return self._owner.call(
+            lambda session: session.get(url, auth=_Bearer(token), timeout=timeout, allow_redirects=False),
+            limit=timeout,
+            timeout=timeout,
+        )
 
 
 class _Bearer(requests.auth.AuthBase):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import requests
-
 from operations.diagnosis.findings import CannotSee, Finding, Found, ok
 from shared.dataverse import ChangeSet, Read, Write
 from shared.errors import DataverseForbidden, InvoicingError
@@ -40,8 +38,7 @@ def try_claim(api: WebApi, opportunity: str, note: str) -> list[Result]:
 
 
 def _try(api: WebApi, opportunity: str, note: str) -> list[Result]:
-    notes = Read(f"annotations?$select=annotationid&$filter=annotationid eq {note}")
-    before = _ids(api.batch([invoices_of(opportunity)])[0])
+    before = _there(api, opportunity, note)
     create = Write(
         "annotations",
         {
@@ -55,26 +52,32 @@ def _try(api: WebApi, opportunity: str, note: str) -> list[Result]:
         "GenerateInvoiceFromOpportunity",
         {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": False, "Columns": ["invoiceid"]}},
     )
-    changed, invoices, made = api.batch(
-        [ChangeSet((create, generate, create)), invoices_of(opportunity), notes]
-    )
-    left = [f"invoice {invoice}" for invoice in sorted(_ids(invoices) - before)]
-    left += [f"note {note}" for _ in rows_of(made)]
-    if changed.status < requests.codes.bad_request:
-        raise Found(Finding.CHANGE_SET_SUCCEEDED, f"answered {changed.status}; there is now: {_named(left)}")
-    if left:
-        raise Found(Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, _named(left))
-    if _code(changed) not in _DUPLICATE:
+    failure: InvoicingError | None = None
+    status, code = 0, ""
+    try:
+        (changed,) = api.batch([ChangeSet((create, generate, create))])
+        status, code = changed.status, _code(changed)
         changed.value()
+    except InvoicingError as error:
+        failure = error
+    # Whatever was answered, what counts is what is there.
+    left = ", ".join(sorted(_there(api, opportunity, note) - before)) or "nothing"
+    if failure is None:
+        raise Found(Finding.CHANGE_SET_SUCCEEDED, f"answered {status}; there is now: {left}")
+    if left != "nothing":
+        raise Found(Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, left)
+    if code not in _DUPLICATE:
+        raise failure
     return ok("the change set failed whole: neither note nor invoice is there")
 
 
-def _named(left: list[str]) -> str:
-    return ", ".join(left) or "nothing"
-
-
-def _ids(invoices: Answer) -> set[str]:
-    return {str(row["invoiceid"]) for row in rows_of(invoices)}
+def _there(api: WebApi, opportunity: str, note: str) -> set[str]:
+    """Return the opportunity's invoices, and the note if it is there."""
+    read_note = Read(f"annotations?$select=annotationid&$filter=annotationid eq {note}")
+    invoices, notes = api.batch([invoices_of(opportunity), read_note])
+    return {f"invoice {row['invoiceid']}" for row in rows_of(invoices)} | {
+        f"note {row['annotationid']}" for row in rows_of(notes)
+    }
 
 
 def _code(answer: Answer) -> str:

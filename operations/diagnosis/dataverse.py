@@ -24,6 +24,7 @@ from operations.connect import (
 )
 from operations.diagnosis.findings import CannotSee, Finding, Found, Result, found, ok
 from operations.web_api import quoted
+from shared.dataverse import Read
 from shared.errors import (
     DataverseForbidden,
     DataverseThrottled,
@@ -47,6 +48,14 @@ _USER_DISABLED = "0x80040225"
 _PRIVILEGES_AT_ONCE = 40
 # 2 is what some tools write for a queue; that it works as well is not confirmed.
 _OLD_CONTRACT_QUEUE = 2
+# What the function reads; the rows of an answer tell nothing here, whether there is one does.
+_READS = (
+    "opportunities?$select=opportunityid&$top=1",
+    "invoices?$select=invoiceid&$top=1",
+    "salesorders?$select=salesorderid&$top=1",
+    "annotations?$select=annotationid&$top=1",
+    "transactioncurrencies?$select=transactioncurrencyid&$top=1",
+)
 _SAS_KEY = 2
 _JSON = 2
 _ASYNCHRONOUS = 1
@@ -189,7 +198,13 @@ class DataverseLinks:
         """Look at each privilege of the function and how far it reaches."""
 
         def look(api: WebApi) -> list[Result]:
-            granted = _privileges_of(api, str(_seen(self._user)["systemuserid"]))
+            user = str(_seen(self._user)["systemuserid"])
+            try:
+                granted = _privileges_of(api, user)
+            except DataverseForbidden:
+                if self._identity.is_function_at("Dataverse"):
+                    _try_reads(api)
+                raise
             return _judge(granted) or ok(f"{len(PRIVILEGES)} at their depth")
 
         return self._told(look, deadline)
@@ -387,6 +402,18 @@ def _privileges_of(api: WebApi, user: str) -> dict[str, str]:
         name, depth = str(row.get("PrivilegeName") or by_id.get(row["PrivilegeId"])), str(row["Depth"])
         granted[name] = max(granted.get(name, depth), depth, key=_reach)
     return granted
+
+
+def _try_reads(api: WebApi) -> None:
+    """Read as the function does, where nothing else tells what it may; raises Found."""
+    refused = []
+    for answer in api.batch([Read(path) for path in _READS]):
+        try:
+            answer.value()
+        except DataverseForbidden as error:
+            refused.append(_privilege_in(str(error)))
+    if refused:
+        raise Found(Finding.PRIVILEGE_MISSING, ", ".join(refused))
 
 
 def _reach(depth: str) -> int:

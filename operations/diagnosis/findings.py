@@ -110,7 +110,7 @@ class Finding(Enum):
     )
     DATAVERSE_FORBIDDEN = (
         "Dataverse refuses this identity altogether (403).",
-        "What is seen names the reason; operations connect sets the application user up.",
+        "What is seen names the reason; `operations connect` sets the application user up.",
     )
     NOT_A_WEB_API = (
         "Something answers at DATAVERSE_URL that is not a Dataverse Web API.",
@@ -148,26 +148,26 @@ class Finding(Enum):
     )
     APPLICATION_USER_MISSING = (
         "The function's identity is not a user of this environment: each of its calls is refused with 403.",
-        "operations connect --application-id with the identity's client id.",
+        "`operations connect`, with the identity's client id as --application-id.",
     )
     APPLICATION_USER_DISABLED = (
         "The application user is deactivated: each of its calls is refused with 403.",
-        "Activate it in the Power Platform admin center, then operations connect.",
+        "Activate it in the Power Platform admin center, then `operations connect`.",
     )
     APPLICATION_USER_GONE = (
         "The identity behind the application user was deleted, or is about to be.",
-        "Restore the identity, or deploy a new one and run operations connect with its client id.",
+        "Restore the identity, or deploy a new one and run `operations connect` with its client id.",
     )
     PRIVILEGE_MISSING = (
         "The application user lacks privileges: invoices are refused with 403, or are not seen.",
-        "operations connect; in an environment with rules of its own add them to the role by hand.",
+        "`operations connect`; in an environment with rules of its own add them to the role by hand.",
     )
     PRIVILEGE_TOO_SHALLOW = (
         (
             "Privileges do not reach far enough: rows of other people are missing from answers without a word, and "
             '"no invoice" may be a lie.'
         ),
-        "operations connect raises them; or set them to Organization in the role by hand.",
+        "`operations connect` raises them; or set them to Organization in the role by hand.",
     )
     OPTIONAL_PRIVILEGE_MISSING = (
         "Only older lists name these privileges; most environments do not ask for them.",
@@ -175,63 +175,63 @@ class Finding(Enum):
     )
     ENDPOINT_MISSING = (
         "There is no service endpoint for the queue: no win is ever posted.",
-        "operations connect.",
+        "`operations connect`.",
     )
     ENDPOINT_OTHER_NAMESPACE = (
         "The service endpoint posts to another namespace than the function listens to.",
-        "operations connect with the key of the right namespace; or correct the function's settings.",
+        "`operations connect` with the key of the right namespace; or correct the function's settings.",
     )
     ENDPOINT_OTHER_QUEUE = (
         "The service endpoint posts to another queue than the function listens to.",
-        "operations connect, or correct OPPORTUNITY_WON_QUEUE.",
+        "`operations connect`, or correct OPPORTUNITY_WON_QUEUE.",
     )
     ENDPOINT_NOT_A_QUEUE = (
         "The service endpoint is made for something else than a queue.",
-        "operations connect corrects it.",
+        "`operations connect` corrects it.",
     )
     ENDPOINT_OLD_CONTRACT = (
         "The endpoint's contract is 2; tools that are newer write 6, a persistent queue. Both are said to work.",
-        "Nothing, as long as wins arrive; otherwise operations connect, which writes 6.",
+        "Nothing, as long as wins arrive; otherwise `operations connect`, which writes 6.",
     )
     ENDPOINT_NOT_JSON = (
         "The service endpoint does not post JSON: its messages are parked as InvalidEvent.",
-        "operations connect sets the message format to JSON.",
+        "`operations connect` sets the message format to JSON.",
     )
     ENDPOINT_WITHOUT_KEY = (
         "The service endpoint has no SAS key to send with: posts fail.",
-        "operations connect with the key of the rule dataverse.",
+        "`operations connect` with the key of the rule dataverse.",
     )
     STEP_MISSING = (
         "No step posts won opportunities to the service endpoint: no win is ever posted.",
-        "operations connect.",
+        "`operations connect`.",
     )
     STEP_OTHER_MESSAGE = (
         "The step is registered on another message or table than Win of opportunity.",
-        "Delete the step, then operations connect.",
+        "Delete the step, then `operations connect`.",
     )
     STEP_OTHER_ENDPOINT = (
         "The step posts to another service endpoint.",
-        "Delete the step, then operations connect.",
+        "Delete the step, then `operations connect`.",
     )
     STEP_DISABLED = (
         "The step is disabled: wins are not posted, and nothing makes up for it.",
-        "operations connect enables it; then operations reconcile --since the day it was disabled.",
+        "`operations connect` enables it; then `operations reconcile`, since the day on which it was disabled.",
     )
     STEP_SYNCHRONOUS = (
         (
             "The step posts while the win is being saved: nobody can win while Service Bus is away, and what "
             "is rolled back was posted all the same."
         ),
-        "Delete the step, then operations connect makes an asynchronous one.",
+        "Delete the step, then `operations connect` makes an asynchronous one.",
     )
     JOBS_RETRYING = (
         "Posts failed and are tried again by Dataverse with growing intervals.",
-        "What is seen tells why; a refused key: rotate it with operations connect.",
+        "What is seen tells why; a refused key: rotate it with `operations connect`.",
     )
     JOBS_FAILED = (
         "Dataverse gave posts up in the last days: these wins will never come by themselves.",
         (
-            "Mend what the message names, then operations reconcile --since that day --send; delete the failed system "
+            "Mend what the message names, then `operations reconcile --send`, since that day; delete the failed system "
             "jobs when done."
         ),
     )
@@ -302,15 +302,15 @@ class Finding(Enum):
     # What has piled up
     MESSAGES_FAILED = (
         "Wins, or what looks like them, failed for good and wait for a decision.",
-        "operations failed list; then the runbook by reason.",
+        "`operations failed list`; then the runbook by reason.",
     )
     DEAD_LETTERS = (
         "Messages of the failed queue were picked so often that the broker put them aside.",
-        "Service Bus Explorer in the portal: resubmit them; then operations failed list.",
+        "Service Bus Explorer in the portal: resubmit them; then `operations failed list`.",
     )
     RETRIES_OLD = (
         "Wins have been tried again for more than 30 minutes: something is down, or not set up.",
-        "operations waiting list says why; mend it, then operations waiting retry-now --all.",
+        "`operations waiting list` says why; mend it, then `operations waiting retry-now --all`.",
     )
     # --try-claim
     CHANGE_SET_SUCCEEDED = (

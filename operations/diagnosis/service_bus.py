@@ -6,12 +6,13 @@ Links are opened and closed again, messages are peeked: nothing is sent, receive
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
 from azure.core.exceptions import ClientAuthenticationError
-from azure.servicebus import ServiceBusClient, ServiceBusMessageState, ServiceBusSubQueue
+from azure.servicebus import ServiceBusMessageState, ServiceBusSubQueue
 from azure.servicebus.exceptions import (
     MessagingEntityDisabledError,
     MessagingEntityNotFoundError,
@@ -31,7 +32,7 @@ from shared.settings import ConnectionString
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from azure.servicebus import ServiceBusReceivedMessage, ServiceBusReceiver
+    from azure.servicebus import ServiceBusClient, ServiceBusReceivedMessage, ServiceBusReceiver
 
     from operations.diagnosis.identity import Identity
     from shared.clock import Deadline
@@ -91,10 +92,9 @@ class ServiceBusLinks:
     def _attempt(self, name: str, right: Right, deadline: Deadline) -> ServiceBusError | None:
         """Return why a link could not be opened for want of a right or because it is closed; raises Found."""
 
-        def open_link(client: ServiceBusClient) -> None:
-            link = client.get_queue_receiver if right is Right.RECEIVE else client.get_queue_sender
-            with link(name):
-                pass
+        def open_link(client: _Client) -> None:
+            link = client.sdk.get_queue_receiver if right is Right.RECEIVE else client.sdk.get_queue_sender
+            client.closing.enter_context(link(name))
 
         try:
             self._with_client(open_link, deadline)
@@ -123,16 +123,17 @@ class ServiceBusLinks:
     def failed_messages(self, deadline: Deadline) -> list[Result]:
         """Look into the failed queue and its dead letters."""
         queue = self._settings.failed_queue
-        return judge_failed(
-            self._peeked(queue, None, deadline), self._peeked(queue, ServiceBusSubQueue.DEAD_LETTER, deadline)
-        )
+        with ThreadPoolExecutor(2) as pool:
+            messages = pool.submit(self._peeked, queue, None, deadline)
+            dead_letters = pool.submit(self._peeked, queue, ServiceBusSubQueue.DEAD_LETTER, deadline)
+        return judge_failed(messages.result(), dead_letters.result())
 
     def _peeked(self, queue: str, sub_queue: ServiceBusSubQueue | None, deadline: Deadline) -> int:
         """Return how many messages there are, up to a page."""
 
-        def peek(client: ServiceBusClient) -> int:
-            with client.get_queue_receiver(queue, sub_queue=sub_queue) as receiver:
-                return len(receiver.peek_messages(_PAGE, timeout=max(deadline.remaining, 1.0)))
+        def peek(client: _Client) -> int:
+            receiver = client.receiver(queue, sub_queue)
+            return len(receiver.peek_messages(_PAGE, timeout=max(deadline.remaining, 1.0)))
 
         return self._peek(queue, peek, deadline)
 
@@ -140,13 +141,12 @@ class ServiceBusLinks:
         """Look for messages that have been tried again for long."""
         queue = self._settings.opportunity_won_queue
 
-        def peek(client: ServiceBusClient) -> list[tuple[timedelta, str]]:
-            with client.get_queue_receiver(queue) as receiver:
-                return [
-                    (age, str(text_properties(message).get(REASON, "unknown")))
-                    for message in _scheduled(receiver, deadline)
-                    if (age := _age(message)) > _OLD
-                ]
+        def peek(client: _Client) -> list[tuple[timedelta, str]]:
+            return [
+                (age, str(text_properties(message).get(REASON, "unknown")))
+                for message in _scheduled(client.receiver(queue), deadline)
+                if (age := _age(message)) > _OLD
+            ]
 
         old = self._peek(queue, peek, deadline)
         if not old:
@@ -159,7 +159,7 @@ class ServiceBusLinks:
             )
         ]
 
-    def _peek(self, queue: str, peek: Callable[[ServiceBusClient], Answer], deadline: Deadline) -> Answer:
+    def _peek(self, queue: str, peek: Callable[[_Client], Answer], deadline: Deadline) -> Answer:
         try:
             return self._with_client(peek, deadline)
         except (ServiceBusAuthorizationError, ServiceBusAuthenticationError) as error:
@@ -169,9 +169,9 @@ class ServiceBusLinks:
         except (MessagingEntityNotFoundError, MessagingEntityDisabledError) as error:
             raise CannotSee(f"{queue} is missing or disabled", "none: mend that first") from error
 
-    def _with_client(self, do: Callable[[ServiceBusClient], Answer], deadline: Deadline) -> Answer:
+    def _with_client(self, do: Callable[[_Client], Answer], deadline: Deadline) -> Answer:
         """Have something done with a client in a thread of its own: the SDK may block for ever."""
-        owner = Owner("service bus", Care(build=self._client, close=ServiceBusClient.close))
+        owner = Owner("service bus", Care(build=self._client, close=_Client.close))
         try:
             return owner.call(do, limit=deadline.remaining, timeout=deadline.remaining)
         except NotAnswered as error:
@@ -186,13 +186,32 @@ class ServiceBusLinks:
         finally:
             owner.close()
 
-    def _client(self) -> ServiceBusClient:
-        return connect(
-            self._settings,
-            lambda namespace: build_credential(
-                self._environment, self._identity.client_id(namespace.client_id)
-            ),
+    def _client(self) -> _Client:
+        return _Client(
+            connect(
+                self._settings,
+                lambda namespace: build_credential(
+                    self._environment, self._identity.client_id(namespace.client_id)
+                ),
+            )
         )
+
+
+class _Client:
+    """A client with what was opened with it: closing takes as long as opening, and nobody has to wait for it."""
+
+    def __init__(self, sdk: ServiceBusClient) -> None:
+        self.closing = ExitStack()
+        self.sdk = self.closing.enter_context(sdk)
+
+    def receiver(self, queue: str, sub_queue: ServiceBusSubQueue | None = None) -> ServiceBusReceiver:
+        """Return a receiver to peek with: its link is not opened, so no message can come."""
+        receiver = self.sdk.get_queue_receiver(queue, sub_queue=sub_queue)
+        self.closing.callback(receiver.close)
+        return receiver
+
+    def close(self) -> None:
+        self.closing.close()
 
 
 # What a look knows to judge itself.

@@ -1,0 +1,1037 @@
+"""`python -m operations doctor`: each finding has a broken set-up in which it, and nothing else, is found."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import re
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+import pytest
+from cheroot import wsgi
+from click.testing import CliRunner
+
+from operations.__main__ import operations
+from operations.diagnosis.findings import Finding, State
+from sandbox.certificates import CertificateAuthority
+from sandbox.dataverse import DataverseApp, DataverseServer, seed
+from sandbox.dataverse.errors import DataverseError
+from sandbox.dataverse.schema import TABLES
+from sandbox.identity import Identity, IdentityServer, InvalidToken, TokenAuthority
+from sandbox.service_bus import (
+    Authenticator,
+    Broker,
+    Configuration,
+    Message,
+    ReceiveMode,
+    Role,
+    RoleAssignment,
+    ServiceBusServer,
+)
+from sandbox.service_bus.configuration import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+# The SDK leaves sockets open whose connection did not come about, until they are collected.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+QUEUE, FAILED, TOPIC = "opportunity-won", "opportunity-won-failed", "invoice-created"
+NAMESPACE_ID = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ServiceBus/namespaces/sandbox"
+OPERATOR = Identity.named("operator")
+FUNCTION = Identity.named("function", OPERATOR.tenant_id)
+# Identities like the function's, each with less than it needs.
+DEAF = Identity.named("may not receive", OPERATOR.tenant_id)
+MUTE = Identity.named("may not send to the topic", OPERATOR.tenant_id)
+STRANGER = Identity.named("no application user", OPERATOR.tenant_id)
+Row = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------- the set-up
+
+
+class Organization(DataverseApp):
+    """A Dataverse whose change sets can be made what they must not be."""
+
+    is_atomic = True
+    forgives_duplicates = False
+
+    def _change_set(self, change_set: Any, caller: Any, info: Any) -> list[Any]:  # noqa: ANN401 - the stand-in's own
+        if self.is_atomic and not self.forgives_duplicates:
+            return super()._change_set(change_set, caller, info)
+        parts = []
+        for operation in change_set.operations:
+            try:
+                parts += super()._change_set(type(change_set)([operation]), caller, info)
+            except DataverseError:
+                if not self.forgives_duplicates:
+                    raise
+                parts.append(parts[-1])
+        return parts
+
+
+class Azure:
+    """Azure Resource Manager, as far as the doctor asks it: resources by path, for whoever has a good token."""
+
+    def __init__(self, tokens: TokenAuthority, host: str) -> None:
+        self._tokens = tokens
+        self.is_reader = True
+        self.resources = _resources(host)
+        self._server = wsgi.Server(("127.0.0.1", 0), self, numthreads=4, timeout=5, shutdown_timeout=1)
+
+    @property
+    def endpoint(self) -> str:
+        host, port = self._server.bind_addr[:2]
+        return f"http://{host}:{port}"
+
+    @property
+    def port(self) -> int:
+        return int(self._server.bind_addr[1])
+
+    def __enter__(self) -> Self:
+        self._server.prepare()
+        self._thread = threading.Thread(target=self._server.serve, name="azure", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop()
+        self._thread.join(timeout=5)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        status, document = self._answer(environ)
+        start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
+        return [json.dumps(document).encode()]
+
+    def _answer(self, environ: dict[str, Any]) -> tuple[HTTPStatus, object]:
+        try:
+            token = environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer ")
+            self._tokens.verify(token, [self.endpoint])
+        except InvalidToken as error:
+            return HTTPStatus.UNAUTHORIZED, {
+                "error": {"code": "InvalidAuthenticationToken", "message": error.reason}
+            }
+        query = parse_qs(environ["QUERY_STRING"])
+        if not self.is_reader:
+            return HTTPStatus.FORBIDDEN, {"error": {"code": "AuthorizationFailed", "message": "no"}}
+        key = environ["PATH_INFO"] + "".join(query.get("$filter", []))
+        if "api-version" not in query or key not in self.resources:
+            return HTTPStatus.NOT_FOUND, {"error": {"code": "ResourceNotFound", "message": key}}
+        return HTTPStatus.OK, self.resources[key]
+
+
+def _resources(host: str) -> dict[str, Any]:
+    """Return what is deployed, as Resource Manager tells it."""
+    sender, receiver, reader = (f"/roles/{name}" for name in ("sender", "receiver", "reader"))
+    queue = {
+        "lockDuration": "PT1M",
+        "maxDeliveryCount": 10,
+        "requiresDuplicateDetection": True,
+        "duplicateDetectionHistoryTimeWindow": "PT10M",
+        "defaultMessageTimeToLive": "P14D",
+        "deadLetteringOnMessageExpiration": True,
+        "forwardDeadLetteredMessagesTo": FAILED,
+        "status": "Active",
+        "countDetails": {"activeMessageCount": 0, "deadLetterMessageCount": 0, "scheduledMessageCount": 0},
+    }
+    failed = {
+        **queue,
+        "maxDeliveryCount": 2000,
+        "requiresDuplicateDetection": False,
+        "defaultMessageTimeToLive": "P10675199DT2H48M5.4775807S",
+    }
+    del failed["forwardDeadLetteredMessagesTo"]
+    topic = {"requiresDuplicateDetection": True, "duplicateDetectionHistoryTimeWindow": "P7D"}
+    resources = {
+        NAMESPACE_ID: {"serviceBusEndpoint": f"https://{host}:443/"},
+        f"{NAMESPACE_ID}/queues/{QUEUE}": queue,
+        f"{NAMESPACE_ID}/queues/{FAILED}": failed,
+        f"{NAMESPACE_ID}/topics/{TOPIC}": topic,
+        f"{NAMESPACE_ID}/topics/{TOPIC}/subscriptions/audit": {"maxDeliveryCount": 10},
+    }
+    for role, actions in (
+        (sender, ["Microsoft.ServiceBus/*/send/action"]),
+        (receiver, ["Microsoft.ServiceBus/*/receive/action"]),
+        (reader, []),
+    ):
+        resources[role] = {
+            "permissions": [{"actions": ["*/read"], "dataActions": actions, "notDataActions": []}]
+        }
+    documents: dict[str, Any] = {path: {"id": path, "properties": each} for path, each in resources.items()}
+    for entity, roles in (
+        (f"queues/{QUEUE}", [reader, receiver, sender]),
+        (f"queues/{FAILED}", [reader, sender]),
+        (f"topics/{TOPIC}", [reader, sender]),
+    ):
+        documents[_assignments(entity)] = {
+            "value": [{"properties": {"roleDefinitionId": role}} for role in roles]
+        }
+    return documents
+
+
+def _assignments(entity: str) -> str:
+    return (
+        f"{NAMESPACE_ID}/{entity}/providers/Microsoft.Authorization/roleAssignments"
+        f"assignedTo('{FUNCTION.object_id}')"
+    )
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@dataclass
+class Sandbox:
+    """Everything that the doctor looks at, and the command line pointed at it."""
+
+    organization: Organization
+    opportunities: tuple[str, ...]
+    broker: Broker
+    azure: Azure
+    authenticator: Authenticator
+    tls: ServiceBusServer
+    plain: ServiceBusServer
+    environment: dict[str, str]
+    # What something before Dataverse answers in its place, by path.
+    instead: Callable[[str], Answer | None] = field(default=lambda _: None)
+
+    def doctor(self, environment: Mapping[str, str], *arguments: str) -> tuple[int, list[Row]]:
+        run = CliRunner().invoke(
+            operations, ["doctor", "--json", *arguments], env={**self.environment, **environment}
+        )
+        assert run.exception is None or isinstance(run.exception, SystemExit), run.exception
+        rows: list[Row] = json.loads(run.stdout)
+        return run.exit_code, rows
+
+    @property
+    def arm(self) -> tuple[str, ...]:
+        return "--namespace-id", NAMESPACE_ID, "--arm-endpoint", self.azure.endpoint
+
+    def rows(self, table: str, **values: object) -> list[Row]:
+        with self.organization.session() as session:
+            every = [dict(row) for row in session.transaction.rows(TABLES[table])]
+        return [row for row in every if values.items() <= row.items()]
+
+    @contextmanager
+    def changed(self, table: str, row: Row, **values: object) -> Iterator[None]:
+        description = TABLES[table]
+        with self.organization.session() as session:
+            session.transaction.update(description, row[description.key], values)
+        yield
+        with self.organization.session() as session:
+            before = {name: row[name] for name in values}
+            session.transaction.update(description, row[description.key], before)
+
+    @contextmanager
+    def removed(self, table: str, row: Row) -> Iterator[None]:
+        with self.organization.session() as session:
+            session.transaction.delete(TABLES[table], row)
+        yield
+        with self.organization.session() as session:
+            session.transaction.insert(TABLES[table], row)
+
+    @contextmanager
+    def added(self, table: str, **values: object) -> Iterator[None]:
+        with self.organization.session() as session:
+            row = session.transaction.insert(TABLES[table], {TABLES[table].key: str(uuid4()), **values})
+        yield
+        with self.organization.session() as session:
+            session.transaction.delete(TABLES[table], row)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    folder = tmp_path_factory.mktemp("doctor")
+    certificates, tokens = CertificateAuthority(folder), TokenAuthority()
+    organization = Organization(tokens.verify, post=lambda *_: None)
+    demo = seed.demo_organization(organization, opportunities=3)
+    seed.add_administrator(organization, OPERATOR.client_id)
+    configuration = Configuration.load()
+    broker = Broker(configuration)
+    authenticator = Authenticator(
+        configuration, verify_token=tokens.verify, role_assignments=list(_role_assignments())
+    )
+    with ExitStack() as stack:
+        made: list[Sandbox] = []
+        stack.callback(organization.close)
+        identity = stack.enter_context(
+            IdentityServer(tokens, [OPERATOR, FUNCTION, DEAF, MUTE, STRANGER], system_assigned=FUNCTION)
+        )
+        context = certificates.server_context("127.0.0.1", "localhost")
+        server = stack.enter_context(
+            DataverseServer(organization, context, middleware=lambda app: _before(app, made))
+        )
+        plain = stack.enter_context(ServiceBusServer(broker, authenticator=authenticator))
+        tls = stack.enter_context(_over_tls(broker, authenticator, certificates))
+        azure = stack.enter_context(Azure(tokens, tls.host))
+        # The public roots would be read for each connection again.
+        authority = folder / "authority.pem"
+        _, begin, ours = certificates.bundle.read_text().rpartition("-----BEGIN CERTIFICATE-----")
+        authority.write_text(begin + ours)
+        environment = {
+            "SSL_CERT_FILE": str(authority),
+            "REQUESTS_CA_BUNDLE": str(authority),
+            **identity.settings,
+            "OPERATIONS_CLIENT_ID": OPERATOR.client_id,
+            "DATAVERSE_URL": server.url,
+            "DATAVERSE_ORGANIZATION_ID": organization.organization.id,
+            "AZURE_CLIENT_ID": FUNCTION.client_id,
+            "ServiceBusConnection__fullyQualifiedNamespace": tls.host,
+            "ServiceBusConnection__credential": "managedidentity",
+            "ServiceBusConnection__clientId": FUNCTION.client_id,
+            "OPPORTUNITY_WON_QUEUE": QUEUE,
+            "OPPORTUNITY_WON_FAILED_QUEUE": FAILED,
+            "INVOICE_CREATED_TOPIC": TOPIC,
+            "PYTHON_THREADPOOL_THREAD_COUNT": "16",
+        }
+        made.append(
+            Sandbox(organization, demo.opportunities, broker, azure, authenticator, tls, plain, environment)
+        )
+        _connect(made[0])
+        yield made[0]
+    # Here, where it is known why, and not in the middle of somebody else's test.
+    gc.collect()
+
+
+def _connect(sandbox: Sandbox) -> None:
+    """Set Dataverse up with the command that does it for everybody."""
+    for identity in (FUNCTION, DEAF, MUTE):
+        done = CliRunner().invoke(
+            operations,
+            ["connect", "--application-id", identity.client_id, "--yes"],
+            env={**sandbox.environment, "OPPORTUNITY_WON_SAS_KEY": "k" * 44},
+        )
+        assert done.exit_code == 0, (done.output, done.exception)
+        (user,) = sandbox.rows("systemuser", applicationid=identity.client_id)
+        with sandbox.organization.session() as session:
+            # Dataverse looks it up in Entra ID.
+            values = {"azureactivedirectoryobjectid": identity.object_id}
+            session.transaction.update(TABLES["systemuser"], user["systemuserid"], values)
+
+
+def _role_assignments() -> Iterator[RoleAssignment]:
+    yield RoleAssignment(OPERATOR.client_id, Role.OWNER)
+    for identity in (FUNCTION, DEAF, MUTE):
+        yield RoleAssignment(identity.client_id, Role.SENDER, QUEUE)
+        yield RoleAssignment(identity.client_id, Role.SENDER, FAILED)
+        if identity is not DEAF:
+            yield RoleAssignment(identity.client_id, Role.RECEIVER, QUEUE)
+        if identity is not MUTE:
+            yield RoleAssignment(identity.client_id, Role.SENDER, TOPIC)
+
+
+@contextmanager
+def _over_tls(
+    broker: Broker, authenticator: Authenticator, certificates: CertificateAuthority
+) -> Iterator[ServiceBusServer]:
+    """Serve on a loopback address whose port 5671, the only one for clients with tokens, is free."""
+    for last in range(10, 250):
+        host = f"127.0.0.{last}"
+        server = ServiceBusServer(
+            broker,
+            host=host,
+            port=5671,
+            ssl_context=certificates.server_context(host),
+            authenticator=authenticator,
+        )
+        try:
+            server.start()
+        except OSError:
+            continue
+        try:
+            yield server
+        finally:
+            server.stop()
+        return
+    pytest.fail("port 5671 is taken on every loopback address")
+
+
+def _before(app: Any, made: list[Sandbox]) -> Any:  # noqa: ANN401 - WSGI
+    def answer(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        instead = made[0].instead(environ["PATH_INFO"]) if made else None
+        if instead is None:
+            return app(environ, start_response)  # type: ignore[no-any-return]
+        status, headers, body = instead
+        start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
+        return [body]
+
+    return answer
+
+
+# -------------------------------------------------------------------------------------------- healthy
+
+
+def state_of(rows: list[Row]) -> dict[str, str]:
+    return {row["link"]: row["state"] for row in rows}
+
+
+def test_a_healthy_set_up_is_all_ok_for_an_operator_who_may_see_everything(sandbox: Sandbox) -> None:
+    code, rows = sandbox.doctor({}, *sandbox.arm)
+    assert {row["state"] for row in rows} == {"ok"}, rows
+    assert code == 0
+
+
+def test_the_function_itself_sees_only_what_it_needs(sandbox: Sandbox) -> None:
+    """What it cannot see is told with the right that it would need; nothing of it counts as a problem."""
+    code, rows = sandbox.doctor({"OPERATIONS_CLIENT_ID": ""})
+    unseen = {row["link"]: row["right"] for row in rows if row["state"] == "cannot see"}
+    assert {row["state"] for row in rows} == {"ok", "cannot see"}
+    assert unseen.keys() >= {"service endpoint", "step", "namespace", "failed messages"}
+    assert all(unseen.values())
+    assert unseen["service endpoint"] == "prvReadServiceEndpoint"
+    assert unseen["failed messages"] == f"Azure Service Bus Data Receiver on {FAILED}"
+    assert unseen["privileges"] == "prvReadUser"
+    assert state_of(rows)["queue"] == state_of(rows)["retries"] == "ok"
+    assert code == 0
+
+
+# -------------------------------------------------------------------------------------- broken set-ups
+
+
+@dataclass
+class Broken:
+    """How the command is run in a broken set-up, and what is left to undo."""
+
+    sandbox: Sandbox
+    undo: ExitStack
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+
+    def set(self, **environment: str) -> None:
+        self.environment |= environment
+
+    def enter(self, context: AbstractContextManager[Any]) -> Any:  # noqa: ANN401 - whatever it gives
+        return self.undo.enter_context(context)
+
+    def is_function(self, identity: Identity = FUNCTION) -> None:
+        """Run as this managed identity, which the settings name."""
+        self.names(identity)
+        self.set(OPERATIONS_CLIENT_ID="")
+
+    def names(self, identity: Identity) -> None:
+        self.set(AZURE_CLIENT_ID=identity.client_id, ServiceBusConnection__clientId=identity.client_id)
+
+    def has_key(self, key: str = "SAS_KEY_VALUE", port: int | None = None) -> None:
+        """Reach Service Bus with a key, without TLS; the service endpoint posts there too."""
+        address = f"sb://127.0.0.1:{port or self.sandbox.plain.port}/"
+        self.set(
+            ServiceBusConnection=f"Endpoint={address};SharedAccessKeyName=RootManageSharedAccessKey;"
+            f"SharedAccessKey={key};UseDevelopmentEmulator=true"
+        )
+        self.change("serviceendpoint", namespaceaddress=address)
+
+    def has_namespace(self, host: str) -> None:
+        self.set(ServiceBusConnection__fullyQualifiedNamespace=host)
+        self.change("serviceendpoint", namespaceaddress=f"sb://{host}/")
+
+    def change(self, table: str, /, **values: object) -> None:
+        """Change the one row of ours in a table."""
+        self.enter(self.sandbox.changed(table, self.ours(table), **values))
+
+    def ours(self, table: str) -> Row:
+        which = {"applicationid": FUNCTION.client_id} if table == "systemuser" else {}
+        (row,) = self.sandbox.rows(table, **which)
+        return row
+
+    def granted(self, privilege: str) -> Row:
+        (role,) = self.sandbox.rows("role", name="Opportunity Invoicing")
+        (named,) = self.sandbox.rows("privilege", name=privilege)
+        (row,) = self.sandbox.rows("roleprivileges", roleid=role["roleid"], privilegeid=named["privilegeid"])
+        return row
+
+    def lacks(self, privilege: str) -> None:
+        self.enter(self.sandbox.removed("roleprivileges", self.granted(privilege)))
+
+    def message(self, name: str) -> Row:
+        (row,) = self.sandbox.rows("sdkmessage", name=name)
+        return row
+
+    def answers(self, status: int, body: bytes = b"", path: str = "", **headers: str) -> None:
+        """Have something answer in Dataverse's place where the path contains this."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        instead = status, {"Content-Length": str(len(body)), **given}, body
+        self.sandbox.instead = lambda asked: instead if path in asked else None
+        self.undo.callback(setattr, self.sandbox, "instead", lambda _: None)
+
+    def refuses(self, status: int, code: str, path: str = "") -> None:
+        body = json.dumps({"error": {"code": code, "message": "No."}}).encode()
+        self.answers(status, body, path, Content_Type="application/json")
+
+    def job(self, **values: object) -> None:
+        due = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        step = self.ours("sdkmessageprocessingstep")["sdkmessageprocessingstepid"]
+        common = {"owningextensionid": step, "createdon": now, "modifiedon": now, "postponeuntil": due}
+        self.enter(self.sandbox.added("asyncoperation", **common, **values))
+
+    def resource(self, path: str, **properties: object) -> None:
+        """Look through Resource Manager, at a resource with other properties."""
+        azure = self.sandbox.azure
+        self.undo.callback(setattr, azure, "resources", azure.resources)
+        azure.resources = copy.deepcopy(azure.resources)
+        azure.resources[f"{NAMESPACE_ID}/{path}".rstrip("/")]["properties"].update(properties)
+        self.arguments = self.sandbox.arm
+
+    def loses_resource(self, path: str) -> None:
+        self.resource(f"queues/{QUEUE}")
+        del self.sandbox.azure.resources[path]
+
+    def status(self, entity: str, status: Status) -> None:
+        self.sandbox.broker.set_status(entity, status)
+        self.undo.callback(self.sandbox.broker.set_status, entity, Status.ACTIVE)
+
+    def message_in(self, entity: str, **values: Any) -> None:  # noqa: ANN401 - the broker's
+        broker = self.sandbox.broker
+        (number,) = broker.send(entity, Message(b"{}", message_id=str(uuid4()), **values))
+        if "scheduled_enqueue_time" in values:
+            self.undo.callback(broker.cancel_scheduled, entity, [number])
+        else:
+            self.undo.callback(broker.receive, entity, 1, ReceiveMode.RECEIVE_AND_DELETE)
+
+    def dead_letter(self) -> None:
+        broker = self.sandbox.broker
+        broker.send(FAILED, Message(b"{}", message_id=str(uuid4())))
+        (message,) = broker.receive(FAILED)
+        assert message.lock_token is not None
+        broker.dead_letter(FAILED, message.lock_token)
+        self.undo.callback(broker.receive, f"{FAILED}/$DeadLetterQueue", 1, ReceiveMode.RECEIVE_AND_DELETE)
+
+    def tries_claim(self) -> None:
+        self.arguments = ("--try-claim", self.sandbox.opportunities[0], "--yes")
+
+    def organization_is(self, **switches: bool) -> None:
+        for name, value in switches.items():
+            self.undo.callback(setattr, self.sandbox.organization, name, getattr(Organization, name))
+            setattr(self.sandbox.organization, name, value)
+        self.tries_claim()
+
+    def port(self, host: str = "127.0.0.1", number: int = 0, *, listens: bool) -> int:
+        """Take a port that refuses connections, or takes them and never says a word."""
+        taken = self.enter(socket.socket())
+        taken.bind((host, number))
+        if listens:
+            taken.listen()
+        return int(taken.getsockname()[1])
+
+    def address(self, *, listens: bool) -> str:
+        """Take a loopback address whose port 5671 refuses, or is silent."""
+        for last in range(250, 9, -1):
+            host = f"127.0.0.{last}"
+            try:
+                self.port(host, 5671, listens=listens)
+            except OSError:
+                continue
+            return host
+        pytest.fail("port 5671 is taken on every loopback address")
+
+    def impostor(self) -> str:
+        """Return a namespace whose certificate comes from another authority."""
+        other = CertificateAuthority(self.folder)
+        server = self.enter(_over_tls(self.sandbox.broker, self.sandbox.authenticator, other))
+        return str(server.host)
+
+
+def _settings_invalid(broken: Broken) -> None:
+    broken.set(DATAVERSE_URL="http://contoso.crm.dynamics.com")
+
+
+def _connection_string_without_a_key(broken: Broken) -> None:
+    broken.set(ServiceBusConnection="Endpoint=sb://contoso.servicebus.windows.net/")
+
+
+def _other_thread_count(broken: Broken) -> None:
+    broken.set(PYTHON_THREADPOOL_THREAD_COUNT="5")
+
+
+def _no_thread_count(broken: Broken) -> None:
+    broken.set(PYTHON_THREADPOOL_THREAD_COUNT="")
+
+
+def _other_calls_by_app_setting(broken: Broken) -> None:
+    broken.set(AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls="32")
+
+
+def _unassigned_identity(broken: Broken) -> None:
+    broken.is_function(Identity.named("not assigned"))
+
+
+def _unassigned_identity_and_a_key(broken: Broken) -> None:
+    broken.is_function(Identity.named("not assigned"))
+    broken.has_key()
+
+
+def _two_identities(broken: Broken) -> None:
+    broken.set(ServiceBusConnection__clientId=MUTE.client_id)
+
+
+def _dataverse_name(broken: Broken) -> None:
+    broken.set(DATAVERSE_URL="https://contoso.invalid")
+
+
+def _dataverse_refuses(broken: Broken) -> None:
+    broken.set(DATAVERSE_URL=f"https://127.0.0.1:{broken.port(listens=False)}")
+
+
+def _dataverse_is_silent(broken: Broken) -> None:
+    broken.set(DATAVERSE_URL=f"https://127.0.0.1:{broken.port(listens=True)}")
+    broken.arguments = ("--seconds", "4")
+
+
+def _dataverse_certificate(broken: Broken) -> None:
+    # It is for the namespace's address, not for this one.
+    host = broken.sandbox.tls.host
+    impostor = Organization(TokenAuthority().verify)
+    broken.undo.callback(impostor.close)
+    context = CertificateAuthority(broken.folder).server_context(host)
+    server = broken.enter(DataverseServer(impostor, context))
+    broken.set(DATAVERSE_URL=server.url)
+
+
+def _no_bundle(broken: Broken) -> None:
+    broken.set(REQUESTS_CA_BUNDLE="/nowhere/bundle.pem")
+
+
+def _namespace_name(broken: Broken) -> None:
+    broken.has_namespace("contoso.invalid")
+
+
+def _namespace_refuses(broken: Broken) -> None:
+    broken.has_namespace(broken.address(listens=False))
+
+
+def _namespace_is_silent(broken: Broken) -> None:
+    broken.has_namespace(broken.address(listens=True))
+    broken.arguments = ("--seconds", "4")
+
+
+def _amqp_is_silent(broken: Broken) -> None:
+    broken.has_key(port=broken.port(listens=True))
+    broken.arguments = ("--seconds", "4")
+
+
+def _namespace_certificate(broken: Broken) -> None:
+    broken.has_namespace(broken.impostor())
+
+
+def _other_audience(broken: Broken) -> None:
+    # The same environment under a name that is not its own: the token is for that one.
+    broken.set(DATAVERSE_URL=broken.sandbox.environment["DATAVERSE_URL"].replace("127.0.0.1", "localhost"))
+
+
+def _restricted_application(broken: Broken) -> None:
+    broken.is_function()
+    broken.refuses(403, "0x80095ffc", "WhoAmI")
+
+
+def _page_of_a_proxy(broken: Broken) -> None:
+    broken.answers(200, b"<html>Please log in</html>", Content_Type="text/html")
+
+
+def _redirect(broken: Broken) -> None:
+    broken.answers(302, Location="https://login.example.com/")
+
+
+def _nothing_there(broken: Broken) -> None:
+    broken.answers(404, b"<html>Not here</html>", Content_Type="text/html")
+
+
+def _dataverse_is_down(broken: Broken) -> None:
+    broken.answers(503, b"<html>Sorry</html>", Content_Type="text/html")
+
+
+def _dataverse_goes_down(broken: Broken) -> None:
+    broken.answers(503, b"<html>Sorry</html>", "/serviceendpoints", Content_Type="text/html")
+
+
+def _throttled(broken: Broken) -> None:
+    broken.answers(429, Retry_After="60")
+
+
+def _question_refused(broken: Broken) -> None:
+    broken.refuses(400, "0x80060888", "/serviceendpoints")
+
+
+def _other_organization(broken: Broken) -> None:
+    broken.set(DATAVERSE_ORGANIZATION_ID=str(uuid4()))
+
+
+def _no_organization(broken: Broken) -> None:
+    broken.set(DATAVERSE_ORGANIZATION_ID="")
+
+
+def _without_sales(broken: Broken) -> None:
+    row = broken.message("GenerateInvoiceFromOpportunity")
+    broken.enter(broken.sandbox.changed("sdkmessage", row, name="SomethingElse"))
+
+
+def _no_application_user(broken: Broken) -> None:
+    broken.names(STRANGER)
+
+
+def _function_is_no_application_user(broken: Broken) -> None:
+    broken.is_function(STRANGER)
+    broken.has_key()
+
+
+def _disabled_user(broken: Broken) -> None:
+    broken.change("systemuser", isdisabled=True)
+
+
+def _function_is_disabled(broken: Broken) -> None:
+    broken.is_function()
+    broken.change("systemuser", isdisabled=True)
+
+
+def _deleted_identity(broken: Broken) -> None:
+    broken.change("systemuser", azurestate=2)
+
+
+def _softly_deleted_identity(broken: Broken) -> None:
+    broken.change("systemuser", azurestate=1)
+
+
+def _no_privilege(broken: Broken) -> None:
+    broken.lacks("prvCreateNote")
+
+
+def _function_reads_no_orders(broken: Broken) -> None:
+    broken.is_function()
+    broken.lacks("prvReadSalesOrder")
+
+
+def _shallow_privilege(broken: Broken) -> None:
+    row = broken.granted("prvReadInvoice")
+    broken.enter(broken.sandbox.changed("roleprivileges", row, privilegedepthmask=2))
+
+
+def _no_optional_privilege(broken: Broken) -> None:
+    broken.lacks("prvReadEntityMap")
+
+
+def _no_endpoint(broken: Broken) -> None:
+    broken.enter(broken.sandbox.removed("serviceendpoint", broken.ours("serviceendpoint")))
+
+
+def _other_namespace(broken: Broken) -> None:
+    broken.change("serviceendpoint", namespaceaddress="sb://fabrikam.servicebus.windows.net/")
+
+
+def _other_queue(broken: Broken) -> None:
+    broken.change("serviceendpoint", path="opportunity-lost")
+
+
+def _event_hub(broken: Broken) -> None:
+    broken.change("serviceendpoint", contract=7)
+
+
+def _old_contract(broken: Broken) -> None:
+    broken.change("serviceendpoint", contract=2)
+
+
+def _binary_xml(broken: Broken) -> None:
+    broken.change("serviceendpoint", messageformat=1)
+
+
+def _no_key(broken: Broken) -> None:
+    broken.change("serviceendpoint", issaskeyset=False)
+
+
+def _managed_identity_endpoint(broken: Broken) -> None:
+    broken.change("serviceendpoint", authtype=9)
+
+
+def _no_step(broken: Broken) -> None:
+    broken.enter(broken.sandbox.removed("sdkmessageprocessingstep", broken.ours("sdkmessageprocessingstep")))
+
+
+def _step_on_lose(broken: Broken) -> None:
+    broken.change("sdkmessageprocessingstep", sdkmessageid=broken.message("Lose")["sdkmessageid"])
+
+
+def _step_on_every_table(broken: Broken) -> None:
+    (other,) = broken.sandbox.rows(
+        "sdkmessagefilter",
+        sdkmessageid=broken.message("Update")["sdkmessageid"],
+        primaryobjecttypecode="account",
+    )
+    broken.change("sdkmessageprocessingstep", sdkmessagefilterid=other["sdkmessagefilterid"])
+
+
+def _step_to_another_endpoint(broken: Broken) -> None:
+    other = broken.enter(broken.sandbox.added("serviceendpoint", name="Other", path="other"))
+    del other
+    (row,) = broken.sandbox.rows("serviceendpoint", name="Other")
+    broken.enter(
+        broken.sandbox.changed(
+            "sdkmessageprocessingstep",
+            broken.ours("sdkmessageprocessingstep"),
+            eventhandler=row["serviceendpointid"],
+        )
+    )
+
+
+def _disabled_step(broken: Broken) -> None:
+    broken.change("sdkmessageprocessingstep", statecode=1, statuscode=2)
+
+
+def _synchronous_step(broken: Broken) -> None:
+    broken.change("sdkmessageprocessingstep", mode=0)
+
+
+def _retrying_job(broken: Broken) -> None:
+    broken.job(statecode=1, statuscode=10, retrycount=3, message="Unauthorized: sig=c2VjcmV0")
+
+
+def _failed_job(broken: Broken) -> None:
+    broken.job(statecode=3, statuscode=31, message="No such host is known.")
+
+
+def _wrong_key(broken: Broken) -> None:
+    broken.has_key("WRONG")
+
+
+def _no_amqp(broken: Broken) -> None:
+    broken.has_key(port=broken.sandbox.azure.port)
+
+
+def _no_failed_queue(broken: Broken) -> None:
+    broken.set(OPPORTUNITY_WON_FAILED_QUEUE="nowhere")
+
+
+def _no_queue_as_a_resource(broken: Broken) -> None:
+    broken.loses_resource(f"{NAMESPACE_ID}/topics/{TOPIC}")
+
+
+def _disabled_topic(broken: Broken) -> None:
+    broken.status(TOPIC, Status.DISABLED)
+
+
+def _paused(broken: Broken) -> None:
+    broken.status(QUEUE, Status.RECEIVE_DISABLED)
+
+
+def _deaf(broken: Broken) -> None:
+    broken.is_function(DEAF)
+
+
+def _mute(broken: Broken) -> None:
+    broken.is_function(MUTE)
+
+
+def _mute_by_roles(broken: Broken) -> None:
+    broken.resource(f"queues/{QUEUE}")
+    broken.sandbox.azure.resources[_assignments(f"topics/{TOPIC}")]["value"].pop()
+
+
+def _deaf_by_roles(broken: Broken) -> None:
+    broken.resource(f"queues/{QUEUE}")
+    broken.sandbox.azure.resources[_assignments(f"queues/{QUEUE}")]["value"].pop(1)
+
+
+def _no_such_resource(broken: Broken) -> None:
+    broken.arguments = "--namespace-id", "/subscriptions/other", *broken.sandbox.arm[2:]
+
+
+def _resource_of_another_namespace(broken: Broken) -> None:
+    broken.resource("", serviceBusEndpoint="https://fabrikam.servicebus.windows.net:443/")
+
+
+def _lock_duration(broken: Broken) -> None:
+    broken.resource(f"queues/{QUEUE}", lockDuration="PT30S")
+
+
+def _delivery_count(broken: Broken) -> None:
+    broken.resource(f"queues/{FAILED}", maxDeliveryCount=10)
+
+
+def _no_duplicate_detection(broken: Broken) -> None:
+    broken.resource(f"topics/{TOPIC}", requiresDuplicateDetection=False)
+
+
+def _short_window(broken: Broken) -> None:
+    broken.resource(f"queues/{QUEUE}", duplicateDetectionHistoryTimeWindow="PT30S")
+
+
+def _dropping_the_expired(broken: Broken) -> None:
+    broken.resource(f"queues/{QUEUE}", deadLetteringOnMessageExpiration=False)
+
+
+def _not_forwarding(broken: Broken) -> None:
+    broken.resource(f"queues/{QUEUE}", forwardDeadLetteredMessagesTo=None)
+
+
+def _short_life(broken: Broken) -> None:
+    broken.resource(f"queues/{QUEUE}", defaultMessageTimeToLive="PT1H")
+
+
+def _failed_messages_expire(broken: Broken) -> None:
+    broken.resource(f"queues/{FAILED}", defaultMessageTimeToLive="P14D")
+
+
+def _no_audit(broken: Broken) -> None:
+    broken.loses_resource(f"{NAMESPACE_ID}/topics/{TOPIC}/subscriptions/audit")
+
+
+def _failed_message(broken: Broken) -> None:
+    broken.message_in(FAILED)
+
+
+def _failed_messages_by_counters(broken: Broken) -> None:
+    broken.resource(f"queues/{FAILED}", countDetails={"activeMessageCount": 7})
+
+
+def _dead_letter(broken: Broken) -> None:
+    broken.dead_letter()
+
+
+def _old_retry(broken: Broken) -> None:
+    now = datetime.now(UTC)
+    properties = {
+        "InvoicingFirstSeen": (now - timedelta(hours=2)).isoformat(),
+        "InvoicingReason": "DataverseForbidden",
+    }
+    broken.message_in(
+        QUEUE, scheduled_enqueue_time=now + timedelta(hours=1), application_properties=properties
+    )
+
+
+def _no_transaction(broken: Broken) -> None:
+    broken.organization_is(is_atomic=False)
+
+
+def _no_duplicates(broken: Broken) -> None:
+    broken.organization_is(forgives_duplicates=True)
+
+
+def _no_price_list(broken: Broken) -> None:
+    broken.tries_claim()
+    (row,) = broken.sandbox.rows("opportunity", opportunityid=broken.sandbox.opportunities[0])
+    broken.enter(broken.sandbox.changed("opportunity", row, pricelevelid=None))
+
+
+CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
+    (_settings_invalid, Finding.SETTINGS_INVALID, "settings"),
+    (_connection_string_without_a_key, Finding.SETTINGS_INVALID, "settings"),
+    (_other_thread_count, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
+    (_no_thread_count, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
+    (_other_calls_by_app_setting, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
+    (_unassigned_identity, Finding.TOKEN_UNAVAILABLE, "token for Service Bus"),
+    (_unassigned_identity_and_a_key, Finding.TOKEN_UNAVAILABLE, "token for Dataverse"),
+    (_two_identities, Finding.TOKEN_OF_ANOTHER_IDENTITY, "token for Service Bus"),
+    (_dataverse_name, Finding.DATAVERSE_NAME_UNKNOWN, "way to Dataverse"),
+    (_dataverse_refuses, Finding.DATAVERSE_REFUSED, "way to Dataverse"),
+    (_dataverse_is_silent, Finding.DATAVERSE_SILENT, "way to Dataverse"),
+    (_dataverse_certificate, Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED, "way to Dataverse"),
+    (_no_bundle, Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED, "way to Dataverse"),
+    (_namespace_name, Finding.SERVICE_BUS_NAME_UNKNOWN, "way to Service Bus"),
+    (_namespace_refuses, Finding.SERVICE_BUS_REFUSED, "way to Service Bus"),
+    (_namespace_is_silent, Finding.SERVICE_BUS_SILENT, "way to Service Bus"),
+    (_amqp_is_silent, Finding.SERVICE_BUS_SILENT, "queue"),
+    (_namespace_certificate, Finding.SERVICE_BUS_CERTIFICATE_NOT_TRUSTED, "way to Service Bus"),
+    (_other_audience, Finding.DATAVERSE_UNAUTHORIZED, "Dataverse"),
+    (_restricted_application, Finding.DATAVERSE_FORBIDDEN, "Dataverse"),
+    (_page_of_a_proxy, Finding.NOT_A_WEB_API, "Dataverse"),
+    (_redirect, Finding.NOT_A_WEB_API, "Dataverse"),
+    (_nothing_there, Finding.NOT_A_WEB_API, "Dataverse"),
+    (_dataverse_is_down, Finding.DATAVERSE_UNAVAILABLE, "Dataverse"),
+    (_dataverse_goes_down, Finding.DATAVERSE_UNAVAILABLE, "service endpoint"),
+    (_throttled, Finding.DATAVERSE_THROTTLED, "Dataverse"),
+    (_question_refused, Finding.DATAVERSE_REFUSED_A_QUESTION, "service endpoint"),
+    (_other_organization, Finding.OTHER_ENVIRONMENT, "environment"),
+    (_no_organization, Finding.ORGANIZATION_ID_NOT_SET, "environment"),
+    (_without_sales, Finding.SALES_MISSING, "Sales"),
+    (_no_application_user, Finding.APPLICATION_USER_MISSING, "application user"),
+    (_function_is_no_application_user, Finding.APPLICATION_USER_MISSING, "Dataverse"),
+    (_disabled_user, Finding.APPLICATION_USER_DISABLED, "application user"),
+    (_function_is_disabled, Finding.APPLICATION_USER_DISABLED, "Dataverse"),
+    (_deleted_identity, Finding.APPLICATION_USER_GONE, "application user"),
+    (_softly_deleted_identity, Finding.APPLICATION_USER_GONE, "application user"),
+    (_no_privilege, Finding.PRIVILEGE_MISSING, "privileges"),
+    (_function_reads_no_orders, Finding.PRIVILEGE_MISSING, "privileges"),
+    (_shallow_privilege, Finding.PRIVILEGE_TOO_SHALLOW, "privileges"),
+    (_no_optional_privilege, Finding.OPTIONAL_PRIVILEGE_MISSING, "privileges"),
+    (_no_endpoint, Finding.ENDPOINT_MISSING, "service endpoint"),
+    (_other_namespace, Finding.ENDPOINT_OTHER_NAMESPACE, "service endpoint"),
+    (_other_queue, Finding.ENDPOINT_OTHER_QUEUE, "service endpoint"),
+    (_event_hub, Finding.ENDPOINT_NOT_A_QUEUE, "service endpoint"),
+    (_old_contract, Finding.ENDPOINT_OLD_CONTRACT, "service endpoint"),
+    (_binary_xml, Finding.ENDPOINT_NOT_JSON, "service endpoint"),
+    (_no_key, Finding.ENDPOINT_WITHOUT_KEY, "service endpoint"),
+    (_managed_identity_endpoint, Finding.ENDPOINT_WITHOUT_KEY, "service endpoint"),
+    (_no_step, Finding.STEP_MISSING, "step"),
+    (_step_on_lose, Finding.STEP_OTHER_MESSAGE, "step"),
+    (_step_on_every_table, Finding.STEP_OTHER_MESSAGE, "step"),
+    (_step_to_another_endpoint, Finding.STEP_OTHER_ENDPOINT, "step"),
+    (_disabled_step, Finding.STEP_DISABLED, "step"),
+    (_synchronous_step, Finding.STEP_SYNCHRONOUS, "step"),
+    (_retrying_job, Finding.JOBS_RETRYING, "system jobs"),
+    (_failed_job, Finding.JOBS_FAILED, "system jobs"),
+    (_wrong_key, Finding.SERVICE_BUS_KEY_REFUSED, "queue"),
+    (_no_amqp, Finding.SERVICE_BUS_UNAVAILABLE, "queue"),
+    (_no_failed_queue, Finding.ENTITY_MISSING, "failed queue"),
+    (_no_queue_as_a_resource, Finding.ENTITY_MISSING, "topic as designed"),
+    (_disabled_topic, Finding.ENTITY_DISABLED, "topic"),
+    (_paused, Finding.QUEUE_PAUSED, "queue"),
+    (_deaf, Finding.NO_RIGHT_TO_RECEIVE, "queue"),
+    (_mute, Finding.NO_RIGHT_TO_SEND, "topic"),
+    (_mute_by_roles, Finding.NO_RIGHT_TO_SEND, "roles of the function"),
+    (_deaf_by_roles, Finding.NO_RIGHT_TO_RECEIVE, "roles of the function"),
+    (_no_such_resource, Finding.NAMESPACE_ID_WRONG, "namespace"),
+    (_resource_of_another_namespace, Finding.NAMESPACE_ID_WRONG, "namespace"),
+    (_lock_duration, Finding.LOCK_DURATION_DIFFERS, "queue as designed"),
+    (_delivery_count, Finding.MAX_DELIVERY_COUNT_DIFFERS, "failed queue as designed"),
+    (_no_duplicate_detection, Finding.DUPLICATE_DETECTION_DIFFERS, "topic as designed"),
+    (_short_window, Finding.DUPLICATE_DETECTION_DIFFERS, "queue as designed"),
+    (_dropping_the_expired, Finding.DEAD_LETTERING_ON_EXPIRATION_OFF, "queue as designed"),
+    (_not_forwarding, Finding.DEAD_LETTER_FORWARDING_DIFFERS, "queue as designed"),
+    (_short_life, Finding.TIME_TO_LIVE_TOO_SHORT, "queue as designed"),
+    (_failed_messages_expire, Finding.TIME_TO_LIVE_TOO_SHORT, "failed queue as designed"),
+    (_no_audit, Finding.AUDIT_SUBSCRIPTION_MISSING, "audit subscription"),
+    (_failed_message, Finding.MESSAGES_FAILED, "failed messages"),
+    (_failed_messages_by_counters, Finding.MESSAGES_FAILED, "failed messages"),
+    (_dead_letter, Finding.DEAD_LETTERS, "failed messages"),
+    (_old_retry, Finding.RETRIES_OLD, "retries"),
+    (_no_transaction, Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, "change sets"),
+    (_no_duplicates, Finding.CHANGE_SET_SUCCEEDED, "change sets"),
+    (_no_price_list, Finding.CHANGE_SET_REFUSED_OTHERWISE, "change sets"),
+]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "finding", "link"), CASES, ids=[breaks.__name__.strip("_") for breaks, *_ in CASES]
+)
+def test_a_broken_set_up_shows_exactly_its_finding(
+    sandbox: Sandbox, tmp_path: Path, breaks: Callable[[Broken], None], finding: Finding, link: str
+) -> None:
+    with ExitStack() as undo:
+        broken = Broken(sandbox, undo, tmp_path)
+        breaks(broken)
+        code, rows = sandbox.doctor(broken.environment, *broken.arguments)
+    findings = [row for row in rows if row["finding"]]
+    assert {row["finding"] for row in findings} == {finding.code}, findings
+    assert link in {row["link"] for row in findings}
+    assert all((row["meaning"], row["advice"]) == (finding.meaning, finding.advice) for row in findings)
+    assert {row["state"] for row in findings} == {finding.state.value}
+    assert code == (1 if finding.state is State.PROBLEM else 0)
+
+
+def test_every_finding_has_a_broken_set_up_and_stands_in_the_runbook() -> None:
+    assert {finding for _, finding, _ in CASES} == set(Finding)
+    page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    codes = re.findall(r"^\| `([a-z-]+)` \|", page.partition("## What doctor says")[2], re.MULTILINE)
+    assert codes == [finding.code for finding in Finding]
