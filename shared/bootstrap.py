@@ -43,6 +43,8 @@ def handler() -> Handler:
         if not _built:
             # The SDK's own lines tell of every request and link: too many, and none that is needed.
             logging.getLogger("azure").setLevel(logging.WARNING)
+            # Its warnings quote the answer of the identity's endpoint; what matters of one is in our own error.
+            logging.getLogger("azure.identity").setLevel(logging.ERROR)
             _built.append(build(os.environ))
         return _built[0]
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 CONNECTION = "ServiceBusConnection"
+# An invocation must end by itself before host.json's functionTimeout of five minutes ends its worker.
+_LONGEST_INVOCATION = 285
+# More is a slip.
+_ONE_YEAR = 366 * 24 * 60 * 60
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -91,7 +95,9 @@ def service_bus_settings(environment: Mapping[str, str]) -> ServiceBusSettings:
         invoice_created_topic=read.text(
             "INVOICE_CREATED_TOPIC", "the name of the topic, such as invoice-created"
         ),
-        invocation_deadline=read.seconds("INVOCATION_DEADLINE_SECONDS", default=240).total_seconds(),
+        invocation_deadline=read.seconds(
+            "INVOCATION_DEADLINE_SECONDS", default=240, most=_LONGEST_INVOCATION
+        ).total_seconds(),
     )
     read.raise_problems()
     return settings
@@ -171,9 +177,12 @@ class _Reader:
         guid = self.checked(name, looks_like, _guid, default="")
         return guid or None
 
-    def seconds(self, name: str, *, default: float) -> timedelta:
+    def seconds(self, name: str, *, default: float, most: float = _ONE_YEAR) -> timedelta:
         text = self.checked(
-            name, "a number of seconds above 0, such as 300", _positive_number, default=str(default)
+            name,
+            f"a number of seconds above 0 and up to {most}, such as {default}",
+            lambda value: value if _number_up_to(most, value) else None,
+            default=str(default),
         )
         return timedelta(seconds=float(text))
 
@@ -232,11 +241,9 @@ def _guid(value: str) -> str | None:
     return guid if _GUID.fullmatch(guid) else None
 
 
-def _positive_number(value: str) -> str | None:
+def _number_up_to(most: float, value: str) -> bool:
     try:
-        seconds = float(value)
+        # Comparisons with NaN are false.
+        return 0 < float(value) <= most
     except ValueError:
-        return None
-    # The upper bound is a year: more is a slip, and keeps NaN and infinity out as well.
-    one_year = 366 * 24 * 60 * 60
-    return value if 0 < seconds <= one_year else None
+        return False

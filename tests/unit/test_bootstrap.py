@@ -30,11 +30,13 @@ ENVIRONMENT = {**SERVICE_BUS, "DATAVERSE_URL": "https://contoso.crm4.dynamics.co
 @pytest.fixture
 def fresh_process() -> Iterator[None]:
     """Let the process have no handler yet, and none afterwards."""
-    level = logging.getLogger("azure").level
+    loggers = [logging.getLogger(name) for name in ("azure", "azure.identity")]
+    levels = [logger.level for logger in loggers]
     bootstrap._built.clear()
     yield
     bootstrap._built.clear()
-    logging.getLogger("azure").setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def test_a_handler_is_built_from_settings_without_touching_the_network() -> None:
@@ -123,6 +125,7 @@ def test_a_process_has_one_handler_built_at_the_first_message(monkeypatch: pytes
     first = bootstrap.handler()
     assert bootstrap.handler() is first
     assert logging.getLogger("azure").level == logging.WARNING
+    assert logging.getLogger("azure.identity").level == logging.ERROR
 
 
 @pytest.mark.usefixtures("fresh_process")

@@ -82,8 +82,8 @@ def test_every_problem_of_service_bus_is_told_at_once() -> None:
         "such as opportunity-won."
     )
     assert told[4] == (
-        "The app setting INVOCATION_DEADLINE_SECONDS is not valid: it should be a number of seconds above 0, "
-        "such as 300."
+        "The app setting INVOCATION_DEADLINE_SECONDS is not valid: it should be a number of seconds above 0 "
+        "and up to 285, such as 240."
     )
 
 
