@@ -14,7 +14,7 @@ from operations.login import dataverse_settings_of
 from shared.bootstrap import build_dataverse
 from shared.clock import Clock, Deadline, SystemClock
 from shared.dataverse import API
-from shared.errors import DataverseThrottled, OpportunityNotFound
+from shared.errors import DataverseThrottled, RecordNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ class WebApi:
         """Return one record, or None where there is none with this id."""
         try:
             return self.row(path)
-        except OpportunityNotFound:
+        except RecordNotFound:
             return None
 
     def rows(self, path: str) -> Iterator[Row]:
@@ -104,7 +104,7 @@ class WebApi:
         """Delete a record; none is there afterwards, which is all that is wanted."""
         try:
             self._ask("DELETE", path, {}).value()
-        except OpportunityNotFound:
+        except RecordNotFound:
             return
 
     def batch(self, operations: Sequence[Read | ChangeSet]) -> list[Answer]:

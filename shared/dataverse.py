@@ -34,7 +34,7 @@ from shared.errors import (
     DataverseUnreachable,
     InvoiceRefused,
     InvoicingError,
-    OpportunityNotFound,
+    RecordNotFound,
 )
 from shared.owner import Care, NotAnswered, Owner
 from shared.session import Session
@@ -397,7 +397,7 @@ def _error(answer: Answer) -> InvoicingError:
         wait = _retry_after(answer)
         return DataverseThrottled(said, retry_after=wait, request_id=request_id)
     if answer.status == requests.codes.not_found and code == _OBJECT_DOES_NOT_EXIST:
-        return OpportunityNotFound(said, request_id=request_id)
+        return RecordNotFound(said, request_id=request_id)
     by_status: dict[int, type[InvoicingError]] = {
         requests.codes.unauthorized: DataverseUnauthorized,
         requests.codes.forbidden: DataverseForbidden,

@@ -5,6 +5,7 @@
     │   ├── OpportunityStillOpen        open rhythm; afterwards the win counts as withdrawn
     │   ├── RetryShort                  somebody may mend the record; afterwards parked
     │   │   ├── OpportunityNotFound
+    │   │   ├── RecordNotFound
     │   │   ├── InvoiceRefused
     │   │   └── ClaimedWithoutInvoice
     │   └── RetryLong                   something is down or not set up; afterwards parked
@@ -89,6 +90,16 @@ class OpportunityNotFound(RetryShort):
     advice = (
         "Check that the opportunity exists and that the role of the application user reads opportunities at "
         "organization depth, then replay the message, or discard it if the opportunity was deleted."
+    )
+
+
+class RecordNotFound(RetryShort):
+    """Dataverse has no record with an id that it was asked for, or the identity cannot see it."""
+
+    reason = "RecordNotFound"
+    advice = (
+        "Check that the record that the text names exists and that the role of the application user reads such "
+        "records at organization depth, then replay the message."
     )
 
 

@@ -23,6 +23,7 @@ from shared.errors import (
     DataverseUnavailable,
     OpportunityNotFound,
     OpportunityStillOpen,
+    RecordNotFound,
 )
 from shared.invoice_created import Currency, Customer, Invoice
 from shared.settings import OrderedOpportunity
@@ -92,7 +93,7 @@ class Invoicing:
             ],
             deadline,
         )
-        state = _integer(opportunity.value(), "statecode", opportunity)
+        state = _integer(_opportunity(opportunity), "statecode", opportunity)
         if state == OpportunityState.OPEN:
             raise OpportunityStillOpen("The opportunity is open: not won yet, or reopened.")
         if state != OpportunityState.WON:
@@ -131,7 +132,10 @@ class Invoicing:
 
 
 def retrieve_invoice(dataverse: Dataverse, invoice_id: str, deadline: Deadline) -> Invoice:
-    """Read an invoice by itself: its totals are calculated when it is retrieved, not before."""
+    """Read an invoice by itself: its totals are calculated when it is retrieved, not before.
+
+    Raises RecordNotFound if it is not there; whoever had found it has to look again.
+    """
     answer = dataverse.read(
         Read(
             f"invoices({invoice_id})?$select={_INVOICE_COLUMNS}"
@@ -139,14 +143,7 @@ def retrieve_invoice(dataverse: Dataverse, invoice_id: str, deadline: Deadline) 
         ),
         deadline,
     )
-    try:
-        row = answer.value()
-    except OpportunityNotFound as error:
-        raise ClaimedWithoutInvoice(
-            "The invoice is not there, or was deleted while it was being published.",
-            request_id=answer.request_id,
-        ) from error
-    return _invoice(row, answer)
+    return _invoice(answer.value(), answer)
 
 
 def claim_of(opportunity_id: str) -> str:
@@ -208,6 +205,13 @@ def oldest_active(invoices: Answer) -> str | None:
         ),
         None,
     )
+
+
+def _opportunity(answer: Answer) -> Mapping[str, Any]:
+    try:
+        return answer.value()
+    except RecordNotFound as error:
+        raise OpportunityNotFound(error.description, request_id=error.request_id) from error
 
 
 def _invoice(row: Mapping[str, Any], answer: Answer) -> Invoice:

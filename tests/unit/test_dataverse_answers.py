@@ -23,7 +23,7 @@ from shared.errors import (
     DataverseUnreachable,
     InvoiceRefused,
     InvoicingError,
-    OpportunityNotFound,
+    RecordNotFound,
 )
 
 if TYPE_CHECKING:
@@ -334,8 +334,8 @@ def test_a_success_that_is_no_json_object_is_somebody_elses_answer(body: bytes) 
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [
-        (404, "0x80040217", OpportunityNotFound),
-        (404, "0X80040217", OpportunityNotFound),
+        (404, "0x80040217", RecordNotFound),
+        (404, "0X80040217", RecordNotFound),
         (404, "0x8006088a", DataverseNotFound),
         (404, "", DataverseNotFound),
         (404, None, DataverseNotFound),

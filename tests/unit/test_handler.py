@@ -20,6 +20,7 @@ from shared.errors import (
     InvoiceRefused,
     OpportunityNotFound,
     OpportunityStillOpen,
+    RecordNotFound,
     RetryLater,
     Rhythm,
     ServiceBusUnavailable,
@@ -61,6 +62,7 @@ RETRY = RetrySettings(
 LATER: list[RetryLater] = [
     OpportunityStillOpen("x"),
     OpportunityNotFound("x"),
+    RecordNotFound("x"),
     InvoiceRefused("x"),
     ClaimedWithoutInvoice("x"),
     DataverseUnreachable("x"),
@@ -294,7 +296,7 @@ def test_the_highest_backoff_still_has_a_delay(stage: Stage, make_message: Calla
 
 
 @pytest.mark.parametrize(
-    ("random", "asked", "delay"), [(0.0, 60.0, 60), (1.0, 60.0, 73), (0.0, 1.0, 1), (1.0, 900.0, 1081)]
+    ("random", "asked", "delay"), [(0.0, 60.0, 60), (1.0, 60.0, 71), (0.0, 1.0, 1), (1.0, 900.0, 911)]
 )
 def test_throttling_waits_the_time_that_was_asked_for_and_some_more_and_does_not_raise_the_backoff(
     random: float,

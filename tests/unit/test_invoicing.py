@@ -21,6 +21,7 @@ from shared.errors import (
     InvoicingError,
     OpportunityNotFound,
     OpportunityStillOpen,
+    RecordNotFound,
 )
 from shared.invoice_created import Currency, Customer, Invoice
 from shared.invoicing import Invoicing, NotOurs, claim_of
@@ -330,7 +331,7 @@ def test_what_was_billed_before_is_not_billed_again(
         (error(400, "0x80040265"), InvoiceRefused),
         (error(400, "0x80100010"), InvoiceRefused),
         (error(403, "0x80040220"), DataverseForbidden),
-        (error(404, "0x80040217"), OpportunityNotFound),
+        (error(404, "0x80040217"), RecordNotFound),
         (error(404), DataverseNotFound),
         (error(429), DataverseThrottled),
         (error(412, "0x80040237"), DataverseUnavailable),
@@ -437,7 +438,8 @@ def test_an_invoice_that_makes_no_sense_is_somebody_elses_answer(
 
 
 def test_an_invoice_that_is_deleted_at_that_moment(ensure: Ensure) -> None:
-    raised = ensure.fails(ClaimedWithoutInvoice, [WON, rows(invoice_row()), NONE], error(404, "0x80040217"))
+    """A later look tells whether the opportunity was claimed, or may be invoiced anew."""
+    raised = ensure.fails(RecordNotFound, [WON, rows(invoice_row()), NONE], error(404, "0x80040217"))
     assert raised.request_id == "r-1"
 
 
