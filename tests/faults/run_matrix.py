@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from queue import Empty
 from typing import TYPE_CHECKING
 
 # As a script it finds its neighbours only.
@@ -24,6 +27,8 @@ from sockets import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
+    from queue import Queue
 
     from matrix import Cell, Result
 
@@ -51,8 +56,9 @@ them there are may differ by some from run to run. The faults are those of `pyth
 @click.option("--only", default="", help="Only the cells whose name holds this text.")
 @click.option("--short", "is_short", is_flag=True, help="A few cells of each boundary, as in make test.")
 @click.option("--list", "is_list", is_flag=True, help="List the cells and run none.")
+@click.option("--processes", default=2, show_default=True, help="How many sandboxes at once.")
 @click.option("--write", is_flag=True, help=f"Keep the table in docs/{_DOCUMENT.name}.")
-def main(*, only: str, is_short: bool, is_list: bool, write: bool) -> None:
+def main(*, only: str, is_short: bool, is_list: bool, processes: int, write: bool) -> None:
     """Run the matrix of boundaries and faults, and judge each cell."""
     if write and (only or is_short):
         raise click.UsageError("only the whole matrix can be kept")
@@ -61,9 +67,8 @@ def main(*, only: str, is_short: bool, is_list: bool, write: bool) -> None:
         for cell in chosen:
             click.echo(str(cell))
         return
-    logging.disable(logging.CRITICAL)
     started = time.monotonic()
-    results = _run(chosen)
+    results = _run(chosen, processes)
     seconds = time.monotonic() - started
     broken = [result for result in results if result.problems]
     _show(results, f"{len(results)} cells in {seconds:.0f} s, {len(broken)} broke the promise")
@@ -77,18 +82,47 @@ def main(*, only: str, is_short: bool, is_list: bool, write: bool) -> None:
     sys.exit(bool(broken))
 
 
-def _run(chosen: Sequence[Cell]) -> list[Result]:
+def _run(chosen: Sequence[Cell], processes: int) -> list[Result]:
+    """Share the cells out to so many sandboxes, in turn, so that each has those of its kind at its end."""
     console = Console(stderr=True)
-    with Stage(len(chosen)) as stage:
+    shares = [chosen[number::processes] for number in range(min(processes, len(chosen)))]
+    results: list[Result] = []
+    with (
+        ProcessPoolExecutor(len(shares), get_context("spawn")) as pool,
+        get_context("spawn").Manager() as manager,
+    ):
+        done = manager.Queue()
+        running = [pool.submit(_share, share, done) for share in shares]
+        for number in track(
+            range(1, len(chosen) + 1), "Matrix", console=console, disable=not console.is_terminal
+        ):
+            result = _next(done, running)
+            results.append(result)
+            if not console.is_terminal:
+                verdict = "broken" if result.problems else "kept"
+                click.echo(
+                    f"{number}/{len(chosen)} {result.cell}: {verdict}, {result.seconds:.1f} s", err=True
+                )
+    order = {cell: number for number, cell in enumerate(chosen)}
+    return sorted(results, key=lambda result: order[result.cell])
+
+
+def _share(cells_: Sequence[Cell], done: Queue[Result]) -> None:
+    logging.disable(logging.CRITICAL)
+    with Stage(len(cells_)) as stage:
         matrix = Matrix(stage)
-        if console.is_terminal:
-            return [matrix.run(cell) for cell in track(chosen, "Matrix", console=console)]
-        results = []
-        for number, cell in enumerate(chosen, start=1):
-            results.append(matrix.run(cell))
-            verdict = "broken" if results[-1].problems else "kept"
-            click.echo(f"{number}/{len(chosen)} {cell}: {verdict}, {results[-1].seconds:.1f} s", err=True)
-        return results
+        for cell in cells_:
+            done.put(matrix.run(cell))
+
+
+def _next(done: Queue[Result], running: Sequence[Future[None]]) -> Result:
+    while True:
+        try:
+            return done.get(timeout=1)
+        except Empty:
+            for share in running:
+                if share.done() and (error := share.exception()) is not None:
+                    raise error from None
 
 
 def _show(results: Sequence[Result], title: str) -> None:

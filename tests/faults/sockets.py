@@ -25,7 +25,7 @@ from sandbox.service_bus import Happened, Message, Observation
 from sandbox.service_bus.errors import MessageLockLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from uuid import UUID
 
     from checker import Violation
@@ -153,18 +153,11 @@ class Stage:
 
     # --- to rest ---
 
-    def to_rest(
-        self,
-        messages: int,
-        *,
-        orphans: bool = False,
-        patience: float = 60.0,
-        far: Callable[[], None] | None = None,
-    ) -> bool:
+    def to_rest(self, messages: int, *, orphans: bool = False, patience: float = 60.0) -> bool:
         """Wait until so many messages have come to the queue and none is left; return whether that came about.
 
-        `orphans`: somebody dies with a message in their hands, so that its lock ends when nothing happens any more.
-        `far` is called before the broker's clock is moved to a schedule that is far away.
+        `orphans`: somebody dies with a message in their hands, so that its lock ends when nothing happens any more. The
+        broker's clock is moved to a schedule that is far away.
         """
         end = time.monotonic() + patience
         while time.monotonic() < end:
@@ -175,7 +168,7 @@ class Stage:
             if counts.locked:
                 self._release(_ORPHANED_AFTER if orphans else _IN_DOUBT_AFTER)
             elif counts.scheduled and not counts.active:
-                self._hurry(far)
+                self._hurry()
             time.sleep(_POLL)
         return False
 
@@ -191,12 +184,10 @@ class Stage:
             except MessageLockLost:
                 continue
 
-    def _hurry(self, far: Callable[[], None] | None) -> None:
+    def _hurry(self) -> None:
         due = self.cloud.broker.next_event()
         left = due - self.cloud.broker_clock.now() if due else timedelta()
         if left > _FAR:
-            if far is not None:
-                far()
             self.cloud.move_broker_clock(left)
 
     # --- what is seen ---
