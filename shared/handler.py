@@ -30,6 +30,8 @@ _logger = logging.getLogger(__name__)
 
 # Beyond this the delay has long reached its cap; it keeps the power of two small.
 _MOST_BACKOFF = 20
+# Seconds by which a throttled message may come later than it was told to.
+_MOST_JITTER = 10.0
 
 
 class EnsureInvoice(Protocol):
@@ -154,10 +156,10 @@ class Handler:
     def _delay(self, chain: Chain, error: RetryLater) -> tuple[timedelta, int]:
         """Return how long to wait, and the back-off of the copy."""
         if isinstance(error, DataverseThrottled):
-            # Its own time, and some more so that not all come back at once; it says nothing of a next failure.
-            return timedelta(
-                seconds=error.retry_after * (1 + 0.2 * self._random()) + self._random()
-            ), chain.backoff
+            # Its own time, and some more so that not all come back at once: only some, since the host takes no more
+            # than it can handle anyway, and what comes late leaves capacity unused. It says nothing of a next failure.
+            jitter = min(0.2 * error.retry_after, _MOST_JITTER) + 1
+            return timedelta(seconds=error.retry_after + jitter * self._random()), chain.backoff
         grown = self._retry.first_delay * 2 ** min(chain.backoff, _MOST_BACKOFF)
         longest = min(grown, self._retry.longest_delay)
         return longest * (0.5 + 0.5 * self._random()), chain.backoff + 1
