@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -47,7 +48,7 @@ def show_rows(
     for column in columns:
         table.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row.get(column.key)) for column in columns))
+        table.add_row(*(escape(_text(row.get(column.key))) for column in columns))
     Console().print(table)
 
 

@@ -159,8 +159,13 @@ class Doctor:
             ),
             self._link("topic as designed", lambda parts: parts.resources.topic, ("namespace", "topic")),
             self._link("audit subscription", lambda parts: parts.resources.audit, ("namespace", "topic")),
-            Link("failed messages", self._failed_messages, ("namespace", "failed queue")),
-            self._link("retries", lambda parts: parts.service_bus.old_retries, ("queue",)),
+            Link(
+                "failed messages",
+                self._failed_messages,
+                ("namespace", *at_service_bus),
+                beside=("failed queue",),
+            ),
+            Link("retries", self._retries, at_service_bus, beside=("queue",)),
         ]
         if self._opportunity is not None:
             links.append(Link("change sets", self._change_sets, (*at_dataverse, "Sales")))
@@ -260,6 +265,9 @@ class Doctor:
     def _failed_messages(self, deadline: Deadline) -> list[Result]:
         parts = self._known
         return parts.resources.failed_messages(parts.service_bus.failed_messages, deadline)
+
+    def _retries(self, deadline: Deadline) -> list[Result]:
+        return self._known.service_bus.old_retries(deadline)
 
     def _change_sets(self, deadline: Deadline) -> list[Result]:
         return try_claim(self._known.api.until(deadline), str(self._opportunity), str(uuid.uuid4()))

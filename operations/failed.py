@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +11,7 @@ from azure.servicebus import ServiceBusMessage
 
 from operations import namespace as bus
 from operations.console import Column, confirm, progress, show_rows
+from operations.selection import selecting
 from shared.message import ATTEMPT, CHAIN_PROPERTIES, FIRST_SEEN, PARKED_PROPERTIES
 
 if TYPE_CHECKING:
@@ -20,27 +20,9 @@ if TYPE_CHECKING:
     from azure.servicebus import ServiceBusReceivedMessage
 
     from operations.namespace import Namespace
+    from operations.selection import Selection
 
     CopyOf = Callable[[ServiceBusReceivedMessage], ServiceBusMessage]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which messages are meant: by number, by reason, or all."""
-
-    numbers: tuple[int, ...]
-    reason: str | None
-    everything: bool
-
-    def __post_init__(self) -> None:
-        if sum((bool(self.numbers), self.reason is not None, self.everything)) != 1:
-            raise click.UsageError("Say which messages: their numbers, or --reason REASON, or --all.")
-
-    def __call__(self, message: ServiceBusReceivedMessage) -> bool:
-        """Whether a message is meant."""
-        if self.numbers:
-            return message.sequence_number in self.numbers
-        return self.everything or bus.reason_of(message)[0] == self.reason
 
 
 @click.group()
@@ -109,26 +91,15 @@ def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
 
 
 @failed.command()
-@click.argument("numbers", type=int, nargs=-1)
-@click.option("--reason", help="All messages with this reason.")
-@click.option("--all", "everything", is_flag=True, help="All messages.")
+@selecting
 @click.option("--dry-run", is_flag=True, help="Only say what would be replayed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def replay(
-    environment: Mapping[str, str],
-    numbers: tuple[int, ...],
-    reason: str | None,
-    *,
-    everything: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
+def replay(environment: Mapping[str, str], *, selection: Selection, dry_run: bool, yes: bool) -> None:
     """Send messages round again, each as a new root; harmless twice.
 
     A message leaves the failed queue only after its copy is accepted, so this may be interrupted at any time.
     """
-    selection = Selection(numbers, reason, everything)
     with bus.open_namespace(environment) as namespace:
         chosen = choose(namespace, selection)
         if dry_run:
@@ -141,23 +112,12 @@ def replay(
 
 
 @failed.command()
-@click.argument("numbers", type=int, nargs=-1)
-@click.option("--reason", help="All messages with this reason.")
-@click.option("--all", "everything", is_flag=True, help="All messages.")
+@selecting
 @click.option("--dry-run", is_flag=True, help="Only say what would be discarded.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def discard(
-    environment: Mapping[str, str],
-    numbers: tuple[int, ...],
-    reason: str | None,
-    *,
-    everything: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
+def discard(environment: Mapping[str, str], *, selection: Selection, dry_run: bool, yes: bool) -> None:
     """Delete messages for good."""
-    selection = Selection(numbers, reason, everything)
     with bus.open_namespace(environment) as namespace:
         chosen = choose(namespace, selection)
         if dry_run:
@@ -196,11 +156,13 @@ def _name(name: str | bytes) -> str:
 def choose(namespace: Namespace, selection: Selection) -> list[int]:
     """Return the sequence numbers of the messages that are meant."""
     messages = bus.peek_all(namespace, namespace.settings.failed_queue)
-    chosen = [bus.sequence_number(message) for message in progress(messages, "Looking") if selection(message)]
-    absent = set(selection.numbers) - set(chosen)
-    if absent:
-        numbers = ", ".join(map(str, sorted(absent)))
-        raise click.ClickException(f"Not in the failed queue: {numbers}. Nothing was done; see failed list.")
+    # Their numbers, not the messages: those may be thousands, with whole bodies.
+    chosen = [
+        bus.sequence_number(message)
+        for message in progress(messages, "Looking")
+        if selection.means(bus.sequence_number(message), bus.reason_of(message)[0])
+    ]
+    selection.check_found(chosen, "in the failed queue")
     return chosen
 
 

@@ -12,6 +12,7 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from operations import namespace as bus
 from operations.console import Column, confirm, progress, show_rows
+from operations.selection import selecting
 from shared.message import ATTEMPT, FIRST_SEEN, REASON
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from azure.servicebus import ServiceBusReceivedMessage
 
     from operations.namespace import Namespace
+    from operations.selection import Selection
 
 
 @click.group()
@@ -34,7 +36,8 @@ def waiting() -> None:
 def list_waiting(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
     """List the scheduled messages of the queue; nothing is moved."""
     with bus.open_namespace(environment) as namespace:
-        rows = [_row(message) for message in _scheduled(namespace, reason)]
+        rows = [_row(message) for message in _scheduled(namespace)]
+    rows = [row for row in rows if reason in (None, row["reason"])]
     columns = [
         Column("Number", "number", number=True),
         Column("Reason", "reason"),
@@ -47,36 +50,21 @@ def list_waiting(environment: Mapping[str, str], reason: str | None, *, as_json:
 
 
 @waiting.command("retry-now")
-@click.argument("numbers", type=int, nargs=-1)
-@click.option("--reason", help="All messages with this reason.")
-@click.option("--all", "everything", is_flag=True, help="All messages.")
+@selecting
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def retry_now(
-    environment: Mapping[str, str],
-    numbers: tuple[int, ...],
-    reason: str | None,
-    *,
-    everything: bool,
-    yes: bool,
-) -> None:
+def retry_now(environment: Mapping[str, str], *, selection: Selection, yes: bool) -> None:
     """Let scheduled messages be tried at once, as when an outage is known to be over.
 
     The copy is sent before the scheduled one is canceled, so this may be interrupted; both together are harmless.
     """
-    if sum((bool(numbers), reason is not None, everything)) != 1:
-        raise click.UsageError("Say which messages: their numbers, or --reason REASON, or --all.")
     with bus.open_namespace(environment) as namespace:
         chosen = [
             message
-            for message in _scheduled(namespace, reason)
-            if not numbers or bus.sequence_number(message) in numbers
+            for message in _scheduled(namespace)
+            if selection.means(bus.sequence_number(message), _reason(message))
         ]
-        absent = set(numbers) - {bus.sequence_number(message) for message in chosen}
-        if absent:
-            raise click.ClickException(
-                f"Not waiting: {', '.join(map(str, sorted(absent)))}. Nothing was done."
-            )
+        selection.check_found(map(bus.sequence_number, chosen), "waiting")
         if len(chosen) > 1:
             confirm(f"Try {len(chosen)} messages now?", yes=yes)
         sender = namespace.sender(namespace.settings.opportunity_won_queue)
@@ -90,21 +78,24 @@ def retry_now(
     click.echo(f"{len(chosen)} sent.")
 
 
-def _scheduled(namespace: Namespace, reason: str | None) -> list[ServiceBusReceivedMessage]:
+def _scheduled(namespace: Namespace) -> list[ServiceBusReceivedMessage]:
     messages = bus.peek_all(namespace, namespace.settings.opportunity_won_queue)
     return [
         message
         for message in progress(messages, "Looking")
         if message.state == ServiceBusMessageState.SCHEDULED
-        and reason in (None, bus.text_properties(message).get(REASON))
     ]
+
+
+def _reason(message: ServiceBusReceivedMessage) -> object:
+    return bus.text_properties(message).get(REASON)
 
 
 def _row(message: ServiceBusReceivedMessage) -> dict[str, object]:
     properties = bus.text_properties(message)
     return {
         "number": message.sequence_number,
-        "reason": properties.get(REASON),
+        "reason": _reason(message),
         "opportunity": bus.opportunity_of(message),
         "age": _age(properties.get(FIRST_SEEN)),
         "attempt": properties.get(ATTEMPT),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from operations.diagnosis.findings import CannotSee, Found, Result, State
@@ -24,11 +25,16 @@ _BROKEN = frozenset({State.PROBLEM, State.NOT_LOOKED_AT})
 
 @dataclass(frozen=True)
 class Link:
-    """One link. `look` returns before its deadline, or raises CannotSee or Found. `after`: links that it stands on."""
+    """One link. `look` returns before its deadline, or raises CannotSee or Found.
+
+    `after`: links that it stands on, and waits for. `beside`: links that it stands on as well, but that take so long
+    that it is looked at meanwhile; what is seen counts only if they are not broken.
+    """
 
     name: str
     look: Callable[[Deadline], Sequence[Result]]
     after: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,31 @@ def look_at(links: Sequence[Link], clock: Clock, seconds: float) -> Iterator[Loo
         looking: dict[str, Future[Looked]] = {}
         for link in links:
             before = [looking[name] for name in link.after]
-            looking[link.name] = pool.submit(_look, link, before, clock, seconds)
+            beside = [looking[name] for name in link.beside]
+            deadline = partial(Deadline.after, clock, seconds)
+            looking[link.name] = pool.submit(_look, link, before, beside, deadline)
         for future in looking.values():
             yield future.result()
 
 
-def _look(link: Link, before: Sequence[Future[Looked]], clock: Clock, seconds: float) -> Looked:
-    broken = [looked.name for looked in (future.result() for future in before) if looked.is_broken]
-    if broken:
-        because = Result(State.NOT_LOOKED_AT, f"because of: {', '.join(broken)}")
-        return Looked(link.name, (because,))
+def _look(
+    link: Link,
+    before: Sequence[Future[Looked]],
+    beside: Sequence[Future[Looked]],
+    deadline: Callable[[], Deadline],
+) -> Looked:
+    results = _broken(before) or _seen(link, deadline())
+    return Looked(link.name, _broken(beside) or results)
+
+
+def _broken(links: Sequence[Future[Looked]]) -> tuple[Result, ...]:
+    """Wait for links; return that they keep another from being looked at, or nothing."""
+    names = [looked.name for looked in (future.result() for future in links) if looked.is_broken]
+    return (Result(State.NOT_LOOKED_AT, f"because of: {', '.join(names)}"),) if names else ()
+
+
+def _seen(link: Link, deadline: Deadline) -> tuple[Result, ...]:
     try:
-        return Looked(link.name, tuple(link.look(Deadline.after(clock, seconds))))
+        return tuple(link.look(deadline))
     except (CannotSee, Found) as stopped:
-        return Looked(link.name, (stopped.result,))
+        return (stopped.result,)

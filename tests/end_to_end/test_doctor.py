@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import json
 import re
 import socket
@@ -23,8 +24,9 @@ from click.testing import CliRunner
 
 from operations.__main__ import operations
 from operations.diagnosis.findings import Finding, State
+from operations.diagnosis.identity import owner_of
 from sandbox.certificates import CertificateAuthority
-from sandbox.dataverse import DataverseApp, DataverseServer, seed
+from sandbox.dataverse import AnswerLost, DataverseApp, DataverseServer, seed
 from sandbox.dataverse.errors import DataverseError
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, InvalidToken, TokenAuthority
@@ -33,6 +35,7 @@ from sandbox.service_bus import (
     Broker,
     Configuration,
     Message,
+    Observation,
     ReceiveMode,
     Role,
     RoleAssignment,
@@ -70,6 +73,7 @@ class Organization(DataverseApp):
 
     is_atomic = True
     forgives_duplicates = False
+    loses_answers = False
 
     def _change_set(self, change_set: Any, caller: Any, info: Any) -> list[Any]:  # noqa: ANN401 - the stand-in's own
         if self.is_atomic and not self.forgives_duplicates:
@@ -83,6 +87,19 @@ class Organization(DataverseApp):
                     raise
                 parts.append(parts[-1])
         return parts
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
+        is_change = self.loses_answers and self._changes(environ)
+        answer = super().__call__(environ, start_response)
+        if is_change:
+            raise AnswerLost
+        return answer
+
+    @staticmethod
+    def _changes(environ: dict[str, Any]) -> bool:
+        body = environ["wsgi.input"].read()
+        environ["wsgi.input"] = io.BytesIO(body)
+        return b"GenerateInvoiceFromOpportunity" in body
 
 
 class Azure:
@@ -254,9 +271,14 @@ class Sandbox:
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+def tokens() -> TokenAuthority:
+    return TokenAuthority()
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) -> Iterator[Sandbox]:
     folder = tmp_path_factory.mktemp("doctor")
-    certificates, tokens = CertificateAuthority(folder), TokenAuthority()
+    certificates = CertificateAuthority(folder)
     organization = Organization(tokens.verify, post=lambda *_: None)
     demo = seed.demo_organization(organization, opportunities=3)
     seed.add_administrator(organization, OPERATOR.client_id)
@@ -397,6 +419,139 @@ def test_the_function_itself_sees_only_what_it_needs(sandbox: Sandbox) -> None:
     assert unseen["privileges"] == "prvReadUser"
     assert state_of(rows)["queue"] == state_of(rows)["retries"] == "ok"
     assert code == 0
+
+
+def test_the_system_assigned_identity_is_the_function_where_none_is_named(sandbox: Sandbox) -> None:
+    nobody = dict.fromkeys(("OPERATIONS_CLIENT_ID", "AZURE_CLIENT_ID", "ServiceBusConnection__clientId"), "")
+    code, rows = sandbox.doctor(nobody)
+    assert {row["state"] for row in rows} == {"ok", "cannot see"}
+    (token,) = [row for row in rows if row["link"] == "token for Dataverse"]
+    assert FUNCTION.client_id in token["seen"]
+    assert state_of(rows)["application user"] == "ok"
+    assert code == 0
+
+
+def test_an_operator_without_rights_is_told_which_are_missing(sandbox: Sandbox) -> None:
+    sandbox.azure.is_reader = False
+    code, rows = sandbox.doctor({"OPERATIONS_CLIENT_ID": STRANGER.client_id}, *sandbox.arm)
+    sandbox.azure.is_reader = True
+    rights = {row["link"]: row["right"] for row in rows if row["state"] == "cannot see"}
+    assert {row["state"] for row in rows} == {"ok", "cannot see"}
+    assert rights["Dataverse"] == rights["step"] == "your login as a user of this Dataverse environment"
+    assert rights["topic"] == f"Azure Service Bus Data Sender on {TOPIC}"
+    assert rights["namespace"] == "Reader on the namespace"
+    assert rights["audit subscription"] == "--namespace-id, and Reader on the namespace"
+    assert code == 0
+
+
+def test_it_only_reads(sandbox: Sandbox) -> None:
+    """Nothing is changed in Dataverse, and no message is locked, counted as delivered, or sent."""
+    broker = sandbox.broker
+    broker.send(QUEUE, Message(b"{}", message_id=str(uuid4())))
+    commits = len(sandbox.organization.store.commits)
+    happened: list[Observation] = []
+    stop = broker.observe(happened.append)
+    sandbox.doctor({}, *sandbox.arm)
+    sandbox.doctor({"OPERATIONS_CLIENT_ID": ""})
+    stop()
+    broker.receive(QUEUE, 1, ReceiveMode.RECEIVE_AND_DELETE)
+    assert len(sandbox.organization.store.commits) == commits
+    assert happened == []
+
+
+def test_what_stands_on_a_broken_link_is_not_looked_at(sandbox: Sandbox) -> None:
+    _, rows = sandbox.doctor({"DATAVERSE_ORGANIZATION_ID": str(uuid4())})
+    states = state_of(rows)
+    behind = ("Sales", "application user", "privileges", "service endpoint", "step", "system jobs")
+    assert {states[link] for link in behind} == {"not looked at"}
+    assert states["environment"] == "problem"
+    assert states["queue"] == states["retries"] == "ok"
+
+
+def test_people_read_lines_what_to_do_and_a_count(sandbox: Sandbox) -> None:
+    done = CliRunner().invoke(
+        operations,
+        ["doctor"],
+        env={**sandbox.environment, "PYTHON_THREADPOOL_THREAD_COUNT": "5"},
+    )
+    lines = done.stdout.splitlines()
+    seen = "PYTHON_THREADPOOL_THREAD_COUNT is 5, maxConcurrentCalls is 16"
+    assert lines[0] == "Link\tState\tFinding\tSeen"
+    assert f"threads\tproblem\tthreads-differ-from-calls\t{seen}" in lines
+    assert f"  to do:  {Finding.THREADS_DIFFER_FROM_CALLS.advice}" in lines
+    assert re.fullmatch(r"\d+ ok, 1 problem, \d+ cannot see", lines[-1])
+    assert done.exit_code == 1
+
+
+def test_a_token_is_told_apart_from_one_of_somebody_else(sandbox: Sandbox, tokens: TokenAuthority) -> None:
+    with Confused(tokens, [FUNCTION, DEAF]) as confused:
+        code, rows = sandbox.doctor({**confused.settings, "OPERATIONS_CLIENT_ID": ""})
+    (found,) = [row for row in rows if row["finding"]]
+    assert (found["link"], found["finding"]) == ("token for Service Bus", "token-of-another-identity")
+    assert DEAF.client_id in found["seen"]
+    assert code == 1
+
+
+class Confused(IdentityServer):
+    """Gives a token of another identity than it is asked for."""
+
+    def _choose(self, query: Mapping[str, str]) -> Identity:  # noqa: ARG002 - as it is overridden
+        return DEAF
+
+
+@pytest.mark.parametrize("token", ["opaque", "a.b.c", "a.e30.c", "a.W10.c", "a.\ud800.c"])
+def test_a_token_that_does_not_say_whose_it_is_belongs_to_nobody_known(token: str) -> None:
+    assert str(owner_of(token)) == "an identity that the token does not tell"
+
+
+def test_secrets_are_not_shown(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Neither keys of settings nor signatures in the messages of system jobs."""
+    with ExitStack() as undo:
+        broken = Broken(sandbox, undo, tmp_path)
+        broken.has_key("aVerySecretKey")
+        _retrying_job(broken)
+        _, rows = sandbox.doctor(broken.environment)
+    shown = json.dumps(rows)
+    assert "jobs-retrying" in shown
+    assert "c2VjcmV0" not in shown
+    assert "aVerySecretKey" not in shown
+
+
+# ------------------------------------------------------------------------------------------ --try-claim
+
+
+def test_a_claim_is_tried_on_a_real_record_and_leaves_nothing_behind(sandbox: Sandbox) -> None:
+    before = [sandbox.rows(table) for table in ("invoice", "annotation")]
+    code, rows = sandbox.doctor({}, "--try-claim", sandbox.opportunities[1], "--yes")
+    assert state_of(rows)["change sets"] == "ok"
+    assert [sandbox.rows(table) for table in ("invoice", "annotation")] == before
+    assert code == 0
+    tried = [
+        url
+        for request in sandbox.organization.requests
+        for _, url, _ in request.operations
+        if "Generate" in url
+    ]
+    assert tried
+
+
+def test_nothing_is_tried_without_being_asked(sandbox: Sandbox) -> None:
+    asked = len(sandbox.organization.requests)
+    done = CliRunner().invoke(
+        operations, ["doctor", "--try-claim", sandbox.opportunities[1], "--json"], env=sandbox.environment
+    )
+    assert done.exit_code == 2
+    assert "an invoice number may be used up" in done.stderr
+    assert len(sandbox.organization.requests) == asked
+
+
+def test_an_answer_that_is_lost_does_not_hide_what_was_left(sandbox: Sandbox, tmp_path: Path) -> None:
+    """What counts is what is there afterwards, whatever became of the answer."""
+    with ExitStack() as undo:
+        broken = Broken(sandbox, undo, tmp_path)
+        broken.organization_is(is_atomic=False, loses_answers=True)
+        _, rows = sandbox.doctor({}, *broken.arguments)
+    assert [row["finding"] for row in rows if row["finding"]] == ["change-set-left-something-behind"]
 
 
 # -------------------------------------------------------------------------------------- broken set-ups
