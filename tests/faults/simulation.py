@@ -114,7 +114,9 @@ class Simulation:
 
     def at(self, seconds: float, do: Callable[[], None], still: Callable[[], bool] = lambda: True) -> None:
         """Call `do` in so many seconds, between turns, if `still` says so then: time is not moved for less."""
-        heapq.heappush(self._agenda, _Due(self._whole(self.monotonic() + seconds), next(self._order), do, still))
+        heapq.heappush(
+            self._agenda, _Due(self._whole(self.monotonic() + seconds), next(self._order), do, still)
+        )
 
     def run(
         self,
