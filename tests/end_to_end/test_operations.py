@@ -15,8 +15,9 @@ from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from click.testing import CliRunner
 
 from operations.__main__ import operations
-from operations.failed import Selection, choose, let_go, replay_copy
+from operations.failed import choose, let_go, replay_copy
 from operations.namespace import open_namespace
+from operations.selection import Selection
 from sandbox.clock import SystemClock
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
 
@@ -197,9 +198,12 @@ def test_nothing_is_done_where_nobody_can_be_asked(namespace: Namespace, argumen
     assert len(namespace.listed("failed", "list")) == 2
 
 
+@pytest.mark.parametrize("command", [("failed", "replay"), ("failed", "discard"), ("waiting", "retry-now")])
 @pytest.mark.parametrize("arguments", [(), ("1", "--all"), ("--all", "--reason", "InvalidEvent")])
-def test_a_selection_must_be_clear(namespace: Namespace, arguments: tuple[str, ...]) -> None:
-    result = namespace.run("failed", "replay", *arguments)
+def test_a_selection_must_be_clear(
+    namespace: Namespace, command: tuple[str, ...], arguments: tuple[str, ...]
+) -> None:
+    result = namespace.run(*command, *arguments)
     assert result.exit_code == 2
     assert "Say which messages" in result.output
 
@@ -210,6 +214,16 @@ def test_a_number_that_is_not_there_stops_the_command_before_anything_is_done(na
     assert result.exit_code == 1
     assert "99" in result.output
     assert len(namespace.listed("failed", "list")) == 1
+
+
+def test_only_what_waits_can_be_tried_now(namespace: Namespace) -> None:
+    namespace.send(QUEUE, [waiting(1), waiting(2, "DataverseThrottled"), ServiceBusMessage("active")])
+    result = namespace.run("waiting", "retry-now", "3", "--yes")
+    assert (result.exit_code, "Not waiting: 3" in result.output) == (1, True)
+    assert (
+        namespace.run("waiting", "retry-now", "--reason", "DataverseThrottled", "--yes").output == "1 sent.\n"
+    )
+    assert [row["reason"] for row in namespace.listed("waiting", "list")] == ["DataverseUnreachable"]
 
 
 def test_picking_wears_nothing_out(namespace: Namespace) -> None:
