@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from azure.servicebus import ServiceBusMessage
@@ -13,6 +13,7 @@ from operations import namespace as bus
 from operations.console import Column, confirm, progress, show_rows
 from operations.selection import selecting
 from shared.message import ATTEMPT, CHAIN_PROPERTIES, FIRST_SEEN, PARKED_PROPERTIES
+from shared.service_bus import encodable_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -134,11 +135,7 @@ def replay_copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
     Its message id is new: duplicate detection would drop the old one without a word.
     """
     own = CHAIN_PROPERTIES | PARKED_PROPERTIES
-    properties = {
-        name: value
-        for name, value in (message.application_properties or {}).items()
-        if _name(name) not in own
-    }
+    properties: dict[str | bytes, Any] = dict(encodable_properties(bus.text_properties(message), own).items())
     return ServiceBusMessage(
         bus.body_of(message),
         application_properties=properties,
@@ -147,10 +144,6 @@ def replay_copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
         subject=message.subject,
         message_id=str(uuid.uuid4()),
     )
-
-
-def _name(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
 
 
 def choose(namespace: Namespace, selection: Selection) -> list[int]:

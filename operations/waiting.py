@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageState
@@ -14,6 +14,7 @@ from operations import namespace as bus
 from operations.console import Column, confirm, progress, show_rows
 from operations.selection import selecting
 from shared.message import ATTEMPT, FIRST_SEEN, REASON
+from shared.service_bus import encodable_properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +114,9 @@ def _age(first_seen: object) -> str | None:
 
 def _copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
     """Return the same place in the chain under a new message id: duplicate detection would drop the old one."""
-    properties = dict((message.application_properties or {}).items())
+    properties: dict[str | bytes, Any] = dict(
+        encodable_properties(bus.text_properties(message), frozenset()).items()
+    )
     return ServiceBusMessage(
         bus.body_of(message),
         application_properties=properties,

@@ -122,7 +122,7 @@ class ServiceBus:
             subject=message.subject,
             due=due,
             properties={
-                **_without(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
+                **encodable_properties(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
                 **chain.properties(error),
             },
         )
@@ -148,7 +148,7 @@ class ServiceBus:
             correlation_id=message.correlation_id,
             subject=message.subject,
             properties={
-                **_without(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
+                **encodable_properties(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
                 **told,
             },
         )
@@ -275,7 +275,7 @@ def _description(error: InvoicingError, length: int) -> str:
     return str(error)[: max(length - len(advice), 0)] + advice[:length]
 
 
-def _without(
+def encodable_properties(
     properties: Mapping[str, object], left_out: frozenset[str]
 ) -> dict[str, str | int | float | bool]:
     """Return the properties that can be encoded; a stranger's property must never keep a copy from being sent."""
@@ -283,7 +283,7 @@ def _without(
     for name, value in properties.items():
         if name in left_out:
             continue
-        if isinstance(value, str | int | float) and _encodable(name) and _encodable(value):
+        if isinstance(value, str | int | float) and _has_encoding(name) and _has_encoding(value):
             kept[name] = value
         else:
             _logger.warning(
@@ -292,7 +292,7 @@ def _without(
     return kept
 
 
-def _encodable(value: str | int | float) -> bool:  # noqa: PYI041 - mypy's float does not tell them apart
+def _has_encoding(value: str | int | float) -> bool:  # noqa: PYI041 - mypy's float does not tell them apart
     if isinstance(value, str):
         # A lone surrogate has no encoding.
         return not any("\ud800" <= character <= "\udfff" for character in value)
