@@ -64,7 +64,6 @@ _ENDPOINT = {
 # From the least to the widest; the Web API takes and gives these words.
 DEPTHS = ("Basic", "Local", "Deep", "Global")
 _ENABLED = {"statecode": 0, "statuscode": 1}
-_DISABLED = {"statecode": 1, "statuscode": 2}
 
 
 class Outcome(Enum):

@@ -40,7 +40,6 @@ class Kind(Enum):
 
 # Exact amounts are stored as scaled 64-bit integers, as SQL Server's `money` is: they sort, compare and add up.
 _SCALE: Final = {Kind.MONEY: 4, Kind.DECIMAL: 10}
-_INTEGERS = frozenset({Kind.INTEGER, Kind.CHOICE, Kind.VERSION})
 
 
 class InvalidValueError(ValueError):

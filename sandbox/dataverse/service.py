@@ -15,7 +15,6 @@ from sandbox.dataverse.errors import (
     bad_payload,
     invalid_argument,
     no_record,
-    privilege_denied,
     version_mismatch,
 )
 from sandbox.dataverse.events import Entity, Event, EventPipeline, OptionSet, Reference, Surroundings
@@ -388,12 +387,3 @@ def _derived(table: Table, values: Mapping[str, object]) -> dict[str, object]:
         # The names come from the directory, which nobody here has.
         return {"fullname": f"# {str(values['applicationid'])[:8]}", "accessmode": 4}
     return {}
-
-
-def forbid_unless(caller: Caller, privileges: Sequence[str]) -> None:
-    """Refuse (403) an action for which one of the privileges is missing, naming it."""
-    for privilege in privileges:
-        if caller.depth(privilege) is None:
-            raise privilege_denied(
-                f"Principal user (Id={caller.user_id}, type=8) is missing {privilege} privilege."
-            )

@@ -104,10 +104,6 @@ class Broker:
         """Return an entity's path as configured; raise EntityNotFound."""
         return self._store(entity).path
 
-    def is_topic(self, entity: str) -> bool:
-        """Return whether messages can only be sent here, and are received from subscriptions."""
-        return self._store(entity).topic is not None
-
     def max_message_size(self, entity: str) -> int:
         """Return how many bytes a message (or batch) may have here."""
         return self._store(entity).max_message_size
