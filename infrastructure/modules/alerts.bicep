@@ -22,7 +22,8 @@ var queueAlerts = [
     description: 'Messages are in the failed queue: wins that became no invoice, or events that could not be published.'
     severity: 1
     enabled: true
-    metric: 'ActiveMessages'
+    // Not ActiveMessages: to pick one message, operations defers those before it, and they still have to be seen to.
+    metric: 'Messages'
     entities: [failedQueueName]
     aggregation: 'Maximum'
     window: 'PT5M'
