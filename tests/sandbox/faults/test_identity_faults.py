@@ -1,0 +1,106 @@
+"""Faults of the managed-identity endpoint, over a socket, as the deployed code's client meets them."""
+
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults.identity import faulty_identity
+from sandbox.faults.plan import KINDS
+from sandbox.identity import Identity, IdentityServer, TokenAuthority
+
+IDENTITY = Identity.named("function")
+
+
+class World:
+    """An endpoint with faults before it."""
+
+    def __init__(self) -> None:
+        self.plan = FaultPlan()
+        self.server = IdentityServer(
+            TokenAuthority(),
+            [IDENTITY],
+            middleware=lambda application: faulty_identity(application, self.plan),
+        )
+
+    def ask(self, fault: Fault | None = None) -> requests.Response:
+        """Ask for a token, struck by `fault`."""
+        if fault is not None:
+            self.plan.add(Rule(Wire.IDENTITY, fault, When.once()))
+        return requests.get(
+            self.server.endpoint,
+            params={
+                "resource": "https://x",
+                "api-version": "2019-08-01",
+                "client_id": IDENTITY.client_id,
+            },
+            headers={"X-IDENTITY-HEADER": self.server.header},
+            timeout=2,
+            allow_redirects=False,
+        )
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    with world.server:
+        yield world
+        world.plan.clear()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (Fault(Kind.UNAUTHORIZED), 401),
+        (Fault(Kind.FORBIDDEN), 403),
+        (Fault(Kind.NOT_FOUND), 404),
+        (Fault(Kind.THROTTLED, retry_after="3"), 429),
+        (Fault(Kind.UNAVAILABLE, status=500), 500),
+        (Fault(Kind.UNAVAILABLE), 503),
+        (Fault(Kind.REDIRECT), 302),
+    ],
+    ids=str,
+)
+def test_a_refusal_has_no_token(world: World, fault: Fault, status: int) -> None:
+    refused = world.ask(fault)
+    assert refused.status_code == status
+    assert "access_token" not in refused.text
+    assert refused.headers.get("Retry-After") == ("3" if fault.kind is Kind.THROTTLED else None)
+    assert world.ask().json()["access_token"]
+
+
+@pytest.mark.parametrize("kind", [Kind.HTML, Kind.TRUNCATED])
+def test_an_answer_that_is_no_json(world: World, kind: Kind) -> None:
+    answer = world.ask(Fault(kind))
+    assert answer.status_code == 200
+    with pytest.raises(requests.exceptions.JSONDecodeError):
+        answer.json()
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(Kind.REFUSE), Fault(Kind.RESET), Fault(Kind.RESET, after=True)], ids=str
+)
+def test_a_connection_that_breaks(world: World, fault: Fault) -> None:
+    with pytest.raises(requests.ConnectionError):
+        world.ask(fault)
+
+
+def test_silence_ends_with_the_plan(world: World) -> None:
+    with pytest.raises(requests.ReadTimeout):
+        world.ask(Fault(Kind.SILENT))
+    world.plan.clear()
+    assert world.ask().status_code == 200
+
+
+def test_every_fault_of_the_wire_can_be_brought_about(world: World) -> None:
+    """Each kind that the plan allows here ends in an answer or in an exception of the client, and never in a crash."""
+    world.plan.provide(Kind.KILL, lambda: None)
+    for kind, description in KINDS.items():
+        if Wire.IDENTITY in description.wires:
+            fault = Fault(kind, seconds=0.05)
+            try:
+                assert world.ask(fault).status_code
+            except requests.RequestException:
+                continue
+    assert len(world.plan.log) == sum(Wire.IDENTITY in description.wires for description in KINDS.values())
