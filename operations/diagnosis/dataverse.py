@@ -64,6 +64,7 @@ _SUSPENDED = 1
 _AZURE_STATES = {1: "soft deleted", 2: "not found"}
 _FAILURES_OF = timedelta(days=7)
 _MOST_JOBS = 100
+_SOME_ROLE = "a role that may read this"
 _SECRETS = re.compile(r"(sig|SharedAccessKey|SharedAccessSignature)=[^&;\s]+", re.IGNORECASE)
 
 
@@ -201,10 +202,14 @@ class DataverseLinks:
             user = str(_seen(self._user)["systemuserid"])
             try:
                 granted = _privileges_of(api, user)
-            except DataverseForbidden:
-                if self._identity.is_function_at("Dataverse"):
-                    _try_reads(api)
-                raise
+            except DataverseForbidden as error:
+                if not self._identity.is_function_at("Dataverse"):
+                    raise
+                _try_reads(api)
+                raise CannotSee(
+                    "its reads were tried and are allowed; how far they reach, and the others, is not told",
+                    _privilege_in(str(error)) or _SOME_ROLE,
+                ) from error
             return _judge(granted) or ok(f"{len(PRIVILEGES)} at their depth")
 
         return self._told(look, deadline)
@@ -328,7 +333,10 @@ class DataverseLinks:
             blind(error)
             raise
         except DataverseForbidden as error:
-            unseen = CannotSee(str(error), _privilege_in(str(error)))
+            privilege = _privilege_in(str(error))
+            unseen = CannotSee(
+                "Dataverse refuses to tell" if privilege else str(error), privilege or _SOME_ROLE
+            )
             blind(unseen)
             raise unseen from error
         except DataverseThrottled as error:
@@ -411,7 +419,7 @@ def _try_reads(api: WebApi) -> None:
         try:
             answer.value()
         except DataverseForbidden as error:
-            refused.append(_privilege_in(str(error)))
+            refused.append(_privilege_in(str(error)) or str(error))
     if refused:
         raise Found(Finding.PRIVILEGE_MISSING, ", ".join(refused))
 
@@ -438,9 +446,9 @@ def _judge(granted: Mapping[str, str]) -> list[Result]:
 
 
 def _privilege_in(text: str) -> str:
-    """Return the privilege that a refusal names; it is only shown, nothing is decided by it."""
+    """Return the privilege that a refusal names, or nothing; it is only shown, and nothing depends on it."""
     named = re.search(r"\bprv\w+", text)
-    return named[0] if named else "a role that may read this"
+    return named[0] if named else ""
 
 
 def _bare(address: object) -> str:
