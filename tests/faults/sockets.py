@@ -46,7 +46,7 @@ _POLL = 0.01
 # The longest rhythm has three days.
 _BEYOND = timedelta(days=4)
 # What is due sooner is waited for, so that the broker's clock stays with that of the function.
-_FAR = timedelta(seconds=3)
+_FAR = timedelta(seconds=15)
 
 
 @dataclass
