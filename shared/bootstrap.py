@@ -18,7 +18,12 @@ from shared.errors import InvalidSettings
 from shared.handler import Environment, Handler
 from shared.invoicing import Invoicing
 from shared.service_bus import AmqpSender, ServiceBus, connect
-from shared.settings import dataverse_settings, retry_settings, service_bus_settings
+from shared.settings import (
+    dataverse_settings,
+    retry_settings,
+    service_bus_settings,
+    settings_to_put_aside,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,8 +64,8 @@ def build(
 ) -> Handler:
     """Build a handler from app settings; what is given takes the place of what would be built.
 
-    Raises InvalidSettings, with the problems of all settings, if those of Service Bus are among them. With Service
-    Bus, messages are put aside until the others are corrected.
+    Raises InvalidSettings, with the problems of all settings, if those of the connection or the queues are among
+    them. With these, messages are put aside until the others are corrected.
     """
     clock = clock or SystemClock()
     problems: list[str] = []
@@ -70,8 +75,10 @@ def build(
     if problems:
         _logger.error("settings: %s", " ".join(problems))
     if outward is None:
+        outward = _part(settings_to_put_aside, environment, [])
+    if outward is None:
         raise InvalidSettings(tuple(problems))
-    if inward is None or retry is None:
+    if problems or inward is None:
         ensure_invoice: EnsureInvoice = _always_raises(tuple(problems))
         served = Environment(url="", organization_id=None)
     else:

@@ -1,13 +1,13 @@
 """App settings → `Settings`, or every problem at once, each with the setting's name and what it should look like.
 
-Two parts, because they fail differently: without Service Bus nothing can be put aside for later, so its settings are
-read first and by themselves; with it, a message can wait until the other settings have been corrected.
+In parts, because they fail differently: without connection and queues nothing can be put aside for later; with them,
+a message can wait until the other settings have been corrected.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONNECTION = "ServiceBusConnection"
 # An invocation must end by itself before host.json's functionTimeout of five minutes ends its worker.
+_INVOCATION = 240
 _LONGEST_INVOCATION = 285
 # More is a slip.
 _ONE_YEAR = 366 * 24 * 60 * 60
@@ -84,7 +85,29 @@ class DataverseSettings:
 def service_bus_settings(environment: Mapping[str, str]) -> ServiceBusSettings:
     """Return the settings of the way in and out; raises InvalidSettings with all their problems."""
     read = _Reader(environment)
-    settings = ServiceBusSettings(
+    settings = replace(
+        _put_aside(read),
+        invoice_created_topic=read.text(
+            "INVOICE_CREATED_TOPIC", "the name of the topic, such as invoice-created"
+        ),
+        invocation_deadline=read.seconds(
+            "INVOCATION_DEADLINE_SECONDS", default=_INVOCATION, most=_LONGEST_INVOCATION
+        ).total_seconds(),
+    )
+    read.raise_problems()
+    return settings
+
+
+def settings_to_put_aside(environment: Mapping[str, str]) -> ServiceBusSettings:
+    """Return what suffices to put a message aside, whatever else is wrong: no topic, and the default deadline."""
+    read = _Reader(environment)
+    settings = _put_aside(read)
+    read.raise_problems()
+    return settings
+
+
+def _put_aside(read: _Reader) -> ServiceBusSettings:
+    return ServiceBusSettings(
         connection=_connection(read),
         opportunity_won_queue=read.text(
             "OPPORTUNITY_WON_QUEUE", "the name of the queue, such as opportunity-won"
@@ -92,15 +115,9 @@ def service_bus_settings(environment: Mapping[str, str]) -> ServiceBusSettings:
         failed_queue=read.text(
             "OPPORTUNITY_WON_FAILED_QUEUE", "the name of the queue, such as opportunity-won-failed"
         ),
-        invoice_created_topic=read.text(
-            "INVOICE_CREATED_TOPIC", "the name of the topic, such as invoice-created"
-        ),
-        invocation_deadline=read.seconds(
-            "INVOCATION_DEADLINE_SECONDS", default=240, most=_LONGEST_INVOCATION
-        ).total_seconds(),
+        invoice_created_topic="",
+        invocation_deadline=_INVOCATION,
     )
-    read.raise_problems()
-    return settings
 
 
 def retry_settings(environment: Mapping[str, str]) -> RetrySettings:

@@ -100,9 +100,14 @@ def test_without_service_bus_nothing_can_be_put_aside_and_every_problem_is_told(
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [({}, "DATAVERSE_URL"), ({**ENVIRONMENT, "RETRY_LONG_SECONDS": "0"}, "RETRY_LONG_SECONDS")],
+    [
+        ({}, "DATAVERSE_URL"),
+        ({**ENVIRONMENT, "RETRY_LONG_SECONDS": "0"}, "RETRY_LONG_SECONDS"),
+        ({**ENVIRONMENT, "INVOICE_CREATED_TOPIC": ""}, "INVOICE_CREATED_TOPIC"),
+        ({**ENVIRONMENT, "INVOCATION_DEADLINE_SECONDS": "286"}, "INVOCATION_DEADLINE_SECONDS"),
+    ],
 )
-def test_with_service_bus_messages_wait_until_the_other_settings_are_corrected(
+def test_with_connection_and_queues_messages_wait_until_the_other_settings_are_corrected(
     wrong: dict[str, str],
     named: str,
     sender: RecordingSender,
