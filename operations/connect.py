@@ -374,10 +374,24 @@ class Connection:
         return endpoint
 
     def _step(self, endpoint: str, message: str, message_filter: str) -> str:
+        # Asynchronous, after the operation: a system job that Dataverse repeats, and that cannot fail the win.
+        kind = {"mode": 1, "stage": 40}
+        bound = {
+            "eventhandler_serviceendpoint@odata.bind": f"/serviceendpoints({endpoint})",
+            "sdkmessageid@odata.bind": f"/sdkmessages({message})",
+            "sdkmessagefilterid@odata.bind": f"/sdkmessagefilters({message_filter})",
+        }
         found = find_step(self._api)
         if found is not None:
-            self._say("Step on Win of opportunity", Outcome.ALREADY_THERE)
-            return str(found["sdkmessageprocessingstepid"])
+            step = str(found["sdkmessageprocessingstepid"])
+            wanted = {**kind, "_eventhandler_value": endpoint, "_sdkmessageid_value": message}
+            if all(found.get(name) == value for name, value in wanted.items()):
+                self._say("Step on Win of opportunity", Outcome.ALREADY_THERE)
+                return step
+            self._say("Step on Win of opportunity", Outcome.CHANGED)
+            if not self._dry_run:
+                self._api.update(f"sdkmessageprocessingsteps({step})", {**kind, **bound})
+            return step
         step = derived_id("sdkmessageprocessingstep", STEP_NAME)
         self._say("Step on Win of opportunity", Outcome.DONE)
         if not self._dry_run:
@@ -386,15 +400,12 @@ class Connection:
                 {
                     "sdkmessageprocessingstepid": step,
                     "name": STEP_NAME,
-                    "description": "Asynchronous: the post is a system job, which Dataverse repeats until it succeeds.",
-                    "mode": 1,
-                    "stage": 40,
+                    "description": "Posts the event as a system job, which is repeated until it succeeds.",
                     "rank": 1,
                     "supporteddeployment": 0,
                     "asyncautodelete": True,
-                    "eventhandler_serviceendpoint@odata.bind": f"/serviceendpoints({endpoint})",
-                    "sdkmessageid@odata.bind": f"/sdkmessages({message})",
-                    "sdkmessagefilterid@odata.bind": f"/sdkmessagefilters({message_filter})",
+                    **kind,
+                    **bound,
                 },
             )
         return step

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from operations.login import dataverse_settings_of
@@ -17,11 +18,12 @@ from shared.dataverse import API
 from shared.errors import DataverseThrottled, RecordNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shared.dataverse import Answer, ChangeSet, Dataverse, Read
 
 Row = dict[str, Any]
+Result = TypeVar("Result")
 
 # No request of the set-up takes longer; Dataverse itself gives up after two minutes.
 _SECONDS = 120.0
@@ -79,7 +81,7 @@ class WebApi:
         following: str | None = path
         while following is not None:
             headers = {**_READ_HEADERS, "Prefer": f'odata.maxpagesize={_PAGE},odata.include-annotations="*"'}
-            document = self._ask("GET", following, headers).value()
+            document = self._patiently(partial(self._document, following, headers))
             yield from document["value"]
             link = document.get("@odata.nextLink")
             following = str(link).partition(API)[2] if link else None
@@ -108,17 +110,24 @@ class WebApi:
             return
 
     def batch(self, operations: Sequence[Read | ChangeSet]) -> list[Answer]:
-        """Return the answers to many operations; waits where Dataverse asks to hold back, some minutes at most."""
-        for _ in range(_THROTTLED_TRIES):
-            try:
-                return self._dataverse.batch(operations, self._deadline)
-            except DataverseThrottled as error:
-                self._clock.sleep(error.retry_after)
-        return self._dataverse.batch(operations, self._deadline)
+        """Return the answers to many operations."""
+        return self._patiently(lambda: self._dataverse.batch(operations, self._deadline))
 
     def address(self, path: str) -> str:
         """Return the whole URL of a record."""
         return self.url + API + path
+
+    def _patiently(self, ask: Callable[[], Result]) -> Result:
+        """Wait where Dataverse asks to hold back, some minutes at most; a deadline of its own has no time for that."""
+        for _ in range(_THROTTLED_TRIES if self._fixed_deadline is None else 0):
+            try:
+                return ask()
+            except DataverseThrottled as error:
+                self._clock.sleep(error.retry_after)
+        return ask()
+
+    def _document(self, path: str, headers: Mapping[str, str]) -> Row:
+        return self._ask("GET", path, headers).value()
 
     def _write(self, method: str, path: str, values: Row, headers: Mapping[str, str] | None = None) -> Row:
         body = json.dumps(values).encode()

@@ -235,7 +235,7 @@ def judge_failed(messages: int, dead_letters: int) -> list[Result]:
 def _scheduled(receiver: ServiceBusReceiver, deadline: Deadline) -> Iterator[ServiceBusReceivedMessage]:
     """Yield what is scheduled, for as long as there is time: in a backlog the oldest come first."""
     following = 1
-    while not deadline.within(1.0).passed and deadline.remaining > 1.0:
+    while deadline.remaining > 1.0:
         page = receiver.peek_messages(_PAGE, sequence_number=following, timeout=max(deadline.remaining, 1.0))
         if not page:
             return

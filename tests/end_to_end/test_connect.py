@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,8 @@ from operations.__main__ import operations
 from operations.connect import PRIVILEGES
 from operations.web_api import WebApi
 from sandbox.certificates import CertificateAuthority
-from sandbox.dataverse import DataverseApp, DataverseServer, Depth, seed
+from sandbox.clock import SystemClock
+from sandbox.dataverse import DataverseApp, DataverseServer, Depth, Limits, ServiceProtection, seed
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
@@ -148,6 +150,22 @@ def test_the_endpoint_posts_json_to_the_queue_with_the_key(organization: Organiz
     assert (step["mode"], step["stage"], step["statecode"]) == (1, 40, 0)
 
 
+def test_a_step_that_somebody_bent_is_corrected(organization: Organization) -> None:
+    organization.connect()
+    other = seed.add_service_endpoint(
+        organization.app, namespace_address="sb://other/", path="other", sas_key=KEY
+    )
+    (step,) = organization.rows("sdkmessageprocessingstep")
+    bent = {"mode": 0, "eventhandler": other, "statecode": 1, "statuscode": 2}
+    with organization.app.session() as session:
+        session.change(TABLES["sdkmessageprocessingstep"], step["sdkmessageprocessingstepid"], bent)
+    outcomes = organization.connect()
+    assert (outcomes["Step on Win of opportunity"], outcomes["Step enabled"]) == ("changed", "done")
+    (mended,) = organization.rows("sdkmessageprocessingstep")
+    for column in ("mode", "stage", "eventhandler", "sdkmessageid", "sdkmessagefilterid", "statecode"):
+        assert mended[column] == step[column], column
+
+
 def test_another_key_is_a_rotation(organization: Organization) -> None:
     organization.connect()
     other = KEY.replace("0", "9")
@@ -245,6 +263,20 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
         "reconcile", "--since", "2026-01-01", "--json", ORDERED_OPPORTUNITY="invoice"
     )
     assert ordered in {row["opportunity"] for row in json.loads(everything.stdout)}
+
+
+def test_reconcile_waits_where_dataverse_asks_to_hold_back(organization: Organization) -> None:
+    """Every second request is refused for a second; the question goes through all the same."""
+    demo = seed.demo_organization(organization.app, opportunities=1)
+    with organization.app.session() as session:
+        won = {"statecode": 1, "actualclosedate": "2026-03-01"}
+        session.change(TABLES["opportunity"], demo.opportunities[0], won)
+    organization.app.protection = ServiceProtection(
+        SystemClock(), Limits(requests=1, window=timedelta(seconds=1))
+    )
+    result = organization.run("reconcile", "--since", "2026-01-01", "--json")
+    assert [row["opportunity"] for row in json.loads(result.stdout)] == list(demo.opportunities)
+    assert any(request.status == 429 for request in organization.app.requests)
 
 
 def test_reconcile_sends_an_event_for_each(organization: Organization) -> None:

@@ -122,7 +122,7 @@ def test_a_message_is_completed_when_the_function_returns(stage: _Stage) -> None
 
 
 def test_the_metadata_is_what_azures_host_sends(stage: _Stage) -> None:
-    """Names, encodings and absences, as the facts list them."""
+    """Names, encodings and absences, as the real host has them."""
     stage.start()
     stage.send(
         message=Message(
