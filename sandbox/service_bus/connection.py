@@ -16,12 +16,11 @@ from sandbox.service_bus.broker import Broker, ReceiveMode
 from sandbox.service_bus.codec import decode_message, decode_transfer, encode_reply, owned
 from sandbox.service_bus.configuration import Right
 from sandbox.service_bus.dispatch import Dispatcher, Outlet
-from sandbox.service_bus.engine import Engine
+from sandbox.service_bus.engine import PRODUCT, Engine
 from sandbox.service_bus.errors import BrokerError, InvalidArgument, NotOffered, Unauthorized
 from sandbox.service_bus.management import Answer, Management, bad_request
 from sandbox.service_bus.messages import AmqpValue, Message
 
-PRODUCT = "Service Bus stand-in"
 _CBS = "$cbs"
 _MANAGEMENT = "$management"
 _SESSION_FILTER = "com.microsoft:session-filter"

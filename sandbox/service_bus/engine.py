@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from proton import Collector, Condition, Connection, ProtonException, Transport
+from proton import Collector, Condition, Connection, ProtonException, Transport, symbol
 
 from sandbox.service_bus.sasl import NotAmqp, Prelude
 
+PRODUCT = "Service Bus stand-in"
 _LOG = logging.getLogger(__name__)
 # As Azure has them.
 _MAX_FRAME = 64 * 1024
@@ -69,7 +70,7 @@ class Engine(asyncio.Protocol):
         except ProtonException:
             ended = True
         if ended:
-            self._wire.close()
+            self._hang_up()
         elif deadline:
             self._heartbeat = self._loop.call_at(deadline, self._beat)
 
@@ -83,10 +84,11 @@ class Engine(asyncio.Protocol):
         if self._connection is None or self._wire is None or not self._prelude.done:
             self.abort()
             return
-        self._connection.condition = Condition(condition, description)
+        # The Python SDK reads the third field of an error without looking whether it is there.
+        self._connection.condition = Condition(condition, description, {symbol("product"): PRODUCT})
         self._connection.close()
         self.flush()
-        self._wire.close()
+        self._hang_up()
 
     # asyncio.Protocol
 
@@ -103,8 +105,7 @@ class Engine(asyncio.Protocol):
                     answer, data = self._prelude.feed(data)
                 except NotAmqp as error:
                     self._write(error.answer)
-                    if self._wire is not None:
-                        self._wire.close()
+                    self._hang_up()
                     return
                 self._write(answer)
             self._push(data)
@@ -154,6 +155,11 @@ class Engine(asyncio.Protocol):
         with self._aborting_on_error():
             self.flush()
             self._dispatch_events()
+
+    def _hang_up(self) -> None:
+        # Never twice: a TLS transport that is closed twice forgets its protocol, and cannot be aborted any more.
+        if self._wire is not None and not self._wire.is_closing():
+            self._wire.close()
 
     def _write(self, data: bytes) -> None:
         if data and self._wire is not None and not self._wire.is_closing():
