@@ -384,7 +384,7 @@ class Matrix:
         started = time.monotonic()
         struck = len(stage.plan.log)
         if cell.cut:
-            stage.cloud.proxies[cell.rule.wire].cut()
+            stage.cut(cell.rule.wire)
         seen = stage.look_anew()
         unread = "park" in cell.boundary
         stage.plan.add(cell.rule)
@@ -396,7 +396,7 @@ class Matrix:
         if cell.rule.fault.kind in _DEAD:
             # A connection that is dead takes messages to nowhere, until its peers notice; that was this cell's.
             for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
-                stage.cloud.proxies[wire].cut()
+                stage.cut(wire)
         problems = broken(
             stage, Expectations(self._invoiced, self._others, self._causes), len(self._invoiced)
         )

@@ -25,6 +25,8 @@ from rich.progress import track
 from rich.table import Table
 from sockets import Stage
 
+from sandbox.cloud import Mode
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
@@ -55,10 +57,17 @@ them there are may differ by some from run to run. The faults are those of `pyth
 @click.command()
 @click.option("--only", default="", help="Only the cells whose name holds this text.")
 @click.option("--short", "is_short", is_flag=True, help="A few cells of each boundary, as in make test.")
+@click.option(
+    "--mode",
+    type=click.Choice([each.value for each in Mode]),
+    default=Mode.CONNECTION_STRING.value,
+    show_default=True,
+    help="How the function reaches Service Bus.",
+)
 @click.option("--list", "is_list", is_flag=True, help="List the cells and run none.")
 @click.option("--processes", default=2, show_default=True, help="How many sandboxes at once.")
 @click.option("--write", is_flag=True, help=f"Keep the table in docs/{_DOCUMENT.name}.")
-def main(*, only: str, is_short: bool, is_list: bool, processes: int, write: bool) -> None:
+def main(*, only: str, is_short: bool, mode: str, is_list: bool, processes: int, write: bool) -> None:
     """Run the matrix of boundaries and faults, and judge each cell."""
     if write and (only or is_short):
         raise click.UsageError("only the whole matrix can be kept")
@@ -68,7 +77,7 @@ def main(*, only: str, is_short: bool, is_list: bool, processes: int, write: boo
             click.echo(str(cell))
         return
     started = time.monotonic()
-    results = _run(chosen, processes)
+    results = _run(chosen, processes, Mode(mode))
     seconds = time.monotonic() - started
     broken = [result for result in results if result.problems]
     _show(results, f"{len(results)} cells in {seconds:.0f} s, {len(broken)} broke the promise")
@@ -82,7 +91,7 @@ def main(*, only: str, is_short: bool, is_list: bool, processes: int, write: boo
     sys.exit(bool(broken))
 
 
-def _run(chosen: Sequence[Cell], processes: int) -> list[Result]:
+def _run(chosen: Sequence[Cell], processes: int, mode: Mode) -> list[Result]:
     """Share the cells out to so many sandboxes, in turn, so that each has those of its kind at its end."""
     console = Console(stderr=True)
     shares = [chosen[number::processes] for number in range(min(processes, len(chosen)))]
@@ -92,7 +101,7 @@ def _run(chosen: Sequence[Cell], processes: int) -> list[Result]:
         get_context("spawn").Manager() as manager,
     ):
         done = manager.Queue()
-        running = [pool.submit(_share, share, done) for share in shares]
+        running = [pool.submit(_share, share, mode, done) for share in shares]
         for number in track(
             range(1, len(chosen) + 1), "Matrix", console=console, disable=not console.is_terminal
         ):
@@ -107,9 +116,9 @@ def _run(chosen: Sequence[Cell], processes: int) -> list[Result]:
     return sorted(results, key=lambda result: order[result.cell])
 
 
-def _share(cells_: Sequence[Cell], done: Queue[Result]) -> None:
+def _share(cells_: Sequence[Cell], mode: Mode, done: Queue[Result]) -> None:
     logging.disable(logging.CRITICAL)
-    with Stage(len(cells_)) as stage:
+    with Stage(len(cells_), mode) as stage:
         matrix = Matrix(stage)
         for cell in cells_:
             done.put(matrix.run(cell))

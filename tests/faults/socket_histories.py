@@ -25,7 +25,6 @@ from sandbox.faults import Fault, Kind, Rule, When, Wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from checker import Evidence, Violation
     from sockets import Stage
 
     from sandbox.faults import Struck
@@ -35,7 +34,8 @@ OPPORTUNITIES_EACH = 3
 _OPEN, _WON, _CANCELED = 0, 1, 3
 # More than the rhythms of what people may change, and less than that of what is down.
 _BEYOND_SHORT = timedelta(hours=2)
-_PATIENCE = 90.0
+_PATIENCE = 60.0
+_MOST_MOVES = 10
 _FAULTS_LAST = 10.0
 _POLL = 0.02
 # What takes long: a few of them, or nothing else would happen in a minute.
@@ -54,9 +54,37 @@ class Outcome:
     seconds: float
 
 
-def run_history(stage: Stage, seed: int) -> Outcome:
-    """Let one history happen on a stage that is at rest, and judge it."""
-    return _History(stage, seed).run()
+class Histories:
+    """Lets histories happen on one stage, one after the other.
+
+    Each is judged with all before it: what is late of one must keep the promise as well.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._past: list[_History] = []
+        self._known: set[str] = set()
+
+    def run(self, seed: int) -> Outcome:
+        """Let one history happen, and judge it; a violation is told once."""
+        history = _History(self._stage, seed)
+        self._past.append(history)
+        started = time.monotonic()
+        rests = history.happen()
+        found = [str(violation) for violation in judge(self._stage.evidence(), self._expectations())]
+        if not rests:
+            found.append("it did not come to rest")
+        violations = [violation for violation in found if violation not in self._known]
+        self._known |= set(found)
+        return Outcome(seed, tuple(violations), history.counts(), history.told(), time.monotonic() - started)
+
+    def _expectations(self) -> Expectations:
+        stories = [story for history in self._past for story in history.stories]
+        return Expectations(
+            invoiced=[story.id for story in stories if story.serves],
+            causes=[Cause(story.id.encode(), frozenset(story.reasons)) for story in stories],
+            claim_deleted_under_way={story.id for story in stories if story.excused},
+        )
 
 
 @dataclass
@@ -66,7 +94,13 @@ class _Story:
     id: str
     won: bool = False
     meddled: bool = False
+    excused: bool = False
     reasons: set[str] = field(default_factory=set)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it must have its invoice and its event."""
+        return self.won and not self.meddled
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,17 +118,14 @@ class _History:
         self._stage = stage
         self._seed = seed
         self._random = Random(seed)  # noqa: S311 - to be repeatable, not secret
-        self._stories = [_Story(stage.fresh()) for _ in range(self._random.choice((1, 1, 2, 3)))]
-        self._excused: set[str] = set()
+        self.stories = [_Story(stage.fresh()) for _ in range(self._random.choice((1, 1, 2, 3)))]
         self._told: list[str] = []
         self._lock = threading.Lock()
-        self._before = stage.evidence()
-        # The log of commits is one list that grows.
-        self._commits_before = len(self._before.commits)
+        self._published_before = len(stage.watch.published)
         self._struck_before = len(stage.plan.log)
 
-    def run(self) -> Outcome:
-        started = time.monotonic()
+    def happen(self) -> bool:
+        """Play it, and bring it to rest; return whether that came about."""
         stage, random = self._stage, self._random
         stage.cloud.dataverse.organization.loser_answer = random.choice(list(LoserAnswer))
         stage.look_anew()
@@ -104,18 +135,15 @@ class _History:
             script.start()
         for script in scripts:
             script.join()
-        rests = self._to_rest()
-        violations = [str(violation) for violation in self._judge()]
-        if not rests:
-            violations.append("it did not come to rest")
-        struck = stage.plan.log[self._struck_before :]
-        return Outcome(
-            self._seed,
-            tuple(violations),
-            self._counts(struck),
-            (*self._told, *map(str, struck)),
-            time.monotonic() - started,
-        )
+        return self._to_rest()
+
+    def told(self) -> tuple[str, ...]:
+        """Return who interfered and what struck."""
+        return (*self._told, *map(str, self._struck))
+
+    @property
+    def _struck(self) -> Sequence[Struck]:
+        return self._stage.plan.log[self._struck_before :]
 
     # --- what is drawn ---
 
@@ -137,7 +165,7 @@ class _History:
 
     def _scripts(self) -> list[Callable[[], None]]:
         """Return what happens at the same time: one script for each opportunity."""
-        return [functools.partial(self._play, story, self._plot(story)) for story in self._stories]
+        return [functools.partial(self._play, story, self._plot(story)) for story in self.stories]
 
     def _plot(self, story: _Story) -> list[tuple[float, str, Callable[[], bool]]]:
         random = self._random
@@ -187,52 +215,36 @@ class _History:
         stage.plan.clear()
         for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
             # A connection that is dead takes messages to nowhere; the next history shall begin at rest.
-            stage.cloud.proxies[wire].cut()
+            stage.cut(wire)
         while time.monotonic() < end and not self._served():
             stage.to_rest(1, orphans=True, patience=0.1)
-        if not stage.to_rest(1, orphans=True, patience=1):
-            # What is left is tried again until its rhythm is over: the invoice is gone, or the win was withdrawn.
+        for _ in range(_MOST_MOVES):
+            if stage.to_rest(1, orphans=True, patience=1):
+                return True
+            # What is left is tried again until its rhythm is over: the invoice is gone, or the win was withdrawn. It
+            # may have come to that rhythm only now.
             stage.cloud.move_broker_clock(_BEYOND_SHORT)
-        return stage.to_rest(1, orphans=True, patience=max(1.0, end - time.monotonic()))
+        return stage.to_rest(1, orphans=True, patience=_PATIENCE)
 
     def _served(self) -> bool:
-        wanted = self._expectations().invoiced
-        published = self._stage.watch.published[len(self._before.published) :]
-        return all(any(id_.encode() in event.body for event in published) for id_ in wanted)
-
-    # --- what is right ---
-
-    def _judge(self) -> list[Violation]:
-        return judge(self._evidence(), self._expectations())
-
-    def _evidence(self) -> Evidence:
-        now, before = self._stage.evidence(), self._before
-        known = {message.sequence_number for message in before.parked}
-        return replace(
-            now,
-            commits=now.commits[self._commits_before :],
-            sent=now.sent[len(before.sent) :],
-            published=now.published[len(before.published) :],
-            parked=[message for message in now.parked if message.sequence_number not in known],
+        published = self._stage.watch.published[self._published_before :]
+        return all(
+            any(story.id.encode() in event.body for event in published)
+            for story in self.stories
+            if story.serves
         )
 
-    def _expectations(self) -> Expectations:
-        return Expectations(
-            invoiced=[story.id for story in self._stories if story.won and not story.meddled],
-            causes=[Cause(story.id.encode(), frozenset(story.reasons)) for story in self._stories],
-            claim_deleted_under_way=self._excused,
-        )
-
-    def _counts(self, struck: Sequence[Struck]) -> Counter[str]:
+    def counts(self) -> Counter[str]:
+        """Return what happened, and how often."""
         seen = self._stage.seen
-        counts = Counter(f"fault: {entry.wire} {entry.fault.kind}" for entry in struck)
+        counts = Counter(f"fault: {entry.wire} {entry.fault.kind}" for entry in self._struck)
         counts.update(f"people: {told.partition(':')[0]}" for told in self._told)
         counts["deliveries"] = seen.deliveries
         counts["copies scheduled"] = seen.copies
         counts["messages parked for a cause"] = seen.parked
         counts["events published"] = seen.published
-        counts["opportunities won"] = sum(story.won for story in self._stories)
-        counts["opportunities won and not meddled with"] = len(self._expectations().invoiced)
+        counts["opportunities won"] = sum(story.won for story in self.stories)
+        counts["opportunities won and not meddled with"] = sum(story.serves for story in self.stories)
         return counts
 
     # --- what people do: each returns whether it could be done ---
@@ -296,7 +308,7 @@ class _History:
                 return False
             story.meddled = True
             if self._under_way(story):
-                self._excused.add(story.id)
+                story.excused = True
             session.delete(TABLES["annotation"], notes[0]["annotationid"])
         return True
 

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Self
 
 from checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
 
-from sandbox.cloud import Cloud, CloudOptions
+from sandbox.cloud import Cloud, CloudOptions, Mode
 from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import FaultPlan
+from sandbox.faults import FaultPlan, Wire
 from sandbox.service_bus import Happened, Message, Observation
 from sandbox.service_bus.errors import MessageLockLost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from uuid import UUID
 
     from checker import Violation
@@ -83,15 +82,16 @@ class Seen:
 
 
 class Stage:
-    """A running sandbox with faults; a context manager. `settings` are added to the function's."""
+    """A running sandbox with faults; a context manager."""
 
-    def __init__(self, opportunities: int, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, opportunities: int, mode: Mode = Mode.CONNECTION_STRING) -> None:
         self.plan = FaultPlan()
         self.cloud = Cloud(
             CloudOptions(
                 APP,
                 opportunities=opportunities,
-                settings={**SETTINGS, **(settings or {})},
+                mode=mode,
+                settings=SETTINGS,
                 faults=self.plan,
                 token_lifetime=timedelta(minutes=4),
             )
@@ -141,6 +141,11 @@ class Stage:
         """Count from here on."""
         self.seen = Seen()
         return self.seen
+
+    def cut(self, wire: Wire) -> None:
+        """Cut the connections on a wire; with an identity, the host and the function have one for Service Bus."""
+        proxies = self.cloud.proxies
+        proxies[wire if wire in proxies else Wire.SERVICE_BUS_OUT].cut()
 
     def kill_workers(self) -> None:
         """End the function's processes, with all that they remember."""
