@@ -22,7 +22,7 @@ import click
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from socket_histories import OPPORTUNITIES_EACH, run_history
+from socket_histories import OPPORTUNITIES_EACH, Histories
 from sockets import Stage
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def _outcomes(seeds: range, processes: int) -> Iterator[Outcome]:
 def _chunk(seeds: range) -> list[Outcome]:
     logging.disable(logging.CRITICAL)
     with Stage(OPPORTUNITIES_EACH * len(seeds)) as stage:
-        return [run_history(stage, seed) for seed in seeds]
+        histories = Histories(stage)
+        return [histories.run(seed) for seed in seeds]
 
 
 def _tell(outcome: Outcome) -> None:

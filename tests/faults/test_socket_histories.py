@@ -6,7 +6,7 @@ import gc
 from typing import TYPE_CHECKING
 
 import pytest
-from socket_histories import OPPORTUNITIES_EACH, run_history
+from socket_histories import OPPORTUNITIES_EACH, Histories
 from sockets import Stage
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ _SEEDS = range(1_000_000, 1_000_006)
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def histories() -> Iterator[Histories]:
     with Stage(OPPORTUNITIES_EACH * len(_SEEDS)) as stage:
-        yield stage
+        yield Histories(stage)
     # While the warnings about them are still expected.
     gc.collect()
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_random_histories_on_real_sockets_keep_the_promise(stage: Stage, seed: int) -> None:
+def test_random_histories_on_real_sockets_keep_the_promise(histories: Histories, seed: int) -> None:
     """Whatever fails and whoever interferes: at most one invoice, nothing lost, nothing stuck."""
-    outcome = run_history(stage, seed)
+    outcome = histories.run(seed)
     told = "\n".join((*outcome.violations, *outcome.told))
     assert not outcome.violations, (
         f"{told}\nAgain, alone: python tests/faults/run_socket_histories.py --replay {seed}"
