@@ -174,8 +174,8 @@ def _sections(encoded: bytes) -> Iterator[Section]:
             data.rewind()
             data.next()
             section = owned(data.get_object())
-        except (ProtonException, UnicodeDecodeError, TypeError, RecursionError) as error:
-            # Broken frames and text, keys that cannot be keys, and nesting beyond all measure.
+        except (ProtonException, ValueError, TypeError, RecursionError) as error:
+            # Broken frames, text and characters, keys that cannot be keys, and nesting beyond all measure.
             raise InvalidArgument("the message is not encoded as AMQP 1.0") from error
         code = section.descriptor if isinstance(section, Described) else None
         if not isinstance(code, int) or code not in _KINDS or code < last or size <= 0:
