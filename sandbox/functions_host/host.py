@@ -87,6 +87,12 @@ class FunctionsHost:
         """The process ids of the workers that are ready."""
         return self._pool.pids
 
+    @property
+    def in_hand(self) -> frozenset[int]:
+        """The sequence numbers of the messages whose function runs, or waits for a worker."""
+        numbers = [dispatcher.in_hand for dispatcher in self._dispatchers]
+        return frozenset(number for number in numbers if number is not None)
+
     def kill_workers(self) -> None:
         """End every worker at once, as a crash or the loss of the machine does; others are started."""
         self._pool.kill()
@@ -157,6 +163,7 @@ class _Dispatcher:
         self._clock = clock
         self._stopping = stopping
         self._failures = 0
+        self.in_hand: int | None = None
         self._thread = threading.Thread(target=self._run, name=f"dispatcher {function.name}", daemon=True)
 
     def start(self) -> None:
@@ -192,16 +199,19 @@ class _Dispatcher:
                 self._dispatch(receiver, message)
 
     def _dispatch(self, receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> None:
-        worker = self._pool.take_turn(_READY_SECONDS)
-        if worker is None:
-            return
-        started = time.monotonic()
+        self.in_hand = message.sequence_number
         try:
+            worker = self._pool.take_turn(_READY_SECONDS)
+            if worker is None:
+                return
+            started = time.monotonic()
             failure = self._invoke(receiver, message, worker)
         except WorkerDiedError as error:
             if not self._stopping.is_set():
                 _log.error("%s, message %s not settled: %s", self._function.name, message.message_id, error)
             return
+        finally:
+            self.in_hand = None
         _log.log(
             logging.ERROR if failure else logging.INFO,
             "Executed 'Functions.%s' (%s, message %s, delivery %d, %d ms)%s",

@@ -46,14 +46,13 @@ class Boundary(StrEnum):
 class Cell:
     """One fault at one boundary.
 
-    `orphans`: whoever has the message dies or never gets it, so that its lock has to end. `far`: a copy is scheduled
-    far ahead, and a new process takes it. `cut`: connections that are open are cut first, so that new ones are made.
-    `reason`: the fault is permanent, and the message is parked with this reason; None: it comes through.
+    `far`: a copy is scheduled far ahead, and a new process takes it. `cut`: connections that are open are cut first, so
+    that new ones are made. `reason`: the fault is permanent, and the message is parked with this reason; None: it comes
+    through.
     """
 
     boundary: Boundary
     rule: Rule
-    orphans: bool = False
     far: bool = False
     cut: bool = False
     reason: str | None = None
@@ -132,11 +131,9 @@ def cells() -> list[Cell]:
 
 
 def _receive() -> Iterator[Cell]:
-    def cell(
-        fault: Fault, operation: str, when: When = _ONCE, *, orphans: bool = False, cut: bool = False
-    ) -> Cell:
+    def cell(fault: Fault, operation: str, when: When = _ONCE, *, cut: bool = False) -> Cell:
         rule = Rule(Wire.SERVICE_BUS_IN, fault, when, operation)
-        return Cell(Boundary.RECEIVE, rule, orphans=orphans, cut=cut)
+        return Cell(Boundary.RECEIVE, rule, cut=cut)
 
     for kind in (Kind.REFUSE, Kind.RESET):
         yield cell(Fault(kind), "connect", _FOUR, cut=True)
@@ -145,16 +142,16 @@ def _receive() -> Iterator[Cell]:
     yield cell(Fault(Kind.DRIBBLE, seconds=2), "connect", cut=True)
     yield cell(Fault(Kind.REJECT, code="amqp:unauthorized-access"), f"attach:{QUEUE}", _FOUR, cut=True)
     deliver = f"deliver:{QUEUE}"
-    yield cell(Fault(Kind.RESET), deliver, orphans=True)
-    yield cell(Fault(Kind.RESET, after=True), deliver, orphans=True)
-    yield cell(Fault(Kind.SILENT), deliver, orphans=True)
-    yield cell(Fault(Kind.SWALLOW), deliver, orphans=True)
+    yield cell(Fault(Kind.RESET), deliver)
+    yield cell(Fault(Kind.RESET, after=True), deliver)
+    yield cell(Fault(Kind.SILENT), deliver)
+    yield cell(Fault(Kind.SWALLOW), deliver)
     yield cell(Fault(Kind.DELAY, seconds=0.5), deliver)
     yield cell(Fault(Kind.LOCK_LOST), deliver)
     yield cell(Fault(Kind.DUPLICATE), deliver)
     yield cell(Fault(Kind.DUPLICATE), deliver, When(last=3))
-    yield cell(Fault(Kind.RESTART), deliver, orphans=True)
-    yield Cell(Boundary.RECEIVE, Rule(Wire.FUNCTIONS_HOST, Fault(Kind.KILL), _ONCE, "invoke"), orphans=True)
+    yield cell(Fault(Kind.RESTART), deliver)
+    yield Cell(Boundary.RECEIVE, Rule(Wire.FUNCTIONS_HOST, Fault(Kind.KILL), _ONCE, "invoke"))
 
 
 def _token() -> Iterator[Cell]:
@@ -183,7 +180,7 @@ def _token() -> Iterator[Cell]:
     yield cell(Fault(Kind.SILENT))
     yield cell(Fault(Kind.DRIBBLE, seconds=1))
     yield cell(Fault(Kind.DELAY, seconds=1))
-    yield Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, Fault(Kind.KILL), _ONCE, "token"), orphans=True)
+    yield Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, Fault(Kind.KILL), _ONCE, "token"))
 
 
 def _dataverse() -> Iterator[Cell]:
@@ -219,7 +216,7 @@ def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
     yield cell(Fault(Kind.RESET))
     yield cell(Fault(Kind.RESET), _FOUR)
     yield cell(Fault(Kind.SILENT))
-    yield replace(cell(Fault(Kind.KILL)), orphans=True)
+    yield cell(Fault(Kind.KILL))
     for fault in _ANSWERS:
         yield cell(fault)
     # Every form where something is carried out or nothing is; one where that is no different.
@@ -280,18 +277,17 @@ def _aside() -> Iterator[Cell]:
 
 
 def _sends(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]:
-    def cell(fault: Fault, when: When = _ONCE, *, orphans: bool = False) -> Cell:
+    def cell(fault: Fault, when: When = _ONCE) -> Cell:
         return Cell(
             boundary,
             Rule(Wire.SERVICE_BUS_OUT, replace(fault, after=after), when, operation),
-            orphans=orphans,
         )
 
     yield cell(Fault(Kind.RESET))
     yield cell(Fault(Kind.RESET), _FOUR)
     yield cell(Fault(Kind.SILENT))
-    yield cell(Fault(Kind.KILL), orphans=True)
-    yield cell(Fault(Kind.RESTART), orphans=True)
+    yield cell(Fault(Kind.KILL))
+    yield cell(Fault(Kind.RESTART))
     if not after:
         yield cell(Fault(Kind.REJECT), _FOUR)
         yield cell(Fault(Kind.REJECT, code="amqp:unauthorized-access"), _FOUR)
@@ -301,22 +297,20 @@ def _sends(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
 
 
 def _complete() -> Iterator[Cell]:
-    def cell(fault: Fault, *, orphans: bool = False) -> Cell:
-        return Cell(
-            Boundary.COMPLETE, Rule(Wire.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"), orphans=orphans
-        )
+    def cell(fault: Fault) -> Cell:
+        return Cell(Boundary.COMPLETE, Rule(Wire.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"))
 
-    yield cell(Fault(Kind.RESET), orphans=True)
+    yield cell(Fault(Kind.RESET))
     yield cell(Fault(Kind.RESET, after=True))
-    yield cell(Fault(Kind.SILENT), orphans=True)
+    yield cell(Fault(Kind.SILENT))
     yield cell(Fault(Kind.SILENT, after=True))
-    yield cell(Fault(Kind.SWALLOW), orphans=True)
+    yield cell(Fault(Kind.SWALLOW))
     yield cell(Fault(Kind.LOCK_LOST))
-    yield cell(Fault(Kind.REJECT, code="com.microsoft:message-lock-lost"), orphans=True)
+    yield cell(Fault(Kind.REJECT, code="com.microsoft:message-lock-lost"))
     yield cell(Fault(Kind.DELAY, seconds=0.5))
-    yield cell(Fault(Kind.RESTART), orphans=True)
+    yield cell(Fault(Kind.RESTART))
     yield cell(Fault(Kind.RESTART, after=True))
-    yield cell(Fault(Kind.KILL), orphans=True)
+    yield cell(Fault(Kind.KILL))
 
 
 def _permanent() -> Iterator[Cell]:
@@ -430,7 +424,7 @@ class Matrix:
                 # The process holds back for as long as it was told; another one is not told.
                 self._wait_for_copies(seen, 1)
                 stage.kill_workers()
-            return stage.to_rest(1, orphans=cell.orphans or cell.far)
+            return stage.to_rest(1)
         # Some tries, and then the longest rhythm is over at once.
         self._wait_for_copies(seen, _TRIES)
         stage.pass_the_rhythms()

@@ -22,7 +22,7 @@ import click
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from socket_histories import OPPORTUNITIES_EACH, Histories
+from socket_histories import OPPORTUNITIES_EACH, SETTINGS, Histories
 from sockets import Stage
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _outcomes(seeds: range, processes: int) -> Iterator[Outcome]:
 
 def _chunk(seeds: range) -> list[Outcome]:
     logging.disable(logging.CRITICAL)
-    with Stage(OPPORTUNITIES_EACH * len(seeds)) as stage:
+    with Stage(OPPORTUNITIES_EACH * len(seeds), settings=SETTINGS) as stage:
         histories = Histories(stage)
         return [histories.run(seed) for seed in seeds]
 

@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 # Several of them per history, and some to spare.
 OPPORTUNITIES_EACH = 3
 _OPEN, _WON, _CANCELED = 0, 1, 3
-# More than the rhythms of what people may change, and less than that of what is down.
-_BEYOND_SHORT = timedelta(hours=2)
+# The rhythms of what people may change: longer than any of the faults, and short enough to wait for their end.
+SETTINGS = {"RETRY_OPEN_SECONDS": "15", "RETRY_SHORT_SECONDS": "20"}
 _PATIENCE = 60.0
-_MOST_MOVES = 10
 _FAULTS_LAST = 10.0
 _POLL = 0.02
 # What takes long: a few of them, or nothing else would happen in a minute.
@@ -204,10 +203,10 @@ class _History:
     # --- to rest ---
 
     def _to_rest(self) -> bool:
-        """Let the faults come to their end by themselves, then end them; then let people's changes be forgotten."""
+        """Let the faults come to their end by themselves, then end them; then let what is hopeless be parked."""
         stage, end = self._stage, time.monotonic() + _PATIENCE
         begun = time.monotonic()
-        while not stage.to_rest(1, orphans=True, patience=0.2):
+        while not stage.to_rest(1, patience=0.2):
             waited = time.monotonic() - begun
             # Who is not served by now is held up by a fault; who only goes round is none of its victims.
             if waited > _FAULTS_LAST or (waited > _FAULTS_LAST / 5 and self._served()):
@@ -217,14 +216,9 @@ class _History:
             # A connection that is dead takes messages to nowhere; the next history shall begin at rest.
             stage.cut(wire)
         while time.monotonic() < end and not self._served():
-            stage.to_rest(1, orphans=True, patience=0.1)
-        for _ in range(_MOST_MOVES):
-            if stage.to_rest(1, orphans=True, patience=1):
-                return True
-            # What is left is tried again until its rhythm is over: the invoice is gone, or the win was withdrawn. It
-            # may have come to that rhythm only now.
-            stage.cloud.move_broker_clock(_BEYOND_SHORT)
-        return stage.to_rest(1, orphans=True, patience=_PATIENCE)
+            stage.to_rest(1, patience=0.1)
+        # What is left goes round until its rhythm is over: the invoice is gone, or the win was withdrawn.
+        return stage.to_rest(1, patience=_PATIENCE)
 
     def _served(self) -> bool:
         published = self._stage.watch.published[self._published_before :]

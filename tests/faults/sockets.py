@@ -25,6 +25,7 @@ from sandbox.service_bus import Happened, Message, Observation
 from sandbox.service_bus.errors import MessageLockLost
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from checker import Violation
@@ -38,9 +39,8 @@ SETTINGS = {
     "RETRY_MAX_DELAY_SECONDS": "0.4",
     "AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls": "4",
 }
-# How long nothing happens on the queue before a lock counts as nobody's: of somebody who died, and in doubt.
+# How long a message may be locked and in nobody's hands: on its way to the host, or being settled.
 _ORPHANED_AFTER = 1.0
-_IN_DOUBT_AFTER = 4 * DEADLINE_SECONDS
 _POLL = 0.01
 # The longest rhythm has three days.
 _BEYOND = timedelta(days=4)
@@ -53,7 +53,6 @@ class Seen:
     """What happened to the messages of the queues, since somebody last looked."""
 
     counts: Counter[tuple[str, Happened]] = field(default_factory=Counter)
-    last: float = field(default_factory=time.monotonic)
 
     @property
     def deliveries(self) -> int:
@@ -82,23 +81,28 @@ class Seen:
 
 
 class Stage:
-    """A running sandbox with faults; a context manager."""
+    """A running sandbox with faults; a context manager. `settings` are added to the function's."""
 
-    def __init__(self, opportunities: int, mode: Mode = Mode.CONNECTION_STRING) -> None:
+    def __init__(
+        self,
+        opportunities: int,
+        mode: Mode = Mode.CONNECTION_STRING,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.plan = FaultPlan()
         self.cloud = Cloud(
             CloudOptions(
                 APP,
                 opportunities=opportunities,
                 mode=mode,
-                settings=SETTINGS,
+                settings={**SETTINGS, **(settings or {})},
                 faults=self.plan,
                 token_lifetime=timedelta(minutes=4),
             )
         )
         self.watch = Watch(self.cloud.broker)
         self.seen = Seen()
-        self._locks: dict[int, UUID] = {}
+        self._locks: dict[int, tuple[UUID, float]] = {}
         self._lock = threading.Lock()
         self.cloud.broker.observe(self._observe)
 
@@ -158,11 +162,11 @@ class Stage:
 
     # --- to rest ---
 
-    def to_rest(self, messages: int, *, orphans: bool = False, patience: float = 60.0) -> bool:
+    def to_rest(self, messages: int, *, patience: float = 60.0) -> bool:
         """Wait until so many messages have come to the queue and none is left; return whether that came about.
 
-        `orphans`: somebody dies with a message in their hands, so that its lock ends when nothing happens any more. The
-        broker's clock is moved to a schedule that is far away.
+        The lock of a message ends when its worker has died or its delivery was lost, and the broker's clock is moved to
+        a schedule that is far away.
         """
         end = time.monotonic() + patience
         while time.monotonic() < end:
@@ -171,22 +175,28 @@ class Stage:
             if come >= messages and not counts.active + counts.locked + counts.scheduled + counts.deferred:
                 return True
             if counts.locked:
-                self._release(_ORPHANED_AFTER if orphans else _IN_DOUBT_AFTER)
+                self._end_locks_of_the_dead()
             elif counts.scheduled and not counts.active:
                 self._hurry()
             time.sleep(_POLL)
         return False
 
-    def _release(self, after: float) -> None:
+    def _end_locks_of_the_dead(self) -> None:
         host = self.cloud.host
-        if time.monotonic() - self.seen.last < after or host is None or not host.worker_pids:
-            return
+        assert host is not None
+        in_hand = host.in_hand
+        long_ago = time.monotonic() - _ORPHANED_AFTER
         with self._lock:
-            tokens = list(self._locks.values())
-        for token in tokens:
+            orphans = [
+                token
+                for number, (token, since) in self._locks.items()
+                if number not in in_hand and since < long_ago
+            ]
+        for token in orphans:
             try:
                 self.cloud.broker.lose_lock(QUEUE, token)
             except MessageLockLost:
+                # It was settled in this very moment.
                 continue
 
     def _hurry(self) -> None:
@@ -210,11 +220,10 @@ class Stage:
         seen.counts[observation.entity, observation.happened] += 1
         if observation.entity != QUEUE:
             return
-        seen.last = time.monotonic()
         number, token = observation.message.sequence_number, observation.message.lock_token
         with self._lock:
             if observation.happened is Happened.LOCKED and token is not None:
-                self._locks[number] = token
+                self._locks[number] = token, time.monotonic()
             elif observation.happened in _UNLOCKED:
                 self._locks.pop(number, None)
 

@@ -6,7 +6,7 @@ import gc
 from typing import TYPE_CHECKING
 
 import pytest
-from socket_histories import OPPORTUNITIES_EACH, Histories
+from socket_histories import OPPORTUNITIES_EACH, SETTINGS, Histories
 from sockets import Stage
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _SEEDS = range(1_000_000, 1_000_006)
 
 @pytest.fixture(scope="module")
 def histories() -> Iterator[Histories]:
-    with Stage(OPPORTUNITIES_EACH * len(_SEEDS)) as stage:
+    with Stage(OPPORTUNITIES_EACH * len(_SEEDS), settings=SETTINGS) as stage:
         yield Histories(stage)
     # While the warnings about them are still expected.
     gc.collect()
