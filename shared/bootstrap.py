@@ -82,7 +82,7 @@ def build(
         ensure_invoice: EnsureInvoice = _always_raises(tuple(problems))
         served = Environment(url="", organization_id=None)
     else:
-        dataverse = dataverse or build_dataverse(inward, environment, clock)
+        dataverse = dataverse or build_dataverse(inward, environment, clock, random)
         ensure_invoice = Invoicing(dataverse, inward.ordered_opportunity).ensure_invoice
         served = Environment(inward.url, inward.organization_id)
     return Handler(
@@ -106,12 +106,17 @@ def _part(
         return None
 
 
-def build_dataverse(settings: DataverseSettings, environment: Mapping[str, str], clock: Clock) -> Dataverse:
+def build_dataverse(
+    settings: DataverseSettings,
+    environment: Mapping[str, str],
+    clock: Clock,
+    random: Callable[[], float] = system_random,
+) -> Dataverse:
     """Return the Web API of the environment, as the identity of the settings or the developer who is logged in."""
     tokens = TokenSource(
         f"{settings.url}/.default", lambda: build_credential(environment, settings.client_id)
     )
-    return Dataverse(settings.url, token=tokens.token, clock=clock)
+    return Dataverse(settings.url, token=tokens.token, clock=clock, random=random)
 
 
 def build_sender(settings: ServiceBusSettings, environment: Mapping[str, str]) -> Sender:

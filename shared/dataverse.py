@@ -58,6 +58,8 @@ _FAILURE = range(400, 600)
 _ANSWER_LIMIT = 125.0
 # Up to here a thread waits in place when told to hold back; beyond, its message is better put aside.
 _HOLD_BACK_IN_PLACE = 5.0
+# Seconds by which such a thread may go on later than it was told to, so that not all come back at once.
+_MOST_JITTER = 1.0
 _RETRY_AFTER_ABSENT = 10.0
 _RETRY_AFTER_BOUNDS = (1.0, 15 * 60.0)
 
@@ -114,7 +116,8 @@ class Answer:
 class Dataverse:
     """One environment's Web API, safe under many threads.
 
-    `token` gives an access token before a deadline. `session` makes what the requests go through.
+    `token` gives an access token before a deadline, `random` numbers from 0 to 1 for the jitter. `session` makes what
+    the requests go through.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Dataverse:
         *,
         token: Callable[[Deadline], str],
         clock: Clock,
+        random: Callable[[], float],
         session: Callable[[], Session] = Session,
     ) -> None:
         self._root = url + API
@@ -130,7 +134,7 @@ class Dataverse:
         self._clock = clock
         self._care: Care[Session] = Care(build=session, close=Session.close, abandon=Session.cut)
         self._owners: deque[Owner[Session]] = deque()
-        self._hold_back = _HoldBack(clock)
+        self._hold_back = _HoldBack(clock, random)
 
     def __repr__(self) -> str:
         return f"<Dataverse {self._root}>"
@@ -247,8 +251,9 @@ class _BrokenConnection(DataverseUnreachable):
 class _HoldBack:
     """What a 429 asks of all threads of the process: no request before its time."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, random: Callable[[], float]) -> None:
         self._clock = clock
+        self._random = random
         self._lock = threading.Lock()
         self._until = 0.0
 
@@ -267,7 +272,9 @@ class _HoldBack:
                     "Dataverse asked this process to hold back, and the request was not sent.",
                     retry_after=left,
                 )
-            self._clock.sleep(left)
+            # The request itself needs some of the time, too.
+            jitter = min(_MOST_JITTER, (deadline.remaining - left) / 2) * self._random()
+            self._clock.sleep(left + jitter)
 
 
 class _Bearer(requests.auth.AuthBase):

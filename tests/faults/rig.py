@@ -226,12 +226,13 @@ class World:
             made.mount("https://", _Adapter(self, name))
             return made
 
-        dataverse = Dataverse(URL, token=self._token, clock=self.simulation, session=session)
+        chance = self.random.random
+        dataverse = Dataverse(URL, token=self._token, clock=self.simulation, random=chance, session=session)
         self._closing.append(dataverse)
         return build(
             {**SETTINGS, **self.shape.settings},
             clock=self.simulation,
-            random=self.random.random,
+            random=chance,
             sender=_Sender(self),
             dataverse=dataverse,
         )

@@ -55,7 +55,11 @@ def test_what_is_given_takes_the_place_of_what_would_be_built(
     wire.replies.clear()
     wire.replies.append(make_reply(status=503))
     dataverse = Dataverse(
-        ENVIRONMENT["DATAVERSE_URL"], token=lambda _: "token", clock=clock, session=wire.session
+        ENVIRONMENT["DATAVERSE_URL"],
+        token=lambda _: "token",
+        clock=clock,
+        random=lambda: 0.0,
+        session=wire.session,
     )
     handler = build(ENVIRONMENT, clock=clock, random=lambda: 1.0, sender=sender, dataverse=dataverse)
     handler.handle(make_message())

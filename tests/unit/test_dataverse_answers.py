@@ -83,7 +83,7 @@ SUCCESS = batch_body(
 
 @pytest.fixture
 def dataverse(wire: Wire, clock: FakeClock) -> Iterator[Dataverse]:
-    dataverse = Dataverse(URL, token=lambda _: "token", clock=clock, session=wire.session)
+    dataverse = Dataverse(URL, token=lambda _: "token", clock=clock, random=lambda: 0.0, session=wire.session)
     yield dataverse
     dataverse.close()
 

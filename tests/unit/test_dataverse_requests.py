@@ -39,10 +39,15 @@ def token(_: Deadline) -> str:
     return TOKEN
 
 
+def punctual() -> float:
+    """Return the least jitter."""
+    return 0.0
+
+
 @pytest.fixture
 def dataverse(wire: Wire, clock: FakeClock) -> Iterator[Dataverse]:
     """Return a client whose requests go to `wire`."""
-    dataverse = Dataverse(URL, token=token, clock=clock, session=wire.session)
+    dataverse = Dataverse(URL, token=token, clock=clock, random=punctual, session=wire.session)
     yield dataverse
     dataverse.close()
 
@@ -175,7 +180,7 @@ def test_nothing_is_sent_without_a_token(wire: Wire, clock: FakeClock, deadline:
         asked.append(deadline)
         raise TokenUnavailable("No token.")
 
-    dataverse = Dataverse(URL, token=no_token, clock=clock, session=wire.session)
+    dataverse = Dataverse(URL, token=no_token, clock=clock, random=punctual, session=wire.session)
     fails(lambda: dataverse.read(WHO_AM_I, deadline), TokenUnavailable)
     assert wire.requests == []
     assert asked == [deadline]
@@ -305,6 +310,27 @@ def test_a_short_time_is_waited_for_in_place(
     assert len(wire.requests) == 2
 
 
+def test_those_who_waited_in_place_go_on_spread_over_a_second_and_none_before_its_time(
+    wire: Wire, clock: FakeClock, deadline: Deadline
+) -> None:
+    """All at once would be throttled again."""
+    chances = iter((1.0, 0.25, 0.0))
+    spread = Dataverse(URL, token=token, clock=clock, random=lambda: next(chances), session=wire.session)
+    for _ in range(3):
+        throttled(spread, 5)
+        spread.read(WHO_AM_I, deadline)
+    assert clock.sleeps == [6, 5.25, 5]
+    spread.close()
+
+
+def test_the_jitter_leaves_time_for_the_request(wire: Wire, clock: FakeClock) -> None:
+    latest = Dataverse(URL, token=token, clock=clock, random=lambda: 1.0, session=wire.session)
+    throttled(latest, 4)
+    assert latest.read(WHO_AM_I, Deadline.after(clock, 4.5)).status == 200
+    assert clock.sleeps == [4.25]
+    latest.close()
+
+
 def test_nothing_is_sent_before_a_long_time_is_over(
     dataverse: Dataverse,
     wire: Wire,
@@ -357,7 +383,7 @@ def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(
         throttled(patient, 60)
         return TOKEN
 
-    patient = Dataverse(URL, token=slow_token, clock=clock, session=wire.session)
+    patient = Dataverse(URL, token=slow_token, clock=clock, random=punctual, session=wire.session)
     fails(lambda: patient.read(WHO_AM_I, deadline), DataverseThrottled)
     assert wire.requests == []
 
@@ -366,7 +392,7 @@ def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(
 
 
 def test_a_session_is_for_one_thread_at_a_time(wire: Wire, clock: FakeClock, deadline: Deadline) -> None:
-    dataverse = Dataverse(URL, token=token, clock=clock, session=wire.session)
+    dataverse = Dataverse(URL, token=token, clock=clock, random=punctual, session=wire.session)
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: dataverse.read(WHO_AM_I, deadline), range(400)))
     assert len({answer.request_id for answer in answers}) == 400
@@ -398,7 +424,7 @@ def test_an_idle_connection_that_another_thread_takes_in_between_is_not_missed(
 @pytest.fixture
 def online(tls_server: TlsServer, trusted: None) -> Iterator[Dataverse]:  # noqa: ARG001 - trust comes first
     """Return a client of a real server, in real time."""
-    dataverse = Dataverse(tls_server.url, token=token, clock=SystemClock())
+    dataverse = Dataverse(tls_server.url, token=token, clock=SystemClock(), random=punctual)
     yield dataverse
     dataverse.close()
 
@@ -456,7 +482,7 @@ def test_a_peer_that_says_nothing_to_a_handshake_is_survived(
     trusted: None,  # noqa: ARG001 - as above
 ) -> None:
     plain_server.serve = lambda _: plain_server.wait()
-    dataverse = Dataverse(plain_server.url, token=token, clock=SystemClock())
+    dataverse = Dataverse(plain_server.url, token=token, clock=SystemClock(), random=punctual)
     fails(lambda: dataverse.read(WHO_AM_I, soon()))
     plain_server.cut_off()
     dataverse.close()
