@@ -1,8 +1,8 @@
 """The broker on the wire: AMQP 1.0 as Microsoft's client libraries speak it.
 
 Apache Qpid Proton is the protocol engine, asyncio moves the bytes, in a thread of the server's own. These layers
-(`engine`, `connection`, `dispatch`, `management`) only translate: every rule is the broker's, every right the
-authenticator's.
+(`listener`, `engine`, `connection`, `dispatch`, `management`) only translate: every rule is the broker's, every right
+the authenticator's.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from sandbox.service_bus.authorization import Authenticator
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.connection import ClientConnection
 from sandbox.service_bus.dispatch import Dispatcher
+from sandbox.service_bus.listener import Listener
 
-_BACKLOG = 256
 _CLOSE_WITHIN = 0.5
 _START_WITHIN = 10.0
 _STOP_WITHIN = 5.0
@@ -76,9 +76,13 @@ class ServiceBusServer:
         if self._thread is not None:
             raise RuntimeError("the server was started already")
         started: Future[int] = Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(started)), name=f"service-bus-{self.host}", daemon=True
-        )
+
+        def run() -> None:
+            # The one loop that can watch a listening socket, on every system.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve(started))
+
+        self._thread = threading.Thread(target=run, name=f"service-bus-{self.host}", daemon=True)
         self._thread.start()
         try:
             self.port = started.result(_START_WITHIN)
@@ -136,16 +140,13 @@ class ServiceBusServer:
             return self._new_connection(dispatcher, self.authenticator)
 
         try:
-            listener = await self._loop.create_server(
-                connection, self.host, self.port, ssl=self._ssl_context, backlog=_BACKLOG
-            )
+            listener = Listener(self._loop, (self.host, self.port), connection, self._ssl_context)
         except OSError as error:
             dispatcher.close()
             started.set_exception(error)
             return
-        started.set_result(listener.sockets[0].getsockname()[1])
+        started.set_result(listener.port)
         await self._stopping.wait()
-        listener.close()
+        await listener.close()
         dispatcher.close()
         await dispatcher.all_gone(_CLOSE_WITHIN)
-        await listener.wait_closed()

@@ -1,16 +1,20 @@
 """The server itself: who gets in, how it ends and begins again, and many clients at once."""
 
+import gc
 import socket
+import ssl
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from azure.servicebus.exceptions import (
     MessageLockLostError,
@@ -185,6 +189,97 @@ def test_a_stop_takes_no_time_and_leaves_nothing(broker: Broker) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((server.host, server.port))
     server.stop()
+
+
+@contextmanager
+def everything_closed() -> Iterator[None]:
+    """Fail where asyncio had to close a connection because everybody had forgotten it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        yield
+        gc.collect()
+    assert [str(each.message) for each in caught if "transport" in str(each.message)] == []
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def server(request: pytest.FixtureRequest, broker: Broker, authority: trustme.CA) -> ServiceBusServer:
+    if request.param == "plain":
+        return ServiceBusServer(broker)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return ServiceBusServer(broker, ssl_context=context)
+
+
+def is_over(client: socket.socket) -> bool:
+    """Return whether the server ended the connection, rather than leaving the client on it."""
+    try:
+        while client.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_who_is_let_in_in_the_moment_of_the_stop_is_sent_away(server: ServiceBusServer) -> None:
+    with everything_closed(), ExitStack() as opened:
+        server.start()
+        occupied, goes_on = threading.Event(), threading.Event()
+        assert server._loop is not None
+        server._loop.call_soon_threadsafe(occupied.set)
+        server._loop.call_soon_threadsafe(goes_on.wait, 10)
+        assert occupied.wait(10)
+        # The server comes to both at once, when it goes on: these clients and the wish to stop.
+        clients = [
+            opened.enter_context(socket.create_connection((server.host, server.port), 5)) for _ in range(5)
+        ]
+        stop = threading.Thread(target=server.stop)
+        stop.start()
+        goes_on.set()
+        stop.join(10)
+        assert not stop.is_alive()
+        assert all(is_over(client) for client in clients)
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half a hello"])
+def test_who_has_not_yet_introduced_itself_is_sent_away(server: ServiceBusServer, said: bytes) -> None:
+    """Neither a client that says nothing nor one in the middle of a TLS handshake holds up a stop."""
+    with everything_closed(), ExitStack() as opened:
+        server.start()
+        clients = [
+            opened.enter_context(socket.create_connection((server.host, server.port), 5)) for _ in range(5)
+        ]
+        for client in clients:
+            client.sendall(said)
+        for _ in range(10):
+            server.waiting_receivers("plain")  # the server has come around so often, and has let everyone in
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun < 4
+        assert all(is_over(client) for client in clients)
+
+
+def test_clients_that_keep_coming_never_make_a_stop_leave_something(server: ServiceBusServer) -> None:
+    over = threading.Event()
+
+    def keep_coming() -> None:
+        while not over.is_set():
+            with suppress(ConnectionError), socket.create_connection((server.host, server.port), 5) as client:
+                client.sendall(b"AMQP\x03\x01\x00\x00")
+
+    with everything_closed(), ThreadPoolExecutor(4) as pool:
+        server.start()
+        clients = [pool.submit(keep_coming) for _ in range(4)]
+        try:
+            for _ in range(25):
+                server.stop()
+                server.start()
+        finally:
+            over.set()
+            server.stop()
+        for each in clients:
+            each.result(10)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
