@@ -37,7 +37,7 @@ from shared.errors import (
     RecordNotFound,
 )
 from shared.owner import Care, NotAnswered, Owner
-from shared.session import Session
+from shared.session import Bearer, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -209,7 +209,7 @@ class Dataverse:
                 self._root + path,
                 data=body or None,
                 headers={**_COMMON_HEADERS, **headers, "x-ms-client-request-id": request_id},
-                auth=_Bearer(token),
+                auth=Bearer(token),
                 timeout=(min(timeout, 10.0), timeout),
                 allow_redirects=False,
             )
@@ -275,17 +275,6 @@ class _HoldBack:
             # The request itself needs some of the time, too.
             jitter = min(_MOST_JITTER, (deadline.remaining - left) / 2) * self._random()
             self._clock.sleep(left + jitter)
-
-
-class _Bearer(requests.auth.AuthBase):
-    """An auth object, since ~/.netrc would override a header."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 _COMMON_HEADERS = {"Accept": "application/json", "OData-MaxVersion": "4.0", "OData-Version": "4.0"}

@@ -35,6 +35,18 @@ class Session(requests.Session):
         self._adapter.cut()
 
 
+class Bearer(requests.auth.AuthBase):
+    """A token for a request: an auth object, since ~/.netrc would override a header."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Put the token into the request."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
 class _Adapter(HTTPAdapter):
     def __init__(self) -> None:
         # One thread at a time has one connection at a time. Its socket, not the connection: that one lets go of

@@ -18,7 +18,7 @@ from operations.diagnosis.findings import CannotSee, Finding, Found, Result, fou
 from operations.diagnosis.service_bus import Right, judge_failed
 from shared.errors import TokenUnavailable
 from shared.owner import Care, NotAnswered, Owner
-from shared.session import Session
+from shared.session import Bearer, Session
 from shared.settings import ConnectionString
 
 if TYPE_CHECKING:
@@ -84,21 +84,10 @@ class ResourceManager:
     def _send(self, url: str, token: str, deadline: Deadline) -> requests.Response:
         timeout = max(deadline.remaining, 0.1)
         return self._owner.call(
-            lambda session: session.get(url, auth=_Bearer(token), timeout=timeout, allow_redirects=False),
+            lambda session: session.get(url, auth=Bearer(token), timeout=timeout, allow_redirects=False),
             limit=timeout,
             timeout=timeout,
         )
-
-
-class _Bearer(requests.auth.AuthBase):
-    """An auth object, since ~/.netrc would override a header."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 @dataclass(frozen=True)
