@@ -22,9 +22,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 import click
 from histories import run_history
 from one_core import stay_on
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from report import follow, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,19 +54,18 @@ def main(
     as_json: bool,
 ) -> None:
     """Run random histories and judge each: at most one invoice, nothing lost, nothing stuck."""
-    console = Console(stderr=as_json)
     seeds = range(seed, seed + count) if replay is None else range(replay, replay + 1)
     started = time.monotonic()
     outcomes = _outcomes(seeds, processes if replay is None else 1, lesser_depth=lesser_depth)
     counts: Counter[str] = Counter()
     broken: list[Outcome] = []
     done = 0
-    for outcome in track(outcomes, "Histories", total=len(seeds), console=console):
+    for outcome in follow(outcomes, "Histories", len(seeds)):
         done += 1
         counts.update(outcome.counts)
         if outcome.violations:
             broken.append(outcome)
-            _tell(console, outcome)
+            _tell(outcome, to_stderr=as_json)
             if until_broken:
                 break
     seconds = time.monotonic() - started
@@ -76,10 +73,10 @@ def main(
         found = {outcome.seed: [str(violation) for violation in outcome.violations] for outcome in broken}
         click.echo(json.dumps({"histories": done, "broken": found, "counts": counts}))
     else:
-        _show(console, counts, f"{done} histories in {seconds:.0f} s, {len(broken)} broke the promise")
+        title = f"{done} histories in {seconds:.0f} s, {len(broken)} broke the promise"
+        show(title, [(name, f"{counts[name]:,}") for name in sorted(counts)])
     if broken:
         # Not by sys.exit: with the first broken one, others may be under way in other processes.
-        console.file.flush()
         sys.stdout.flush()
         os._exit(1)
 
@@ -108,20 +105,12 @@ def _chunk(seeds: Iterable[int], lesser_depth: bool) -> list[Outcome]:  # noqa: 
     return [run_history(each, lesser_depth=lesser_depth) for each in seeds]
 
 
-def _tell(console: Console, outcome: Outcome) -> None:
-    console.print(
-        f"[bold red]seed {outcome.seed}[/] broke the promise; again, alone: {_COMMAND} {outcome.seed}"
+def _tell(outcome: Outcome, *, to_stderr: bool) -> None:
+    click.echo(
+        f"seed {outcome.seed} broke the promise; again, alone: {_COMMAND} {outcome.seed}", err=to_stderr
     )
     for violation in outcome.violations:
-        console.print(f"  {violation}", markup=False, highlight=False)
-
-
-def _show(console: Console, counts: Counter[str], title: str) -> None:
-    table = Table("What happened", title=title, title_justify="left")
-    table.add_column("how often", justify="right")
-    for name in sorted(counts):
-        table.add_row(name, f"{counts[name]:,}")
-    console.print(table)
+        click.echo(f"  {violation}", err=to_stderr)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from queue import Empty
 from typing import TYPE_CHECKING
 
 # As a script it finds its neighbours only.
@@ -20,17 +18,16 @@ sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from matrix import Boundary, Matrix, cells, rows, short
+from parallel import spread
+from report import follow
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from sockets import Stage
 
 from sandbox.cloud import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from concurrent.futures import Future
-    from queue import Queue
+    from collections.abc import Iterator, Sequence
 
     from matrix import Cell, Result
 
@@ -93,45 +90,18 @@ def main(*, only: str, is_short: bool, mode: str, is_list: bool, processes: int,
 
 def _run(chosen: Sequence[Cell], processes: int, mode: Mode) -> list[Result]:
     """Share the cells out to so many sandboxes, in turn, so that each has those of its kind at its end."""
-    console = Console(stderr=True)
     shares = [chosen[number::processes] for number in range(min(processes, len(chosen)))]
-    results: list[Result] = []
-    with (
-        ProcessPoolExecutor(len(shares), get_context("spawn")) as pool,
-        get_context("spawn").Manager() as manager,
-    ):
-        done = manager.Queue()
-        running = [pool.submit(_share, share, mode, done) for share in shares]
-        for number in track(
-            range(1, len(chosen) + 1), "Matrix", console=console, disable=not console.is_terminal
-        ):
-            result = _next(done, running)
-            results.append(result)
-            if not console.is_terminal:
-                verdict = "broken" if result.problems else "kept"
-                click.echo(
-                    f"{number}/{len(chosen)} {result.cell}: {verdict}, {result.seconds:.1f} s", err=True
-                )
+    results = list(follow(spread(partial(_share, mode), shares, len(shares)), "Matrix", len(chosen)))
     order = {cell: number for number, cell in enumerate(chosen)}
     return sorted(results, key=lambda result: order[result.cell])
 
 
-def _share(cells_: Sequence[Cell], mode: Mode, done: Queue[Result]) -> None:
+def _share(mode: Mode, cells_: Sequence[Cell]) -> Iterator[Result]:
     logging.disable(logging.CRITICAL)
     with Stage(len(cells_), mode) as stage:
         matrix = Matrix(stage)
         for cell in cells_:
-            done.put(matrix.run(cell))
-
-
-def _next(done: Queue[Result], running: Sequence[Future[None]]) -> Result:
-    while True:
-        try:
-            return done.get(timeout=1)
-        except Empty:
-            for share in running:
-                if share.done() and (error := share.exception()) is not None:
-                    raise error from None
+            yield matrix.run(cell)
 
 
 def _show(results: Sequence[Result], title: str) -> None:

@@ -18,9 +18,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 import click
 import outage
 from one_core import stay_on
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from report import follow, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +40,6 @@ _NAMES = ("dataverse-away", "service-bus-away", "sends-refused", "throttled", "s
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(*, wins: int, throttled_wins: int, limit: int, only: str | None, as_json: bool) -> None:
     """Let parts of the chain be away or throttled, with wins waiting, and see how they come home."""
-    console = Console(stderr=as_json)
     stay_on(0)
     every: dict[str, Callable[[], Report]] = {
         "dataverse-away": partial(outage.dataverse_away, wins),
@@ -53,11 +50,12 @@ def main(*, wins: int, throttled_wins: int, limit: int, only: str | None, as_jso
     }
     chosen = [play for name, play in every.items() if only in (None, name)]
     reports = []
-    for play in track(chosen, "Outages", console=console):
+    for play in follow(chosen, "Outages", len(chosen)):
         started = time.monotonic()
         report = play()
         reports.append(report)
-        _show(console, report, time.monotonic() - started)
+        if not as_json:
+            _show(report, time.monotonic() - started)
     broken = {
         report.title: [str(each) for each in report.violations] for report in reports if report.violations
     }
@@ -66,13 +64,9 @@ def main(*, wins: int, throttled_wins: int, limit: int, only: str | None, as_jso
     sys.exit(1 if broken else 0)
 
 
-def _show(console: Console, report: Report, seconds: float) -> None:
-    table = Table(title=f"{report.title} ({seconds:.0f} s)", title_justify="left", show_header=False)
-    for name, value in report.figures.items():
-        table.add_row(name, value)
-    for violation in report.violations:
-        table.add_row("[bold red]broken[/]", str(violation))
-    console.print(table)
+def _show(report: Report, seconds: float) -> None:
+    broken = [("BROKEN", str(violation)) for violation in report.violations]
+    show(f"{report.title} ({seconds:.0f} s)", [*report.figures.items(), *broken])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import logging
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +17,8 @@ from typing import TYPE_CHECKING
 sys.path.append(str(Path(__file__).parents[2]))
 
 import click
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from parallel import spread
+from report import follow, show
 from socket_histories import OPPORTUNITIES_EACH, SETTINGS, Histories
 from sockets import Stage
 
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 
     from socket_histories import Outcome
 
-# As many as share a sandbox.
+# As many as share a sandbox: to start one takes seconds, and each history is judged with all before it.
 _CHUNK = 25
 _COMMAND = "python tests/faults/run_socket_histories.py --replay"
 
@@ -42,43 +39,34 @@ _COMMAND = "python tests/faults/run_socket_histories.py --replay"
 @click.option("--processes", default=2, show_default=True, help="How many sandboxes at once.")
 def main(*, count: int, seed: int, replay: int | None, processes: int) -> None:
     """Run random histories through the whole sandbox and judge each."""
-    console = Console()
     seeds = range(seed, seed + count) if replay is None else range(replay, replay + 1)
     started = time.monotonic()
     counts: Counter[str] = Counter()
     broken = done = 0
-    progress = Console(stderr=True)
-    for outcome in track(_outcomes(seeds, processes), "Histories", total=len(seeds), console=progress):
+    for outcome in follow(_outcomes(seeds, processes), "Histories", len(seeds)):
         done += 1
         counts.update(outcome.counts)
         if outcome.violations or replay is not None:
             _tell(outcome)
         broken += bool(outcome.violations)
-    table = Table("What happened", title_justify="left")
-    table.title = f"{done} histories in {time.monotonic() - started:.0f} s, {broken} broke the promise"
-    table.add_column("how often", justify="right")
-    for name in sorted(counts):
-        table.add_row(name, f"{counts[name]:,}")
-    console.print(table)
+    show(
+        f"{done} histories in {time.monotonic() - started:.0f} s, {broken} broke the promise",
+        [(name, f"{counts[name]:,}") for name in sorted(counts)],
+    )
     sys.exit(bool(broken))
 
 
 def _outcomes(seeds: range, processes: int) -> Iterator[Outcome]:
     chunks = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
-    if processes == 1 or len(chunks) == 1:
-        for chunk in chunks:
-            yield from _chunk(chunk)
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for outcomes in pool.map(_chunk, chunks):
-            yield from outcomes
+    yield from spread(_chunk, chunks, min(processes, len(chunks)))
 
 
-def _chunk(seeds: range) -> list[Outcome]:
+def _chunk(seeds: range) -> Iterator[Outcome]:
     logging.disable(logging.CRITICAL)
     with Stage(OPPORTUNITIES_EACH * len(seeds), settings=SETTINGS) as stage:
         histories = Histories(stage)
-        return [histories.run(seed) for seed in seeds]
+        for seed in seeds:
+            yield histories.run(seed)
 
 
 def _tell(outcome: Outcome) -> None:
