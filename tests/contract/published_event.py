@@ -39,7 +39,10 @@ def validator(name: str, folder: Path = CONTRACTS) -> Draft202012Validator:
 
 def validate_event(body: bytes, application_properties: Mapping[str, object], content_type: str) -> None:
     """Raise AssertionError, naming all that is wrong, unless this is "invoice created" as promised to consumers."""
-    event = json.loads(body)
+    try:
+        event = json.loads(body)
+    except ValueError as error:
+        raise AssertionError(f"An event was published that is no JSON: {error}") from error
     problems = [
         f"{error.json_path}: {error.message}"
         for error in validator("invoice-created.v1.event.schema.json").iter_errors(event)

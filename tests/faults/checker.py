@@ -4,7 +4,7 @@ It knows nothing of the product but its promise, and trusts nothing that the pro
 judges histories in the product's own process and over sockets. What happened to whom on purpose, and what may be left
 behind because of it, is told by whoever made the history.
 
-    watch = Watch(broker)                                   # before anything is sent
+    watch = Watch(broker, validate_event)                   # before anything is sent
     …                                                       # the history, then enough time
     evidence = watch.evidence(app.store.commits, function_user)
     violations = judge(evidence, Expectations(invoiced=…))
@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 from sandbox.service_bus import Broker, BrokeredMessage, Happened, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sandbox.dataverse import Change, Commit
+
+    Contract = Callable[[bytes, Mapping[str, object], str], None]
 
 QUEUE = "opportunity-won"
 FAILED_QUEUE = "opportunity-won-failed"
@@ -49,7 +51,8 @@ class Evidence:
 
     `function_user`: the id of the user as which the product works; the invoices that it creates are the generated
     ones. `sent`: every event that reached the topic; `published`: those that subscribers got. `waiting`: what is left
-    in the queue or under way to it, `parked`: in the failed queue, `dead`: in dead-letter queues.
+    in the queue or under way to it, `parked`: in the failed queue, `dead`: in dead-letter queues. `broken`: what of
+    the sent events is not as consumers were promised.
     """
 
     commits: Sequence[Commit]
@@ -59,6 +62,7 @@ class Evidence:
     waiting: Sequence[BrokeredMessage]
     parked: Sequence[BrokeredMessage]
     dead: Sequence[BrokeredMessage] = ()
+    broken: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,16 @@ class Violation:
 
 
 class Watch:
-    """Collects what comes to the topic, from now on; the rest is looked up at the end."""
+    """Collects what comes to the topic, from now on; the rest is looked up at the end.
 
-    def __init__(self, broker: Broker) -> None:
+    `contract` raises AssertionError for an event that is not as promised: its body, application properties, and content
+    type. Without it only the ids are looked at.
+    """
+
+    def __init__(self, broker: Broker, contract: Contract | None = None) -> None:
         self._broker = broker
+        self._contract = contract
+        self._broken: list[str] = []
         self._sent: list[Event] = []
         self._published: list[Event] = []
         broker.observe(self._observe)
@@ -129,14 +139,25 @@ class Watch:
             waiting=self._broker.peek(QUEUE, 0, _PAGE),
             parked=self._broker.peek(FAILED_QUEUE, 0, _PAGE),
             dead=[message for path in dead for message in self._broker.peek(path, 0, _PAGE)],
+            broken=tuple(self._broken),
         )
 
     def _observe(self, seen: Observation) -> None:
         entity = seen.entity.lower()
         if entity == TOPIC and seen.happened in (Happened.ACCEPTED, Happened.DUPLICATE_DROPPED):
             self._sent.append(_event(seen))
+            self._check(seen.message)
         elif entity == SUBSCRIPTION.lower() and seen.happened is Happened.ENQUEUED:
             self._published.append(_event(seen))
+
+    def _check(self, message: BrokeredMessage) -> None:
+        if self._contract is None:
+            return
+        content_type = message.message.content_type or ""
+        try:
+            self._contract(body_of(message), message.message.application_properties, content_type)
+        except AssertionError as error:
+            self._broken.append(f"{message.message.message_id}: {error}")
 
 
 def judge(evidence: Evidence, expectations: Expectations) -> list[Violation]:
@@ -221,6 +242,8 @@ class _Invoices:
 
 
 def _events(evidence: Evidence, invoices: _Invoices) -> Iterator[Violation]:
+    for broken in evidence.broken:
+        yield Violation("every event keeps the contract", broken)
     ids: dict[str, set[str]] = defaultdict(set)
     for event in evidence.sent:
         told = _read(event)

@@ -56,6 +56,7 @@ NEVER = "nothing is invoiced that should not be"
 EARLY = "no request before its time"
 ENDLESS = "an invocation ends within its deadline"
 SEVERAL_IDS = "all events of an invoice have one id"
+CONTRACT = "every event keeps the contract"
 
 _CHANGE_SET = "ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(opportunity_id))),"
 _READS = "        invoice_id, claimed = oldest_active(invoices), bool(rows_of(claims))\n"
@@ -175,6 +176,11 @@ MUTANTS = (
             ),
         ),
         (SEVERAL_IDS,),
+    ),
+    Mutant(
+        "an event without what consumers were promised",
+        (Edit("shared/invoice_created.py", '        "invoiceNumber": _encodable(invoice.number),\n', ""),),
+        (CONTRACT,),
     ),
     Mutant(
         "ignoring Retry-After",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Watch
+from contract import validate_event
 from simulation import Killed, Simulation
 
 from sandbox.clock import MovableClock
@@ -149,7 +150,7 @@ class World:
         self.plan = FaultPlan(clock=self.simulation)
         self.plan.provide(Kind.KILL, self._kill_current)
         self.broker = Broker(_configuration(), self.simulation, new_lock_token=lambda: UUID(self.new_id()))
-        self.watch = Watch(self.broker)
+        self.watch = Watch(self.broker, validate_event)
         self.app = DataverseApp(
             _verify,
             url=URL,
@@ -160,8 +161,11 @@ class World:
             protection=protect(self.simulation) if protect else None,
         )
         self.requests: list[Request] = []
+        self.looks = _Looks()
         self.counts: Counter[str] = Counter()
         self.bugs: list[str] = []
+        # What tells the messages of a win, for who wants to know how many are handled at once.
+        self.marks: Sequence[bytes] = ()
         # Whether Dataverse sets a message id is not confirmed: it does or does not, history by history.
         self.message_ids = True
         self.lost_posts = 0
@@ -298,13 +302,76 @@ class _Adapter(FaultyAdapter):
             actor.timeout = kwargs["timeout"][1]
         world.simulation.sleep(world.shape.latency) if world.shape.latency else world.simulation.pause()
         world.counts["requests"] += 1
+        for meddling in world.looks.asked(actor, request):
+            world.counts[f"people: {meddling}, between look and call"] += 1
         try:
             response = super().send(request, *args, **kwargs)
+            world.looks.answered(actor)
         finally:
             world.simulation.pause()
         until = _hold_back_until(response, world.simulation.now())
         world.requests.append(Request(self._process, sent, at, world.order(), until))
         return response
+
+
+class _Looks:
+    """Who has looked at an opportunity and may yet call, and what people did to it in between."""
+
+    def __init__(self) -> None:
+        self._open: dict[Actor, _Look] = {}
+
+    def asked(self, actor: Actor | None, request: requests.PreparedRequest) -> Sequence[str]:
+        """Note a request that is sent; return what was done since the look, if it is the call."""
+        if actor is None:
+            return ()
+        body = request.body if isinstance(request.body, bytes) else b""
+        if b"GenerateInvoiceFromOpportunity" not in body:
+            self._open.pop(actor, None)
+            if b"opportunities(" in body:
+                self._open[actor] = _Look(body)
+            return ()
+        look = self._open.get(actor)
+        if look is None:
+            return ()
+        done, look.done = look.done, []
+        look.called = True
+        return done
+
+    def answered(self, actor: Actor | None) -> None:
+        """Note that the last request of an actor was carried out, and answered."""
+        look = self._open.get(actor) if actor is not None else None
+        if look is None or actor is None:
+            return
+        look.answered = True
+        if look.called:
+            del self._open[actor]
+
+    def meddled(self, mark: str, what: str) -> None:
+        """Note what somebody did to an opportunity."""
+        for look in self._of(mark):
+            if look.answered and not look.called:
+                look.done.append(what)
+
+    def looked(self, mark: str) -> bool:
+        """Whether somebody has looked at an opportunity, and has not called yet."""
+        return any(look.answered and not look.called for look in self._of(mark))
+
+    def may_call(self, mark: str) -> bool:
+        """Whether somebody may call who has looked, or is about to, or whose call may have failed."""
+        return any(self._of(mark))
+
+    def _of(self, mark: str) -> Iterator[_Look]:
+        return (look for actor, look in self._open.items() if actor.alive and mark.encode() in look.about)
+
+
+@dataclass
+class _Look:
+    """A look at an opportunity, which its body names. `called`: the call was sent, be it answered or not."""
+
+    about: bytes
+    answered: bool = False
+    called: bool = False
+    done: list[str] = field(default_factory=list)
 
 
 def _hold_back_until(response: requests.Response, now: datetime) -> datetime | None:
@@ -430,6 +497,8 @@ class _Host:
             self._handlers.append(world.worker(self._name()))
         worker = world.random.randrange(len(self._handlers))
         world.counts["deliveries"] += 1
+        if any(mark in _body(message) and self.in_flight(mark) for mark in world.marks):
+            world.counts["deliveries of a win while another is handled"] += 1
         fault = world.plan.strike(Wire.SERVICE_BUS_IN, f"deliver:{QUEUE}")
         invocation: _Invocation
         actor = world.simulation.spawn(

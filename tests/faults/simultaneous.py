@@ -25,6 +25,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from checker import QUEUE, Expectations, Watch, judge
+from contract import validate_event
 
 from sandbox.cloud import Cloud, CloudOptions
 from sandbox.dataverse import LoserAnswer
@@ -112,7 +113,7 @@ def run(rounds: int) -> Outcome:
     gate = Gate(sum(THREADS))
     options = CloudOptions(APP, opportunities=rounds, functions_host=False, dataverse_middleware=gate.wrap)
     with Cloud(options) as cloud, ExitStack() as stack:
-        watch = Watch(cloud.broker)
+        watch = Watch(cloud.broker, validate_event)
         # Kept here: a barrier that is forgotten is taken from under the processes that are still to open it.
         barrier = get_context("spawn").Barrier(sum(THREADS))
         workers = _start(cloud, barrier, stack)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
+from contract import validate_event
 
 from sandbox.cloud import Cloud, CloudOptions, Mode
 from sandbox.dataverse.actions import win_opportunity
@@ -100,7 +101,7 @@ class Stage:
                 token_lifetime=timedelta(minutes=4),
             )
         )
-        self.watch = Watch(self.cloud.broker)
+        self.watch = Watch(self.cloud.broker, validate_event)
         self.seen = Seen()
         self._locks: dict[int, tuple[UUID, float]] = {}
         self._lock = threading.Lock()

@@ -18,6 +18,7 @@ from checker import (
     judge,
     judge_requests,
 )
+from contract import validate_event
 
 from sandbox.clock import MovableClock
 from sandbox.dataverse import Change, Commit
@@ -134,6 +135,18 @@ def test_two_ids_for_one_invoice(made: _Made) -> None:
     made.told("i1", "another id")
 
     assert made.broken() == ["all events of an invoice have one id"]
+
+
+def test_an_event_that_breaks_the_contract_is_found() -> None:
+    broker = Broker(Configuration.load(), MovableClock(_START))
+    watch = Watch(broker, validate_event)
+    broker.send(TOPIC, Message(body=b"{}", message_id="event"), Message(body=b"no JSON", message_id="other"))
+
+    broken = [
+        each for each in judge(watch.evidence([], _FUNCTION), Expectations()) if "contract" in each.rule
+    ]
+
+    assert [each.what.partition(":")[0] for each in broken] == ["event", "other"]
 
 
 def test_what_is_left_is_found(made: _Made) -> None:

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from shared.clock import Deadline
     from shared.service_bus import Outgoing
 
+    CheckEvent = Callable[[bytes, Mapping[str, object], str | None], None]
+
 OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
+# As in the settings of every test module.
+TOPIC = "created"
 
 
 # ---------------------------------------------------------------------------------------------- time
@@ -93,9 +97,13 @@ def make_message() -> Callable[..., Message]:
 
 
 class RecordingSender:
-    """Takes messages as the broker would; `failures` are raised first, one per try."""
+    """Takes messages as the broker would; `failures` are raised first, one per try.
 
-    def __init__(self) -> None:
+    What is sent to the topic must be an event as promised: `check_event` raises AssertionError otherwise.
+    """
+
+    def __init__(self, check_event: CheckEvent) -> None:
+        self._check_event = check_event
         self.sent: list[tuple[str, Outgoing]] = []
         self.tries: list[tuple[str, Outgoing]] = []
         self.failures: deque[Exception] = deque()
@@ -104,6 +112,8 @@ class RecordingSender:
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         assert not deadline.passed, "nobody sends after the deadline"
         self.tries.append((entity, outgoing))
+        if entity == TOPIC:
+            self._check_event(outgoing.body, outgoing.properties, outgoing.content_type)
         if self.always is not None:
             raise self.always
         if self.failures:
@@ -112,9 +122,9 @@ class RecordingSender:
 
 
 @pytest.fixture
-def sender() -> RecordingSender:
+def sender(published_event_checker: CheckEvent) -> RecordingSender:
     """Return a sender that takes everything."""
-    return RecordingSender()
+    return RecordingSender(published_event_checker)
 
 
 # ---------------------------------------------------------------------------------------------- requests, in-process

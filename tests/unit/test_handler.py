@@ -139,7 +139,6 @@ def aged(message: Message, rhythm: Rhythm, age: timedelta, **more: object) -> Me
 def test_a_win_becomes_an_invoice_and_its_event(
     stage: Stage,
     make_message: Callable[..., Message],
-    published_event_checker: Callable[[bytes, Mapping[str, object], str], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stage.handler.handle(
@@ -151,8 +150,6 @@ def test_a_win_becomes_an_invoice_and_its_event(
     assert event.correlation_id == "c-9"
     assert event.properties["traceparent"] == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     assert event.properties["cloudEvents_source"] == "https://contoso.crm4.dynamics.com"
-    assert event.content_type is not None
-    published_event_checker(event.body, event.properties, event.content_type)
     assert caplog.messages == [
         (
             f"published: opportunity={OPPORTUNITY} invoice={INVOICE.id} event={event.message_id} attempt=0 age=0s "

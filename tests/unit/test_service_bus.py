@@ -27,7 +27,7 @@ from shared.errors import (
     Rhythm,
     ServiceBusUnavailable,
 )
-from shared.invoice_created import InvoiceCreated
+from shared.invoice_created import Invoice, invoice_created
 from shared.message import Chain
 from shared.service_bus import (
     AmqpSender,
@@ -56,7 +56,12 @@ CONNECTION = ConnectionString(
 SETTINGS = ServiceBusSettings(CONNECTION, "won", "failed", "created", 240)
 CHAIN = Chain("win-1", 2, 1, NOON, Rhythm.LONG, NOON, NOON + timedelta(seconds=30))
 UNREACHABLE = DataverseUnreachable("No connection.", request_id="r-1")
-EVENT = InvoiceCreated(b"event", "application/cloudevents+json", "event-1", "c-1", "subject", {"a": "b"})
+INVOICE_ID, OPPORTUNITY_ID = "0f8fad5b-d9cb-469f-a165-70867728950e", "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
+EVENT = invoice_created(
+    Invoice(INVOICE_ID, None, None, OPPORTUNITY_ID, None, None, None, None, NOON),
+    dataverse_url="https://contoso.crm4.dynamics.com",
+    correlation_id="c-1",
+)
 COMPACT = b'{"opportunityId": "x"}'
 BOUND = 20.0
 
@@ -81,7 +86,15 @@ def test_an_event_is_published_as_it_was_written(
     assert sender.sent == [
         (
             "created",
-            Outgoing(b"event", "event-1", "application/cloudevents+json", "c-1", "subject", None, {"a": "b"}),
+            Outgoing(
+                EVENT.body,
+                EVENT.message_id,
+                "application/cloudevents+json; charset=utf-8",
+                "c-1",
+                f"opportunities/{OPPORTUNITY_ID}/invoices/{INVOICE_ID}",
+                None,
+                EVENT.application_properties,
+            ),
         )
     ]
 
@@ -92,7 +105,7 @@ def test_an_event_that_is_not_taken_is_sent_again_under_the_same_id(
     sender.failures.extend([NotSent("x"), NotSent("x")])
     service_bus.publish(EVENT, deadline)
     assert len(sender.tries) == 3
-    assert {outgoing.message_id for _, outgoing in sender.tries} == {"event-1"}
+    assert {outgoing.message_id for _, outgoing in sender.tries} == {EVENT.message_id}
 
 
 def test_publishing_leaves_time_to_put_the_message_aside(
