@@ -39,6 +39,11 @@ _OPEN, _WON = 0, 1
 _LAST_FAULT = 20 * 60.0
 # More than the longest rhythm, and crashes on top.
 _ENOUGH = 5 * 24 * 3600.0
+# What may happen between look and call, and how often it is made to.
+_AT_THE_WORST_MOMENT = frozenset(
+    {"manual invoice", "delete note", "reopen", "reopen and win again", "reopen and lose", "order"}
+)
+_WORST_SHARE = 0.4
 # Each may cost a delivery, and a message has ten.
 _MOST_LOST_DELIVERIES = 5
 
@@ -65,11 +70,15 @@ def run_history(seed_of_history: int, *, lesser_depth: bool = False) -> Outcome:
 
 @dataclass
 class _Act:
-    """Something that a person does: tried from a turn on until it applies, for the last time when all is quiet."""
+    """Something that a person does: tried from a turn on until it applies, for the last time when all is quiet.
+
+    `to`: the opportunity to which it is done.
+    """
 
     name: str
     turn: int
     do: Callable[[], bool]
+    to: str = ""
 
 
 @dataclass
@@ -102,6 +111,7 @@ class _History:
         self.world.message_ids = random.random() < 0.7
         ids = random.sample(self.organization.demo.opportunities, random.choice((1, 1, 1, 2)))
         self.stories = {id_: _Story(id_) for id_ in ids}
+        self.world.marks = [id_.encode() for id_ in ids]
         self.acts: list[_Act] = []
         self.causes: list[Cause] = []
         self.claim_deleted_under_way: set[str] = set()
@@ -144,7 +154,7 @@ class _History:
         for act in [each for each in self.acts if each.turn <= self.turns]:
             if act.do():
                 self.acts.remove(act)
-                self.world.counts[f"people: {act.name}"] += 1
+                self._done(act)
 
     def _last_acts(self) -> bool:
         """Do what is left to do when all is quiet; return whether something was done."""
@@ -152,9 +162,14 @@ class _History:
         done = 0
         for act in due:
             if act.do():
-                self.world.counts[f"people: {act.name}"] += 1
+                self._done(act)
                 done += 1
         return bool(done)
+
+    def _done(self, act: _Act) -> None:
+        self.world.counts[f"people: {act.name}"] += 1
+        if act.to:
+            self.world.looks.meddled(act.to, act.name)
 
     def _expectations(self) -> Expectations:
         return Expectations(
@@ -318,8 +333,8 @@ class _History:
 
     # --- what people do: each returns whether it could be done ---
 
-    def _act(self, name: str, turn: int, do: Callable[[], bool]) -> None:
-        self.acts.append(_Act(name, turn, do))
+    def _act(self, name: str, turn: int, do: Callable[[], bool], to: str = "") -> None:
+        self.acts.append(_Act(name, turn, do, to))
 
     def _meddle(self, story: _Story) -> None:
         random = self.random
@@ -336,7 +351,17 @@ class _History:
             "reassign invoice": lambda: self._reassign_invoice(story),
         }
         name = random.choice(list(acts))
-        self._act(name, turn, acts[name])
+        do = acts[name]
+        if name in _AT_THE_WORST_MOMENT and random.random() < _WORST_SHARE:
+            # Once somebody has looked, and before they call; at the latest when all is quiet.
+            looked, late = self.world.looks.looked, self.world.simulation.monotonic
+
+            def at_the_worst_moment() -> bool:
+                return (looked(story.id) or late() >= _LAST_FAULT) and do()
+
+            self._act(name, 0, at_the_worst_moment, story.id)
+        else:
+            self._act(name, turn, do, story.id)
 
     def _win(self, story: _Story) -> bool:
         if self._state(story.id) != _OPEN:
@@ -365,7 +390,8 @@ class _History:
     def _reopen(self, story: _Story) -> bool:
         if self._state(story.id) != _WON:
             return False
-        story.meddled = True
+        # Until it is won again: then it must have its invoice like any other.
+        story.won = False
         self._change("opportunity", story.id, {"statecode": _OPEN})
         self.world.deliver_posts()
         return True
@@ -408,7 +434,7 @@ class _History:
         if not notes:
             return False
         story.meddled = True
-        if self.world.host.in_flight(story.id.encode()):
+        if self.world.looks.may_call(story.id):
             self.claim_deleted_under_way.add(story.id)
         self._session(lambda session: session.delete(TABLES["annotation"], notes[0]["annotationid"]))
         return True

@@ -41,6 +41,8 @@ _TICK = 0.05
 _TURNS = 20_000_000
 _WINDOW = timedelta(minutes=5)
 _LEAST_RATE = 0.95
+# Seconds from the end of an outage until the last win is told of.
+_LONGEST_WAY_HOME = 20 * 60.0
 # Real seconds; the deadline is one.
 _NEVER = 10.0
 WIN = InMessage(
@@ -71,7 +73,16 @@ def dataverse_away(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
     with quiet():
         scene = _Scene(wins, seed)
         scene.world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.REFUSE), When.during(away)))
-        return scene.play(f"Dataverse away for {hours:g} h", ends=away)
+        return _in_time(scene.play(f"Dataverse away for {hours:g} h", ends=away))
+
+
+def dataverse_silent(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
+    """Dataverse accepts every connection and never answers, so that each try lasts as long as it may."""
+    away = timedelta(hours=hours)
+    with quiet():
+        scene = _Scene(wins, seed)
+        scene.world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.SILENT), When.during(away)))
+        return _in_time(scene.play(f"Dataverse silent for {hours:g} h", ends=away))
 
 
 def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
@@ -85,7 +96,7 @@ def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Repo
             world.plan.add(Rule(wire, fault, When.during(away, begins)))
         world.simulation.at(begins.total_seconds(), lambda: _close(world, closed=True))
         world.simulation.at((begins + away).total_seconds(), lambda: _close(world, closed=False))
-        return scene.play(f"Service Bus away for {minutes:g} min", ends=begins + away)
+        return _in_time(scene.play(f"Service Bus away for {minutes:g} min", ends=begins + away))
 
 
 def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
@@ -94,7 +105,15 @@ def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
     with quiet():
         scene = _Scene(wins, seed)
         scene.world.plan.add(Rule(Wire.SERVICE_BUS_OUT, Fault(Kind.REJECT), When.during(away)))
-        return scene.play(f"Service Bus takes nothing for {minutes:g} min", ends=away)
+        return _in_time(scene.play(f"Service Bus takes nothing for {minutes:g} min", ends=away))
+
+
+def _in_time(report: Report) -> Report:
+    if 0 < report.drained <= _LONGEST_WAY_HOME:
+        return report
+    rule = "after an outage all come home soon"
+    late = Violation(rule, f"the last one {report.drained / 60:.1f} min after its end.")
+    return replace(report, violations=(*report.violations, late))
 
 
 def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int = 1) -> Report:

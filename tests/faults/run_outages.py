@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
     from outage import Report
 
-_NAMES = ("dataverse-away", "service-bus-away", "sends-refused", "throttled", "silent-send")
+_NAMES = (
+    "dataverse-away",
+    "dataverse-silent",
+    "service-bus-away",
+    "sends-refused",
+    "throttled",
+    "silent-send",
+)
 
 
 @click.command()
@@ -43,6 +50,7 @@ def main(*, wins: int, throttled_wins: int, limit: int, only: str | None, as_jso
     stay_on(0)
     every: dict[str, Callable[[], Report]] = {
         "dataverse-away": partial(outage.dataverse_away, wins),
+        "dataverse-silent": partial(outage.dataverse_silent, wins),
         "service-bus-away": partial(outage.service_bus_away, wins),
         "sends-refused": partial(outage.sends_refused, wins),
         "throttled": partial(outage.throttled, throttled_wins, limit=limit),

@@ -257,7 +257,8 @@ class _History:
     def _reopen(self, story: _Story) -> bool:
         if self._row("opportunity", "opportunityid", story)["statecode"] != _WON:
             return False
-        story.meddled = True
+        # Until it is won again: then it must have its invoice like any other.
+        story.won = False
         with self._stage.cloud.dataverse.session() as session:
             session.update(TABLES["opportunity"], story.id, {"statecode": _OPEN})
         return True
