@@ -20,6 +20,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from sandbox import demo as demonstration
+from sandbox.actors import ReceivedEvent
 from sandbox.cloud import Cloud, CloudError, CloudOptions, Mode, StartInterruptedError
 from sandbox.dataverse import Limits
 from sandbox.faults import FaultPlan, Rule, Wire
@@ -178,6 +179,12 @@ def start(  # noqa: PLR0913 - one parameter for each option
     type=click.FloatRange(0),
     help="How many seconds to wait for the last events.",
 )
+@click.option(
+    "--events",
+    "events_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write the events to this file, as they came: one JSON document in each line.",
+)
 @click.pass_obj
 def demo(  # noqa: PLR0913 - one parameter for each option
     stop: Stop,
@@ -190,6 +197,7 @@ def demo(  # noqa: PLR0913 - one parameter for each option
     verbose: bool,
     count: int,
     patience: float,
+    events_file: Path | None,
 ) -> None:
     """Win opportunities and show the invoices and events that come of them; exit code 1 if any is missing."""
     _log_to_stderr(logging.INFO if verbose else logging.ERROR)
@@ -206,6 +214,8 @@ def demo(  # noqa: PLR0913 - one parameter for each option
             )
         _show_struck(cloud)
     _show_outcome(outcome)
+    if events_file is not None:
+        _write_events(events_file, outcome.received)
     if stop.is_wanted():
         raise click.exceptions.Exit(_INTERRUPTED)
     if not outcome.is_good or len(outcome.lines) != count:
@@ -371,6 +381,21 @@ def _show_outcome(outcome: demonstration.Outcome) -> None:
         for problem in line.problems:
             click.echo(f"{line.opportunity_id}: {problem}", err=True)
     click.echo(str(outcome))
+
+
+def _write_events(file: Path, events: Sequence[ReceivedEvent]) -> None:
+    documents = [
+        {
+            "messageId": event.message_id,
+            "contentType": event.content_type,
+            "correlationId": event.correlation_id,
+            "applicationProperties": event.application_properties,
+            # The text, not what it says: not a byte of it is changed.
+            "body": event.body.decode(),
+        }
+        for event in events
+    ]
+    file.write_text("".join(f"{json.dumps(document)}\n" for document in documents), "utf-8")
 
 
 def _print_table(

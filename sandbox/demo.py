@@ -35,11 +35,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of all; `invoices` and `events` count everything that is there, doubles included."""
+    """What came of all; `invoices` counts everything that is there, and `received` has it, doubles included."""
 
     lines: tuple[Line, ...]
     invoices: int
-    events: int
+    received: tuple[ReceivedEvent, ...]
+
+    @property
+    def events(self) -> int:
+        """How many events came."""
+        return len(self.received)
 
     @property
     def failed(self) -> int:
@@ -107,7 +112,7 @@ def compare(store: Store, won_at: Mapping[str, float], events: Sequence[Received
             _line(records, opportunity, won_at[opportunity], by_opportunity[opportunity])
             for opportunity in won_at
         )
-        return Outcome(lines, records.invoice_count, len(events))
+        return Outcome(lines, records.invoice_count, tuple(events))
 
 
 class _Records:

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from sandbox.service_bus import Happened
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
+
+    from sandbox.service_bus import Broker, Message, Observation
 
 # A slow machine is no reason to fail: time never decides a test.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -60,10 +64,37 @@ def fuzz_seeds() -> list[tuple[bytes, dict[str, object], str | None]]:
 def published_event_checker() -> Callable[[bytes, Mapping[str, object], str], None]:
     """Return `validate_event(body, application_properties, content_type)` of tests/contract/published_event.py.
 
-    It raises AssertionError for an event that breaks the contract. Every test that sees an event being published
-    calls it.
+    It raises AssertionError for an event that breaks the contract. Whatever publishes is checked by it: the unit
+    tests' sender and the judge of histories (tests/faults) do so by themselves, a broker does with `watch_topic`.
     """
     validate: Callable[[bytes, Mapping[str, object], str], None] = _load(
         "contract/published_event.py"
     ).validate_event
     return validate
+
+
+@pytest.fixture
+def watch_topic(
+    published_event_checker: Callable[[bytes, Mapping[str, object], str], None],
+) -> Iterator[Callable[[Broker], list[Message]]]:
+    """Return a function that collects what is published on the topic of a broker, from then on.
+
+    In the end each is judged by the contract, repetitions that duplicate detection dropped included.
+    """
+    published: list[Message] = []
+
+    def keep(seen: Observation) -> None:
+        if seen.entity == "invoice-created" and seen.happened in (
+            Happened.ACCEPTED,
+            Happened.DUPLICATE_DROPPED,
+        ):
+            published.append(seen.message.message)
+
+    def watch(broker: Broker) -> list[Message]:
+        broker.observe(keep)
+        return published
+
+    yield watch
+    for message in published:
+        assert isinstance(message.body, bytes)
+        published_event_checker(message.body, message.application_properties, message.content_type or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,13 +12,21 @@ from sandbox import demo
 from sandbox.cloud import Cloud, CloudError, CloudOptions, Mode
 from sandbox.dataverse.schema import TABLES
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.service_bus import Broker, Message
+
 ROOT = Path(__file__).parents[2]
 CONNECT = (sys.executable, "-m", "operations", "connect", "--application-id", "{function}", "--yes")
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_after_connect_wins_become_invoices_and_events(mode: Mode) -> None:
+def test_after_connect_wins_become_invoices_and_events(
+    mode: Mode, watch_topic: Callable[[Broker], list[Message]]
+) -> None:
     with Cloud(CloudOptions(ROOT, mode=mode, opportunities=2, connect_with=CONNECT)) as cloud:
+        watch_topic(cloud.broker)
         with cloud.dataverse.session() as session:
             (endpoint,) = session.transaction.rows(TABLES["serviceendpoint"])
         assert endpoint["name"] == "Opportunity Invoicing queue"

@@ -17,7 +17,9 @@ from sandbox.actors import Consumer, SalesPerson
 from sandbox.cloud import Cloud, CloudOptions, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+    from sandbox.service_bus import Broker, Message
 
 WINS = 3
 SITE_PACKAGES = ".python_packages/lib/site-packages"
@@ -62,13 +64,12 @@ print(json.dumps(files))
     assert strangers == []
 
 
-def test_wins_become_invoices_and_events(
-    app: Path, published_event_checker: Callable[[bytes, Mapping[str, object], str | None], None]
-) -> None:
+def test_wins_become_invoices_and_events(app: Path, watch_topic: Callable[[Broker], list[Message]]) -> None:
     """The function that was unpacked, with identity and TLS throughout."""
     options = CloudOptions(app_root=app, mode=Mode.IDENTITY, opportunities=WINS)
 
     with Cloud(options) as cloud, Consumer(cloud) as consumer, SalesPerson(cloud) as seller:
+        watch_topic(cloud.broker)
         for opportunity in cloud.demo.opportunities:
             seller.win(opportunity)
         assert consumer.wait_for(WINS, timeout=60)
@@ -76,5 +77,3 @@ def test_wins_become_invoices_and_events(
 
     subjects = sorted(event.content["data"]["opportunityId"] for event in events)
     assert subjects == sorted(cloud.demo.opportunities)
-    for event in events:
-        published_event_checker(event.body, event.application_properties, event.content_type)

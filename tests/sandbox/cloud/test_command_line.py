@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    CheckEvent = Callable[[bytes, Mapping[str, object], str | None], None]
 
 APP = Path(__file__).parents[3]
 PATIENCE = 40.0
@@ -30,13 +32,28 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /
 
 
 class _Terminal:
-    """Runs the command line and knows what is left of it by a folder that only its processes know."""
+    """Runs the command line and knows what is left of it by a folder that only its processes know.
 
-    def __init__(self, folder: Path) -> None:
+    In the end every event that a demonstration published is judged by the contract.
+    """
+
+    def __init__(self, folder: Path, check_event: CheckEvent) -> None:
+        self._check_event = check_event
+        self._events = folder / "events"
+        self._events.mkdir()
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.settings = folder / "local.settings.json"
         self._started: list[subprocess.Popen[str]] = []
+
+    def demo(self) -> tuple[str, ...]:
+        """Return the arguments of a demonstration whose events are kept."""
+        return ("demo", "--events", str(self._events / f"{len(self._started)}.jsonl"))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events of all demonstrations, once they have ended."""
+        lines = [line for file in self._events.iterdir() for line in file.read_text().splitlines()]
+        return [json.loads(line) for line in lines]
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(  # noqa: S603 - our own program
@@ -88,11 +105,13 @@ class _Terminal:
         for process in self._started:
             process.kill()
             process.communicate(timeout=PATIENCE)
+        for event in self.events():
+            self._check_event(event["body"].encode(), event["applicationProperties"], event["contentType"])
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[_Terminal]:
-    running = _Terminal(tmp_path)
+def terminal(tmp_path: Path, published_event_checker: CheckEvent) -> Iterator[_Terminal]:
+    running = _Terminal(tmp_path, published_event_checker)
     yield running
     running.close()
 
@@ -158,7 +177,7 @@ def test_start_for_people_until_ctrl_c(terminal: _Terminal) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_an_interruption_at_any_time_leaves_nothing(terminal: _Terminal, seed: int) -> None:
     delay = random.Random(seed).uniform(0.3, 4.0)  # noqa: S311 - to be repeatable, not secret
-    process = terminal.start("demo", "--count", "40")
+    process = terminal.start(*terminal.demo(), "--count", "40")
     threading.Event().wait(delay)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
@@ -222,7 +241,7 @@ def test_force_overwrites_them(terminal: _Terminal) -> None:
 
 
 def test_the_demonstration_shows_what_came_of_each_win(terminal: _Terminal) -> None:
-    done = terminal.run("demo")
+    done = terminal.run(*terminal.demo())
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == "5 opportunities won · 5 invoices · 5 events · 0 failed"
@@ -231,14 +250,15 @@ def test_the_demonstration_shows_what_came_of_each_win(terminal: _Terminal) -> N
     assert len(lines[header + 1 : -1]) == 5
     assert all("INV-" in line for line in lines[header + 1 : -1])
     assert "events 5" in done.stderr
+    assert len(terminal.events()) == 5
     assert "\x1b" not in done.stdout + done.stderr
     terminal.assert_nothing_is_left()
 
 
 def test_on_a_terminal_there_is_a_progress_bar_and_no_colour_that_is_not_wanted(terminal: _Terminal) -> None:
     controller, side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sandbox", "demo", "--count", "2"],
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-m", "sandbox", *terminal.demo(), "--count", "2"],
         cwd=APP,
         env=os.environ
         | {"TMPDIR": str(terminal.temporary), "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"},
@@ -259,6 +279,7 @@ def test_on_a_terminal_there_is_a_progress_bar_and_no_colour_that_is_not_wanted(
     # Bold and cursor movements are no colours; 30 to 37 and 90 to 97 are.
     assert re.search(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])m", text) is None
     assert "2 opportunities won · 2 invoices · 2 events · 0 failed" in text
+    assert len(terminal.events()) == 2
 
 
 def test_the_demonstration_fails_when_an_event_is_missing(terminal: _Terminal) -> None:
