@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from azure.servicebus import ServiceBusMessage
 
 from operations import namespace as bus
 from operations.console import Column, confirm, progress, show_rows
 from operations.selection import selecting
 from shared.message import ATTEMPT, CHAIN_PROPERTIES, FIRST_SEEN, PARKED_PROPERTIES
-from shared.service_bus import encodable_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from azure.servicebus import ServiceBusReceivedMessage
+    from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
 
     from operations.namespace import Namespace
     from operations.selection import Selection
@@ -130,20 +127,8 @@ def discard(environment: Mapping[str, str], *, selection: Selection, dry_run: bo
 
 
 def replay_copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
-    """Return the message as it first came: a new root, without attempts, first time seen and dead-letter properties.
-
-    Its message id is new: duplicate detection would drop the old one without a word.
-    """
-    own = CHAIN_PROPERTIES | PARKED_PROPERTIES
-    properties: dict[str | bytes, Any] = dict(encodable_properties(bus.text_properties(message), own).items())
-    return ServiceBusMessage(
-        bus.body_of(message),
-        application_properties=properties,
-        content_type=message.content_type,
-        correlation_id=message.correlation_id,
-        subject=message.subject,
-        message_id=str(uuid.uuid4()),
-    )
+    """Return the message as it first came: a new root, without attempts, first time seen and dead-letter properties."""
+    return bus.copy_of(message, without=CHAIN_PROPERTIES | PARKED_PROPERTIES)
 
 
 def choose(namespace: Namespace, selection: Selection) -> list[int]:
@@ -170,7 +155,7 @@ def let_go(namespace: Namespace, chosen: list[int], description: str, copy: Copy
             continue
         if copy is not None:
             queue = namespace.settings.opportunity_won_queue
-            namespace.sender(queue).send_messages(copy(message), timeout=bus.ANSWER)
+            namespace.sender(queue).send(copy(message))
         picker.complete(message)
         done += 1
     return done

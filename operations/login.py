@@ -1,13 +1,16 @@
-"""Who the commands are: the developer's login of the Azure CLI, or a managed identity where there is one.
+"""Who the commands are, and how patient: what the environment says of whoever runs them.
 
-The app settings name the function's identity. Where the commands run as a managed identity of their own,
-OPERATIONS_CLIENT_ID names it.
+They are the developer's login of the Azure CLI, or a managed identity where there is one. The app settings name the
+function's identity; where the commands run as a managed identity of their own, OPERATIONS_CLIENT_ID names it.
+OPERATIONS_ANSWER_SECONDS says how long they wait for one answer of Service Bus or Dataverse.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import click
 
 from shared.settings import ConnectionString, dataverse_settings, service_bus_settings
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from shared.settings import DataverseSettings, ServiceBusSettings
 
 CLIENT_ID = "OPERATIONS_CLIENT_ID"
+ANSWER_SECONDS = "OPERATIONS_ANSWER_SECONDS"
 
 
 def operator_client_id(environment: Mapping[str, str]) -> str | None:
@@ -36,3 +40,15 @@ def service_bus_settings_of(environment: Mapping[str, str]) -> ServiceBusSetting
     if client_id is None or isinstance(settings.connection, ConnectionString):
         return settings
     return replace(settings, connection=replace(settings.connection, client_id=client_id))
+
+
+def answer_seconds(environment: Mapping[str, str], default: float) -> float:
+    """Return how many seconds to wait for one answer; raises UsageError."""
+    text = environment.get(ANSWER_SECONDS, "").strip()
+    try:
+        seconds = float(text or default)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise click.UsageError(f"{ANSWER_SECONDS} should be a number of seconds above zero.")
+    return seconds

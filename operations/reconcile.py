@@ -113,7 +113,7 @@ def _send(environment: Mapping[str, str], wins: list[Win]) -> None:
                 content_type="application/json",
                 message_id=str(uuid.uuid4()),
             )
-            sender.send_messages(event, timeout=bus.ANSWER)
+            sender.send(event)
 
 
 def _slices(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

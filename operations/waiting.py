@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from azure.servicebus import ServiceBusMessage, ServiceBusMessageState
+from azure.servicebus import ServiceBusMessageState
 from azure.servicebus.exceptions import ServiceBusError
 
 from operations import namespace as bus
 from operations.console import Column, confirm, progress, show_rows
 from operations.selection import selecting
 from shared.message import ATTEMPT, FIRST_SEEN, REASON
-from shared.service_bus import encodable_properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,9 +68,10 @@ def retry_now(environment: Mapping[str, str], *, selection: Selection, yes: bool
             confirm(f"Try {len(chosen)} messages now?", yes=yes)
         sender = namespace.sender(namespace.settings.opportunity_won_queue)
         for message in progress(chosen, "Sending", total=len(chosen)):
-            sender.send_messages(_copy(message), timeout=bus.ANSWER)
+            # The same place in the chain.
+            sender.send(bus.copy_of(message, without=frozenset()))
             try:
-                sender.cancel_scheduled_messages(bus.sequence_number(message), timeout=bus.ANSWER)
+                sender.cancel(bus.sequence_number(message))
             except ServiceBusError as error:
                 # It fell due in this moment: the opportunity is tried twice, which changes nothing.
                 click.echo(f"{message.sequence_number} was not canceled: {type(error).__name__}.", err=True)
@@ -110,18 +109,3 @@ def _age(first_seen: object) -> str | None:
     except (ValueError, TypeError):
         return None
     return str(since).partition(".")[0]
-
-
-def _copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
-    """Return the same place in the chain under a new message id: duplicate detection would drop the old one."""
-    properties: dict[str | bytes, Any] = dict(
-        encodable_properties(bus.text_properties(message), frozenset()).items()
-    )
-    return ServiceBusMessage(
-        bus.body_of(message),
-        application_properties=properties,
-        content_type=message.content_type,
-        correlation_id=message.correlation_id,
-        subject=message.subject,
-        message_id=str(uuid.uuid4()),
-    )

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from operations.login import dataverse_settings_of
+from operations.login import answer_seconds, dataverse_settings_of
 from shared.bootstrap import build_dataverse
 from shared.clock import Clock, Deadline, SystemClock
 from shared.dataverse import API
@@ -44,22 +44,24 @@ class WebApi:
     """One environment, as whoever is logged in."""
 
     def __init__(
-        self, url: str, dataverse: Dataverse, clock: Clock, deadline: Deadline | None = None
+        self, url: str, dataverse: Dataverse, clock: Clock, seconds: float, deadline: Deadline | None = None
     ) -> None:
         self.url = url
         self._dataverse = dataverse
         self._clock = clock
+        self._seconds = seconds
         self._fixed_deadline = deadline
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> WebApi:
         """Return the environment that DATAVERSE_URL names; raises InvalidSettings."""
         settings, clock = dataverse_settings_of(environment), SystemClock()
-        return cls(settings.url, build_dataverse(settings, environment, clock), clock)
+        seconds = answer_seconds(environment, _SECONDS)
+        return cls(settings.url, build_dataverse(settings, environment, clock), clock, seconds)
 
     def until(self, deadline: Deadline) -> WebApi:
         """Return the same environment for somebody who waits no longer than this."""
-        return WebApi(self.url, self._dataverse, self._clock, deadline)
+        return WebApi(self.url, self._dataverse, self._clock, self._seconds, deadline)
 
     def get(self, path: str) -> Answer:
         """Return the answer to a read, whatever it says."""
@@ -138,7 +140,7 @@ class WebApi:
 
     @property
     def _deadline(self) -> Deadline:
-        return self._fixed_deadline or Deadline.after(self._clock, _SECONDS)
+        return self._fixed_deadline or Deadline.after(self._clock, self._seconds)
 
 
 def quoted(value: str) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
@@ -19,6 +24,8 @@ from operations.failed import choose, let_go, replay_copy
 from operations.namespace import open_namespace
 from operations.selection import Selection
 from sandbox.clock import SystemClock
+from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import Authenticator, Broker, Configuration, Message, ServiceBusServer
 
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+ROOT = Path(__file__).resolve().parents[2]
 QUEUE = "opportunity-won"
 FAILED = "opportunity-won-failed"
 
@@ -236,8 +244,10 @@ def test_only_what_waits_can_be_tried_now(namespace: Namespace) -> None:
 
 def test_picking_wears_nothing_out(namespace: Namespace) -> None:
     """Of 5,000 messages, 50 selective passes let go what they mean; all others stay, delivered once at most."""
-    reasons = [f"Reason{number % 100}" for number in range(5000)]
-    namespace.send(FAILED, [parked(number, reason) for number, reason in enumerate(reasons)])
+    for number in range(5000):
+        namespace.broker.send(
+            FAILED, Message(b"{}", application_properties={"DeadLetterReason": f"Reason{number % 100}"})
+        )
     with open_namespace(namespace.environment) as opened:
         for number in range(0, 100, 2):
             chosen = choose(opened, Selection((), f"Reason{number}", everything=False))
@@ -279,6 +289,68 @@ def test_retry_now_sends_the_copy_and_cancels_the_scheduled_one(namespace: Names
     properties = copy.application_properties or {}
     assert (properties[b"InvoicingRoot"], properties[b"InvoicingAttempt"]) == (b"root", 2)
     assert [row["opportunity"] for row in namespace.listed("waiting", "list")] == [opportunity(2)]
+
+
+@contextmanager
+def behind(namespace: Namespace, *rules: Rule) -> Iterator[dict[str, str]]:
+    """Put a proxy with faults before the broker; gives the environment of a command that comes that way."""
+    connection_string = namespace.environment["ServiceBusConnection"]
+    address = urlsplit(connection_string.partition(";")[0].partition("=")[2])
+    target = str(address.hostname), int(address.port or 0)
+    with TcpProxy(target, FaultPlan(rules), Wire.SERVICE_BUS_IN) as proxy:
+        there = {"ServiceBusConnection": connection_string.replace(address.netloc, proxy.address)}
+        yield {**os.environ, **namespace.environment, **there}
+
+
+@contextmanager
+def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command as people do: that its process ends is what counts, whatever the SDK hangs in."""
+    command = [sys.executable, "-m", "operations", *arguments]
+    with subprocess.Popen(  # noqa: S603 - our own command, no shell
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(namespace: Namespace) -> None:
+    """The SDK would wait for ever: each command says that there is no answer, and what to do."""
+    silent = Rule(Wire.SERVICE_BUS_IN, Fault(Kind.SILENT), operation="connect")
+    commands = (
+        ("failed", "list"),
+        ("failed", "replay", "1"),
+        ("failed", "discard", "1", "--yes"),
+        ("waiting", "retry-now", "--all", "--yes"),
+    )
+    with behind(namespace, silent) as environment, ExitStack() as stack:
+        environment["OPERATIONS_ANSWER_SECONDS"] = "0.5"
+        for process in [stack.enter_context(started(environment, *command)) for command in commands]:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 1, said
+            assert "Service Bus did not answer within 0.5 s" in said
+            assert "operations doctor" in said
+
+
+def test_a_command_ends_also_where_service_bus_falls_silent_under_way(namespace: Namespace) -> None:
+    """The message is found and locked, and the link for its copy is never opened: it stays."""
+    second = Rule(Wire.SERVICE_BUS_IN, Fault(Kind.SILENT), When(first=2), operation="connect")
+    namespace.send(FAILED, [parked(1)])
+    with behind(namespace, second) as environment:
+        environment["OPERATIONS_ANSWER_SECONDS"] = "4"
+        with started(environment, "failed", "replay", "1") as process:
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "Service Bus did not answer within 4 s" in said
+    assert len(namespace.listed("failed", "list")) == 1
+
+
+@pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
+def test_patience_is_a_number_of_seconds(namespace: Namespace, seconds: str) -> None:
+    namespace.environment["OPERATIONS_ANSWER_SECONDS"] = seconds
+    result = namespace.run("failed", "list")
+    assert (result.exit_code, "OPERATIONS_ANSWER_SECONDS should be" in result.output) == (2, True)
 
 
 def test_problems_of_settings_are_told_at_once(namespace: Namespace) -> None:
