@@ -82,12 +82,14 @@ class Expectations:
     """What the maker of a history knows of it.
 
     `invoiced`: the opportunities that were won and that nobody meddled with: each must have its invoice and event.
-    `never`: those that must get no generated invoice: never won, or invoiced by hand before the win. `causes`: what
-    was made to fail for good. `claim_deleted_under_way`: where somebody deleted the claim while a message of the same
-    win was between look and call; there, and only there, a second invoice is beyond the promise.
+    `crowded`: those that were won, and where somebody made an invoice by hand or deleted the claim: at least one, and
+    its event. `never`: those that must get no generated invoice: never won, or invoiced by hand before the win.
+    `causes`: what was made to fail for good. `claim_deleted_under_way`: where somebody deleted the claim while a
+    message of the same win was between look and call; there, and only there, a second invoice is beyond the promise.
     """
 
     invoiced: Collection[str] = ()
+    crowded: Collection[str] = ()
     never: Collection[str] = ()
     causes: Sequence[Cause] = ()
     claim_deleted_under_way: Collection[str] = ()
@@ -267,9 +269,10 @@ def _everybody_served(
     evidence: Evidence, expectations: Expectations, invoices: _Invoices
 ) -> Iterator[Violation]:
     told = {found[2] for event in evidence.published if (found := _read(event))}
-    for opportunity_id in sorted(expectations.invoiced):
+    for opportunity_id in sorted({*expectations.invoiced, *expectations.crowded}):
         opportunity = invoices.opportunities.get(opportunity_id, _Opportunity())
-        if len(opportunity.active) != 1:
+        several = opportunity.active and opportunity_id in expectations.crowded
+        if len(opportunity.active) != 1 and not several:
             yield Violation(
                 "every won opportunity has its invoice",
                 f"{opportunity_id} has {len(opportunity.active)}.",

@@ -88,8 +88,14 @@ class _Story:
     id: str
     won: bool = False
     meddled: bool = False
+    crowded: bool = False
     never: bool = False
     reasons: set[str] = field(default_factory=set)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it must have an invoice and an event."""
+        return self.won and not self.meddled
 
 
 class _History:
@@ -173,7 +179,8 @@ class _History:
 
     def _expectations(self) -> Expectations:
         return Expectations(
-            invoiced=[story.id for story in self.stories.values() if story.won and not story.meddled],
+            invoiced=[story.id for story in self.stories.values() if story.serves and not story.crowded],
+            crowded=[story.id for story in self.stories.values() if story.serves and story.crowded],
             never=[story.id for story in self.stories.values() if story.never],
             causes=self.causes
             + [
@@ -397,7 +404,7 @@ class _History:
         return True
 
     def _manual_invoice(self, story: _Story) -> bool:
-        story.meddled = True
+        story.crowded = True
         return self._create("invoice", story)
 
     def _order(self, story: _Story) -> bool:
@@ -433,7 +440,7 @@ class _History:
         notes = self._rows("annotation", "objectid", story.id)
         if not notes:
             return False
-        story.meddled = True
+        story.crowded = True
         if self.world.looks.may_call(story.id):
             self.claim_deleted_under_way.add(story.id)
         self._session(lambda session: session.delete(TABLES["annotation"], notes[0]["annotationid"]))

@@ -368,7 +368,6 @@ class Matrix:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._invoiced: list[str] = []
-        self._others: list[str] = []
         self._causes: list[Cause] = []
         self._number = itertools.count(1)
 
@@ -392,7 +391,9 @@ class Matrix:
             for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
                 stage.cut(wire)
         problems = broken(
-            stage, Expectations(self._invoiced, self._others, self._causes), len(self._invoiced)
+            stage,
+            Expectations(invoiced=self._invoiced, causes=self._causes),
+            len(self._invoiced),
         )
         if not rests:
             problems.append("it did not come to rest")

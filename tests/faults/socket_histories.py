@@ -80,7 +80,8 @@ class Histories:
     def _expectations(self) -> Expectations:
         stories = [story for history in self._past for story in history.stories]
         return Expectations(
-            invoiced=[story.id for story in stories if story.serves],
+            invoiced=[story.id for story in stories if story.serves and not story.crowded],
+            crowded=[story.id for story in stories if story.serves and story.crowded],
             causes=[Cause(story.id.encode(), frozenset(story.reasons)) for story in stories],
             claim_deleted_under_way={story.id for story in stories if story.excused},
         )
@@ -93,12 +94,13 @@ class _Story:
     id: str
     won: bool = False
     meddled: bool = False
+    crowded: bool = False
     excused: bool = False
     reasons: set[str] = field(default_factory=set)
 
     @property
     def serves(self) -> bool:
-        """Whether it must have its invoice and its event."""
+        """Whether it must have an invoice and an event."""
         return self.won and not self.meddled
 
 
@@ -176,8 +178,8 @@ class _History:
             for _ in range(random.choice((0, 0, 1, 2)))
         ]
         meddling: dict[str, Callable[[], bool]] = {
-            "manual invoice": lambda: self._create("invoice", story),
-            "order": lambda: self._create("salesorder", story),
+            "manual invoice": lambda: self._manual_invoice(story),
+            "order": lambda: self._order(story),
             "delete invoice": lambda: self._delete_invoice(story),
             "cancel invoice": lambda: self._cancel_invoice(story),
             "delete note": lambda: self._delete_note(story),
@@ -238,7 +240,9 @@ class _History:
         counts["messages parked for a cause"] = seen.parked
         counts["events published"] = seen.published
         counts["opportunities won"] = sum(story.won for story in self.stories)
-        counts["opportunities won and not meddled with"] = sum(story.serves for story in self.stories)
+        counts["opportunities won and not meddled with"] = sum(
+            story.serves and not story.crowded for story in self.stories
+        )
         return counts
 
     # --- what people do: each returns whether it could be done ---
@@ -263,8 +267,15 @@ class _History:
             session.update(TABLES["opportunity"], story.id, {"statecode": _OPEN})
         return True
 
-    def _create(self, table: str, story: _Story) -> bool:
+    def _manual_invoice(self, story: _Story) -> bool:
+        story.crowded = True
+        return self._create("invoice", story)
+
+    def _order(self, story: _Story) -> bool:
         story.meddled = True
+        return self._create("salesorder", story)
+
+    def _create(self, table: str, story: _Story) -> bool:
         with self._stage.cloud.dataverse.session() as session:
             session.create(TABLES[table], {"name": "by hand", "opportunityid": story.id})
         return True
@@ -301,7 +312,7 @@ class _History:
             notes = session.transaction.rows(TABLES["annotation"], "t.objectid = ?", (story.id,))
             if not notes:
                 return False
-            story.meddled = True
+            story.crowded = True
             if self._under_way(story):
                 story.excused = True
             session.delete(TABLES["annotation"], notes[0]["annotationid"])

@@ -113,6 +113,17 @@ def test_manual_invoice_is_nobodys_second(made: _Made) -> None:
     assert made.broken(never=[_OPPORTUNITY]) == []
 
 
+def test_where_people_made_another_there_is_one_at_least_and_it_is_told_of(made: _Made) -> None:
+    assert made.broken(invoiced=(), crowded=[_OPPORTUNITY]) == ["every won opportunity has its invoice"]
+    made.invoiced("i1")
+    made.invoiced("by hand", _PERSON)
+    assert made.broken(invoiced=(), crowded=[_OPPORTUNITY]) == ["every won opportunity has its event"]
+    made.told("by hand")
+
+    assert made.broken(invoiced=(), crowded=[_OPPORTUNITY]) == []
+    assert made.broken() == ["every won opportunity has its invoice"]
+
+
 @pytest.mark.parametrize(("invoice", "opportunity"), [("i2", _OPPORTUNITY), ("i1", "another opportunity")])
 def test_event_without_its_invoice(made: _Made, invoice: str, opportunity: str) -> None:
     made.invoiced("i1")
