@@ -60,7 +60,7 @@ CONTRACT = "every event keeps the contract"
 
 _CHANGE_SET = "ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(opportunity_id))),"
 _READS = "        invoice_id, claimed = oldest_active(invoices), bool(rows_of(claims))\n"
-_OWN = "    own = CHAIN_PROPERTIES | PARKED_PROPERTIES\n"
+_OWN = "without=CHAIN_PROPERTIES | PARKED_PROPERTIES)"
 
 _BEGIN = "        chain = Chain.of(message)\n        deadline ="
 _INVOICE = "            self._invoice(won, chain, traceparent,"
@@ -137,7 +137,7 @@ MUTANTS = (
         "the old id for a replay",
         (
             Edit(
-                "operations/failed.py",
+                "operations/namespace.py",
                 "        message_id=str(uuid.uuid4()),\n",
                 "        message_id=str(message.application_properties['InvoicingOriginalMessageId']),\n",
             ),
