@@ -1,0 +1,33 @@
+"""The page about the guarantee says of the proofs what they are, and can be shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from matrix import cells
+from mutants import MUTANTS
+
+_ROOT = Path(__file__).parents[2]
+_PAGE = (_ROOT / "docs" / "guarantee.md").read_text("utf-8")
+_DIAGRAMS = re.findall(r"^```mermaid\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
+_SCRIPTS = sorted(set(re.findall(r"tests/faults/\w+\.py", _PAGE)))
+
+
+@pytest.mark.parametrize("diagram", _DIAGRAMS, ids=range(len(_DIAGRAMS)))
+def test_no_text_of_a_diagram_ends_before_its_line_does(diagram: str) -> None:
+    """Mermaid takes a semicolon for the end of a statement, and a number sign for the beginning of an entity."""
+    assert not re.findall(r"^.*[;#].*$", diagram, re.MULTILINE)
+
+
+@pytest.mark.parametrize("script", _SCRIPTS)
+def test_every_command_is_there(script: str) -> None:
+    assert (_ROOT / script).is_file()
+
+
+def test_the_figures_are_of_this_list_and_this_matrix() -> None:
+    """Whoever adds a safeguard or a cell runs the proof, and keeps its figure."""
+    every = len(MUTANTS)
+    assert f"{every} of {every} found" in _PAGE
+    assert f"[{len(cells())} cells](faults-matrix.md)" in _PAGE
