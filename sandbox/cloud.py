@@ -32,7 +32,7 @@ from sandbox.functions_host.worker_process import WorkerProcess
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.posting import ServiceEndpointPoster
 from sandbox.service_bus import Authenticator, Broker, Configuration, Role, RoleAssignment, ServiceBusServer
-from sandbox.service_bus.configuration import DEFAULT_ENTITIES
+from sandbox.service_bus.configuration import ALL_RIGHTS, DEFAULT_ENTITIES, Right, SasRule
 from sandbox.service_bus.connection import ClientConnection
 from sandbox.service_bus.dispatch import Dispatcher
 
@@ -52,6 +52,10 @@ _CONNECT_SECONDS = 120
 
 class CloudError(Exception):
     """The sandbox cannot run like this here; the text says what to do."""
+
+
+class NoTlsAddressError(CloudError):
+    """There is no address left on which a client with a token would find Service Bus."""
 
 
 class StartInterruptedError(Exception):
@@ -78,7 +82,8 @@ class CloudOptions:
     settings in its environment, with OPERATIONS_CLIENT_ID for the identity to log in as and OPPORTUNITY_WON_SAS_KEY for
     the key that Dataverse posts with; {function} in it becomes the client id of the function's identity.
     `functions_host` False leaves the function to somebody else, such as Core Tools. `standard_ports` prefers the
-    ports that the official emulator uses; others are taken where they are not free.
+    ports that the official emulator uses; others are taken where they are not free. `entities` is a file that
+    describes Service Bus, in the official emulator's format.
 
     `faults`: what goes wrong, on every wire of the function; the sales person and the consumer have wires of their own.
     `token_lifetime`: below five minutes, clients fetch a token for every call.
@@ -117,7 +122,7 @@ class Cloud:
         self.function_identity = Identity.named("function")
         self.operator = Identity.named("operator", self.function_identity.tenant_id)
         self.broker_clock = MovableClock()
-        self.configuration = Configuration.load(options.entities)
+        self.configuration = _entities(options.entities)
         self.broker = Broker(self.configuration, self.broker_clock)
         self.proxies: dict[Wire, TcpProxy] = {}
         self._closing = ExitStack()
@@ -172,7 +177,7 @@ class Cloud:
     @property
     def connection_string(self) -> str:
         """A connection string with all rights, for plain AMQP."""
-        rule = next(rule for rule in self.configuration.sas_rules if not rule.scope)
+        rule = next(filter(_may_do_all, self.configuration.sas_rules))
         return (
             f"Endpoint=sb://{self.plain_server.host}:{self.plain_server.port};SharedAccessKeyName={rule.name};"
             f"SharedAccessKey={rule.keys[0]};UseDevelopmentEmulator=true;"
@@ -233,11 +238,10 @@ class Cloud:
     @property
     def operator_settings(self) -> dict[str, str]:
         """The environment of somebody who administers both sides: the function's settings, another identity."""
-        rule = next(rule for rule in self.configuration.sas_rules if rule.scope == WON_QUEUE)
         return {
             **self.app_settings,
             "OPERATIONS_CLIENT_ID": self.operator.client_id,
-            "OPPORTUNITY_WON_SAS_KEY": rule.keys[0],
+            "OPPORTUNITY_WON_SAS_KEY": self._posting_rule.keys[0],
         }
 
     @property
@@ -329,7 +333,7 @@ class Cloud:
                 # Taken by another sandbox, or an address that this system does not have without being told.
                 continue
             return server
-        raise CloudError(
+        raise NoTlsAddressError(
             f"port {TLS_PORT}, the only one for clients with tokens, is taken on every loopback address of this "
             f"machine: use the mode {Mode.CONNECTION_STRING}"
         )
@@ -387,7 +391,7 @@ class Cloud:
             return
         role = seed.add_role(app)
         seed.add_application_user(app, function.client_id, function.object_id, roles=[role])
-        rule = next(rule for rule in self.configuration.sas_rules if rule.scope == WON_QUEUE)
+        rule = self._posting_rule
         endpoint = seed.add_service_endpoint(
             app,
             namespace_address=self.namespace_address,
@@ -416,8 +420,17 @@ class Cloud:
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()
             raise CloudError(
-                f"the command that connects Dataverse ended with {done.returncode}: {said[-1000:]}"
+                f"the command that connects Dataverse ended with {done.returncode}: {said[-1000:] or 'not a word'}"
             )
+
+    @property
+    def _posting_rule(self) -> SasRule:
+        """What Dataverse posts with: a key of the queue's own, or of the namespace where the queue has none."""
+        rules = (rule for rule in self.configuration.sas_rules if rule.scope == WON_QUEUE)
+        return next(
+            (rule for rule in rules if rule.rights & Right.SEND),
+            next(filter(_may_do_all, self.configuration.sas_rules)),
+        )
 
     @property
     def namespace_address(self) -> str:
@@ -482,3 +495,29 @@ class Cloud:
             self.host = FunctionsHost(self.options.app_root, settings, self.broker_clock, self._invoked)
             closing.callback(self.host.stop)
             self.host.start()
+
+
+def _entities(path: Path) -> Configuration:
+    """Read what Service Bus has; raise CloudError where that is not what is needed here."""
+    try:
+        configuration = Configuration.load(path)
+    except (OSError, ValueError) as error:
+        raise CloudError(f"{path}: {error}") from error
+    queues = {queue.path for queue in configuration.queues}
+    subscriptions = {
+        f"{topic.path}/{subscription.name}"
+        for topic in configuration.topics
+        for subscription in topic.subscriptions
+    }
+    missing = [f"the queue {name}" for name in (WON_QUEUE, FAILED_QUEUE) if name not in queues]
+    if f"{CREATED_TOPIC}/{AUDIT_SUBSCRIPTION}" not in subscriptions:
+        missing.append(f"the topic {CREATED_TOPIC} with the subscription {AUDIT_SUBSCRIPTION}")
+    if not any(map(_may_do_all, configuration.sas_rules)):
+        missing.append("a key of the namespace with the right Manage")
+    if missing:
+        raise CloudError(f"{path} lacks what is needed here: {', '.join(missing)}")
+    return configuration
+
+
+def _may_do_all(rule: SasRule) -> bool:
+    return not rule.scope and rule.rights == ALL_RIGHTS

@@ -21,12 +21,13 @@ from rich.table import Table
 
 from sandbox import demo as demonstration
 from sandbox.actors import ReceivedEvent
-from sandbox.cloud import Cloud, CloudError, CloudOptions, Mode, StartInterruptedError
+from sandbox.cloud import Cloud, CloudError, CloudOptions, Mode, NoTlsAddressError, StartInterruptedError
 from sandbox.dataverse import Limits
 from sandbox.faults import FaultPlan, Rule, Wire
 from sandbox.faults.plan import KINDS, OPERATIONS
 from sandbox.faults.syntax import WHEN, FaultSyntaxError, parse_rule
 from sandbox.functions_host import ConfigurationError, WorkerDiedError
+from sandbox.service_bus.configuration import DEFAULT_ENTITIES
 from sandbox.stopping import Stop
 
 _INTERRUPTED = 130
@@ -76,6 +77,13 @@ def _common(command: Command) -> Command:
             help="Let something go wrong, such as 'dataverse throttled retry_after=7 for=30s'; see faults.",
         ),
         click.option(
+            "--entities",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            default=DEFAULT_ENTITIES,
+            show_default="as in Azure",
+            help="What Service Bus has: a JSON file as the official emulator takes it, with comments.",
+        ),
+        click.option(
             "--connect-with",
             metavar="COMMAND",
             callback=_words,
@@ -110,7 +118,11 @@ def _rules(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list
 @cli.command()
 @_common
 @click.option(
-    "--opportunities", default=20, show_default=True, help="How many open opportunities Dataverse has."
+    "--opportunities",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0),
+    help="How many open opportunities Dataverse has.",
 )
 @click.option("--limits", is_flag=True, help="Switch Dataverse's service-protection limits on.")
 @click.option("--functions-host/--no-functions-host", default=True, help="Leave the function to func start.")
@@ -130,6 +142,7 @@ def start(  # noqa: PLR0913 - one parameter for each option
     settings: dict[str, str],
     connect_with: Sequence[str],
     rules: list[Rule],
+    entities: Path,
     verbose: bool,
     opportunities: int,
     limits: bool,
@@ -148,6 +161,7 @@ def start(  # noqa: PLR0913 - one parameter for each option
         limits=Limits() if limits else None,
         functions_host=functions_host,
         standard_ports=True,
+        entities=entities,
         faults=_plan(rules),
     )
     file = LocalSettings(local_settings or app / _LOCAL_SETTINGS)
@@ -156,7 +170,12 @@ def start(  # noqa: PLR0913 - one parameter for each option
             f"{file.path} was not written by a sandbox that is gone: --force overwrites it"
         )
     with _running(options, mode, stop) as cloud:
-        note = file.write(cloud) if force or file.is_free() else None
+        try:
+            note = file.write(cloud) if force or file.is_free() else None
+        except OSError as error:
+            raise click.ClickException(
+                f"{file.path} cannot be written ({error.strerror}): --local-settings takes another place"
+            ) from error
         try:
             _show_cloud(cloud, note, as_json=as_json)
             stop.wait()
@@ -194,6 +213,7 @@ def demo(  # noqa: PLR0913 - one parameter for each option
     settings: dict[str, str],
     connect_with: Sequence[str],
     rules: list[Rule],
+    entities: Path,
     verbose: bool,
     count: int,
     patience: float,
@@ -202,7 +222,12 @@ def demo(  # noqa: PLR0913 - one parameter for each option
     """Win opportunities and show the invoices and events that come of them; exit code 1 if any is missing."""
     _log_to_stderr(logging.INFO if verbose else logging.ERROR)
     options = CloudOptions(
-        app, settings=settings, connect_with=connect_with, opportunities=count, faults=_plan(rules)
+        app,
+        settings=settings,
+        connect_with=connect_with,
+        opportunities=count,
+        entities=entities,
+        faults=_plan(rules),
     )
     with _running(options, mode, stop) as cloud:
         click.echo(
@@ -213,7 +238,12 @@ def demo(  # noqa: PLR0913 - one parameter for each option
                 cloud, cloud.demo.opportunities[:count], report, stop.is_wanted, patience
             )
         _show_struck(cloud)
-    _show_outcome(outcome)
+    _show_lines(outcome)
+    if stop.is_wanted():
+        click.echo("Interrupted before the end: what is missing might still have come.", err=True)
+    else:
+        _show_problems(outcome)
+    click.echo(str(outcome))
     if events_file is not None:
         _write_events(events_file, outcome.received)
     if stop.is_wanted():
@@ -263,11 +293,11 @@ def _show_struck(cloud: Cloud) -> None:
 @contextmanager
 def _running(options: CloudOptions, mode: str, stop: Stop) -> Iterator[Cloud]:
     modes = [Mode.IDENTITY, Mode.CONNECTION_STRING] if mode == _AUTOMATIC else [Mode(mode)]
-    cloud = Cloud(replace(options, mode=modes[0]))
     try:
+        cloud = Cloud(replace(options, mode=modes[0]))
         try:
             cloud.start(stop.is_wanted)
-        except CloudError:
+        except NoTlsAddressError:
             if len(modes) == 1:
                 raise
             cloud = Cloud(replace(options, mode=modes[1]))
@@ -295,7 +325,7 @@ class LocalSettings:
             mark = json.loads(self.path.read_text("utf-8-sig")).get(_MARK)
         except FileNotFoundError:
             return True
-        except (ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError):
             return False
         return isinstance(mark, dict) and isinstance(mark.get("pid"), int) and not _is_running(mark["pid"])
 
@@ -362,7 +392,7 @@ def _show_cloud(cloud: Cloud, local_settings: Path | None, *, as_json: bool) -> 
     sys.stdout.flush()
 
 
-def _show_outcome(outcome: demonstration.Outcome) -> None:
+def _show_lines(outcome: demonstration.Outcome) -> None:
     rows = [
         (
             line.opportunity,
@@ -377,10 +407,12 @@ def _show_outcome(outcome: demonstration.Outcome) -> None:
     _print_table(
         "", ("opportunity", "invoice", "customer", "total", "event", "ms"), rows, right=("total", "ms")
     )
+
+
+def _show_problems(outcome: demonstration.Outcome) -> None:
     for line in outcome.lines:
         for problem in line.problems:
             click.echo(f"{line.opportunity_id}: {problem}", err=True)
-    click.echo(str(outcome))
 
 
 def _write_events(file: Path, events: Sequence[ReceivedEvent]) -> None:
@@ -395,7 +427,10 @@ def _write_events(file: Path, events: Sequence[ReceivedEvent]) -> None:
         }
         for event in events
     ]
-    file.write_text("".join(f"{json.dumps(document)}\n" for document in documents), "utf-8")
+    try:
+        file.write_text("".join(f"{json.dumps(document)}\n" for document in documents), "utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
 
 
 def _print_table(

@@ -7,12 +7,15 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.cloud import WON_QUEUE, Cloud, CloudOptions, Mode, StartInterruptedError
+from sandbox.actors import SalesPerson
+from sandbox.cloud import WON_QUEUE, Cloud, CloudError, CloudOptions, Mode, StartInterruptedError
 from sandbox.functions_host import ConfigurationError, WorkerDiedError
 from sandbox.service_bus import Message
 
@@ -77,6 +80,43 @@ def test_an_app_that_cannot_run_is_refused_and_nothing_is_left(tmp_path: Path) -
     with pytest.raises(WorkerDiedError):
         Cloud(CloudOptions(folder.parent, opportunities=1)).start()
     assert own_threads() <= before
+
+
+ENTITIES = """
+// Nothing but what the official emulator's file has: no keys.
+{"UserConfig": {"Namespaces": [{"Name": "sbemulatorns",
+  "Queues": [{"Name": "opportunity-won", "Properties": {"LockDuration": "PT2M"}}, {"Name": "opportunity-won-failed"}],
+  "Topics": [{"Name": "invoice-created", "Subscriptions": [{"Name": "audit"}]}]}]}}
+"""
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_entities_may_come_from_the_emulators_own_file(tmp_path: Path, mode: Mode) -> None:
+    """It knows no keys by queue, so Dataverse posts with the namespace's."""
+    file = tmp_path / "Config.json"
+    file.write_text(ENTITIES)
+    with Cloud(CloudOptions(APP, mode=mode, opportunities=1, functions_host=False, entities=file)) as cloud:
+        (opportunity,) = cloud.demo.opportunities
+        with SalesPerson(cloud) as sales_person:
+            sales_person.win(opportunity)
+        deadline = time.monotonic() + 20
+        while cloud.broker.counts(WON_QUEUE).active == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (settings,) = (queue for queue in cloud.configuration.queues if queue.path == WON_QUEUE)
+        assert settings.lock_duration == timedelta(minutes=2)
+
+
+def test_entities_that_are_not_enough_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "Config.json"
+    file.write_text(ENTITIES.replace("opportunity-won-failed", "other").replace("audit", "mine"))
+    with pytest.raises(
+        CloudError,
+        match="lacks what is needed here: the queue opportunity-won-failed, the topic invoice-created with",
+    ):
+        Cloud(CloudOptions(APP, entities=file))
+    with pytest.raises(CloudError, match="nowhere"):
+        Cloud(CloudOptions(APP, entities=tmp_path / "nowhere"))
 
 
 def test_two_run_side_by_side_and_know_nothing_of_each_other() -> None:

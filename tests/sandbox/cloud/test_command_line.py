@@ -291,10 +291,28 @@ def test_the_demonstration_fails_when_an_event_is_missing(terminal: _Terminal) -
     assert "0 invoices" in done.stderr
 
 
+def test_what_is_missing_after_an_interruption_is_no_failure(terminal: _Terminal) -> None:
+    disabled = "AzureWebJobs.GenerateInvoiceFunction.Disabled=true"
+    process = terminal.start("demo", "--count", "1", "--patience", "60", "--set", disabled)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "Interrupted before the end" in error
+    assert "0 invoices" not in error
+    assert "opportunities won" in out
+    terminal.assert_nothing_is_left()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
         (("demo", "--count", "0"), 2, "--count"),
+        (("demo", "--mode", "sideways"), 2, "'auto', 'connection-string', 'identity'"),
+        (("demo", "--entities", "host.json"), 1, "host.json: the Service Bus configuration has problems"),
+        (("start", "--opportunities", "-1"), 2, "--opportunities"),
+        (("start", "--local-settings", "/proc/nowhere/x.json"), 1, "/proc/nowhere/x.json cannot be written"),
         (("demo", "--set", "nonsense"), 2, "NAME=VALUE"),
         (("demo", "--app", "tests"), 1, "host.json is missing"),
         (("nonsense",), 2, "No such command"),
