@@ -72,6 +72,13 @@ _HOST_JSON = Path(__file__).resolve().parent.parent / "host.json"
     show_default=True,
     help="How long each link may take.",
 )
+@click.option(
+    "--fail-on",
+    "fatal",
+    type=click.Choice(["attention", "cannot-see"]),
+    multiple=True,
+    help="Exit with 1 also for this; may be repeated.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before --try-claim.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -81,6 +88,7 @@ def doctor(
     namespace_id: str | None,
     arm_endpoint: str,
     seconds: float,
+    fatal: tuple[str, ...],
     *,
     yes: bool,
     as_json: bool,
@@ -88,7 +96,8 @@ def doctor(
     """Try the chain from the settings to the failed queue, link by link, and say what is wrong.
 
     Only reads, but for --try-claim. Links behind a broken one are not looked at. Works as the function itself, which
-    sees little, and with an operator's login. Exit code: 0 where everything is ok or cannot be seen, 1 for any problem.
+    sees little, and with an operator's login. Exit code: 1 for any problem, which is a link that is broken now; 0
+    otherwise, also where messages that failed wait for attention, or where a link cannot be seen, unless --fail-on.
     """
     if opportunity is not None:
         click.echo(WARNING.format(opportunity=opportunity), err=True)
@@ -97,7 +106,8 @@ def doctor(
     links = Doctor(context.obj, where, opportunity, SystemClock()).links()
     looked = list(progress(look_at(links, SystemClock(), seconds), "Looking", total=len(links)))
     _show(looked, as_json=as_json)
-    if any(result.state is State.PROBLEM for link in looked for result in link.results):
+    seen = {result.state.value for link in looked for result in link.results}
+    if seen & {State.PROBLEM.value, *(name.replace("-", " ") for name in fatal)}:
         context.exit(PROBLEM)
 
 
@@ -147,7 +157,8 @@ class Doctor:
             self._link("step", lambda parts: parts.dataverse.step, ("Sales", "service endpoint")),
             self._link("system jobs", lambda parts: parts.dataverse.system_jobs, ("step",)),
             self._entity("queue", _wins, (Right.RECEIVE, Right.SEND), at_service_bus),
-            self._entity("failed queue", _failed, (Right.SEND,), at_service_bus),
+            # Operators do not park messages: they look at those that are.
+            self._entity("failed queue", _failed, (Right.SEND,), at_service_bus, beside=(Right.RECEIVE,)),
             self._entity("topic", _events, (Right.SEND,), at_service_bus),
             self._link("namespace", lambda parts: parts.resources.namespace, ("settings",)),
             Link("roles of the function", self._roles, ("application user", "namespace", *_ENTITIES)),
@@ -188,10 +199,11 @@ class Doctor:
         entity: Callable[[ServiceBusSettings], str],
         rights: tuple[Right, ...],
         after: tuple[str, ...],
+        beside: tuple[Right, ...] = (),
     ) -> Link:
         def look(deadline: Deadline) -> Sequence[Result]:
             parts = self._known
-            return parts.service_bus.entity(entity(parts.settings), rights, deadline)
+            return parts.service_bus.entity(entity(parts.settings), rights, deadline, beside=beside)
 
         return Link(name, look, after)
 

@@ -15,6 +15,8 @@ class State(Enum):
     OK = "ok"
     # Nothing is broken, and there is something that one should know.
     REMARK = "remark"
+    # The chain is in order, and something that went through it waits for a person.
+    ATTENTION = "attention"
     PROBLEM = "problem"
     CANNOT_SEE = "cannot see"
     # A link before it is broken: what it would show is that one again.
@@ -35,8 +37,10 @@ class Finding(Enum):
 
     @property
     def state(self) -> State:
-        """Whether it is a problem, or only worth a remark."""
-        return State.REMARK if self in REMARKS else State.PROBLEM
+        """How much it weighs: what is broken now is a problem, what was left over by then is not."""
+        if self in REMARKS:
+            return State.REMARK
+        return State.ATTENTION if self in LEFT_OVER else State.PROBLEM
 
     # Settings and identity
     SETTINGS_INVALID = (
@@ -343,6 +347,11 @@ REMARKS = frozenset(
         Finding.ENDPOINT_OLD_CONTRACT,
         Finding.QUEUE_PAUSED,
     }
+)
+# What has piled up says that something was wrong with these wins, not that anything is wrong with the chain: after the
+# mend it is still there, until somebody has seen to it.
+LEFT_OVER = frozenset(
+    {Finding.JOBS_FAILED, Finding.MESSAGES_FAILED, Finding.DEAD_LETTERS, Finding.RETRIES_OLD}
 )
 
 

@@ -70,20 +70,46 @@ class ServiceBusLinks:
         self._settings = settings
         self._identity = identity
 
-    def entity(self, name: str, rights: tuple[Right, ...], deadline: Deadline) -> list[Result]:
-        """Look whether an entity is there and may be used in these ways."""
-        with ThreadPoolExecutor(len(rights)) as pool:
-            attempts = [pool.submit(self._attempt, name, right, deadline) for right in rights]
-            errors = dict(zip(rights, (attempt.result() for attempt in attempts), strict=True))
-        closed = [right for right, error in errors.items() if isinstance(error, MessagingEntityDisabledError)]
+    def entity(
+        self, name: str, rights: tuple[Right, ...], deadline: Deadline, *, beside: tuple[Right, ...] = ()
+    ) -> list[Result]:
+        """Look whether an entity is there and may be used in these ways.
+
+        `beside`: in which ways somebody else than the function may try whether it is there.
+        """
+        is_function = self._identity.is_function_at("Service Bus")
+        tried = rights if is_function else (*rights, *beside)
+        errors = self._attempts(name, tried, deadline)
+        closed = [right for right in rights if isinstance(errors[right], MessagingEntityDisabledError)]
         if closed == [Right.RECEIVE]:
             return [found(Finding.QUEUE_PAUSED, f"{name} takes messages and hands none out")]
         if closed:
-            raise Found(
-                Finding.ENTITY_DISABLED, f"{name} refuses to {' and to '.join(r.verb for r in closed)}"
-            )
-        denied = [self._denied(name, right) for right, error in errors.items() if error is not None]
-        return denied or ok(f"{name} is there, and {self._whose} may {' and '.join(r.verb for r in rights)}")
+            raise Found(Finding.ENTITY_DISABLED, f"{name} refuses to {_verbs(closed, ' and to ')}")
+        allowed = [right for right in tried if errors[right] is None]
+        if is_function and len(allowed) < len(tried):
+            return [
+                found(right.finding, f"the function may not {right.verb} ({name})")
+                for right in tried
+                if right not in allowed
+            ]
+        if not allowed:
+            return [
+                Result(
+                    State.CANNOT_SEE,
+                    f"your login may not {right.verb} ({name})",
+                    right=f"{right.role} on {name}",
+                )
+                for right in rights
+            ]
+        whether = "" if is_function else "; what the function may is another link"
+        return ok(f"{name} is there, and {self._whose} may {_verbs(allowed)}{whether}")
+
+    def _attempts(
+        self, name: str, rights: tuple[Right, ...], deadline: Deadline
+    ) -> dict[Right, ServiceBusError | None]:
+        with ThreadPoolExecutor(len(rights)) as pool:
+            attempts = [pool.submit(self._attempt, name, right, deadline) for right in rights]
+            return dict(zip(rights, (attempt.result() for attempt in attempts), strict=True))
 
     @property
     def _whose(self) -> str:
@@ -109,12 +135,6 @@ class ServiceBusLinks:
         except MessagingEntityNotFoundError as error:
             raise Found(Finding.ENTITY_MISSING, name) from error
         return None
-
-    def _denied(self, name: str, right: Right) -> Result:
-        seen = f"{self._whose} may not {right.verb} ({name})"
-        if self._identity.is_function_at("Service Bus"):
-            return found(right.finding, seen)
-        return Result(State.CANNOT_SEE, seen, right=f"{right.role} on {name}")
 
     @property
     def _has_key(self) -> bool:
@@ -212,6 +232,10 @@ class _Client:
 
     def close(self) -> None:
         self.closing.close()
+
+
+def _verbs(rights: list[Right], between: str = " and ") -> str:
+    return between.join(right.verb for right in rights)
 
 
 # What a look knows to judge itself.

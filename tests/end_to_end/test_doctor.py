@@ -61,6 +61,8 @@ FUNCTION = Identity.named("function", OPERATOR.tenant_id)
 # Identities like the function's, each with less than it needs.
 DEAF = Identity.named("may not receive", OPERATOR.tenant_id)
 MUTE = Identity.named("may not send to the topic", OPERATOR.tenant_id)
+# A member of the group of operators, as Bicep gives it its rights: enough to see every link, and no more.
+MEMBER = Identity.named("member of the group of operators", OPERATOR.tenant_id)
 STRANGER = Identity.named("no application user", OPERATOR.tenant_id)
 Row = dict[str, Any]
 
@@ -281,7 +283,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
     certificates = CertificateAuthority(folder)
     organization = Organization(tokens.verify, post=lambda *_: None)
     demo = seed.demo_organization(organization, opportunities=3)
-    seed.add_administrator(organization, OPERATOR.client_id)
+    for identity in (OPERATOR, MEMBER):
+        seed.add_administrator(organization, identity.client_id)
     configuration = Configuration.load()
     broker = Broker(configuration)
     authenticator = Authenticator(
@@ -290,8 +293,10 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
     with ExitStack() as stack:
         made: list[Sandbox] = []
         stack.callback(organization.close)
-        identity = stack.enter_context(
-            IdentityServer(tokens, [OPERATOR, FUNCTION, DEAF, MUTE, STRANGER], system_assigned=FUNCTION)
+        identities = stack.enter_context(
+            IdentityServer(
+                tokens, [OPERATOR, MEMBER, FUNCTION, DEAF, MUTE, STRANGER], system_assigned=FUNCTION
+            )
         )
         context = certificates.server_context("127.0.0.1", "localhost")
         server = stack.enter_context(
@@ -307,7 +312,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
         environment = {
             "SSL_CERT_FILE": str(authority),
             "REQUESTS_CA_BUNDLE": str(authority),
-            **identity.settings,
+            **identities.settings,
             "OPERATIONS_CLIENT_ID": OPERATOR.client_id,
             "DATAVERSE_URL": server.url,
             "DATAVERSE_ORGANIZATION_ID": organization.organization.id,
@@ -347,6 +352,13 @@ def _connect(sandbox: Sandbox) -> None:
 
 def _role_assignments() -> Iterator[RoleAssignment]:
     yield RoleAssignment(OPERATOR.client_id, Role.OWNER)
+    for entity, role in (
+        (QUEUE, Role.RECEIVER),
+        (QUEUE, Role.SENDER),
+        (FAILED, Role.RECEIVER),
+        (TOPIC, Role.SENDER),
+    ):
+        yield RoleAssignment(MEMBER.client_id, role, entity)
     for identity in (FUNCTION, DEAF, MUTE):
         yield RoleAssignment(identity.client_id, Role.SENDER, QUEUE)
         yield RoleAssignment(identity.client_id, Role.SENDER, FAILED)
@@ -403,6 +415,14 @@ def state_of(rows: list[Row]) -> dict[str, str]:
 
 def test_a_healthy_set_up_is_all_ok_for_an_operator_who_may_see_everything(sandbox: Sandbox) -> None:
     code, rows = sandbox.doctor({}, *sandbox.arm)
+    assert {row["state"] for row in rows} == {"ok"}, rows
+    assert code == 0
+
+
+def test_the_group_of_operators_has_the_rights_to_see_every_link(sandbox: Sandbox) -> None:
+    """So that a pipeline whose login is a member can insist on it."""
+    member = {"OPERATIONS_CLIENT_ID": MEMBER.client_id}
+    code, rows = sandbox.doctor(member, *sandbox.arm, "--fail-on", "cannot-see")
     assert {row["state"] for row in rows} == {"ok"}, rows
     assert code == 0
 
@@ -1183,6 +1203,32 @@ def test_a_broken_set_up_shows_exactly_its_finding(
     assert all((row["meaning"], row["advice"]) == (finding.meaning, finding.advice) for row in findings)
     assert {row["state"] for row in findings} == {finding.state.value}
     assert code == (1 if finding.state is State.PROBLEM else 0)
+
+
+def test_what_was_left_over_is_no_problem_of_the_chain_unless_one_asks(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """A deployment must not be called bad because messages that failed before it wait for a decision."""
+    with ExitStack() as undo:
+        broken = Broken(sandbox, undo, tmp_path)
+        _failed_message(broken)
+        _dead_letter(broken)
+        _old_retry(broken)
+        _failed_job(broken)
+        code, rows = sandbox.doctor({}, *sandbox.arm[2:])
+        asked, _ = sandbox.doctor({}, "--fail-on", "attention")
+    states = {row["finding"]: row["state"] for row in rows if row["finding"]}
+    assert states == dict.fromkeys(
+        ("jobs-failed", "messages-failed", "dead-letters", "retries-old"), "attention"
+    )
+    assert (code, asked) == (0, 1)
+
+
+def test_whoever_must_see_everything_may_say_so(sandbox: Sandbox) -> None:
+    """A pipeline whose login sees nothing must not be green for it."""
+    assert sandbox.doctor({}, *sandbox.arm, "--fail-on", "cannot-see")[0] == 0
+    assert sandbox.doctor({}, "--fail-on", "cannot-see")[0] == 1
+    assert sandbox.doctor({}, "--fail-on", "attention")[0] == 0
 
 
 def test_every_finding_has_a_broken_set_up_and_stands_in_the_runbook() -> None:
