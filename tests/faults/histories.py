@@ -50,12 +50,13 @@ _MOST_LOST_DELIVERIES = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a history went. `digest` is the same for the same seed; `counts` tell what happened in it."""
+    """How a history went. `digest` is the same for the same seed; `counts` tell what happened in it, `told` when."""
 
     seed: int
     violations: tuple[Violation, ...]
     counts: Counter[str]
     digest: str
+    told: tuple[str, ...]
 
 
 def run_history(seed_of_history: int, *, lesser_depth: bool = False) -> Outcome:
@@ -119,6 +120,7 @@ class _History:
         self.stories = {id_: _Story(id_) for id_ in ids}
         self.world.marks = [id_.encode() for id_ in ids]
         self.acts: list[_Act] = []
+        self.told: list[str] = []
         self.causes: list[Cause] = []
         self.claim_deleted_under_way: set[str] = set()
         self.turns = 0
@@ -147,7 +149,8 @@ class _History:
             violations.append(
                 Violation("an invocation ends within its deadline", f"{world.host.timeouts} did not.")
             )
-        return Outcome(self.seed, tuple(violations), self._counts(), self._digest())
+        told = sorted([*self.told, *map(str, world.plan.log)])
+        return Outcome(self.seed, tuple(violations), self._counts(), self._digest(), tuple(told))
 
     def _to_rest(self) -> None:
         world = self.world
@@ -157,6 +160,9 @@ class _History:
 
     def _between(self) -> None:
         self.turns += 1
+        if self.world.idle:
+            # Nobody is waited for: who is to act next does so now, and not when the faults have come to their end.
+            self.turns = min((act.turn for act in self.acts if act.turn > self.turns), default=self.turns)
         for act in [each for each in self.acts if each.turn <= self.turns]:
             if act.do():
                 self.acts.remove(act)
@@ -174,6 +180,7 @@ class _History:
 
     def _done(self, act: _Act) -> None:
         self.world.counts[f"people: {act.name}"] += 1
+        self.told.append(f"{self.world.simulation.now().isoformat()} people: {act.name} {act.to}".rstrip())
         if act.to:
             self.world.looks.meddled(act.to, act.name)
 

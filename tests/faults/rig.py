@@ -188,6 +188,11 @@ class World:
 
         return self.simulation.run(all_others, self.broker.next_event, **bounds)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no message is being handled, and none is to come."""
+        return self.simulation.idle and self.broker.next_event() is None
+
     def close(self) -> None:
         """Let every thread and the database go."""
         for dataverse in self._closing:

@@ -63,9 +63,10 @@ def main(
     for outcome in follow(outcomes, "Histories", len(seeds)):
         done += 1
         counts.update(outcome.counts)
+        if outcome.violations or replay is not None:
+            _tell(outcome, to_stderr=as_json)
         if outcome.violations:
             broken.append(outcome)
-            _tell(outcome, to_stderr=as_json)
             if until_broken:
                 break
     seconds = time.monotonic() - started
@@ -106,11 +107,10 @@ def _chunk(seeds: Iterable[int], lesser_depth: bool) -> list[Outcome]:  # noqa: 
 
 
 def _tell(outcome: Outcome, *, to_stderr: bool) -> None:
-    click.echo(
-        f"seed {outcome.seed} broke the promise; again, alone: {_COMMAND} {outcome.seed}", err=to_stderr
-    )
-    for violation in outcome.violations:
-        click.echo(f"  {violation}", err=to_stderr)
+    verdict = "broke the promise" if outcome.violations else "kept the promise"
+    click.echo(f"seed {outcome.seed} {verdict}; again, alone: {_COMMAND} {outcome.seed}", err=to_stderr)
+    for line in (*outcome.violations, *outcome.told):
+        click.echo(f"  {line}", err=to_stderr)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,11 @@ class Simulation:
         """Let the current actor go on after that time, but not in this very tick; raises Killed."""
         self._hand_over(max(self._whole(self.monotonic() + seconds), self.monotonic() + self._tick))
 
+    @property
+    def idle(self) -> bool:
+        """Whether no actor has anything to do, now or later."""
+        return not self._ready and not self._asleep
+
     # --- turns ---
 
     def pause(self) -> None:
