@@ -16,6 +16,7 @@ import click
 from azure.servicebus import parse_connection_string
 
 from operations.console import Column, confirm, show_rows
+from operations.privileges import OPTIONAL_PRIVILEGES, PRIVILEGES, lacking, privilege_ids
 from operations.web_api import Row, WebApi, derived_id, quoted
 from shared.settings import ConnectionString, service_bus_settings
 
@@ -28,29 +29,6 @@ STEP_NAME = "Post won opportunities to the invoicing queue"
 SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
 SAS_KEY_NAME = "dataverse"
 
-# What is read, or appended to, is other people's: organization depth, since with less their rows are simply missing.
-# What is created is the application user's own, and its own depth is enough; that is not confirmed for every
-# customised environment, and a refusal names the privilege that is missing.
-PRIVILEGES: dict[str, str] = {
-    "prvCreateInvoice": "Basic",
-    "prvReadInvoice": "Global",
-    "prvAppendInvoice": "Basic",
-    "prvAppendToInvoice": "Basic",
-    "prvReadOpportunity": "Global",
-    "prvAppendToOpportunity": "Global",
-    "prvAppendToAccount": "Global",
-    "prvAppendToContact": "Global",
-    "prvReadEntityMap": "Global",
-    "prvReadAttributeMap": "Global",
-    "prvReadTransactionCurrency": "Global",
-    "prvReadSalesOrder": "Global",
-    "prvCreateNote": "Basic",
-    "prvReadNote": "Global",
-    "prvAppendNote": "Basic",
-}
-# Only older lists name these two: an environment without them is none to worry about.
-OPTIONAL_PRIVILEGES = frozenset({"prvReadEntityMap", "prvReadAttributeMap"})
-
 # 6 is a persistent queue; some tools write 2. Not confirmed which of the two every environment takes.
 CONTRACT_QUEUE = 6
 _ENDPOINT = {
@@ -61,8 +39,6 @@ _ENDPOINT = {
     "messageformat": 2,  # JSON
     "userclaim": 1,  # none
 }
-# From the least to the widest; the Web API takes and gives these words.
-DEPTHS = ("Basic", "Local", "Deep", "Global")
 _ENABLED = {"statecode": 0, "statuscode": 1}
 
 
@@ -448,15 +424,6 @@ def take_away(api: WebApi, application_id: str) -> list[Done]:
     return done
 
 
-def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, str]:
-    """Return the wanted privileges with their depths that are not granted, or at a lower depth."""
-    return {
-        name: depth
-        for name, depth in wanted.items()
-        if granted.get(name) not in DEPTHS or DEPTHS.index(granted[name]) < DEPTHS.index(depth)
-    }
-
-
 def find_application_user(api: WebApi, application_id: str) -> Row | None:
     """Return the application user of a client id."""
     return api.first(
@@ -494,15 +461,6 @@ def find_step(api: WebApi) -> Row | None:
     return by_id or api.first(
         f"sdkmessageprocessingsteps?$select={columns}&$filter=name eq {quoted(STEP_NAME)}"
     )
-
-
-def privilege_ids(api: WebApi) -> dict[str, str]:
-    """Return the ids of the privileges that the function needs: they differ per environment."""
-    names = " or ".join(f"name eq '{name}'" for name in PRIVILEGES)
-    return {
-        row["name"]: row["privilegeid"]
-        for row in api.rows(f"privileges?$select=privilegeid,name&$filter={names}")
-    }
 
 
 def namespace_address(environment: Mapping[str, str]) -> str:

@@ -18,7 +18,9 @@ from azure.servicebus import ServiceBusMessage
 
 from operations import namespace as bus
 from operations.console import Column, confirm, progress, show_rows
+from operations.privileges import PRIVILEGES, lacking, privileges_of
 from operations.web_api import WebApi
+from shared.errors import DataverseForbidden
 from shared.invoicing import claim_read, invoices_of, oldest_active, orders_of, rows_of
 from shared.settings import OrderedOpportunity, dataverse_settings
 
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from operations.web_api import Row
 
 FOUND = 3
+# What is looked at, in the whole organization.
+_READS = {
+    name: PRIVILEGES[name]
+    for name in ("prvReadOpportunity", "prvReadInvoice", "prvReadSalesOrder", "prvReadNote")
+}
 # Three reads for each opportunity in one request; Dataverse takes up to 1,000.
 _AT_ONCE = 100
 
@@ -63,6 +70,7 @@ def reconcile(
     Opportunities with a sales order are left out, unless ORDERED_OPPORTUNITY=invoice. Sending is harmless twice.
     """
     api = WebApi.of(environment)
+    check_that_all_is_seen(api)
     ordered = dataverse_settings(environment).ordered_opportunity
     wins = list(without_invoice(api, progress(_won(api, since), "Looking"), ordered))
     columns = [Column("Opportunity", "opportunity"), Column("Won", "won"), Column("State", "state")]
@@ -74,6 +82,24 @@ def reconcile(
         click.echo(f"{len(missing)} sent.", err=True)
     elif missing:
         raise click.exceptions.Exit(FOUND)
+
+
+def check_that_all_is_seen(api: WebApi) -> None:
+    """Raise ClickException for a login that does not read other people's rows: they are missing without a word."""
+    try:
+        granted = privileges_of(api, str(api.row("WhoAmI")["UserId"]), sorted(_READS))
+    except DataverseForbidden:
+        click.echo(
+            "Dataverse does not tell how far your login reads (prvReadUser): wins of other people may be missing.",
+            err=True,
+        )
+        return
+    shallow = lacking(_READS, granted)
+    if shallow:
+        raise click.ClickException(
+            f"Your login does not have {', '.join(sorted(shallow))} for the whole organization: wins or invoices of "
+            "other people would be missing from the answer without a word. Use one that has."
+        )
 
 
 def without_invoice(api: WebApi, won: Iterable[Row], ordered: OrderedOpportunity) -> Iterator[Win]:

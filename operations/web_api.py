@@ -69,7 +69,7 @@ class WebApi:
 
     def row(self, path: str) -> Row:
         """Return one record, or the result of a function."""
-        return self._ask("GET", path, _READ_HEADERS).value()
+        return self._patiently(partial(self._document, path, _READ_HEADERS))
 
     def row_or_none(self, path: str) -> Row | None:
         """Return one record, or None where there is none with this id."""
@@ -107,7 +107,7 @@ class WebApi:
     def delete(self, path: str) -> None:
         """Delete a record; none is there afterwards, which is all that is wanted."""
         try:
-            self._ask("DELETE", path, {}).value()
+            self._patiently(lambda: self._ask("DELETE", path, {}).value())
         except RecordNotFound:
             return
 
@@ -133,7 +133,10 @@ class WebApi:
 
     def _write(self, method: str, path: str, values: Row, headers: Mapping[str, str] | None = None) -> Row:
         body = json.dumps(values).encode()
-        return self._ask(method, path, {**_WRITE_HEADERS, **(headers or {})}, body).value()
+        # A 429 is refused before anything is done.
+        return self._patiently(
+            lambda: self._ask(method, path, {**_WRITE_HEADERS, **(headers or {})}, body).value()
+        )
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
         return self._dataverse.request(method, path, headers, body, self._deadline)

@@ -11,18 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from operations.connect import (
-    CONTRACT_QUEUE,
-    DEPTHS,
-    OPTIONAL_PRIVILEGES,
-    PRIVILEGES,
-    find_application_user,
-    find_service_endpoint,
-    find_step,
-    lacking,
-    privilege_ids,
-)
+from operations.connect import CONTRACT_QUEUE, find_application_user, find_service_endpoint, find_step
 from operations.diagnosis.findings import CannotSee, Finding, Found, Result, found, ok
+from operations.privileges import OPTIONAL_PRIVILEGES, PRIVILEGES, lacking, privileges_of
 from operations.web_api import quoted
 from shared.dataverse import Read
 from shared.errors import (
@@ -44,8 +35,6 @@ if TYPE_CHECKING:
 
 _NOT_A_MEMBER = "0x80072560"
 _USER_DISABLED = "0x80040225"
-# More names in one call are refused.
-_PRIVILEGES_AT_ONCE = 40
 # 2 is what some tools write for a queue; that it works as well is not confirmed.
 _OLD_CONTRACT_QUEUE = 2
 # What the function reads; the rows of an answer tell nothing here, whether there is one does.
@@ -201,7 +190,7 @@ class DataverseLinks:
         def look(api: WebApi) -> list[Result]:
             user = str(_seen(self._user)["systemuserid"])
             try:
-                granted = _privileges_of(api, user)
+                granted = privileges_of(api, user)
             except DataverseForbidden as error:
                 if not self._identity.is_function_at("Dataverse"):
                     raise
@@ -390,28 +379,6 @@ def _health(user: Row) -> list[Result]:
     return results or ok(name)
 
 
-def _privileges_of(api: WebApi, user: str) -> dict[str, str]:
-    """Return the deepest depth of each of our privileges that a user has, by whatever role or team."""
-    names = sorted(PRIVILEGES)
-    rows: list[Row] = []
-    for start in range(0, len(names), _PRIVILEGES_AT_ONCE):
-        some = json.dumps(names[start : start + _PRIVILEGES_AT_ONCE])
-        answer = api.row(
-            f"systemusers({user})/Microsoft.Dynamics.CRM.RetrieveUserSetOfPrivilegesByNames(PrivilegeNames=@p1)"
-            f"?@p1={some}"
-        )
-        rows += answer["RolePrivileges"]
-    by_id: Mapping[str, str] = {}
-    if not all(row.get("PrivilegeName") for row in rows):
-        # Not every version of the service gives names.
-        by_id = {privilege: name for name, privilege in privilege_ids(api).items()}
-    granted: dict[str, str] = {}
-    for row in rows:
-        name, depth = str(row.get("PrivilegeName") or by_id.get(row["PrivilegeId"])), str(row["Depth"])
-        granted[name] = max(granted.get(name, depth), depth, key=_reach)
-    return granted
-
-
 def _try_reads(api: WebApi) -> None:
     """Read as the function does, where nothing else tells what it may; raises Found."""
     refused = []
@@ -422,10 +389,6 @@ def _try_reads(api: WebApi) -> None:
             refused.append(_privilege_in(str(error)) or str(error))
     if refused:
         raise Found(Finding.PRIVILEGE_MISSING, ", ".join(refused))
-
-
-def _reach(depth: str) -> int:
-    return DEPTHS.index(depth) if depth in DEPTHS else -1
 
 
 def _judge(granted: Mapping[str, str]) -> list[Result]:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from operations.__main__ import operations
-from operations.connect import PRIVILEGES
+from operations.privileges import PRIVILEGES
 from operations.web_api import WebApi
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import SystemClock
@@ -263,6 +263,25 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
         "reconcile", "--since", "2026-01-01", "--json", ORDERED_OPPORTUNITY="invoice"
     )
     assert ordered in {row["opportunity"] for row in json.loads(everything.stdout)}
+
+
+def test_reconcile_refuses_to_look_with_a_login_that_sees_only_a_part(organization: Organization) -> None:
+    """Rows of other people are missing without a word: "none is missing" would be a lie."""
+    names = ["prvReadOpportunity", "prvReadInvoice", "prvReadSalesOrder", "prvReadNote", "prvReadUser"]
+    role = seed.add_role(organization.app, names, name="Part", depth=Depth.LOCAL)
+    seed.add_application_user(organization.app, FUNCTION.client_id, roles=[role])
+    asked = organization.run("reconcile", "--since", "2026-01-01", AZURE_CLIENT_ID=FUNCTION.client_id)
+    assert asked.exit_code == 1
+    assert "prvReadInvoice, prvReadNote, prvReadOpportunity, prvReadSalesOrder for the whole" in asked.output
+
+
+def test_reconcile_says_where_it_cannot_tell_what_its_login_sees(organization: Organization) -> None:
+    organization.connect()
+    asked = organization.run(
+        "reconcile", "--since", "2026-01-01", "--json", AZURE_CLIENT_ID=FUNCTION.client_id
+    )
+    assert (asked.exit_code, asked.stdout) == (0, "[]\n")
+    assert "prvReadUser" in asked.stderr
 
 
 def test_reconcile_waits_where_dataverse_asks_to_hold_back(organization: Organization) -> None:

@@ -1,0 +1,82 @@
+"""What the function must be allowed to do in Dataverse, how far it must reach, and what somebody is allowed to do."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from operations.web_api import Row, WebApi
+
+# What is read, or appended to, is other people's: organization depth, since with less their rows are simply missing.
+# What is created is the application user's own, and its own depth is enough; that is not confirmed for every
+# customised environment, and a refusal names the privilege that is missing.
+PRIVILEGES: dict[str, str] = {
+    "prvCreateInvoice": "Basic",
+    "prvReadInvoice": "Global",
+    "prvAppendInvoice": "Basic",
+    "prvAppendToInvoice": "Basic",
+    "prvReadOpportunity": "Global",
+    "prvAppendToOpportunity": "Global",
+    "prvAppendToAccount": "Global",
+    "prvAppendToContact": "Global",
+    "prvReadEntityMap": "Global",
+    "prvReadAttributeMap": "Global",
+    "prvReadTransactionCurrency": "Global",
+    "prvReadSalesOrder": "Global",
+    "prvCreateNote": "Basic",
+    "prvReadNote": "Global",
+    "prvAppendNote": "Basic",
+}
+# Only older lists name these two: an environment without them is none to worry about.
+OPTIONAL_PRIVILEGES = frozenset({"prvReadEntityMap", "prvReadAttributeMap"})
+
+# From the least to the widest; the Web API takes and gives these words.
+DEPTHS = ("Basic", "Local", "Deep", "Global")
+# More names in one call are refused.
+_PRIVILEGES_AT_ONCE = 40
+
+
+def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, str]:
+    """Return the wanted privileges with their depths that are not granted, or at a lower depth."""
+    return {
+        name: depth
+        for name, depth in wanted.items()
+        if granted.get(name) not in DEPTHS or DEPTHS.index(granted[name]) < DEPTHS.index(depth)
+    }
+
+
+def privilege_ids(api: WebApi) -> dict[str, str]:
+    """Return the ids of the privileges that the function needs: they differ per environment."""
+    names = " or ".join(f"name eq '{name}'" for name in PRIVILEGES)
+    return {
+        row["name"]: row["privilegeid"]
+        for row in api.rows(f"privileges?$select=privilegeid,name&$filter={names}")
+    }
+
+
+def privileges_of(api: WebApi, user: str, names: Sequence[str] = tuple(sorted(PRIVILEGES))) -> dict[str, str]:
+    """Return the deepest depth of each of these privileges that a user has, by whatever role or team."""
+    rows: list[Row] = []
+    for start in range(0, len(names), _PRIVILEGES_AT_ONCE):
+        some = json.dumps(names[start : start + _PRIVILEGES_AT_ONCE])
+        answer = api.row(
+            f"systemusers({user})/Microsoft.Dynamics.CRM.RetrieveUserSetOfPrivilegesByNames(PrivilegeNames=@p1)"
+            f"?@p1={some}"
+        )
+        rows += answer["RolePrivileges"]
+    by_id: Mapping[str, str] = {}
+    if not all(row.get("PrivilegeName") for row in rows):
+        # Not every version of the service gives names.
+        by_id = {privilege: name for name, privilege in privilege_ids(api).items()}
+    granted: dict[str, str] = {}
+    for row in rows:
+        name, depth = str(row.get("PrivilegeName") or by_id.get(row["PrivilegeId"])), str(row["Depth"])
+        granted[name] = max(granted.get(name, depth), depth, key=_reach)
+    return granted
+
+
+def _reach(depth: str) -> int:
+    return DEPTHS.index(depth) if depth in DEPTHS else -1
