@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any, Self
 
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+from sandbox.listener import Listener, run_listening
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 _CHUNK = 64 * 1024
@@ -45,7 +46,7 @@ class TcpProxy:
         self._wires = wires
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._carried: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +64,7 @@ class TcpProxy:
         """Listen; returns when connections are accepted. Raises OSError where the port is taken."""
         started: Future[None] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(started)), name=f"proxy {self.target[1]}", daemon=True
+            target=lambda: run_listening(self._serve(started)), name=f"proxy {self.target[1]}", daemon=True
         )
         self._thread.start()
         started.result(_START_WITHIN)
@@ -117,8 +118,12 @@ class TcpProxy:
 
     async def _listen(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(self._accepted, self.host, self.port, backlog=256)
-            self.port = self._listener.sockets[0].getsockname()[1]
+            address = (self.host, self.port)
+            self._listener = Listener(asyncio.get_running_loop(), address, self._new_connection)
+            self.port = self._listener.port
+
+    def _new_connection(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._accepted)
 
     async def _cut(self) -> None:
         for writer in list(self._open):
@@ -127,7 +132,9 @@ class TcpProxy:
     async def _down(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
-            listener.close()
+            await listener.close()
+            # Whoever got in a moment ago is known once its task has begun.
+            await asyncio.sleep(0)
         await self._cut()
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

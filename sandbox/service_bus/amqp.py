@@ -1,8 +1,8 @@
 """The broker on the wire: AMQP 1.0 as Microsoft's client libraries speak it.
 
 Apache Qpid Proton is the protocol engine, asyncio moves the bytes, in a thread of the server's own. These layers
-(`listener`, `engine`, `connection`, `dispatch`, `management`) only translate: every rule is the broker's, every right
-the authenticator's.
+(`engine`, `connection`, `dispatch`, `management`) only translate: every rule is the broker's, every right the
+authenticator's.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self, TypeVar
 
+from sandbox.listener import Listener, run_listening
 from sandbox.service_bus.authorization import Authenticator
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.connection import ClientConnection
 from sandbox.service_bus.dispatch import Dispatcher
-from sandbox.service_bus.listener import Listener
 
 _CLOSE_WITHIN = 0.5
 _START_WITHIN = 10.0
@@ -76,13 +76,9 @@ class ServiceBusServer:
         if self._thread is not None:
             raise RuntimeError("the server was started already")
         started: Future[int] = Future()
-
-        def run() -> None:
-            # The one loop that can watch a listening socket, on every system.
-            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-                runner.run(self._serve(started))
-
-        self._thread = threading.Thread(target=run, name=f"service-bus-{self.host}", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: run_listening(self._serve(started)), name=f"service-bus-{self.host}", daemon=True
+        )
         self._thread.start()
         try:
             self.port = started.result(_START_WITHIN)

@@ -1,11 +1,13 @@
 """The TCP proxy: what becomes of a connection, byte by byte."""
 
+import gc
 import socket
 import socketserver
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -155,6 +157,34 @@ def test_a_proxy_that_is_down_refuses_and_comes_up_where_it_was(world: World) ->
         world.asked()
     world.proxy.up()
     assert world.asked() == GREETING + b"hello"
+
+
+def test_who_is_let_in_in_the_moment_of_the_end_is_cut_off(world: World) -> None:
+    """The proxy comes to both at once: clients, and the wish to go down."""
+    busy, goes_on = threading.Event(), threading.Event()
+    assert world.proxy._loop is not None
+    world.proxy._loop.call_soon_threadsafe(busy.set)
+    world.proxy._loop.call_soon_threadsafe(goes_on.wait, 10)
+    assert busy.wait(10)
+    with ExitStack() as opened, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        clients = [opened.enter_context(world.connected()) for _ in range(5)]
+        ending = threading.Thread(target=world.proxy.down)
+        ending.start()
+        goes_on.set()
+        ending.join(10)
+        assert [_is_over(client) for client in clients] == [True] * 5
+        gc.collect()
+    assert [str(each.message) for each in caught if "transport" in str(each.message)] == []
+
+
+def _is_over(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
 
 
 def test_a_server_that_is_gone_ends_the_connection() -> None:

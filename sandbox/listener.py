@@ -9,8 +9,9 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 256
@@ -18,8 +19,14 @@ _BACKLOG = 256
 _ACCEPT_AGAIN_AFTER = 1.0
 
 
+def run_listening(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main` as asyncio.run does, in the one kind of loop that can watch a listening socket on every system."""
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(main)
+
+
 class Listener:
-    """Accepts connections at one address, from its making until `close`; lives in the event loop's thread.
+    """Accepts connections at one address, from its making until `close`; lives in the loop of `run_listening`.
 
     Raises OSError where the address is not free.
     """
