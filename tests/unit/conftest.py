@@ -5,6 +5,7 @@ Test modules take these by fixtures, and import their types for the type checker
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
@@ -252,6 +253,22 @@ class TlsServer:
                 connection.sendall(data[number : number + 1])
                 if self._stopped.wait(0.02):
                     return
+
+    def tunnel(self, connection: socket.socket) -> None:
+        """Be a proxy: take CONNECT, and pass on what comes from either side until one of them ends."""
+        request = self.read(connection)
+        assert request is not None
+        host, _, port = request.line.split(" ")[1].partition(":")
+        with socket.create_connection((host, int(port))) as upstream:
+            self._open.append(upstream)
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            others = {connection: upstream, upstream: connection}
+            while True:
+                for side in select.select(list(others), [], [])[0]:
+                    received = side.recv(65536)
+                    if not received:
+                        return
+                    others[side].sendall(received)
 
     def wait(self) -> None:
         """Stay silent until the test is over."""

@@ -27,6 +27,32 @@ def session() -> Iterator[Session]:
         yield session
 
 
+@pytest.fixture(params=["directly", "by a proxy", "by a proxy with TLS"])
+def way(
+    request: pytest.FixtureRequest,
+    plain_server: TlsServer,
+    certificates: Certificates,
+    trusted: None,  # noqa: ARG001 - it comes first, and takes REQUESTS_CA_BUNDLE away
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
+    """Let requests take a way, and see that they have taken it."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if request.param == "directly":
+        yield
+        return
+    proxy = plain_server if request.param == "by a proxy" else type(plain_server)(certificates.server)
+    proxy.serve = proxy.tunnel
+    scheme = "http" if proxy is plain_server else "https"
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates.authority))
+    yield
+    proxy.stop()
+    assert {told.line.partition(" ")[0] for told in proxy.requests} == {"CONNECT"}
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("way", ["directly", "by a proxy"], indirect=True)
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
 def test_trust_comes_from_the_environment(
     variable: str, tls_server: TlsServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
@@ -66,6 +92,7 @@ class TestTrusted:
         assert not session.cookies
         assert [request.headers.get("cookie") for request in tls_server.requests] == [None, None]
 
+    @pytest.mark.usefixtures("way")
     def test_connections_are_reused_and_ask_whether_the_peer_is_alive(
         self, tls_server: TlsServer, session: Session
     ) -> None:
@@ -80,6 +107,7 @@ class TestTrusted:
         if hasattr(socket, "TCP_KEEPIDLE"):
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 4 * 60
 
+    @pytest.mark.usefixtures("way")
     @pytest.mark.parametrize("header", ["X: y", "Connection: close"])
     def test_a_reader_that_waits_for_more_is_freed_from_another_thread(
         self, header: str, tls_server: TlsServer, session: Session
