@@ -144,8 +144,9 @@ class TcpProxy:
         self._open.add(writer)
         try:
             await self._connection(reader, writer, self._fault())
-        except OSError:
-            # The one side ended; so does the other.
+        except (OSError, asyncio.CancelledError):
+            # The one side ended, or the proxy stops; so does the other. Python 3.11 would report the task of a
+            # connection as an error if it ended canceled.
             _reset(writer)
         finally:
             self._open.discard(writer)
@@ -183,18 +184,19 @@ class TcpProxy:
         own = up.get_extra_info("sockname")[:2]
         self._open.add(up)
         self._carried.add(own)
+        directions = [
+            asyncio.ensure_future(self._requests(reader, up, fault)),
+            asyncio.ensure_future(self._answers(upstream, writer, fault)),
+        ]
         try:
-            directions = [
-                asyncio.ensure_future(self._requests(reader, up, fault)),
-                asyncio.ensure_future(self._answers(upstream, writer, fault)),
-            ]
-            done, pending = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-            for direction in pending:
-                direction.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            done, _ = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
             for direction in done:
                 direction.result()
         finally:
+            for direction in directions:
+                direction.cancel()
+            # Both are asked for what they died of: asyncio reports an error that nobody has seen.
+            await asyncio.gather(*directions, return_exceptions=True)
             self._open.discard(up)
             self._carried.discard(own)
             up.close()

@@ -151,6 +151,27 @@ def test_open_connections_are_cut_and_new_ones_taken(world: World) -> None:
     assert world.asked() == GREETING + b"hello"
 
 
+@pytest.mark.parametrize("kind", [None, Kind.SILENT, Kind.DRIBBLE, Kind.SWALLOW])
+@pytest.mark.parametrize("way", ["stop", "cut"])
+def test_connections_that_end_with_the_proxy_are_no_error_of_it(
+    world: World, kind: Kind | None, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever they are doing: asyncio reports what a task died of to standard error."""
+    if kind is not None:
+        world.fault(kind, after=True)
+    with ExitStack() as stack:
+        for _ in range(3):
+            connection = stack.enter_context(world.connected())
+            connection.sendall(b"hello")
+        until(lambda: len(world.received) >= 2)
+        getattr(world.proxy, way)()
+        with pytest.raises(ConnectionResetError):
+            _read(connection, enough=10**6)
+    world.proxy.stop()
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
 def test_a_proxy_that_is_down_refuses_and_comes_up_where_it_was(world: World) -> None:
     world.proxy.down()
     with pytest.raises(ConnectionRefusedError):
