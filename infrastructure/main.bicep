@@ -25,6 +25,7 @@ param dataverseOrganizationId string = ''
 @allowed(['skip', 'invoice'])
 param orderedOpportunity string = 'skip'
 
+// Flex Consumption once took no fewer than 40; documentation now says 1.
 @description('How many instances at most. Calls to Dataverse at once = instances x maxConcurrentCalls of host.json, to be kept below 52: docs/deploy.md has the sum.')
 @minValue(1)
 @maxValue(100)
@@ -138,3 +139,4 @@ module alerts 'modules/alerts.bicep' = {
 output functionAppName string = functionApp.outputs.name
 output identityClientId string = identity.properties.clientId
 output serviceBusNamespaceName string = serviceBus.outputs.namespaceName
+output serviceBusNamespaceId string = serviceBus.outputs.namespaceId

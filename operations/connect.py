@@ -8,7 +8,7 @@ constant with a comment.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -116,6 +116,8 @@ def connect(
     if not dry_run:
         confirm("Connect this environment?", yes=yes or as_json)
     done = Connection(api, target, dry_run=dry_run).make()
+    if not dry_run:
+        check_that_it_is_there(api, target)
     show_rows("Connected", _COLUMNS, [_row(step) for step in done], as_json=as_json)
     click.echo(f"For the function's settings: DATAVERSE_ORGANIZATION_ID={who['OrganizationId']}", err=True)
 
@@ -394,6 +396,18 @@ class Connection:
         self._say("Step enabled", Outcome.DONE)
         if not self._dry_run:
             self._api.update(f"sdkmessageprocessingsteps({step})", dict(_ENABLED))
+
+
+def check_that_it_is_there(api: WebApi, target: Target) -> None:
+    """Read everything back; raises ClickException for what Dataverse took and does not have."""
+    # The key cannot be read back.
+    again = Connection(api, replace(target, sas_key=None), dry_run=True).make()
+    absent = [done.step for done in again if done.outcome is not Outcome.ALREADY_THERE]
+    if absent:
+        raise click.ClickException(
+            f"Dataverse took everything, but does not have: {', '.join(absent)}. Run this again; if that "
+            "does not help, look there by hand."
+        )
 
 
 def take_away(api: WebApi, application_id: str) -> list[Done]:

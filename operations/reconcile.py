@@ -74,7 +74,7 @@ def reconcile(
     ordered = dataverse_settings(environment).ordered_opportunity
     wins = list(without_invoice(api, progress(_won(api, since), "Looking"), ordered))
     columns = [Column("Opportunity", "opportunity"), Column("Won", "won"), Column("State", "state")]
-    show_rows(f"{len(wins)} wins without an invoice", columns, [_row(win) for win in wins], as_json=as_json)
+    show_rows(f"Wins without an invoice: {len(wins)}", columns, [_row(win) for win in wins], as_json=as_json)
     missing = [win for win in wins if win.state is State.MISSING]
     if send and missing:
         confirm(f"Send an event for {len(missing)} opportunities?", yes=yes)

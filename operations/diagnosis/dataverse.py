@@ -88,7 +88,10 @@ class DataverseLinks:
         """The object id of the function's identity; raises CannotSee."""
         object_id = _seen(self._user).get("azureactivedirectoryobjectid")
         if not object_id:
-            raise CannotSee("Dataverse does not tell the identity's object id", "none: look by hand")
+            raise CannotSee(
+                "Dataverse does not tell the identity's object id",
+                "a look at its roles by hand, in the portal",
+            )
         return str(object_id)
 
     def answers(self, deadline: Deadline) -> list[Result]:

@@ -532,6 +532,16 @@ def test_the_sum_in_the_documentation_is_the_one_that_is_deployed() -> None:
     assert factors.replace("*", "\N{MULTIPLICATION SIGN}", 2) in DEPLOY
 
 
+def test_the_providers_to_register_are_those_of_the_resources() -> None:
+    """In an empty subscription none is; that of authorization always is."""
+    used = {typed.partition("/")[0] for path in BICEP for typed, _ in Bicep.read(path).resources.values()} - {
+        "Microsoft.Authorization"
+    }
+    (named,) = re.findall(r"for provider in (.*?); do", DEPLOY, re.DOTALL)
+
+    assert set(named.replace("\\\n", " ").split()) == used
+
+
 def _leaves(error: type[errors.InvoicingError]) -> list[type[errors.InvoicingError]]:
     below = [leaf for each in error.__subclasses__() for leaf in _leaves(each)]
     return below or [error]

@@ -112,7 +112,7 @@ def test_tests_run_on_every_python_that_the_project_supports() -> None:
 
     assert deployed in versions
     assert f'requires-python = ">={versions[0]}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f"for version in {' '.join(versions)};" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"\nVERSIONS ?= {' '.join(versions)}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_package_is_built_once_and_deployed_by_its_hash() -> None:

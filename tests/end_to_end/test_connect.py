@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,11 +25,11 @@ from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBus
 from shared.invoicing import claim_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
     from click.testing import Result
 
+ROOT = Path(__file__).resolve().parents[2]
 ADMINISTRATOR = Identity.named("administrator")
 FUNCTION = Identity.named("function")
 QUEUE = "opportunity-won"
@@ -41,6 +43,8 @@ class Organization:
     app: DataverseApp
     environment: dict[str, str]
     posts: list[tuple[Any, ...]] = field(default_factory=list)
+    # Changes are answered as if they were made.
+    forgets_changes: bool = False
 
     def run(self, *arguments: str, **environment: str) -> Result:
         return CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
@@ -75,9 +79,17 @@ def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Or
     app = DataverseApp(tokens.verify, post=lambda *post: posts.append(post))
     seed.add_administrator(app, ADMINISTRATOR.client_id)
     context = certificates.server_context("127.0.0.1")
+    made: list[Organization] = []
+
+    def forgetful(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
+        if environ["REQUEST_METHOD"] == "PATCH" and made[0].forgets_changes:
+            start_response("204 No Content", [])
+            return []
+        return app(environ, start_response)
+
     with (
         IdentityServer(tokens, [ADMINISTRATOR, FUNCTION]) as identity,
-        DataverseServer(app, context) as server,
+        DataverseServer(app, context, middleware=lambda _: forgetful) as server,
     ):
         environment = {
             **certificates.settings,
@@ -92,12 +104,18 @@ def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Or
         # The libraries read where identities and trusted certificates are from the process's environment.
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        yield Organization(app, environment, posts)
+        made.append(Organization(app, environment, posts))
+        yield made[0]
     app.close()
 
 
 def test_everything_is_done_once_and_then_already_there(organization: Organization) -> None:
-    assert set(organization.connect().values()) == {"done", "already there"}
+    done = organization.connect()
+    assert set(done.values()) == {"done", "already there"}
+    # What docs/deploy.md shows are these lines.
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8").partition("\n## 5.")[0]
+    shown = dict(re.findall(r"^(\S.*?) {2,}(done|already there)(?: |$)", page, re.MULTILINE))
+    assert shown == done
     again = organization.connect(key="")
     assert set(again.values()) == {"already there"}, again
 
@@ -164,6 +182,18 @@ def test_a_step_that_somebody_bent_is_corrected(organization: Organization) -> N
     (mended,) = organization.rows("sdkmessageprocessingstep")
     for column in ("mode", "stage", "eventhandler", "sdkmessageid", "sdkmessagefilterid", "statecode"):
         assert mended[column] == step[column], column
+
+
+def test_everything_is_read_back(organization: Organization) -> None:
+    """What Dataverse takes and does not do is told, not called done."""
+    organization.connect()
+    (endpoint,) = organization.rows("serviceendpoint")
+    with organization.app.session() as session:
+        session.change(TABLES["serviceendpoint"], endpoint["serviceendpointid"], {"messageformat": 1})
+    organization.forgets_changes = True
+    result = organization.run("connect", "--application-id", FUNCTION.client_id, "--yes")
+    assert result.exit_code == 1
+    assert "does not have: Service endpoint." in result.output
 
 
 def test_another_key_is_a_rotation(organization: Organization) -> None:

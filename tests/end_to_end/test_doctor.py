@@ -61,7 +61,10 @@ FUNCTION = Identity.named("function", OPERATOR.tenant_id)
 # Identities like the function's, each with less than it needs.
 DEAF = Identity.named("may not receive", OPERATOR.tenant_id)
 MUTE = Identity.named("may not send to the topic", OPERATOR.tenant_id)
-# A member of the group of operators, as Bicep gives it its rights: enough to see every link, and no more.
+# A member of the group of operators, as Bicep gives it its rights, and a reader in Dataverse with the rights of
+# docs/deploy.md: enough to see every link, and no more.
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+READS = re.findall(r"`(prvRead\w+)`", DEPLOY)
 MEMBER = Identity.named("member of the group of operators", OPERATOR.tenant_id)
 STRANGER = Identity.named("no application user", OPERATOR.tenant_id)
 Row = dict[str, Any]
@@ -283,8 +286,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
     certificates = CertificateAuthority(folder)
     organization = Organization(tokens.verify, post=lambda *_: None)
     demo = seed.demo_organization(organization, opportunities=3)
-    for identity in (OPERATOR, MEMBER):
-        seed.add_administrator(organization, identity.client_id)
+    seed.add_administrator(organization, OPERATOR.client_id)
+    reader = seed.add_role(organization, READS, name="Invoicing reader")
+    seed.add_application_user(organization, MEMBER.client_id, roles=[reader])
     configuration = Configuration.load()
     broker = Broker(configuration)
     authenticator = Authenticator(
@@ -417,6 +421,9 @@ def test_a_healthy_set_up_is_all_ok_for_an_operator_who_may_see_everything(sandb
     code, rows = sandbox.doctor({}, *sandbox.arm)
     assert {row["state"] for row in rows} == {"ok"}, rows
     assert code == 0
+    # What docs/deploy.md shows are these lines.
+    shown = re.findall(r"^(\S.*?) {2,}ok {9}", DEPLOY, re.MULTILINE)
+    assert shown == [row["link"] for row in rows]
 
 
 def test_the_group_of_operators_has_the_rights_to_see_every_link(sandbox: Sandbox) -> None:
