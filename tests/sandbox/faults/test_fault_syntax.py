@@ -1,6 +1,8 @@
 """How people write rules on the command line."""
 
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +84,18 @@ def test_what_a_rule_says_of_itself_can_be_read_again() -> None:
         "change-set",
     )
     assert parse_rule(str(rule)) == rule
+
+
+def test_the_page_shows_every_fault_by_an_example() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "sandbox.md").read_text()
+    shown = [
+        text
+        for text in re.findall(r"`([^`\n]+)`", page)
+        if text.partition(" ")[0].partition("/")[0] in list(Wire)
+    ]
+    rules = [parse_rule(text) for text in shown if " " in text]
+    assert {rule.fault.kind for rule in rules} == set(Kind)
+    assert {rule.wire for rule in rules} == set(Wire)
 
 
 def test_every_field_can_be_written() -> None:
