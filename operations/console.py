@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -37,7 +38,7 @@ def show_rows(
 ) -> None:
     """Print rows as a table, as tab-separated lines without a terminal, or as JSON with all of their keys."""
     if as_json:
-        click.echo(json.dumps(rows, indent=2, default=str))
+        click.echo(as_json_text(rows))
         return
     if not sys.stdout.isatty():
         click.echo("\t".join(column.heading for column in columns))
@@ -77,5 +78,12 @@ def confirm(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
+def as_json_text(document: object) -> str:
+    """Write a document for scripts; times in ISO 8601, as everywhere else."""
+    return json.dumps(document, indent=2, default=_text)
+
+
 def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
     return "" if value is None else str(value)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from operations import namespace as bus
-from operations.console import Column, confirm, progress, show_rows
+from operations.console import Column, as_json_text, confirm, progress, show_rows
 from operations.selection import selecting
 from shared.message import ATTEMPT, CHAIN_PROPERTIES, FIRST_SEEN, PARKED_PROPERTIES
 
@@ -77,7 +76,7 @@ def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
         "body": bus.body_of(message).decode("utf-8", errors="replace"),
     }
     if as_json:
-        click.echo(json.dumps(document, indent=2, default=str))
+        click.echo(as_json_text(document))
         return
     click.echo(f"{reason}: {description}\n")
     for name, value in document.items():
@@ -163,13 +162,12 @@ def let_go(namespace: Namespace, chosen: list[int], description: str, copy: Copy
 
 def _row(message: ServiceBusReceivedMessage) -> dict[str, object]:
     properties = bus.text_properties(message)
+    attempt = properties.get(ATTEMPT)
     return {
         "number": message.sequence_number,
         "reason": bus.reason_of(message)[0],
         "opportunity": bus.opportunity_of(message),
         "since": properties.get(FIRST_SEEN) or message.enqueued_time_utc,
         # The first try counts; the broker counts for a message that never came so far as to be put aside.
-        "attempts": int(str(properties.get(ATTEMPT, 0))) + 1
-        if ATTEMPT in properties
-        else message.delivery_count,
+        "attempts": attempt + 1 if isinstance(attempt, int) else message.delivery_count,
     }

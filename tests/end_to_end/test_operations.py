@@ -161,6 +161,15 @@ def test_a_message_that_the_broker_dead_lettered_is_listed_with_the_parked_ones(
     assert (row["reason"], row["opportunity"]) == ("MaxDeliveryCountExceeded", opportunity(7))
 
 
+def test_what_a_stranger_sent_is_listed_too(namespace: Namespace) -> None:
+    """With properties that look like ours and are none, and with times as everywhere else."""
+    namespace.send(FAILED, [ServiceBusMessage("?", application_properties={"InvoicingAttempt": "often"})])
+    (row,) = namespace.listed("failed", "list")
+    assert (row["reason"], row["opportunity"], row["attempts"]) == ("unknown", None, 0)
+    assert datetime.fromisoformat(str(row["since"])).tzinfo is not None
+    assert "T" in str(row["since"])
+
+
 def test_show_prints_the_whole_message(namespace: Namespace) -> None:
     namespace.send(FAILED, [parked(1)])
     result = namespace.run("failed", "show", "1")
