@@ -26,7 +26,15 @@ from operations.selection import Selection
 from sandbox.clock import SystemClock
 from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
 from sandbox.faults.proxy import TcpProxy
-from sandbox.service_bus import Authenticator, Broker, Configuration, Message, ServiceBusServer
+from sandbox.service_bus import (
+    Authenticator,
+    Broker,
+    Configuration,
+    Happened,
+    Message,
+    Observation,
+    ServiceBusServer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -353,6 +361,26 @@ def test_a_command_ends_also_where_service_bus_falls_silent_under_way(namespace:
     assert process.returncode == 1, said
     assert "Service Bus did not answer within 4 s" in said
     assert len(namespace.listed("failed", "list")) == 1
+
+
+def test_a_replay_that_is_killed_loses_nothing(namespace: Namespace) -> None:
+    """In the worst moment: the third copy is accepted, and its original has not left the failed queue yet."""
+    namespace.send(FAILED, [parked(number) for number in range(6)])
+    copies = 0
+    with started({**os.environ, **namespace.environment}, "failed", "replay", "--all", "--yes") as process:
+
+        def kill(seen: Observation) -> None:
+            nonlocal copies
+            copies += seen.entity == QUEUE and seen.happened is Happened.ACCEPTED
+            if copies == 3:
+                process.kill()
+
+        namespace.broker.observe(kill)
+        process.communicate(timeout=60)
+    left = {queue: namespace.broker.peek(queue, 0, 10) for queue in (QUEUE, FAILED)}
+    assert {queue: len(messages) for queue, messages in left.items()} == {QUEUE: 3, FAILED: 4}
+    bodies = {message.message.body for messages in left.values() for message in messages}
+    assert len(bodies) == 6
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
