@@ -22,7 +22,9 @@ import tree_sitter_bicep
 import yaml
 from tree_sitter import Language, Node, Parser
 
+from operations import connect, login
 from shared import bootstrap, errors
+from shared.errors import Rhythm
 from shared.message import Message
 from shared.settings import dataverse_settings, retry_settings, service_bus_settings
 
@@ -532,6 +534,66 @@ def test_the_sum_in_the_documentation_is_the_one_that_is_deployed() -> None:
     assert factors.replace("*", "\N{MULTIPLICATION SIGN}", 2) in DEPLOY
 
 
+def test_the_page_of_settings_has_each_setting_and_the_defaults_of_the_code() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", _settings_page("App settings"), re.MULTILINE))
+    read_by_azure = {"PYTHON_THREADPOOL_THREAD_COUNT", "ServiceBusConnection__credential"}
+    defaults = retry_settings({})
+    seconds = {
+        "RETRY_OPEN_SECONDS": defaults.bounds[Rhythm.OPEN],
+        "RETRY_SHORT_SECONDS": defaults.bounds[Rhythm.SHORT],
+        "RETRY_LONG_SECONDS": defaults.bounds[Rhythm.LONG],
+        "RETRY_FIRST_DELAY_SECONDS": defaults.first_delay,
+        "RETRY_MAX_DELAY_SECONDS": defaults.longest_delay,
+    }
+
+    assert set(rows) == settings_read() | read_by_azure
+    assert {name: rows[name] for name in seconds} == {
+        name: f"{time.total_seconds():.0f}" for name, time in seconds.items()
+    }
+
+
+def test_the_page_of_settings_has_the_values_of_host_json() -> None:
+    host = json.loads((ROOT / "host.json").read_bytes())
+    values = {**host, **host["extensions"]["serviceBus"]}
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", _settings_page("host.json"), re.MULTILINE))
+
+    assert set(rows) == set(host["extensions"]["serviceBus"]) | {"functionTimeout"}
+    for name, shown in rows.items():
+        match values[name]:
+            case str(time) if ":" in time:
+                assert shown == f"{_seconds(time) // 60} min", name
+            case bool(switch):
+                assert shown == str(switch).lower(), name
+            case str() | int() as value:
+                assert shown.strip("`") == str(value), name
+            case _:
+                assert shown == "the host's defaults, written down", name
+
+
+def test_the_page_of_settings_has_what_the_commands_read_besides() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \|", _settings_page("What the commands of `operations` read besides"), re.MULTILINE
+    )
+
+    assert set(rows) == {login.CLIENT_ID, login.ANSWER_SECONDS, connect.SAS_KEY_SETTING}
+
+
+def test_nothing_can_be_reached_with_a_key_but_the_queue_that_dataverse_posts_to() -> None:
+    app = Bicep.read(INFRASTRUCTURE / "modules" / "function-app.bicep")
+    (storage,) = app.of_type("Microsoft.Storage/storageAccounts").values()
+    passwords = app.of_type("Microsoft.Web/sites/basicPublishingCredentialsPolicies").values()
+    (logs,) = (
+        Bicep.read(INFRASTRUCTURE / "modules" / "monitoring.bicep")
+        .of_type("Microsoft.Insights/components")
+        .values()
+    )
+
+    assert storage["properties"]["allowSharedKeyAccess"] is False
+    assert storage["properties"]["allowBlobPublicAccess"] is False
+    assert {each["name"]: each["properties"]["allow"] for each in passwords} == {"scm": False, "ftp": False}
+    assert logs["properties"]["DisableLocalAuth"] is True
+
+
 def test_the_providers_to_register_are_those_of_the_resources() -> None:
     """In an empty subscription none is; that of authorization always is."""
     used = {typed.partition("/")[0] for path in BICEP for typed, _ in Bicep.read(path).resources.values()} - {
@@ -540,6 +602,11 @@ def test_the_providers_to_register_are_those_of_the_resources() -> None:
     (named,) = re.findall(r"for provider in (.*?); do", DEPLOY, re.DOTALL)
 
     assert set(named.replace("\\\n", " ").split()) == used
+
+
+def _settings_page(heading: str) -> str:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
 def _leaves(error: type[errors.InvoicingError]) -> list[type[errors.InvoicingError]]:
