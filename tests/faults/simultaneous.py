@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 import click
 from checker import QUEUE, Expectations, Watch, judge
 from contract import validate_event
+from report import follow, show
 
 from sandbox.cloud import Cloud, CloudOptions
 from sandbox.dataverse import LoserAnswer
@@ -51,21 +52,18 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it. `met`: how many change sets were at the gate at once, at least, in any round."""
+    """What came of it.
+
+    `change_sets`: how many there were, `met`: how many of them were at the gate at once, at least, in any round.
+    """
 
     rounds: int
     invoices: int
     events: int
+    change_sets: int
     met: int
     problems: tuple[str, ...]
     seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rounds} rounds, each with the same win on {sum(THREADS)} threads of {len(THREADS)} processes: "
-            f"{self.invoices} invoices, {self.events} events, at least {self.met} change sets at once, "
-            f"{self.seconds:.0f} s"
-        )
 
 
 class Gate:
@@ -118,7 +116,7 @@ def run(rounds: int) -> Outcome:
         barrier = get_context("spawn").Barrier(sum(THREADS))
         workers = _start(cloud, barrier, stack)
         problems: list[str] = []
-        for number, opportunity in enumerate(cloud.demo.opportunities):
+        for number, opportunity in enumerate(follow(cloud.demo.opportunities, "Rounds", rounds)):
             cloud.dataverse.organization.loser_answer = list(LoserAnswer)[number % len(LoserAnswer)]
             message = _won(cloud, opportunity)
             for worker in workers:
@@ -137,6 +135,7 @@ def run(rounds: int) -> Outcome:
             rounds,
             invoices,
             len(watch.published),
+            len(gate.met),
             min(gate.met, default=0),
             tuple(problems),
             time.monotonic() - started,
@@ -222,9 +221,18 @@ def main(*, rounds: int) -> None:
     """Let 50 threads of four processes have the same win at once, again and again."""
     logging.disable(logging.CRITICAL)
     outcome = run(rounds)
-    click.echo(str(outcome))
-    for problem in outcome.problems:
-        click.echo(problem, err=True)
+    show(
+        f"{outcome.rounds} rounds in {outcome.seconds:.0f} s, each with the same win on {sum(THREADS)} threads of "
+        f"{len(THREADS)} processes",
+        [
+            ("change sets", f"{outcome.change_sets:,}"),
+            ("of them at once, at least", f"{outcome.met:,}"),
+            ("came second and changed nothing", f"{outcome.change_sets - outcome.invoices:,}"),
+            ("invoices", f"{outcome.invoices:,}"),
+            ("events", f"{outcome.events:,}"),
+            *(("BROKEN", problem) for problem in outcome.problems),
+        ],
+    )
     sys.exit(bool(outcome.problems) or outcome.invoices != rounds or outcome.events != rounds)
 
 
