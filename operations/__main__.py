@@ -16,7 +16,7 @@ from operations.failed import failed
 from operations.namespace import environment_of
 from operations.reconcile import reconcile
 from operations.waiting import waiting
-from shared.errors import InvoicingError
+from shared.errors import InvalidSettings, InvoicingError
 
 PROBLEM = 1
 INTERRUPTED = 130
@@ -59,8 +59,12 @@ def main() -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted: what was not finished is still where it was.", err=True)
         return INTERRUPTED
+    except InvalidSettings as error:
+        click.echo(str(error), err=True)
+        return PROBLEM
     except InvoicingError as error:
-        click.echo(f"{error} {error.advice}", err=True)
+        # Its own advice is for who finds a parked message.
+        click.echo(f"{error}\nWhich link is broken, and what to do: operations doctor", err=True)
         return PROBLEM
     except (ServiceBusError, ClientAuthenticationError) as error:
         first_line = str(error).partition("\n")[0]

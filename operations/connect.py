@@ -13,12 +13,12 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 import click
-from azure.servicebus import parse_connection_string
 
 from operations.console import Column, confirm, show_rows
+from operations.login import namespace_address
 from operations.privileges import OPTIONAL_PRIVILEGES, PRIVILEGES, lacking, privilege_ids
 from operations.web_api import Row, WebApi, derived_id, quoted
-from shared.settings import ConnectionString, service_bus_settings
+from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,11 +101,11 @@ def connect(
     endpoint and the step. Run it again at any time, with another key to rotate it. Needs a system administrator's
     login.
     """
-    api = WebApi.of(environment)
+    api, settings = WebApi.of(environment), service_bus_settings(environment)
     target = Target(
         str(application_id),
-        namespace_address(environment),
-        service_bus_settings(environment).opportunity_won_queue,
+        namespace_address(settings),
+        settings.opportunity_won_queue,
         sas_key_name,
         _sas_key(environment, from_stdin=sas_key_stdin),
     )
@@ -475,14 +475,6 @@ def find_step(api: WebApi) -> Row | None:
     return by_id or api.first(
         f"sdkmessageprocessingsteps?$select={columns}&$filter=name eq {quoted(STEP_NAME)}"
     )
-
-
-def namespace_address(environment: Mapping[str, str]) -> str:
-    """Return the address of the namespace in the form that service endpoints have: sb://host/."""
-    connection = service_bus_settings(environment).connection
-    if isinstance(connection, ConnectionString):
-        return parse_connection_string(connection.value).endpoint.rstrip("/") + "/"
-    return f"sb://{connection.fully_qualified}/"
 
 
 def _solution_namespace(address: str) -> str:

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
-from azure.servicebus import parse_connection_string
 
-from operations.connect import namespace_address
 from operations.console import Column, confirm, progress, show_rows
 from operations.diagnosis import network
 from operations.diagnosis.azure_resources import PUBLIC, Design, ResourceLinks, ResourceManager
@@ -27,11 +25,11 @@ from operations.diagnosis.dataverse import DataverseLinks, Target
 from operations.diagnosis.findings import CannotSee, Finding, Found, State, found, ok
 from operations.diagnosis.identity import Identity
 from operations.diagnosis.service_bus import Right, ServiceBusLinks
+from operations.login import namespace_address
 from operations.web_api import WebApi
 from shared.clock import SystemClock
 from shared.errors import InvalidSettings
 from shared.settings import (
-    CONNECTION,
     ConnectionString,
     dataverse_settings,
     retry_settings,
@@ -223,11 +221,8 @@ class Doctor:
         if not problems:
             try:
                 self._parts = _Parts.of(self._environment, self._where, self._clock)
-            except ValueError:
-                # Of the connection string; what it quotes may be the key.
-                problems.append(
-                    f"The app setting {CONNECTION} is not valid: it should be a connection string."
-                )
+            except InvalidSettings as error:
+                problems.extend(error.problems)
         return [found(Finding.SETTINGS_INVALID, problem) for problem in problems] or ok("complete")
 
     def _threads(self, _: Deadline) -> list[Result]:
@@ -263,7 +258,7 @@ class Doctor:
         else:
             # Only the official emulator, and stand-ins for it, are reached without TLS.
             is_plain = "usedevelopmentemulator=true" in connection.value.lower().replace(" ", "")
-            address = urlsplit(parse_connection_string(connection.value).endpoint)
+            address = urlsplit(namespace_address(self._known.settings))
             host, port = address.hostname or "", address.port or (_PLAIN_AMQP if is_plain else _TLS_AMQP)
         trust = None if is_plain else ssl.create_default_context()
         return network.look(network.SERVICE_BUS, host, port, trust, deadline)
@@ -301,7 +296,7 @@ class _Parts:
         settings, dataverse = service_bus_settings(environment), dataverse_settings(environment)
         identity = Identity(environment, settings, dataverse)
         api = WebApi.of(environment)
-        target = Target(namespace_address(environment), settings.opportunity_won_queue)
+        target = Target(namespace_address(settings), settings.opportunity_won_queue)
         longest_retry = max(retry_settings(environment).bounds.values())
         tokens = identity.source(f"{where.endpoint.rstrip('/')}/.default", dataverse.client_id)
         return cls(

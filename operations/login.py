@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
+from azure.servicebus import parse_connection_string
 
-from shared.settings import ConnectionString, dataverse_settings, service_bus_settings
+from shared.errors import InvalidSettings
+from shared.settings import CONNECTION, ConnectionString, dataverse_settings, service_bus_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,9 +39,23 @@ def dataverse_settings_of(environment: Mapping[str, str]) -> DataverseSettings:
 def service_bus_settings_of(environment: Mapping[str, str]) -> ServiceBusSettings:
     """Return the settings of the way in and out with the identity of whoever runs a command; see settings.py."""
     settings, client_id = service_bus_settings(environment), operator_client_id(environment)
+    namespace_address(settings)
     if client_id is None or isinstance(settings.connection, ConnectionString):
         return settings
     return replace(settings, connection=replace(settings.connection, client_id=client_id))
+
+
+def namespace_address(settings: ServiceBusSettings) -> str:
+    """Return the namespace's address as service endpoints have it, sb://host/; raises InvalidSettings."""
+    connection = settings.connection
+    if not isinstance(connection, ConnectionString):
+        return f"sb://{connection.fully_qualified}/"
+    try:
+        return parse_connection_string(connection.value).endpoint.rstrip("/") + "/"
+    except ValueError as error:
+        # What the error quotes may be the key.
+        problem = f"The app setting {CONNECTION} is not valid: it should be a connection string with a key."
+        raise InvalidSettings((problem,)) from error
 
 
 def answer_seconds(environment: Mapping[str, str], default: float) -> float:

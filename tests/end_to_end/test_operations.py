@@ -396,3 +396,12 @@ def test_problems_of_settings_are_told_at_once(namespace: Namespace) -> None:
     assert result.exit_code != 0
     assert "OPPORTUNITY_WON_QUEUE is missing" in str(result.exception)
     assert "INVOICE_CREATED_TOPIC is not valid" in str(result.exception)
+
+
+def test_a_connection_string_without_a_key_is_told_without_showing_it(namespace: Namespace) -> None:
+    namespace.environment["ServiceBusConnection"] = "Endpoint=sb://contoso/;SharedAccessKey2=secret"
+    with started({**os.environ, **namespace.environment}, "failed", "list") as process:
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, len(said.splitlines())) == (1, 1)
+    assert "ServiceBusConnection is not valid" in said
+    assert "secret" not in said
