@@ -56,6 +56,7 @@ class OpportunityState(IntEnum):
 
 _INVOICE_CANCELED = 3
 _MONEY_BOUND = 10**15
+_MOST_DECIMAL_PLACES = 10
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,6 @@ def _opportunity(answer: Answer) -> Mapping[str, Any]:
 
 def _invoice(row: Mapping[str, Any], answer: Answer) -> Invoice:
     customer_id, kind = row.get("_customerid_value"), row.get(f"_customerid_value{_LOOKUP_TABLE}")
-    currency = row.get("transactioncurrencyid")
     return Invoice(
         id=_guid(row, "invoiceid", answer),
         number=_text(row, "invoicenumber", answer),
@@ -226,20 +226,24 @@ def _invoice(row: Mapping[str, Any], answer: Answer) -> Invoice:
         if customer_id
         else None,
         total_amount=_amount(row, "totalamount", answer),
-        currency=(
-            Currency(
-                id=_guid(row, "_transactioncurrencyid_value", answer),
-                iso_code=str(currency.get("isocurrencycode")),
-                precision=_integer(currency, "currencyprecision", answer),
-            )
-            if isinstance(currency, dict)
-            else None
-        ),
+        currency=_currency(row, answer),
         pricing_error_code=(
             None if row.get("pricingerrorcode") is None else _integer(row, "pricingerrorcode", answer)
         ),
         created_on=_time(row, "createdon", answer),
     )
+
+
+def _currency(row: Mapping[str, Any], answer: Answer) -> Currency | None:
+    currency = row.get("transactioncurrencyid")
+    if not isinstance(currency, dict):
+        return None
+    iso_code = _text(currency, "isocurrencycode", answer)
+    precision = _integer(currency, "currencyprecision", answer)
+    # An amount is worth nothing without them.
+    if not iso_code or not 0 <= precision <= _MOST_DECIMAL_PLACES:
+        raise _unexpected("transactioncurrencyid", answer)
+    return Currency(_guid(row, "_transactioncurrencyid_value", answer), iso_code, precision)
 
 
 def rows_of(answer: Answer) -> list[Mapping[str, Any]]:

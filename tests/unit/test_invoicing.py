@@ -427,6 +427,10 @@ def test_whole_and_negative_amounts(amount: int, ensure: Ensure) -> None:
         ("_customerid_value", "x"),
         ("_transactioncurrencyid_value", None),
         ("transactioncurrencyid", {"isocurrencycode": "EUR"}),
+        ("transactioncurrencyid", {"isocurrencycode": None, "currencyprecision": 2}),
+        ("transactioncurrencyid", {"isocurrencycode": "", "currencyprecision": 2}),
+        ("transactioncurrencyid", {"isocurrencycode": "EUR", "currencyprecision": -1}),
+        ("transactioncurrencyid", {"isocurrencycode": "EUR", "currencyprecision": 10**9}),
     ],
 )
 def test_an_invoice_that_makes_no_sense_is_somebody_elses_answer(
