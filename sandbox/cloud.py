@@ -355,6 +355,8 @@ class Cloud:
         self.dataverse = DataverseApp(
             self.authority.verify,
             clock=clock,
+            # Readers see what is committed while somebody writes, as in Dataverse.
+            directory=self.folder,
             post=poster,
             protection=ServiceProtection(clock, limits) if limits else None,
         )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     WatchTopic = Callable[[Broker], list[Message]]
 
 APP = Path(__file__).parents[2]
-PATIENCE = 40.0
+PATIENCE = 80.0
 # So that what is tried again is tried again within the test.
 QUICK_RETRIES = {"RETRY_FIRST_DELAY_SECONDS": "0.2", "RETRY_MAX_DELAY_SECONDS": "1"}
 
@@ -230,6 +230,8 @@ def test_a_peer_that_accepts_and_stays_silent_is_survived(wire: Wire, watch_topi
         assert_good(cloud, won_at, events)
 
 
+# How fast is not the question here.
+@pytest.mark.timeout(400)
 def test_500_opportunities_with_16_at_once(watch_topic: WatchTopic) -> None:
     with Cloud(CloudOptions(APP, mode=Mode.IDENTITY, opportunities=500)) as cloud:
         watch_topic(cloud.broker)
@@ -253,7 +255,7 @@ def test_500_opportunities_with_16_at_once(watch_topic: WatchTopic) -> None:
                 for opportunity in cloud.demo.opportunities:
                     won_at[opportunity] = time.monotonic()
                     sales_person.win(opportunity)
-            assert consumer.wait_for(500, 90), f"{len(consumer.events)} events came"
+            assert consumer.wait_for(500, 300), f"{len(consumer.events)} events came"
             wait_until_nothing_is_left(cloud)
             events = consumer.events
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
 from sandbox.actors import SalesPerson
 from sandbox.cloud import WON_QUEUE, Cloud, CloudError, CloudOptions, Mode, StartInterruptedError
+from sandbox.dataverse.schema import TABLES
 from sandbox.functions_host import ConfigurationError, WorkerDiedError
 from sandbox.service_bus import Message
 
@@ -105,6 +107,27 @@ def test_entities_may_come_from_the_emulators_own_file(tmp_path: Path, mode: Mod
             time.sleep(0.01)
         (settings,) = (queue for queue in cloud.configuration.queues if queue.path == WON_QUEUE)
         assert settings.lock_duration == timedelta(minutes=2)
+
+
+def test_what_is_committed_can_be_read_while_somebody_writes() -> None:
+    """And nothing else, as in Dataverse: whoever looks does not wait for whoever is about to invoice."""
+    with (
+        Cloud(CloudOptions(APP, opportunities=1, functions_host=False)) as cloud,
+        requests.Session() as session,
+    ):
+        (opportunity,) = cloud.demo.opportunities
+        session.trust_env = False
+        token = cloud.authority.issue(cloud.operator, cloud.dataverse.organization.url)
+        with cloud.dataverse.store.writing() as transaction:
+            transaction.update(TABLES["opportunity"], opportunity, {"name": "not yet"})
+            answer = session.get(
+                f"{cloud.dataverse_server.url}/api/data/v9.2/opportunities({opportunity})?$select=name",
+                headers={"Authorization": f"Bearer {token}"},
+                verify=str(cloud.certificates.bundle),
+                timeout=20,
+            )
+        assert answer.status_code == 200
+        assert answer.json()["name"] != "not yet"
 
 
 def test_entities_that_are_not_enough_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     CheckEvent = Callable[[bytes, Mapping[str, object], str | None], None]
 
 APP = Path(__file__).parents[3]
-PATIENCE = 40.0
+PATIENCE = 100.0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 
@@ -135,7 +135,7 @@ def test_start_for_scripts_until_it_is_terminated(terminal: _Terminal) -> None:
     rest, error = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, rest, error) == (0, "", "")
-    assert time.monotonic() - asked < PATIENCE / 2
+    assert time.monotonic() - asked < 20
     terminal.assert_nothing_is_left()
 
 
