@@ -242,9 +242,9 @@ def test_syntax(path: Path) -> None:
     assert [f"line {node.start_point[0] + 1}: {text(node)[:60]}" for node in wrong] == []
 
 
-@pytest.mark.parametrize("path", BICEP, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*BICEP, *PARAMETERS], ids=lambda path: path.name)
 def test_says_that_no_compiler_has_seen_it(path: Path) -> None:
-    head = path.read_text(encoding="utf-8").split("\n\nparam ")[0].split("\ntargetScope")[0]
+    head = re.split(r"\n(?:\nparam |targetScope|using )", path.read_text(encoding="utf-8"))[0]
 
     assert "No compiler has seen this file" in head
 
