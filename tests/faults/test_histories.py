@@ -26,6 +26,7 @@ def test_random_histories_keep_the_promise(chunk: int) -> None:
     assert counts["opportunities won and not meddled with"] >= _EACH / 2
     assert counts["invoices generated"] >= _EACH / 2
     assert sum(count for name, count in counts.items() if name.startswith("fault:")) >= _EACH / 4
+    assert counts["wins when the faults had ended"] <= _EACH / 4
 
 
 def test_a_seed_is_a_history() -> None:
