@@ -168,7 +168,13 @@ class ServiceBusLinks:
                 if (age := _age(message)) > _OLD
             ]
 
-        old = self._peek(queue, peek, deadline)
+        try:
+            old = self._peek(queue, peek, deadline)
+        except CannotSee as unseen:
+            if not isinstance(unseen.__cause__, MessagingEntityDisabledError):
+                raise
+            # No right of anybody would help.
+            return [Result(State.NOT_LOOKED_AT, f"because {queue} is paused")]
         if not old:
             return ok("no retry is older than 30 minutes")
         age, reason = max(old)
