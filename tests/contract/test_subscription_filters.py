@@ -114,8 +114,8 @@ def test_the_filters_of_the_page_take_what_it_says(
     assert taken("audit") == EVENTS.keys()
     for number, (rule, expected) in enumerate(FILTERS):
         assert taken(f"filtered-{number}") == expected, rule
-    # What came over the wire is still the event of the contract.
-    for stored in broker.peek("invoice-created/Subscriptions/filtered-2", max_messages=10):
+    # What came over the wire is still the event of the contract (of which there is no version 2 yet).
+    for stored in broker.peek("invoice-created/Subscriptions/filtered-1", max_messages=10):
         message = stored.message
         assert isinstance(message.body, bytes)
         published_event_checker(message.body, message.application_properties, message.content_type or "")
