@@ -264,6 +264,7 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
             session.change(
                 TABLES["opportunity"], opportunity, {"statecode": 1, "actualclosedate": "2026-03-01"}
             )
+        session.change(TABLES["opportunity"], ordered, {"actualclosedate": "2026-06-01"})
         session.change(TABLES["opportunity"], lost, {"statecode": 2, "actualclosedate": "2026-03-01"})
         session.change(TABLES["opportunity"], old, {"statecode": 1, "actualclosedate": "2025-12-31"})
     for opportunity in (invoiced, canceled):
@@ -289,10 +290,10 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
     assert still_open not in found
     assert result.exit_code == 3
     assert organization.run("reconcile", "--since", "2026-03-02", "--json").exit_code == 0
-    everything = organization.run(
-        "reconcile", "--since", "2026-01-01", "--json", ORDERED_OPPORTUNITY="invoice"
+    also_ordered = organization.run(
+        "reconcile", "--since", "2026-03-02", "--json", ORDERED_OPPORTUNITY="invoice"
     )
-    assert ordered in {row["opportunity"] for row in json.loads(everything.stdout)}
+    assert [row["opportunity"] for row in json.loads(also_ordered.stdout)] == [ordered]
 
 
 def test_reconcile_refuses_to_look_with_a_login_that_sees_only_a_part(organization: Organization) -> None:
