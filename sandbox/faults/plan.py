@@ -80,7 +80,7 @@ _AMQP = frozenset({Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT})
 _DATAVERSE = frozenset({Wire.DATAVERSE})
 
 KINDS = {
-    Kind.REFUSE: Description("the connection is refused", _HTTP | _AMQP),
+    Kind.REFUSE: Description("the connection is refused: it is reset as soon as it is made", _HTTP | _AMQP),
     Kind.RESET: Description(
         "the connection is reset: before the call is carried out or, with after, without its answer",
         _HTTP | _AMQP,
