@@ -430,6 +430,8 @@ class _History:
         if not invoices:
             return False
         self._invoice_goes(story)
+        # Deleted just before it is read, and that again when a replay or a deleted note has made another.
+        story.reasons.add("RecordNotFound")
         self._session(lambda session: session.delete(TABLES["invoice"], invoices[0]["invoiceid"]))
         return True
 

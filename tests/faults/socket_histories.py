@@ -303,7 +303,8 @@ class _History:
                 return False
             if goes:
                 story.meddled = True
-                story.reasons.add("ClaimedWithoutInvoice")
+                # The second: deleted just before it is read, and that again where a deleted note has let another be made.
+                story.reasons |= {"ClaimedWithoutInvoice", "RecordNotFound"}
             do(session, invoices[0]["invoiceid"])
         return True
 
