@@ -303,7 +303,7 @@ class _History:
                 return False
             if goes:
                 story.meddled = True
-                # The second: deleted just before it is read, and that again where a deleted note has let another be made.
+                # The second: deleted just before it is read, and again where a deleted note has let another be made.
                 story.reasons |= {"ClaimedWithoutInvoice", "RecordNotFound"}
             do(session, invoices[0]["invoiceid"])
         return True
