@@ -4,24 +4,32 @@ An exception at a random point, which Ctrl-C usually is, would leave processes a
 """
 
 import signal
-import threading
+from queue import SimpleQueue
 
 
 class Stop:
     """Whether somebody asked to stop; `listen` makes signals do so."""
 
     def __init__(self) -> None:
-        self._wanted = threading.Event()
+        self._is_wanted = False
+        # A signal's handler may run anywhere in the main thread, also in the middle of its waiting. An Event would lock
+        # itself out there; this can be put to from anywhere.
+        self._bell: SimpleQueue[None] = SimpleQueue()
 
     def listen(self) -> None:
         """Take SIGINT and SIGTERM from now on, as often as they come; for the main thread only."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self._wanted.set())
+            signal.signal(number, lambda *_: self._ask())
 
     def is_wanted(self) -> bool:
         """Tell whether somebody asked."""
-        return self._wanted.is_set()
+        return self._is_wanted
 
     def wait(self) -> None:
         """Wait until somebody asks."""
-        self._wanted.wait()
+        while not self._is_wanted:
+            self._bell.get()
+
+    def _ask(self) -> None:
+        self._is_wanted = True
+        self._bell.put(None)

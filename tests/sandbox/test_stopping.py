@@ -1,0 +1,51 @@
+"""The wish to stop: it is heard whenever it comes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+# Python lets a trace function look at every line that runs, so a signal can come at each of them in turn. The clock
+# rings when all of them were had and the waiting has begun in earnest.
+AT_EVERY_LINE = """
+import os, signal, sys, threading
+from sandbox.stopping import Stop
+
+def come_at(moment):
+    lines = 0
+    def trace(*_):
+        nonlocal lines
+        lines += 1
+        if lines == moment:
+            signal.raise_signal(signal.SIGINT)
+        return trace
+    return trace
+
+rung = threading.Event()
+moment = 0
+while not rung.is_set():
+    moment += 1
+    stop = Stop()
+    stop.listen()
+    clock = threading.Timer(1, lambda: (rung.set(), os.kill(os.getpid(), signal.SIGTERM)))
+    clock.start()
+    sys.settrace(come_at(moment))
+    stop.wait()
+    sys.settrace(None)
+    assert stop.is_wanted()
+    clock.cancel()
+    clock.join()
+print(moment)
+"""
+
+
+def test_a_wish_is_heard_at_whatever_moment_of_the_waiting_it_comes() -> None:
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", AT_EVERY_LINE],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 2
