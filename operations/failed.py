@@ -54,14 +54,7 @@ def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: 
 def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
     """Show one message whole: its reason, its properties and its body, which may hold personal data."""
     with bus.open_namespace(environment) as namespace:
-        message = next(
-            (
-                message
-                for message in bus.peek_all(namespace, namespace.settings.failed_queue)
-                if message.sequence_number == number
-            ),
-            None,
-        )
+        message = bus.peek_one(namespace, namespace.settings.failed_queue, number)
     if message is None:
         raise click.ClickException(f"There is no message {number} in the failed queue: see failed list.")
     reason, description = bus.reason_of(message)
@@ -132,15 +125,21 @@ def replay_copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
 
 def choose(namespace: Namespace, selection: Selection) -> list[int]:
     """Return the sequence numbers of the messages that are meant."""
-    messages = bus.peek_all(namespace, namespace.settings.failed_queue)
+    queue = namespace.settings.failed_queue
+    if selection.numbers:
+        # Not the whole queue for a few.
+        chosen = [
+            number for number in dict.fromkeys(selection.numbers) if bus.peek_one(namespace, queue, number)
+        ]
+        selection.check_found(chosen, "in the failed queue")
+        return chosen
+    messages = bus.peek_all(namespace, queue)
     # Their numbers, not the messages: those may be thousands, with whole bodies.
-    chosen = [
+    return [
         bus.sequence_number(message)
         for message in progress(messages, "Looking")
         if selection.means(bus.sequence_number(message), bus.reason_of(message)[0])
     ]
-    selection.check_found(chosen, "in the failed queue")
-    return chosen
 
 
 def let_go(namespace: Namespace, chosen: list[int], description: str, copy: CopyOf | None) -> int:

@@ -102,9 +102,9 @@ class Receiver:
     def _ask(self, do: Callable[[ServiceBusReceiver], Answer]) -> Answer:
         return self._namespace.ask(lambda links: do(links.receiver(self._queue)))
 
-    def peek(self, following: int) -> list[ServiceBusReceivedMessage]:
+    def peek(self, following: int, most: int = _PAGE) -> list[ServiceBusReceivedMessage]:
         """Return a page of messages from this sequence number on; moves nothing."""
-        return self._ask(lambda link: link.peek_messages(_PAGE, sequence_number=following, timeout=ANSWER))
+        return self._ask(lambda link: link.peek_messages(most, sequence_number=following, timeout=ANSWER))
 
     def receive(self) -> list[ServiceBusReceivedMessage]:
         """Lock a page of what is active; none come where the queue is quiet for some seconds."""
@@ -119,9 +119,14 @@ class Receiver:
         except MessageNotFoundError:
             return None
 
-    def defer(self, message: ServiceBusReceivedMessage) -> None:
-        """Put a locked message aside: it stays in the queue."""
-        self._ask(lambda link: link.defer_message(message))
+    def defer(self, messages: list[ServiceBusReceivedMessage]) -> None:
+        """Put locked messages aside: they stay in the queue."""
+
+        def defer(link: ServiceBusReceiver) -> None:
+            for message in messages:
+                link.defer_message(message)
+
+        self._ask(defer)
 
     def complete(self, message: ServiceBusReceivedMessage) -> None:
         """Let a locked message go."""
@@ -215,6 +220,12 @@ def peek_all(namespace: Namespace, queue: str) -> Iterator[ServiceBusReceivedMes
         following = sequence_number(page[-1]) + 1
 
 
+def peek_one(namespace: Namespace, queue: str, number: int) -> ServiceBusReceivedMessage | None:
+    """Return the message with this sequence number, if it is in the queue; moves nothing."""
+    page = namespace.receiver(queue).peek(number, most=1)
+    return page[0] if page and page[0].sequence_number == number else None
+
+
 class Picker:
     """Locks single messages of a queue by sequence number and leaves all others where they are."""
 
@@ -236,8 +247,7 @@ class Picker:
     def _defer_up_to(self, number: int) -> None:
         """Defer what is active, in order, until the wanted one is: each message is received for this only once."""
         while page := self._receiver.receive():
-            for message in page:
-                self._receiver.defer(message)
+            self._receiver.defer(page)
             if sequence_number(page[-1]) >= number:
                 return
 
