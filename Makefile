@@ -49,11 +49,11 @@ faults: $(VENV)/.dev ## prove the guarantee in full, as docs/guarantee.md descri
 	$(BIN)/python tests/faults/run_socket_histories.py --count 300
 	$(BIN)/python tests/faults/run_matrix.py
 
-fuzz: .venv-fuzz/.installed ## search the parser of events with a coverage-guided fuzzer: FUZZ_INPUTS=100000 for fewer
-	@.venv-fuzz/bin/python tests/fuzz/opportunity_won.py fuzz --inputs $(FUZZ_INPUTS) --found build/fuzz/opportunity-won
-	@.venv-fuzz/bin/coverage run --data-file=build/.coverage-fuzz --branch --source=shared \
+fuzz: $(VENV)/.dev ## search the parser of events with a coverage-guided fuzzer: FUZZ_INPUTS=100000 for fewer
+	@$(BIN)/python tests/fuzz/opportunity_won.py fuzz --inputs $(FUZZ_INPUTS) --found build/fuzz/opportunity-won
+	@$(BIN)/coverage run --data-file=build/.coverage-fuzz --branch --source=shared \
 		tests/fuzz/opportunity_won.py replay build/fuzz/opportunity-won
-	@.venv-fuzz/bin/coverage report --data-file=build/.coverage-fuzz --include=shared/opportunity_won.py
+	@$(BIN)/coverage report --data-file=build/.coverage-fuzz --include=shared/opportunity_won.py
 
 package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip
 	@$(BIN)/python -m infrastructure.package
@@ -76,7 +76,6 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 	lock pyproject.toml -o requirements.txt; \
 	lock pyproject.toml --group sandbox -c requirements.txt -o requirements-sandbox.txt; \
 	lock pyproject.toml --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
-	lock --group pyproject.toml:fuzz -o requirements-fuzz.txt; \
 	lock --group pyproject.toml:scan -o requirements-scan.txt
 
 clean: ## remove what the commands above made

@@ -104,8 +104,11 @@ def _replay(found: list[Path]) -> None:
 
 
 def _fuzz(inputs: int, seed: int, found: Path) -> None:
-    # By name: atheris is installed only where somebody fuzzes.
-    atheris = importlib.import_module("atheris")
+    # By name: it is not installed everywhere.
+    try:
+        atheris = importlib.import_module("atheris")
+    except ModuleNotFoundError:
+        sys.exit("The fuzzer, atheris, comes as a wheel only for Linux on x86-64, with Python 3.11 to 3.13: fuzz there.")
     with atheris.instrument_imports(include=["shared"]):
         importlib.import_module("shared.opportunity_won")
     found.mkdir(parents=True, exist_ok=True)
