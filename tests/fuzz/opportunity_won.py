@@ -108,7 +108,7 @@ def _fuzz(inputs: int, seed: int, found: Path) -> None:
     try:
         atheris = importlib.import_module("atheris")
     except ModuleNotFoundError:
-        sys.exit("The fuzzer, atheris, comes as a wheel only for Linux on x86-64, with Python 3.11 to 3.13: fuzz there.")
+        sys.exit("The fuzzer, atheris, comes as a wheel only for Linux on x86-64 and Python 3.11 to 3.13.")
     with atheris.instrument_imports(include=["shared"]):
         importlib.import_module("shared.opportunity_won")
     found.mkdir(parents=True, exist_ok=True)
