@@ -22,7 +22,15 @@ pytestmark = pytest.mark.skipif(
 
 
 def fuzz(root: Path, inputs: int, found: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tests/fuzz/opportunity_won.py", "fuzz", "--inputs", str(inputs), "--found", found]
+    command = [
+        sys.executable,
+        "tests/fuzz/opportunity_won.py",
+        "fuzz",
+        "--inputs",
+        str(inputs),
+        "--found",
+        found,
+    ]
     return subprocess.run(command, cwd=root, check=False, capture_output=True, text=True, timeout=ENOUGH)  # noqa: S603
 
 
