@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
+
+from infrastructure import settings, verify
+from operations.__main__ import operations
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ROOT / "azure-pipelines.yml"
@@ -159,6 +163,48 @@ def test_make_targets_that_the_pipeline_calls_exist() -> None:
     assert called == {"check", "test", "package"}
     for target in called:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_what_the_pipelines_start_exists_with_its_options() -> None:
+    """Modules of this project, their commands, and every option that is given to them."""
+    modules: dict[str, click.Command] = {
+        "operations": operations,
+        "infrastructure.settings": settings.main,
+        "infrastructure.verify": verify.main,
+    }
+    started = set()
+    for path in PIPELINES:
+        for step in steps_of(path):
+            script = str(step.get("inputs", {}).get("inlineScript")).replace("\\\n", " ")
+            # What other programs are given stands in quotes.
+            script = re.sub(r'"[^"]*"', "value", script)
+            for name, line in re.findall(r"python -m (\S+) (.*)", script):
+                command, known = modules[name], {"--settings"} if name == "operations" else set()
+                for word in line.split():
+                    if isinstance(command, click.Group):
+                        command = command.commands.get(word, command)
+                known |= {option for parameter in command.params for option in parameter.opts}
+                assert not isinstance(command, click.Group), line
+                assert {word for word in line.split() if word.startswith("--")} <= known, line
+                started.add(f"{name} {command.name}")
+
+    assert started == {
+        "infrastructure.settings main",
+        "infrastructure.verify main",
+        "operations doctor",
+        "operations reconcile",
+    }
+
+
+def test_the_verification_wants_to_see_every_link_and_minds_nothing_that_was_left_over() -> None:
+    (diagnosis,) = [
+        str(step["inputs"]["inlineScript"])
+        for step in steps_of(ROOT / "infrastructure/pipelines/environment.yml")
+        if " doctor " in str(step.get("inputs", {}).get("inlineScript"))
+    ]
+
+    assert "--fail-on cannot-see" in diagnosis
+    assert "attention" not in diagnosis
 
 
 def test_there_are_no_secrets() -> None:
