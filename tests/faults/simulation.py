@@ -169,7 +169,9 @@ class Simulation:
         return min(moments, default=None)
 
     def _advance(self, moment: float) -> None:
-        self._ticks = max(self._ticks, round(self._whole(moment) / self._tick))
+        # What is a hair above this very tick is not due yet in the eyes of others, who know no ticks: the next one.
+        least = self._ticks + (moment > self.monotonic())
+        self._ticks = max(least, round(self._whole(moment) / self._tick))
 
     def _whole(self, moment: float) -> float:
         """Return the first tick that is not before a moment; a hair above a tick is the tick."""

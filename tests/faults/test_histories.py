@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import timedelta
 from itertools import pairwise
+from random import Random
 
 import pytest
 from histories import run_history
+from rig import START
+from simulation import Simulation
 
 # Other seeds than those of `make faults`, so that the two do not look at the same histories.
 _FIRST = 1_000_000
@@ -35,3 +39,11 @@ def test_a_seed_is_a_history() -> None:
 
     assert all(first == second for first, second in digests)
     assert all(one != other for (one, _), (other, _) in pairwise(digests))
+
+
+def test_what_is_due_a_hair_after_a_tick_is_waited_for() -> None:
+    """Time goes on though the broker's schedules know no ticks: no history stands still."""
+    simulation = Simulation(Random(1), START)  # noqa: S311 - to be repeatable, not secret
+    due = START + timedelta(seconds=1, microseconds=1)
+
+    assert simulation.run(lambda: None, lambda: due if simulation.now() < due else None, turns=10)
