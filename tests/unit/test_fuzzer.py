@@ -29,7 +29,7 @@ def fuzz(root: Path, inputs: int, found: Path) -> subprocess.CompletedProcess[st
         "--inputs",
         str(inputs),
         "--found",
-        found,
+        str(found),
     ]
     return subprocess.run(command, cwd=root, check=False, capture_output=True, text=True, timeout=ENOUGH)  # noqa: S603
 
