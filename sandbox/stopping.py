@@ -4,7 +4,9 @@ An exception at a random point, which Ctrl-C usually is, would leave processes a
 """
 
 import signal
-from queue import SimpleQueue
+import time
+
+_LOOK_SECONDS = 0.1
 
 
 class Stop:
@@ -12,9 +14,6 @@ class Stop:
 
     def __init__(self) -> None:
         self._is_wanted = False
-        # A signal's handler may run anywhere in the main thread, also in the middle of its waiting. An Event would lock
-        # itself out there; this can be put to from anywhere.
-        self._bell: SimpleQueue[None] = SimpleQueue()
 
     def listen(self) -> None:
         """Take SIGINT and SIGTERM from now on, as often as they come; for the main thread only."""
@@ -27,9 +26,10 @@ class Stop:
 
     def wait(self) -> None:
         """Wait until somebody asks."""
+        # With nothing that locks: the handler runs in the thread that waits, perhaps just as it takes the lock. And
+        # never for long: a signal that comes just before a thread lies down to wait does not wake it.
         while not self._is_wanted:
-            self._bell.get()
+            time.sleep(_LOOK_SECONDS)
 
     def _ask(self) -> None:
         self._is_wanted = True
-        self._bell.put(None)
