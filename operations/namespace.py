@@ -77,14 +77,18 @@ class Namespace:
                 self._owner.call(Links.close, limit=_CLOSING, timeout=_CLOSING)
         self._owner.close()
 
-    def ask(self, do: Callable[[Links], Answer]) -> Answer:
-        """Have something done with the links; raises ClickException where there is no answer in time."""
+    def ask(self, do: Callable[[Links], Answer], *, quiet: float = 0.0) -> Answer:
+        """Have something done with the links; raises ClickException where there is no answer in time.
+
+        `quiet`: seconds for which the broker is asked to wait before it answers.
+        """
+        longest = self._seconds + quiet
         try:
-            answer = self._owner.call(do, limit=self._seconds, timeout=self._seconds)
+            answer = self._owner.call(do, limit=longest, timeout=longest)
         except NotAnswered as error:
             self._is_open = False
             raise click.ClickException(
-                f"Service Bus did not answer within {self._seconds:g} s; what was not finished is still where it was. "
+                f"Service Bus did not answer within {longest:g} s; what was not finished is still where it was. "
                 "Something between here and the namespace may drop connections: operations doctor tells."
             ) from error
         self._is_open = True
@@ -99,8 +103,8 @@ class Receiver:
         self._queue = queue
         self._ask(lambda _: None)
 
-    def _ask(self, do: Callable[[ServiceBusReceiver], Answer]) -> Answer:
-        return self._namespace.ask(lambda links: do(links.receiver(self._queue)))
+    def _ask(self, do: Callable[[ServiceBusReceiver], Answer], *, quiet: float = 0.0) -> Answer:
+        return self._namespace.ask(lambda links: do(links.receiver(self._queue)), quiet=quiet)
 
     def peek(self, following: int, most: int = _PAGE) -> list[ServiceBusReceivedMessage]:
         """Return a page of messages from this sequence number on; moves nothing."""
@@ -108,7 +112,7 @@ class Receiver:
 
     def receive(self) -> list[ServiceBusReceivedMessage]:
         """Lock a page of what is active; none come where the queue is quiet for some seconds."""
-        return self._ask(lambda link: link.receive_messages(_PAGE, max_wait_time=_QUIET))
+        return self._ask(lambda link: link.receive_messages(_PAGE, max_wait_time=_QUIET), quiet=_QUIET)
 
     def deferred(self, number: int) -> ServiceBusReceivedMessage | None:
         """Lock the deferred message with this sequence number; None if there is none."""

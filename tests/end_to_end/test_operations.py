@@ -186,6 +186,17 @@ def test_show_prints_the_whole_message(namespace: Namespace) -> None:
     assert namespace.run("failed", "show", "2").exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "command", [("failed", "show"), ("failed", "replay"), ("failed", "discard"), ("waiting", "retry-now")]
+)
+@pytest.mark.parametrize("number", ["0", str(2**63)])
+def test_what_no_broker_gives_as_a_number_is_told_at_once(
+    namespace: Namespace, command: tuple[str, ...], number: str
+) -> None:
+    result = namespace.run(*command, number)
+    assert (result.exit_code, "is not in the range" in result.output) == (2, True)
+
+
 def test_replay_starts_a_new_root_without_the_marks_of_the_old_one(namespace: Namespace) -> None:
     namespace.send(FAILED, [parked(1)])
     result = namespace.run("failed", "replay", "1")
@@ -387,6 +398,20 @@ def test_a_replay_that_is_killed_loses_nothing(namespace: Namespace) -> None:
     assert {queue: len(messages) for queue, messages in left.items()} == {QUEUE: 3, FAILED: 4}
     bodies = {message.message.body for messages in left.values() for message in messages}
     assert len(bodies) == 6
+
+
+def test_impatience_does_not_cut_short_the_wait_for_a_message_that_somebody_else_holds(
+    namespace: Namespace,
+) -> None:
+    """The broker itself is asked to wait some seconds for more to come."""
+    namespace.send(FAILED, [parked(1)])
+    namespace.environment["OPERATIONS_ANSWER_SECONDS"] = "4"
+    with namespace.client.get_queue_receiver(FAILED) as receiver:
+        assert receiver.receive_messages(max_wait_time=10)
+        result = namespace.run("failed", "replay", "1")
+    assert "did not answer" not in result.output
+    assert namespace.broker.counts(QUEUE).active == 0
+    assert len(namespace.listed("failed", "list")) == 1
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
