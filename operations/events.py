@@ -12,6 +12,7 @@ from operations.console import Column, show_rows
 from operations.login import dataverse_settings_of, service_bus_settings_of
 from shared.bootstrap import build_dataverse, build_sender
 from shared.clock import Deadline, SystemClock
+from shared.errors import RecordNotFound
 from shared.invoice_created import invoice_created
 from shared.invoicing import retrieve_invoice
 from shared.service_bus import ServiceBus
@@ -39,7 +40,10 @@ def resend(environment: Mapping[str, str], invoice: uuid.UUID, *, as_json: bool)
     clock = SystemClock()
     deadline = Deadline.after(clock, _SECONDS)
     settings, outward = dataverse_settings_of(environment), service_bus_settings_of(environment)
-    found = retrieve_invoice(build_dataverse(settings, environment, clock), str(invoice), deadline)
+    try:
+        found = retrieve_invoice(build_dataverse(settings, environment, clock), str(invoice), deadline)
+    except RecordNotFound as error:
+        raise click.ClickException(f"There is no invoice {invoice} in {settings.url}.") from error
     event = invoice_created(found, dataverse_url=settings.url)
     sent = replace(event, message_id=str(uuid.uuid4()))
     ServiceBus(build_sender(outward, environment), outward, clock).publish(sent, deadline)

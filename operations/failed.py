@@ -8,7 +8,7 @@ import click
 
 from operations import namespace as bus
 from operations.console import Column, as_json_text, confirm, progress, show_rows
-from operations.selection import selecting
+from operations.selection import SEQUENCE_NUMBER, selecting
 from shared.message import ATTEMPT, CHAIN_PROPERTIES, FIRST_SEEN, PARKED_PROPERTIES
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: 
 
 
 @failed.command()
-@click.argument("number", type=int)
+@click.argument("number", type=SEQUENCE_NUMBER)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:

@@ -11,6 +11,9 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+# What a broker gives out: 64 bits, from one on.
+SEQUENCE_NUMBER = click.IntRange(1, 2**63 - 1)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -38,7 +41,7 @@ class Selection:
 def selecting(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a Selection, and the selection itself as `selection`."""
 
-    @click.argument("numbers", type=int, nargs=-1)
+    @click.argument("numbers", type=SEQUENCE_NUMBER, nargs=-1)
     @click.option("--reason", help="All messages with this reason.")
     @click.option("--all", "everything", is_flag=True, help="All messages.")
     @wraps(command)
