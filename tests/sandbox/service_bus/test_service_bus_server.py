@@ -4,7 +4,6 @@ import gc
 import socket
 import ssl
 import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -176,15 +175,13 @@ def test_a_port_that_is_taken_is_an_error(broker: Broker, plain: "Wire") -> None
 # Ending and beginning again
 
 
-def test_a_stop_takes_no_time_and_leaves_nothing(broker: Broker) -> None:
+def test_a_stop_waits_for_nobody_and_leaves_nothing(broker: Broker) -> None:
     server = ServiceBusServer(broker)
     before = set(threading.enumerate())
     server.start()
     [thread] = set(threading.enumerate()) - before
     with socket.create_connection((server.host, server.port)):
-        begun = time.monotonic()
-        server.stop()
-        assert time.monotonic() - begun < 2
+        server.stop()  # raises where somebody holds it up
     assert not thread.is_alive()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((server.host, server.port))
@@ -254,9 +251,7 @@ def test_who_has_not_yet_introduced_itself_is_sent_away(server: ServiceBusServer
             client.sendall(said)
         for _ in range(10):
             server.waiting_receivers("plain")  # the server has come around so often, and has let everyone in
-        begun = time.monotonic()
-        server.stop()
-        assert time.monotonic() - begun < 4
+        server.stop()  # raises where somebody holds it up
         assert all(is_over(client) for client in clients)
 
 
