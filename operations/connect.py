@@ -116,9 +116,9 @@ def connect(
     if not dry_run:
         confirm("Connect this environment?", yes=yes or as_json)
     done = Connection(api, target, dry_run=dry_run).make()
+    show_rows("Connected", _COLUMNS, [_row(step) for step in done], as_json=as_json)
     if not dry_run:
         check_that_it_is_there(api, target)
-    show_rows("Connected", _COLUMNS, [_row(step) for step in done], as_json=as_json)
     click.echo(f"For the function's settings: DATAVERSE_ORGANIZATION_ID={who['OrganizationId']}", err=True)
 
 

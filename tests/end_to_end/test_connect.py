@@ -193,7 +193,8 @@ def test_everything_is_read_back(organization: Organization) -> None:
     organization.forgets_changes = True
     result = organization.run("connect", "--application-id", FUNCTION.client_id, "--yes")
     assert result.exit_code == 1
-    assert "does not have: Service endpoint." in result.output
+    assert "Service endpoint\tchanged\t" in result.stdout
+    assert "does not have: Service endpoint." in result.stderr
 
 
 def test_another_key_is_a_rotation(organization: Organization) -> None:
