@@ -123,14 +123,9 @@ class Receiver:
         except MessageNotFoundError:
             return None
 
-    def defer(self, messages: list[ServiceBusReceivedMessage]) -> None:
-        """Put locked messages aside: they stay in the queue."""
-
-        def defer(link: ServiceBusReceiver) -> None:
-            for message in messages:
-                link.defer_message(message)
-
-        self._ask(defer)
+    def defer(self, message: ServiceBusReceivedMessage) -> None:
+        """Put a locked message aside: it stays in the queue."""
+        self._ask(lambda link: link.defer_message(message))
 
     def complete(self, message: ServiceBusReceivedMessage) -> None:
         """Let a locked message go."""
@@ -251,7 +246,8 @@ class Picker:
     def _defer_up_to(self, number: int) -> None:
         """Defer what is active, in order, until the wanted one is: each message is received for this only once."""
         while page := self._receiver.receive():
-            self._receiver.defer(page)
+            for message in page:
+                self._receiver.defer(message)
             if sequence_number(page[-1]) >= number:
                 return
 
