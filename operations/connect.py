@@ -29,8 +29,9 @@ STEP_NAME = "Post won opportunities to the invoicing queue"
 SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
 SAS_KEY_NAME = "dataverse"
 
-# 6 is a persistent queue; some tools write 2. Not confirmed which of the two every environment takes.
+# 6 is a persistent queue; some tools write 2. Not confirmed which of the two every environment takes, or shows.
 CONTRACT_QUEUE = 6
+OLD_CONTRACT_QUEUE = 2
 _ENDPOINT = {
     "contract": CONTRACT_QUEUE,
     "connectionmode": 1,
@@ -318,7 +319,7 @@ class Connection:
         if found is None:
             return self._create_endpoint(values)
         endpoint = str(found["serviceendpointid"])
-        different = {name: value for name, value in values.items() if found.get(name) != value}
+        different = {name: value for name, value in values.items() if not _is_there(name, value, found)}
         if target.sas_key is not None:
             # It cannot be read back: whether this is another one is not known, so it is set.
             different["saskey"] = target.sas_key
@@ -400,9 +401,11 @@ class Connection:
 
 def check_that_it_is_there(api: WebApi, target: Target) -> None:
     """Read everything back; raises ClickException for what Dataverse took and does not have."""
-    # The key cannot be read back.
-    again = Connection(api, replace(target, sas_key=None), dry_run=True).make()
-    absent = [done.step for done in again if done.outcome is not Outcome.ALREADY_THERE]
+    absent = ["Service endpoint"]
+    if find_service_endpoint(api) is not None:
+        # The key cannot be read back.
+        again = Connection(api, replace(target, sas_key=None), dry_run=True).make()
+        absent = [done.step for done in again if done.outcome is not Outcome.ALREADY_THERE]
     if absent:
         raise click.ClickException(
             f"Dataverse took everything, but does not have: {', '.join(absent)}. Run this again; if that "
@@ -464,6 +467,21 @@ def find_service_endpoint(api: WebApi) -> Row | None:
         f"serviceendpoints({derived_id('serviceendpoint', ENDPOINT_NAME)})?$select={columns}"
     )
     return by_id or api.first(f"serviceendpoints?$select={columns}&$filter=name eq {quoted(ENDPOINT_NAME)}")
+
+
+def bare(address: object) -> str:
+    """Return an address of a namespace as it can be compared: Dataverse may write it in a way of its own."""
+    return str(address or "").strip().rstrip("/").lower()
+
+
+def _is_there(name: str, value: object, endpoint: Row) -> bool:
+    """Return whether a value of a service endpoint need not be set."""
+    found = endpoint.get(name)
+    if name in ("namespaceaddress", "path"):
+        return bare(found) == bare(value)
+    if name == "contract":
+        return found in (CONTRACT_QUEUE, OLD_CONTRACT_QUEUE)
+    return found == value
 
 
 def find_step(api: WebApi) -> Row | None:

@@ -28,7 +28,8 @@ Result = TypeVar("Result")
 # No request of the set-up takes longer; Dataverse itself gives up after two minutes.
 _SECONDS = 120.0
 _PAGE = 1000
-_THROTTLED_TRIES = 5
+# Seconds to wait in all where Dataverse asks to hold back; each wait is one at least.
+_PATIENCE = 600.0
 _READ_HEADERS = {"If-None-Match": "null"}
 _WRITE_HEADERS = {"Content-Type": "application/json; charset=utf-8"}
 # Of whatever operations creates in Dataverse.
@@ -121,12 +122,15 @@ class WebApi:
 
     def _patiently(self, ask: Callable[[], Result]) -> Result:
         """Wait where Dataverse asks to hold back, some minutes at most; a deadline of its own has no time for that."""
-        for _ in range(_THROTTLED_TRIES if self._fixed_deadline is None else 0):
+        patience = _PATIENCE if self._fixed_deadline is None else 0.0
+        while True:
             try:
                 return ask()
             except DataverseThrottled as error:
+                patience -= error.retry_after
+                if patience < 0:
+                    raise
                 self._clock.sleep(error.retry_after)
-        return ask()
 
     def _document(self, path: str, headers: Mapping[str, str]) -> Row:
         return self._ask("GET", path, headers).value()

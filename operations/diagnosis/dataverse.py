@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from operations.connect import CONTRACT_QUEUE, find_application_user, find_service_endpoint, find_step
+from operations.connect import (
+    CONTRACT_QUEUE,
+    OLD_CONTRACT_QUEUE,
+    bare,
+    find_application_user,
+    find_service_endpoint,
+    find_step,
+)
 from operations.diagnosis.findings import CannotSee, Finding, Found, Result, found, ok
 from operations.privileges import OPTIONAL_PRIVILEGES, PRIVILEGES, lacking, privileges_of
 from operations.web_api import quoted
@@ -35,8 +42,6 @@ if TYPE_CHECKING:
 
 _NOT_A_MEMBER = "0x80072560"
 _USER_DISABLED = "0x80040225"
-# 2 is what some tools write for a queue; that it works as well is not confirmed.
-_OLD_CONTRACT_QUEUE = 2
 # What the function reads; the rows of an answer tell nothing here, whether there is one does.
 _READS = (
     "opportunities?$select=opportunityid&$top=1",
@@ -229,14 +234,14 @@ class DataverseLinks:
         return found_by_queue and api.row(f"serviceendpoints({found_by_queue['serviceendpointid']})")
 
     def _judge_endpoint(self, endpoint: Row) -> list[Result]:
-        address, path = _bare(endpoint.get("namespaceaddress")), str(endpoint.get("path") or "")
+        address, path = bare(endpoint.get("namespaceaddress")), str(endpoint.get("path") or "")
         contract = endpoint.get("contract")
         results = []
-        if address != _bare(self._namespace):
+        if address != bare(self._namespace):
             results.append(found(Finding.ENDPOINT_OTHER_NAMESPACE, f"{address}; settings: {self._namespace}"))
         if path.lower() != self._queue.lower():
             results.append(found(Finding.ENDPOINT_OTHER_QUEUE, f"{path}; settings: {self._queue}"))
-        if contract == _OLD_CONTRACT_QUEUE:
+        if contract == OLD_CONTRACT_QUEUE:
             results.append(found(Finding.ENDPOINT_OLD_CONTRACT, "contract 2"))
         elif contract != CONTRACT_QUEUE:
             results.append(found(Finding.ENDPOINT_NOT_A_QUEUE, f"contract {contract}"))
@@ -415,10 +420,6 @@ def _privilege_in(text: str) -> str:
     """Return the privilege that a refusal names, or nothing; it is only shown, and nothing depends on it."""
     named = re.search(r"\bprv\w+", text)
     return named[0] if named else ""
-
-
-def _bare(address: object) -> str:
-    return str(address or "").strip().rstrip("/").lower()
 
 
 def _number(jobs: Sequence[Row]) -> str:

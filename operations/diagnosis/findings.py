@@ -195,7 +195,7 @@ class Finding(Enum):
     )
     ENDPOINT_OLD_CONTRACT = (
         "The endpoint's contract is 2; tools that are newer write 6, a persistent queue. Both are said to work.",
-        "Nothing, as long as wins arrive; otherwise `operations connect`, which writes 6.",
+        "Nothing, as long as wins arrive; otherwise `operations disconnect` and `operations connect`, which writes 6.",
     )
     ENDPOINT_NOT_JSON = (
         "The service endpoint does not post JSON: its messages are parked as InvalidEvent.",

@@ -45,6 +45,8 @@ class Organization:
     posts: list[tuple[Any, ...]] = field(default_factory=list)
     # Changes are answered as if they were made.
     forgets_changes: bool = False
+    # They are taken, and not found afterwards.
+    forgets_endpoints: bool = False
 
     def run(self, *arguments: str, **environment: str) -> Result:
         return CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
@@ -85,6 +87,11 @@ def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Or
         if environ["REQUEST_METHOD"] == "PATCH" and made[0].forgets_changes:
             start_response("204 No Content", [])
             return []
+        endpoints = "/serviceendpoints" in environ["PATH_INFO"] and environ["REQUEST_METHOD"] == "GET"
+        if endpoints and made[0].forgets_endpoints:
+            one = "(" in environ["PATH_INFO"]
+            start_response("404 Not Found" if one else "200 OK", [("Content-Type", "application/json")])
+            return [b'{"error": {"code": "0x80040217", "message": "Gone."}}' if one else b'{"value": []}']
         return app(environ, start_response)
 
     with (
@@ -194,6 +201,26 @@ def test_everything_is_read_back(organization: Organization) -> None:
     result = organization.run("connect", "--application-id", FUNCTION.client_id, "--yes")
     assert result.exit_code == 1
     assert "Service endpoint\tchanged\t" in result.stdout
+    assert "does not have: Service endpoint." in result.stderr
+
+
+def test_what_dataverse_writes_in_a_way_of_its_own_is_there(organization: Organization) -> None:
+    """Whether it keeps an address and the kind of queue as they were written is not confirmed."""
+    organization.connect()
+    (endpoint,) = organization.rows("serviceendpoint")
+    kept = {"namespaceaddress": "sb://CONTOSO.servicebus.windows.net", "contract": 2}
+    with organization.app.session() as session:
+        session.change(TABLES["serviceendpoint"], endpoint["serviceendpointid"], kept)
+    organization.forgets_changes = True
+    assert organization.connect(key="")["Service endpoint"] == "already there"
+
+
+def test_an_endpoint_that_was_taken_and_is_not_there_is_named(organization: Organization) -> None:
+    organization.forgets_endpoints = True
+    result = organization.run(
+        "connect", "--application-id", FUNCTION.client_id, "--yes", OPPORTUNITY_WON_SAS_KEY=KEY
+    )
+    assert result.exit_code == 1
     assert "does not have: Service endpoint." in result.stderr
 
 
