@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 N ?= 5
 # On which versions of Python test-all runs.
 VERSIONS ?= 3.11 3.12 3.13
+# How many tests over real sockets run at once: they wait more than they compute, so more than there are cores.
+WORKERS ?= 4
 # How many inputs the fuzzer tries.
 FUZZ_INPUTS ?= 1000000
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
@@ -31,7 +33,7 @@ start: $(VENV)/.sandbox ## run the sandbox until Ctrl-C
 test: $(VENV)/.dev ## run all tests
 	$(BIN)/coverage run -m pytest tests/unit tests/contract
 	$(BIN)/coverage report --fail-under=100
-	$(BIN)/python -m pytest -n 2 tests/sandbox tests/end_to_end tests/faults
+	$(BIN)/python -m pytest -n $(WORKERS) tests/sandbox tests/end_to_end tests/faults
 
 test-all: ## run all tests on every supported Python: VERSIONS=3.12 for fewer
 	@for version in $(VERSIONS); do \
