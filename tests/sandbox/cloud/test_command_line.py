@@ -130,12 +130,10 @@ def test_start_for_scripts_until_it_is_terminated(terminal: _Terminal) -> None:
     assert document["localSettings"] == str(terminal.settings)
     assert_loopback_only(terminal.processes())
 
-    asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     rest, error = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, rest, error) == (0, "", "")
-    assert time.monotonic() - asked < 20
     terminal.assert_nothing_is_left()
 
 

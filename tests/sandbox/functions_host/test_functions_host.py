@@ -358,14 +358,12 @@ def test_stopping_lets_running_invocations_finish(stage: _Stage) -> None:
     assert stage.happened(Happened.COMPLETED) == 1
 
 
-def test_stopping_in_the_middle_of_a_call_takes_seconds_and_leaves_nothing(stage: _Stage) -> None:
+def test_stopping_in_the_middle_of_a_call_leaves_nothing(stage: _Stage) -> None:
     host = stage.start()
     (pid,) = host.worker_pids
     stage.send(WAITING)
     stage.wait(lambda: len(stage.records()) == 1, "running")
-    started = time.monotonic()
-    host.stop()
-    assert time.monotonic() - started < 10
+    host.stop()  # though the call would never end
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert stage.happened(Happened.COMPLETED) == 0
