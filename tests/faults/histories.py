@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from checker import FAILED_QUEUE, QUEUE, Cause, Expectations, Violation, body_of, judge, judge_requests
 from rig import STEPS, Shape, World, organization, quiet
 from simulation import NoRest
+from story import Story, expected_of
 
 from operations.failed import replay_copy
 from sandbox.dataverse import LoserAnswer
@@ -82,23 +83,6 @@ class _Act:
     to: str = ""
 
 
-@dataclass
-class _Story:
-    """What is known of one opportunity, to say what must become of it."""
-
-    id: str
-    won: bool = False
-    meddled: bool = False
-    crowded: bool = False
-    never: bool = False
-    reasons: set[str] = field(default_factory=set)
-
-    @property
-    def serves(self) -> bool:
-        """Whether it must have an invoice and an event."""
-        return self.won and not self.meddled
-
-
 class _History:
     def __init__(self, seed_of_history: int, *, lesser_depth: bool) -> None:
         self.seed = seed_of_history
@@ -117,12 +101,11 @@ class _History:
         self.world.app.organization.loser_answer = random.choice(list(LoserAnswer))
         self.world.message_ids = random.random() < 0.7
         ids = random.sample(self.organization.demo.opportunities, random.choice((1, 1, 1, 2)))
-        self.stories = {id_: _Story(id_) for id_ in ids}
+        self.stories = {id_: Story(id_) for id_ in ids}
         self.world.marks = [id_.encode() for id_ in ids]
         self.acts: list[_Act] = []
         self.told: list[str] = []
         self.causes: list[Cause] = []
-        self.claim_deleted_under_way: set[str] = set()
         self.turns = 0
 
     def run(self) -> Outcome:
@@ -185,18 +168,7 @@ class _History:
             self.world.looks.meddled(act.to, act.name)
 
     def _expectations(self) -> Expectations:
-        return Expectations(
-            invoiced=[story.id for story in self.stories.values() if story.serves and not story.crowded],
-            crowded=[story.id for story in self.stories.values() if story.serves and story.crowded],
-            never=[story.id for story in self.stories.values() if story.never],
-            causes=self.causes
-            + [
-                Cause(story.id.encode(), frozenset(story.reasons))
-                for story in self.stories.values()
-                if story.reasons
-            ],
-            claim_deleted_under_way=self.claim_deleted_under_way,
-        )
+        return expected_of(self.stories.values(), self.causes)
 
     def _counts(self) -> Counter[str]:
         world = self.world
@@ -213,7 +185,9 @@ class _History:
         )
         counts["events published"] = len(world.watch.published)
         counts["messages parked for a cause"] = world.broker.counts(FAILED_QUEUE).active
-        counts["claims deleted under way"] = len(self.claim_deleted_under_way)
+        counts["claims deleted under way"] = sum(
+            story.claim_deleted_under_way for story in self.stories.values()
+        )
         return counts
 
     def _digest(self) -> str:
@@ -234,7 +208,7 @@ class _History:
                     TABLES["sdkmessageprocessingstep"], self.organization.steps[name], {"statecode": 0}
                 )
 
-    def _plot(self, story: _Story) -> None:
+    def _plot(self, story: Story) -> None:
         """Draw what happens to one opportunity."""
         random = self.random
         kind = random.random()
@@ -256,7 +230,7 @@ class _History:
         else:
             self._not_billable_at_first(story)
 
-    def _bystanders(self, story: _Story) -> None:
+    def _bystanders(self, story: Story) -> None:
         """People who do no harm."""
         random = self.random
         if random.random() < 0.25:
@@ -268,7 +242,7 @@ class _History:
         if random.random() < 0.15:
             self._act("a flow tells the win again", random.randint(0, 60), lambda: self._say(story.id))
 
-    def _invoiced_or_ordered_before(self, story: _Story) -> None:
+    def _invoiced_or_ordered_before(self, story: Story) -> None:
         story.never = True
         if self.random.random() < 0.5:
             # The event tells of the invoice that is there, whoever made it.
@@ -277,7 +251,7 @@ class _History:
             self._act("order before the win", 0, lambda: self._order(story))
         self._act("win", 1, lambda: self._win(story))
 
-    def _not_billable_at_first(self, story: _Story) -> None:
+    def _not_billable_at_first(self, story: Story) -> None:
         """Refused until it is parked; mended or not; replayed, with the next fault waiting."""
         with self.world.app.session() as session:
             prices = session.find(TABLES["opportunity"], story.id)["pricelevelid"]
@@ -312,7 +286,7 @@ class _History:
             self._act("win", 0, functools.partial(self._win, story))
         self._act("make the application user and replay", 0, mend)
 
-    def _all_parked(self, story: _Story) -> bool:
+    def _all_parked(self, story: Story) -> bool:
         """Whether nothing of an opportunity is under way any more, and something is in the failed queue."""
         mark = story.id.encode()
         broker = self.world.broker
@@ -320,7 +294,7 @@ class _History:
             mark in body_of(each) for each in broker.peek(QUEUE, 0, 10_000)
         )
 
-    def _replay_into_a_fault(self, story: _Story) -> bool:
+    def _replay_into_a_fault(self, story: Story) -> bool:
         """Replay, and let something fail on the way, so that the copy of a replay is put to the test as well."""
         self.world.plan.add(
             Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE), When(last=self.random.choice((1, 3))))
@@ -350,7 +324,7 @@ class _History:
     def _act(self, name: str, turn: int, do: Callable[[], bool], to: str = "") -> None:
         self.acts.append(_Act(name, turn, do, to))
 
-    def _meddle(self, story: _Story) -> None:
+    def _meddle(self, story: Story) -> None:
         random = self.random
         turn = random.randint(0, 50)
         acts: dict[str, Callable[[], bool]] = {
@@ -377,7 +351,7 @@ class _History:
         else:
             self._act(name, turn, do, story.id)
 
-    def _win(self, story: _Story) -> bool:
+    def _win(self, story: Story) -> bool:
         if self._state(story.id) != _OPEN:
             return False
         self._session(lambda session: win_opportunity(session, _closing(story.id)))
@@ -389,7 +363,7 @@ class _History:
         self.world.deliver_posts()
         return True
 
-    def _told_win(self, story: _Story) -> None:
+    def _told_win(self, story: Story) -> None:
         """Commit the win that a synchronous step has told already; the steps that are registered say nothing more."""
         self._session(
             lambda session: session.transaction.update(
@@ -398,12 +372,12 @@ class _History:
         )
         story.won = True
 
-    def _lose(self, story: _Story) -> bool:
+    def _lose(self, story: Story) -> bool:
         self._session(lambda session: lose_opportunity(session, _closing(story.id)))
         self.world.deliver_posts()
         return True
 
-    def _reopen(self, story: _Story) -> bool:
+    def _reopen(self, story: Story) -> bool:
         if self._state(story.id) != _WON:
             return False
         # Until it is won again: then it must have its invoice like any other.
@@ -412,20 +386,20 @@ class _History:
         self.world.deliver_posts()
         return True
 
-    def _manual_invoice(self, story: _Story) -> bool:
+    def _manual_invoice(self, story: Story) -> bool:
         story.crowded = True
         return self._create("invoice", story)
 
-    def _order(self, story: _Story) -> bool:
+    def _order(self, story: Story) -> bool:
         story.meddled = True
         return self._create("salesorder", story)
 
-    def _create(self, table: str, story: _Story) -> bool:
+    def _create(self, table: str, story: Story) -> bool:
         values = {"name": "by hand", "opportunityid": story.id}
         self._session(lambda session: session.create(TABLES[table], values))
         return True
 
-    def _delete_invoice(self, story: _Story) -> bool:
+    def _delete_invoice(self, story: Story) -> bool:
         invoices = self._rows("invoice", "opportunityid", story.id)
         if not invoices:
             return False
@@ -435,7 +409,7 @@ class _History:
         self._session(lambda session: session.delete(TABLES["invoice"], invoices[0]["invoiceid"]))
         return True
 
-    def _cancel_invoice(self, story: _Story) -> bool:
+    def _cancel_invoice(self, story: Story) -> bool:
         invoices = [row for row in self._rows("invoice", "opportunityid", story.id) if row["statecode"] != 3]
         if not invoices:
             return False
@@ -443,21 +417,21 @@ class _History:
         self._change("invoice", invoices[0]["invoiceid"], {"statecode": 3, "statuscode": 100003})
         return True
 
-    def _invoice_goes(self, story: _Story) -> None:
+    def _invoice_goes(self, story: Story) -> None:
         story.meddled = True
         story.reasons.add("ClaimedWithoutInvoice")
 
-    def _delete_note(self, story: _Story) -> bool:
+    def _delete_note(self, story: Story) -> bool:
         notes = self._rows("annotation", "objectid", story.id)
         if not notes:
             return False
         story.crowded = True
         if self.world.looks.may_call(story.id):
-            self.claim_deleted_under_way.add(story.id)
+            story.claim_deleted_under_way = True
         self._session(lambda session: session.delete(TABLES["annotation"], notes[0]["annotationid"]))
         return True
 
-    def _reassign_invoice(self, story: _Story) -> bool:
+    def _reassign_invoice(self, story: Story) -> bool:
         invoices = self._rows("invoice", "opportunityid", story.id)
         return bool(invoices) and self._reassign("invoice", invoices[0]["invoiceid"])
 

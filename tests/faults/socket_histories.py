@@ -10,13 +10,14 @@ import functools
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from checker import QUEUE, Cause, Expectations, body_of, judge
+from checker import QUEUE, Expectations, body_of, judge
 from matrix import cells
+from story import Story, expected_of
 
 from sandbox.dataverse import LoserAnswer
 from sandbox.dataverse.schema import TABLES
@@ -79,29 +80,7 @@ class Histories:
 
     def _expectations(self) -> Expectations:
         stories = [story for history in self._past for story in history.stories]
-        return Expectations(
-            invoiced=[story.id for story in stories if story.serves and not story.crowded],
-            crowded=[story.id for story in stories if story.serves and story.crowded],
-            causes=[Cause(story.id.encode(), frozenset(story.reasons)) for story in stories],
-            claim_deleted_under_way={story.id for story in stories if story.excused},
-        )
-
-
-@dataclass
-class _Story:
-    """What is known of one opportunity."""
-
-    id: str
-    won: bool = False
-    meddled: bool = False
-    crowded: bool = False
-    excused: bool = False
-    reasons: set[str] = field(default_factory=set)
-
-    @property
-    def serves(self) -> bool:
-        """Whether it must have an invoice and an event."""
-        return self.won and not self.meddled
+        return expected_of(stories)
 
 
 @functools.lru_cache(maxsize=1)
@@ -119,7 +98,7 @@ class _History:
         self._stage = stage
         self._seed = seed
         self._random = Random(seed)  # noqa: S311 - to be repeatable, not secret
-        self.stories = [_Story(stage.fresh()) for _ in range(self._random.choice((1, 1, 2, 3)))]
+        self.stories = [Story(stage.fresh()) for _ in range(self._random.choice((1, 1, 2, 3)))]
         self._told: list[str] = []
         self._lock = threading.Lock()
         self._published_before = len(stage.watch.published)
@@ -168,7 +147,7 @@ class _History:
         """Return what happens at the same time: one script for each opportunity."""
         return [functools.partial(self._play, story, self._plot(story)) for story in self.stories]
 
-    def _plot(self, story: _Story) -> list[tuple[float, str, Callable[[], bool]]]:
+    def _plot(self, story: Story) -> list[tuple[float, str, Callable[[], bool]]]:
         random = self._random
         acts: list[tuple[float, str, Callable[[], bool]]] = [
             (random.uniform(0, 0.1), "win", lambda: self._win(story))
@@ -194,7 +173,7 @@ class _History:
             acts.append((random.uniform(0.05, 0.8), name, meddling[name]))
         return sorted(acts, key=lambda act: act[0])
 
-    def _play(self, story: _Story, acts: Sequence[tuple[float, str, Callable[[], bool]]]) -> None:
+    def _play(self, story: Story, acts: Sequence[tuple[float, str, Callable[[], bool]]]) -> None:
         begun = time.monotonic()
         for at, name, act in acts:
             time.sleep(max(0.0, begun + at - time.monotonic()))
@@ -247,18 +226,18 @@ class _History:
 
     # --- what people do: each returns whether it could be done ---
 
-    def _win(self, story: _Story) -> bool:
+    def _win(self, story: Story) -> bool:
         if self._row("opportunity", "opportunityid", story)["statecode"] != _OPEN:
             return False
         self._stage.win(story.id)
         story.won = True
         return True
 
-    def _say(self, story: _Story) -> bool:
+    def _say(self, story: Story) -> bool:
         self._stage.send(f'{{"opportunityId": "{story.id}"}}'.encode())
         return True
 
-    def _reopen(self, story: _Story) -> bool:
+    def _reopen(self, story: Story) -> bool:
         if self._row("opportunity", "opportunityid", story)["statecode"] != _WON:
             return False
         # Until it is won again: then it must have its invoice like any other.
@@ -267,36 +246,36 @@ class _History:
             session.update(TABLES["opportunity"], story.id, {"statecode": _OPEN})
         return True
 
-    def _manual_invoice(self, story: _Story) -> bool:
+    def _manual_invoice(self, story: Story) -> bool:
         story.crowded = True
         return self._create("invoice", story)
 
-    def _order(self, story: _Story) -> bool:
+    def _order(self, story: Story) -> bool:
         story.meddled = True
         return self._create("salesorder", story)
 
-    def _create(self, table: str, story: _Story) -> bool:
+    def _create(self, table: str, story: Story) -> bool:
         with self._stage.cloud.dataverse.session() as session:
             session.create(TABLES[table], {"name": "by hand", "opportunityid": story.id})
         return True
 
-    def _delete_invoice(self, story: _Story) -> bool:
+    def _delete_invoice(self, story: Story) -> bool:
         return self._to_invoice(story, lambda session, id_: session.delete(TABLES["invoice"], id_), goes=True)
 
-    def _cancel_invoice(self, story: _Story) -> bool:
+    def _cancel_invoice(self, story: Story) -> bool:
         values = {"statecode": _CANCELED, "statuscode": 100003}
         return self._to_invoice(
             story, lambda session, id_: session.update(TABLES["invoice"], id_, values), goes=True
         )
 
-    def _reassign(self, story: _Story, seller: str) -> bool:
+    def _reassign(self, story: Story, seller: str) -> bool:
         return self._to_invoice(
             story,
             lambda session, id_: session.update(TABLES["invoice"], id_, {"ownerid": seller}),
             goes=False,
         )
 
-    def _to_invoice(self, story: _Story, do: Callable[[Any, str], object], *, goes: bool) -> bool:
+    def _to_invoice(self, story: Story, do: Callable[[Any, str], object], *, goes: bool) -> bool:
         with self._stage.cloud.dataverse.session() as session:
             invoices = session.transaction.rows(TABLES["invoice"], "t.opportunityid = ?", (story.id,))
             if not invoices:
@@ -308,21 +287,21 @@ class _History:
             do(session, invoices[0]["invoiceid"])
         return True
 
-    def _delete_note(self, story: _Story) -> bool:
+    def _delete_note(self, story: Story) -> bool:
         with self._stage.cloud.dataverse.session() as session:
             notes = session.transaction.rows(TABLES["annotation"], "t.objectid = ?", (story.id,))
             if not notes:
                 return False
             story.crowded = True
             if self._under_way(story):
-                story.excused = True
+                story.claim_deleted_under_way = True
             session.delete(TABLES["annotation"], notes[0]["annotationid"])
         return True
 
-    def _under_way(self, story: _Story) -> bool:
+    def _under_way(self, story: Story) -> bool:
         waiting = self._stage.cloud.broker.peek(QUEUE, 0, 1_000)
         return any(story.id.encode() in body_of(message) for message in waiting)
 
-    def _row(self, table: str, column: str, story: _Story) -> dict[str, Any]:
+    def _row(self, table: str, column: str, story: Story) -> dict[str, Any]:
         with self._stage.cloud.dataverse.store.reading() as transaction:
             return transaction.rows(TABLES[table], f't."{column}" = ?', (story.id,))[0]
