@@ -69,20 +69,20 @@ class Report:
 
 def dataverse_away(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
     """Dataverse refuses every connection, from before the first win is handled."""
-    away = timedelta(hours=hours)
-    with quiet():
-        scene = _Scene(wins, seed)
-        scene.world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.REFUSE), When.during(away)))
-        return _in_time(scene.play(f"Dataverse away for {hours:g} h", ends=away))
+    return _dataverse_fails(Kind.REFUSE, f"Dataverse away for {hours:g} h", wins, hours, seed)
 
 
 def dataverse_silent(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
     """Dataverse accepts every connection and never answers, so that each try lasts as long as it may."""
+    return _dataverse_fails(Kind.SILENT, f"Dataverse silent for {hours:g} h", wins, hours, seed)
+
+
+def _dataverse_fails(kind: Kind, name: str, wins: int, hours: float, seed: int) -> Report:
     away = timedelta(hours=hours)
     with quiet():
         scene = _Scene(wins, seed)
-        scene.world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.SILENT), When.during(away)))
-        return _in_time(scene.play(f"Dataverse silent for {hours:g} h", ends=away))
+        scene.world.plan.add(Rule(Wire.DATAVERSE, Fault(kind), When.during(away)))
+        return _in_time(scene.play(name, ends=away))
 
 
 def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
