@@ -16,7 +16,7 @@ from operations.failed import failed
 from operations.namespace import environment_of
 from operations.reconcile import reconcile
 from operations.waiting import waiting
-from shared.errors import InvalidSettings, InvoicingError
+from shared.errors import InvalidSettings, InvoicingFailure
 
 PROBLEM = 1
 INTERRUPTED = 130
@@ -62,7 +62,7 @@ def main() -> int:
     except InvalidSettings as error:
         click.echo(str(error), err=True)
         return PROBLEM
-    except InvoicingError as error:
+    except InvoicingFailure as error:
         # Its own advice is for who finds a parked message.
         click.echo(f"{error}\nWhich link is broken, and what to do: operations doctor", err=True)
         return PROBLEM

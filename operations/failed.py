@@ -9,7 +9,7 @@ import click
 from operations import namespace as bus
 from operations.console import Column, as_json_text, confirm, progress, show_rows
 from operations.selection import SEQUENCE_NUMBER, selecting
-from shared.message import ATTEMPT, CHAIN_PROPERTIES, FIRST_SEEN, PARKED_PROPERTIES
+from shared.message import ATTEMPT, FIRST_SEEN, PARKED_PROPERTIES, RETRY_PROPERTIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -120,7 +120,7 @@ def discard(environment: Mapping[str, str], *, selection: Selection, dry_run: bo
 
 def replay_copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
     """Return the message as it first came: a new root, without attempts, first time seen and dead-letter properties."""
-    return bus.copy_of(message, without=CHAIN_PROPERTIES | PARKED_PROPERTIES)
+    return bus.copy_of(message, without=RETRY_PROPERTIES | PARKED_PROPERTIES)
 
 
 def choose(namespace: Namespace, selection: Selection) -> list[int]:

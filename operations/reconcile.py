@@ -21,8 +21,9 @@ from operations.console import Column, confirm, progress, show_rows
 from operations.privileges import PRIVILEGES, lacking, privileges_of
 from operations.web_api import WebApi
 from shared.errors import DataverseForbidden
-from shared.invoicing import claim_read, invoices_of, oldest_active, orders_of, rows_of
-from shared.settings import OrderedOpportunity, dataverse_settings
+from shared.invoice import OrderedOpportunity
+from shared.invoicing import claim_read, invoices_of, oldest_active, orders_of
+from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -116,9 +117,9 @@ def without_invoice(api: WebApi, won: Iterable[Row], ordered: OrderedOpportunity
         ]
         answers = iter(api.batch(reads))
         for row, invoices, orders, claims in zip(some, answers, answers, answers, strict=True):
-            billed_by_order = bool(rows_of(orders)) and ordered is OrderedOpportunity.SKIP
+            billed_by_order = bool(orders.records()) and ordered is OrderedOpportunity.SKIP
             if oldest_active(invoices) is None and not billed_by_order:
-                state = State.CLAIMED if rows_of(claims) else State.MISSING
+                state = State.CLAIMED if claims.records() else State.MISSING
                 yield Win(row["opportunityid"], str(row["actualclosedate"]), state)
 
 

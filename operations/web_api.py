@@ -20,7 +20,7 @@ from shared.errors import DataverseThrottled, RecordNotFound
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from shared.dataverse import Answer, ChangeSet, Dataverse, Read
+    from shared.dataverse import ChangeSet, Dataverse, Read, Response
 
 Row = dict[str, Any]
 Result = TypeVar("Result")
@@ -64,7 +64,7 @@ class WebApi:
         """Return the same environment for somebody who waits no longer than this."""
         return WebApi(self.url, self._dataverse, self._clock, self._seconds, deadline)
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> Response:
         """Return the answer to a read, whatever it says."""
         return self._ask("GET", path, _READ_HEADERS)
 
@@ -108,11 +108,11 @@ class WebApi:
     def delete(self, path: str) -> None:
         """Delete a record; none is there afterwards, which is all that is wanted."""
         try:
-            self._patiently(lambda: self._ask("DELETE", path, {}).value())
+            self._patiently(lambda: self._ask("DELETE", path, {}).raise_for_status())
         except RecordNotFound:
             return
 
-    def batch(self, operations: Sequence[Read | ChangeSet]) -> list[Answer]:
+    def batch(self, operations: Sequence[Read | ChangeSet]) -> list[Response]:
         """Return the answers to many operations."""
         return self._patiently(lambda: self._dataverse.batch(operations, self._deadline))
 
@@ -133,16 +133,16 @@ class WebApi:
                 self._clock.sleep(error.retry_after)
 
     def _document(self, path: str, headers: Mapping[str, str]) -> Row:
-        return self._ask("GET", path, headers).value()
+        return self._ask("GET", path, headers).json()
 
     def _write(self, method: str, path: str, values: Row, headers: Mapping[str, str] | None = None) -> Row:
         body = json.dumps(values).encode()
         # A 429 is refused before anything is done.
         return self._patiently(
-            lambda: self._ask(method, path, {**_WRITE_HEADERS, **(headers or {})}, body).value()
+            lambda: self._ask(method, path, {**_WRITE_HEADERS, **(headers or {})}, body).json()
         )
 
-    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Response:
         return self._dataverse.request(method, path, headers, body, self._deadline)
 
     @property

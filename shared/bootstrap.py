@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from shared.clock import Clock, Deadline
     from shared.handler import EnsureInvoice
-    from shared.invoice_created import Invoice
+    from shared.invoice import Invoice
     from shared.service_bus import Sender
     from shared.settings import DataverseSettings, ServiceBusSettings
 

@@ -33,10 +33,11 @@ from shared.errors import (
     DataverseUnavailable,
     DataverseUnreachable,
     InvoiceRefused,
-    InvoicingError,
+    InvoicingFailure,
     RecordNotFound,
 )
 from shared.owner import Care, NotAnswered, Owner
+from shared.record import Record
 from shared.session import Bearer, Session
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class ChangeSet:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What came back for one request or one part of a batch, and when. `headers` has lower-case names."""
 
     status: int
@@ -99,18 +100,33 @@ class Answer:
     request_id: str
     received: datetime
 
-    def value(self) -> Json:
-        """Return the JSON object of a success, `{}` where there is no body; raises the error's decision."""
+    def raise_for_status(self) -> None:
+        """Raise the decision that an error calls for."""
         if self.status not in _SUCCESS:
             raise _error(self)
+
+    def json(self) -> Json:
+        """Return the JSON object of a success, `{}` where there is no body; raises the error's decision."""
+        self.raise_for_status()
         if not self.body.strip():
             return {}
         document = _json(self.body)
         if document is None:
             raise DataverseUnavailable(
-                f"An answer with status {self.status} is not Dataverse's JSON.", request_id=self.request_id
+                f"A response with status {self.status} is not Dataverse's JSON.", request_id=self.request_id
             )
         return document
+
+    def record(self) -> Record:
+        """Return the row of a retrieve; raises the error's decision."""
+        return Record(self.json(), self.request_id)
+
+    def records(self) -> list[Record]:
+        """Return the rows of a query; raises the error's decision."""
+        rows = self.json().get("value")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise self.record().unexpected("value")
+        return [Record(row, self.request_id) for row in rows]
 
 
 class Dataverse:
@@ -139,11 +155,11 @@ class Dataverse:
     def __repr__(self) -> str:
         return f"<Dataverse {self._root}>"
 
-    def read(self, read: Read, deadline: Deadline) -> Answer:
+    def read(self, read: Read, deadline: Deadline) -> Response:
         """Return the answer to one GET; raises the error of a request that has no whole answer."""
         return self.request("GET", read.path, _READ_HEADERS, b"", deadline)
 
-    def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Answer]:
+    def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
         """Return an answer for each operation, in order; a failed one does not keep the next from being tried.
 
         A change set has one answer: that of the write that failed, or of its last. Raises the error of a batch that has
@@ -182,7 +198,7 @@ class Dataverse:
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: Deadline
-    ) -> Answer:
+    ) -> Response:
         """Return the answer to one request, which must be repeatable; raises where there is no whole answer."""
         token = self._token(deadline)
         try:
@@ -195,7 +211,7 @@ class Dataverse:
 
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, token: str, deadline: Deadline
-    ) -> Answer:
+    ) -> Response:
         # The last thing before each request, a repeated one included: others may have been told to hold back since.
         self._hold_back.wait(deadline)
         request_id = str(uuid.uuid4())
@@ -235,7 +251,7 @@ class Dataverse:
             request_id,
             response.headers.get("x-ms-service-request-id") or response.headers.get("req_id", "none"),
         )
-        return Answer(
+        return Response(
             response.status_code,
             {name.lower(): value for name, value in response.headers.items()},
             response.content,
@@ -257,7 +273,7 @@ class _HoldBack:
         self._lock = threading.Lock()
         self._until = 0.0
 
-    def note(self, answer: Answer) -> None:
+    def note(self, answer: Response) -> None:
         """Hold everybody back if the answer is a 429."""
         if answer.status == requests.codes.too_many_requests:
             with self._lock:
@@ -329,7 +345,7 @@ def _multipart(boundary: str, parts: Sequence[bytes]) -> bytes:
     )
 
 
-def _parts(answer: Answer) -> list[Answer]:
+def _parts(answer: Response) -> list[Response]:
     """Return the parts of a batch's answer; raises DataverseUnreachable where it broke off."""
     content_type = answer.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/mixed"):
@@ -351,7 +367,7 @@ def _whole_parts(document: Message, request_id: str) -> list[Any]:
     return parts
 
 
-def _answer_of(part: Message, request_id: str, received: datetime) -> Answer:
+def _answer_of(part: Message, request_id: str, received: datetime) -> Response:
     if part.is_multipart():
         # A change set: as many parts as writes, or one that tells why none was carried out.
         answers = [_answer_of(inner, request_id, received) for inner in _whole_parts(part, request_id)]
@@ -365,7 +381,7 @@ def _answer_of(part: Message, request_id: str, received: datetime) -> Answer:
         raise DataverseUnreachable("A part of a batch's answer is no HTTP answer.", request_id=request_id)
     lines = [line.partition(":") for line in header_lines.split("\r\n") if line]
     headers = {name.strip().lower(): value.strip() for name, _, value in lines}
-    return Answer(int(match[1]), headers, body, request_id, received)
+    return Response(int(match[1]), headers, body, request_id, received)
 
 
 # ---------------------------------------------------------------------------------------------- answers
@@ -384,7 +400,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON.")
 
 
-def _error(answer: Answer) -> InvoicingError:
+def _error(answer: Response) -> InvoicingFailure:
     """Return the decision that a status, and Dataverse's own code where there is one, calls for."""
     code, text = _code_and_message(answer)
     said = f"Dataverse answered {answer.status}" + (f" {code}: {text}" if code or text else ".")
@@ -394,7 +410,7 @@ def _error(answer: Answer) -> InvoicingError:
         return DataverseThrottled(said, retry_after=wait, request_id=request_id)
     if answer.status == requests.codes.not_found and code == _OBJECT_DOES_NOT_EXIST:
         return RecordNotFound(said, request_id=request_id)
-    by_status: dict[int, type[InvoicingError]] = {
+    by_status: dict[int, type[InvoicingFailure]] = {
         requests.codes.unauthorized: DataverseUnauthorized,
         requests.codes.forbidden: DataverseForbidden,
         requests.codes.not_found: DataverseNotFound,
@@ -404,7 +420,7 @@ def _error(answer: Answer) -> InvoicingError:
     return by_status.get(answer.status, DataverseUnavailable)(said, request_id=request_id)
 
 
-def _code_and_message(answer: Answer) -> tuple[str, str]:
+def _code_and_message(answer: Response) -> tuple[str, str]:
     document = _json(answer.body)
     error = document.get("error") if document else None
     if not isinstance(error, dict):
@@ -419,7 +435,7 @@ def _one_line(value: object, length: int) -> str:
     return " ".join(str(value or "").split()).encode(errors="replace").decode()[:length]
 
 
-def _retry_after(answer: Answer) -> float:
+def _retry_after(answer: Response) -> float:
     """Return seconds to hold back: the header is seconds or a date, and may be absent, negative or huge."""
     value = answer.headers.get("retry-after", "").strip()
     try:

@@ -12,16 +12,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from shared.clock import Deadline
-from shared.errors import DataverseThrottled, OpportunityStillOpen, ParkNow, RetryLater, Rhythm
-from shared.invoice_created import Invoice, invoice_created
-from shared.message import Chain
-from shared.opportunity_won import NotAWin, OpportunityWon, compact_event, parse_event
+from shared.errors import DataverseThrottled, OpportunityStillOpen, ParkNow, RetryLater, RetryPolicy
+from shared.invoice import Invoice
+from shared.invoice_created import invoice_created
+from shared.message import Ignored, RetryState
+from shared.opportunity_won import OpportunityWon, compact_event, parse_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shared.clock import Clock
-    from shared.invoicing import NotOurs
     from shared.message import Message
     from shared.service_bus import ServiceBus
     from shared.settings import RetrySettings
@@ -37,7 +37,7 @@ _MOST_JITTER = 10.0
 class EnsureInvoice(Protocol):
     """What finds or generates the invoice; see `Invoicing.ensure_invoice`."""
 
-    def __call__(self, opportunity_id: str, deadline: Deadline) -> Invoice | NotOurs:
+    def __call__(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
         """Return the invoice of a won opportunity, or why there is none to make."""
 
 
@@ -76,7 +76,7 @@ class Handler:
 
         Raises ServiceBusUnavailable, and whatever is a bug: then the host abandons the message.
         """
-        chain = Chain.of(message)
+        state = RetryState.of(message)
         deadline = Deadline.after(self._clock, self._invocation_deadline)
         won: OpportunityWon | None = None
         try:
@@ -86,23 +86,23 @@ class Handler:
                 message.content_type,
                 organization_id=self._environment.organization_id,
             )
-            if isinstance(event, NotAWin):
-                _logger.info("not ours: %s root=%s", event.why, chain.root)
+            if isinstance(event, Ignored):
+                _logger.info("ignored: %s root=%s", event.reason, state.root)
                 return
             won = event
             # What is left of the time is for putting the message aside, should this fail.
-            self._invoice(won, chain, traceparent, deadline.earlier(self._invocation_deadline / 4))
+            self._invoice(won, state, traceparent, deadline.earlier(self._invocation_deadline / 4))
         except RetryLater as error:
-            self._try_later(message, won, chain, error, deadline)
+            self._try_later(message, won, state, error, deadline)
         except ParkNow as error:
-            self._park(message, won, chain, error, deadline)
+            self._park(message, won, state, error, deadline)
 
     def _invoice(
-        self, won: OpportunityWon, chain: Chain, traceparent: str | None, deadline: Deadline
+        self, won: OpportunityWon, state: RetryState, traceparent: str | None, deadline: Deadline
     ) -> None:
         outcome = self._ensure_invoice(won.opportunity_id, deadline)
         if not isinstance(outcome, Invoice):
-            _logger.info("not ours: %s opportunity=%s root=%s", outcome.why, won.opportunity_id, chain.root)
+            _logger.info("ignored: %s opportunity=%s root=%s", outcome.reason, won.opportunity_id, state.root)
             return
         event = invoice_created(
             outcome,
@@ -116,66 +116,66 @@ class Handler:
             won.opportunity_id,
             outcome.id,
             event.message_id,
-            chain.attempt,
-            chain.age.total_seconds(),
-            chain.root,
+            state.attempt,
+            state.age.total_seconds(),
+            state.root,
         )
 
     def _try_later(
         self,
         message: Message,
         won: OpportunityWon | None,
-        chain: Chain,
+        state: RetryState,
         error: RetryLater,
         deadline: Deadline,
     ) -> None:
-        if self._used_up(chain, error.rhythm):
+        if self._used_up(state, error.policy):
             if isinstance(error, OpportunityStillOpen):
-                _logger.info("not ours: the win was withdrawn %s", _about(won, chain))
+                _logger.info("ignored: the win was withdrawn %s", _about(won, state))
                 return
-            self._park(message, won, chain, error, deadline)
+            self._park(message, won, state, error, deadline)
             return
-        delay, backoff = self._delay(chain, error)
+        delay, backoff = self._delay(state, error)
         self._service_bus.schedule(
             message,
-            chain.next(error, backoff=backoff),
+            state.next(error, backoff=backoff),
             error,
             self._clock.now() + delay,
             compact_event(won) if won else None,
             deadline,
         )
         _logger.warning(
-            "retry: reason=%s in=%ds %s: %s", error.reason, delay.total_seconds(), _about(won, chain), error
+            "retry: reason=%s in=%ds %s: %s", error.reason, delay.total_seconds(), _about(won, state), error
         )
 
-    def _used_up(self, chain: Chain, rhythm: Rhythm) -> bool:
-        # The longest rhythm bounds the whole, should a message wander between rhythms.
+    def _used_up(self, state: RetryState, policy: RetryPolicy) -> bool:
+        # The longest policy bounds the whole time of a message that changes between policies.
         bounds = self._retry.bounds
-        return chain.age_in(rhythm) >= bounds[rhythm] or chain.age >= bounds[Rhythm.LONG]
+        return state.age_in(policy) >= bounds[policy] or state.age >= bounds[RetryPolicy.OUTAGE]
 
-    def _delay(self, chain: Chain, error: RetryLater) -> tuple[timedelta, int]:
+    def _delay(self, state: RetryState, error: RetryLater) -> tuple[timedelta, int]:
         """Return how long to wait, and the back-off of the copy."""
         if isinstance(error, DataverseThrottled):
             # Its own time, and some more so that not all come back at once: only some, since the host takes no more
             # than it can handle anyway, and what comes late leaves capacity unused. It says nothing of a next failure.
             jitter = min(0.2 * error.retry_after, _MOST_JITTER) + 1
-            return timedelta(seconds=error.retry_after + jitter * self._random()), chain.backoff
-        grown = self._retry.first_delay * 2 ** min(chain.backoff, _MOST_BACKOFF)
+            return timedelta(seconds=error.retry_after + jitter * self._random()), state.backoff
+        grown = self._retry.first_delay * 2 ** min(state.backoff, _MOST_BACKOFF)
         longest = min(grown, self._retry.longest_delay)
-        return longest * (0.5 + 0.5 * self._random()), chain.backoff + 1
+        return longest * (0.5 + 0.5 * self._random()), state.backoff + 1
 
     def _park(
         self,
         message: Message,
         won: OpportunityWon | None,
-        chain: Chain,
+        state: RetryState,
         error: RetryLater | ParkNow,
         deadline: Deadline,
     ) -> None:
-        self._service_bus.park(message, chain, error, deadline)
-        _logger.error("parked: reason=%s %s: %s", error.reason, _about(won, chain), error)
+        self._service_bus.park(message, state, error, deadline)
+        _logger.error("parked: reason=%s %s: %s", error.reason, _about(won, state), error)
 
 
-def _about(won: OpportunityWon | None, chain: Chain) -> str:
+def _about(won: OpportunityWon | None, state: RetryState) -> str:
     opportunity = won.opportunity_id if won else "unknown"
-    return f"opportunity={opportunity} attempt={chain.attempt} age={chain.age.total_seconds():.0f}s root={chain.root}"
+    return f"opportunity={opportunity} attempt={state.attempt} age={state.age.total_seconds():.0f}s root={state.root}"

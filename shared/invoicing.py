@@ -9,13 +9,9 @@ repeated after any doubtful answer.
 
 from __future__ import annotations
 
-import logging
 import uuid
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared.dataverse import ChangeSet, Read, Write
 from shared.errors import (
@@ -25,16 +21,13 @@ from shared.errors import (
     OpportunityStillOpen,
     RecordNotFound,
 )
-from shared.invoice_created import Currency, Customer, Invoice
-from shared.settings import OrderedOpportunity
+from shared.invoice import Currency, Customer, Invoice, OrderedOpportunity
+from shared.message import Ignored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from shared.clock import Deadline
-    from shared.dataverse import Answer, Dataverse
-
-_logger = logging.getLogger(__name__)
+    from shared.dataverse import Dataverse, Response
+    from shared.record import Record
 
 # A contract with the notes that are already in Dataverse: another value would bill every opportunity again.
 _CLAIMS = uuid.UUID("79c72b69-1915-4bc2-bd91-3c6b28267760")
@@ -43,7 +36,6 @@ _INVOICE_COLUMNS = (
     "invoiceid,invoicenumber,name,totalamount,createdon,statecode,pricingerrorcode,"
     "_customerid_value,_opportunityid_value,_transactioncurrencyid_value"
 )
-_LOOKUP_TABLE = "@Microsoft.Dynamics.CRM.lookuplogicalname"
 
 
 class OpportunityState(IntEnum):
@@ -55,15 +47,7 @@ class OpportunityState(IntEnum):
 
 
 _INVOICE_CANCELED = 3
-_MONEY_BOUND = 10**15
-_MOST_DECIMAL_PLACES = 10
-
-
-@dataclass(frozen=True)
-class NotOurs:
-    """There is nothing to invoice, and why: one sentence for the log."""
-
-    why: str
+_MAX_DECIMAL_PLACES = 10
 
 
 class Invoicing:
@@ -73,18 +57,18 @@ class Invoicing:
         self._dataverse = dataverse
         self._ordered_opportunity = ordered_opportunity
 
-    def ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | NotOurs:
+    def ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
         """Return the invoice of a won opportunity, or why there is none to make.
 
         `opportunity_id`: a GUID in lower case. May be called again after whatever it raised, anywhere, at any time.
         """
         found = self._look(opportunity_id, deadline)
-        if isinstance(found, NotOurs):
+        if isinstance(found, Ignored):
             return found
         invoice_id = found or self._claim_and_call(opportunity_id, deadline)
         return retrieve_invoice(self._dataverse, invoice_id, deadline)
 
-    def _look(self, opportunity_id: str, deadline: Deadline) -> str | NotOurs | None:
+    def _look(self, opportunity_id: str, deadline: Deadline) -> str | Ignored | None:
         """Return the id of an invoice that is there, or why none is to be made, or None: it is to be made."""
         opportunity, invoices, orders = self._dataverse.batch(
             [
@@ -94,30 +78,29 @@ class Invoicing:
             ],
             deadline,
         )
-        state = _integer(_opportunity(opportunity), "statecode", opportunity)
+        state = _opportunity(opportunity).integer("statecode")
         if state == OpportunityState.OPEN:
             raise OpportunityStillOpen("The opportunity is open: not won yet, or reopened.")
         if state != OpportunityState.WON:
-            return NotOurs("the opportunity is not won")
+            return Ignored("the opportunity is not won")
         invoice_id = oldest_active(invoices)
         if invoice_id is not None:
             return invoice_id
-        if rows_of(orders) and self._ordered_opportunity is OrderedOpportunity.SKIP:
-            return NotOurs("the opportunity has a sales order and is billed through it")
+        if orders.records() and self._ordered_opportunity is OrderedOpportunity.SKIP:
+            return Ignored("the opportunity has a sales order and is billed through it")
         return None
 
     def _claim_and_call(self, opportunity_id: str, deadline: Deadline) -> str:
         """Return the id of the opportunity's invoice, whoever made it."""
-        claim_id = claim_of(opportunity_id)
         change_set, invoices, claims = self._dataverse.batch(
             [
-                ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(opportunity_id))),
+                ChangeSet((claim_note(opportunity_id), generate_invoice(opportunity_id))),
                 invoices_of(opportunity_id),
                 claim_read(opportunity_id),
             ],
             deadline,
         )
-        invoice_id, claimed = oldest_active(invoices), bool(rows_of(claims))
+        invoice_id, claimed = oldest_active(invoices), bool(claims.records())
         if invoice_id is not None:
             return invoice_id
         if claimed:
@@ -126,7 +109,7 @@ class Invoicing:
                 request_id=invoices.request_id,
             )
         # Nothing was changed: the change set's own error tells why.
-        change_set.value()
+        change_set.raise_for_status()
         raise DataverseUnavailable(
             "Dataverse reported an invoice that it does not show.", request_id=change_set.request_id
         )
@@ -137,14 +120,14 @@ def retrieve_invoice(dataverse: Dataverse, invoice_id: str, deadline: Deadline) 
 
     Raises RecordNotFound if it is not there; whoever had found it has to look again.
     """
-    answer = dataverse.read(
+    response = dataverse.read(
         Read(
             f"invoices({invoice_id})?$select={_INVOICE_COLUMNS}"
             "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
         ),
         deadline,
     )
-    return _invoice(answer.value(), answer)
+    return _invoice(response.record())
 
 
 def claim_of(opportunity_id: str) -> str:
@@ -152,11 +135,12 @@ def claim_of(opportunity_id: str) -> str:
     return str(uuid.uuid5(_CLAIMS, opportunity_id))
 
 
-def _claim(claim_id: str, opportunity_id: str) -> Write:
+def claim_note(opportunity_id: str) -> Write:
+    """Return the creation of the note that claims an opportunity."""
     return Write(
         "annotations",
         {
-            "annotationid": claim_id,
+            "annotationid": claim_of(opportunity_id),
             "subject": "Invoice generated automatically",
             "notetext": (
                 "This opportunity was won, and its invoice was generated automatically. "
@@ -169,7 +153,8 @@ def _claim(claim_id: str, opportunity_id: str) -> Write:
     )
 
 
-def _generate_invoice(opportunity_id: str) -> Write:
+def generate_invoice(opportunity_id: str) -> Write:
+    """Return the call of the action that generates the invoice."""
     # The ColumnSet may be left out according to the Web API's reference, but not according to the SDK's.
     return Write(
         "GenerateInvoiceFromOpportunity",
@@ -196,105 +181,48 @@ def claim_read(opportunity_id: str) -> Read:
     return Read(f"annotations?$select=annotationid&$filter=annotationid eq {claim_of(opportunity_id)}")
 
 
-def oldest_active(invoices: Answer) -> str | None:
+def oldest_active(invoices: Response) -> str | None:
     """Return the id of the first invoice that is not canceled, made by anyone."""
     return next(
         (
-            _guid(row, "invoiceid", invoices)
-            for row in rows_of(invoices)
-            if _integer(row, "statecode", invoices) != _INVOICE_CANCELED
+            row.guid("invoiceid")
+            for row in invoices.records()
+            if row.integer("statecode") != _INVOICE_CANCELED
         ),
         None,
     )
 
 
-def _opportunity(answer: Answer) -> Mapping[str, Any]:
+def _opportunity(response: Response) -> Record:
     try:
-        return answer.value()
+        return response.record()
     except RecordNotFound as error:
         raise OpportunityNotFound(error.description, request_id=error.request_id) from error
 
 
-def _invoice(row: Mapping[str, Any], answer: Answer) -> Invoice:
-    customer_id, kind = row.get("_customerid_value"), row.get(f"_customerid_value{_LOOKUP_TABLE}")
+def _invoice(row: Record) -> Invoice:
+    customer_id = row.optional_guid("_customerid_value")
     return Invoice(
-        id=_guid(row, "invoiceid", answer),
-        number=_text(row, "invoicenumber", answer),
-        name=_text(row, "name", answer),
-        opportunity_id=_guid(row, "_opportunityid_value", answer),
-        customer=Customer(str(kind or "unknown"), _guid(row, "_customerid_value", answer))
+        id=row.guid("invoiceid"),
+        number=row.text("invoicenumber"),
+        name=row.text("name"),
+        opportunity_id=row.guid("_opportunityid_value"),
+        customer=Customer(row.lookup_table("_customerid_value") or "unknown", customer_id)
         if customer_id
         else None,
-        total_amount=_amount(row, "totalamount", answer),
-        currency=_currency(row, answer),
-        pricing_error_code=(
-            None if row.get("pricingerrorcode") is None else _integer(row, "pricingerrorcode", answer)
-        ),
-        created_on=_time(row, "createdon", answer),
+        total_amount=row.amount("totalamount"),
+        currency=_currency(row),
+        pricing_error_code=row.optional_integer("pricingerrorcode"),
+        created_on=row.time("createdon"),
     )
 
 
-def _currency(row: Mapping[str, Any], answer: Answer) -> Currency | None:
-    currency = row.get("transactioncurrencyid")
-    if not isinstance(currency, dict):
+def _currency(row: Record) -> Currency | None:
+    currency = row.expanded("transactioncurrencyid")
+    if currency is None:
         return None
-    iso_code = _text(currency, "isocurrencycode", answer)
-    precision = _integer(currency, "currencyprecision", answer)
-    # An amount is worth nothing without them.
-    if not iso_code or not 0 <= precision <= _MOST_DECIMAL_PLACES:
-        raise _unexpected("transactioncurrencyid", answer)
-    return Currency(_guid(row, "_transactioncurrencyid_value", answer), iso_code, precision)
-
-
-def rows_of(answer: Answer) -> list[Mapping[str, Any]]:
-    """Return the records of a query's answer; raises its error's decision."""
-    rows = answer.value().get("value")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise _unexpected("value", answer)
-    return rows
-
-
-def _integer(row: Mapping[str, Any], column: str, answer: Answer) -> int:
-    value = row.get(column)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _unexpected(column, answer)
-    return value
-
-
-def _amount(row: Mapping[str, Any], column: str, answer: Answer) -> Decimal | None:
-    value = row.get(column)
-    if value is None:
-        return None
-    # Money in Dataverse stays below a quadrillion; far beyond that, exact arithmetic would run out of digits.
-    if isinstance(value, int | Decimal) and -_MONEY_BOUND < value < _MONEY_BOUND:
-        return Decimal(value)
-    raise _unexpected(column, answer)
-
-
-def _text(row: Mapping[str, Any], column: str, answer: Answer) -> str | None:
-    value = row.get(column)
-    if value is None or isinstance(value, str):
-        return value
-    raise _unexpected(column, answer)
-
-
-def _guid(row: Mapping[str, Any], column: str, answer: Answer) -> str:
-    try:
-        return str(uuid.UUID(row.get(column)))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise _unexpected(column, answer) from error
-
-
-def _time(row: Mapping[str, Any], column: str, answer: Answer) -> datetime:
-    try:
-        time = datetime.fromisoformat(str(row.get(column)))
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise _unexpected(column, answer) from error
-
-
-def _unexpected(column: str, answer: Answer) -> DataverseUnavailable:
-    return DataverseUnavailable(
-        f"Dataverse's answer has no usable {column}: something else may have answered.",
-        request_id=answer.request_id,
-    )
+    iso_code, precision = currency.text("isocurrencycode"), currency.integer("currencyprecision")
+    # Without them an amount has no meaning.
+    if not iso_code or not 0 <= precision <= _MAX_DECIMAL_PLACES:
+        raise row.unexpected("transactioncurrencyid")
+    return Currency(row.guid("_transactioncurrencyid_value"), iso_code, precision)

@@ -1,6 +1,6 @@
-"""The message as the Functions host hands it over, and its place in the chain of copies that are tried again.
+"""The message as the Functions host hands it over, and its place in the state of copies that are tried again.
 
-The first message of a chain is its root. Every copy carries the root, its own number (attempt) and when the first one
+The first message of a state is its root. Every copy carries the root, its own number (attempt) and when the first one
 was seen; its message id derives from root and attempt, so that a copy that is sent twice is one message to duplicate
 detection. These ids and property names are a contract with messages that are under way when the code changes.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from shared.errors import RetryLater, Rhythm
+from shared.errors import RetryLater, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +23,10 @@ ROOT = "InvoicingRoot"
 ATTEMPT = "InvoicingAttempt"
 BACKOFF = "InvoicingBackoff"
 FIRST_SEEN = "InvoicingFirstSeen"
-RHYTHM = "InvoicingRhythm"
-RHYTHM_SINCE = "InvoicingRhythmSince"
+POLICY = "InvoicingRhythm"
+POLICY_SINCE = "InvoicingRhythmSince"
 REASON = "InvoicingReason"
-CHAIN_PROPERTIES = frozenset({ROOT, ATTEMPT, BACKOFF, FIRST_SEEN, RHYTHM, RHYTHM_SINCE, REASON})
+RETRY_PROPERTIES = frozenset({ROOT, ATTEMPT, BACKOFF, FIRST_SEEN, POLICY, POLICY_SINCE, REASON})
 
 ORIGINAL_MESSAGE_ID = "InvoicingOriginalMessageId"
 DEAD_LETTER_REASON = "DeadLetterReason"
@@ -37,7 +37,7 @@ PARKED_PROPERTIES = frozenset({ORIGINAL_MESSAGE_ID, DEAD_LETTER_REASON, DEAD_LET
 _COPIES = uuid.UUID("12cd282c-3602-4e3e-8807-34c9d22e81c2")
 _PARKED = uuid.UUID("77329eb2-0826-4b03-a598-60afb751a364")
 
-# The length of a message id in Service Bus, and more copies than any chain can have.
+# The length of a message id in Service Bus, and more copies than any state can have.
 _ID_LENGTH = 128
 _MOST_COPIES = 1_000_000
 
@@ -71,10 +71,17 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Ignored:
+    """The outcome of a message that calls for no invoice; `reason` is one log line, without personal data."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RetryState:
     """The place of a message among the copies of its root.
 
-    `backoff` counts the delays that grew; `rhythm_since` is when the present rhythm began. All times are the
+    `backoff` counts the delays that grew; `policy_since` is when the present policy began. All times are the
     broker's: the moments at which it made the messages available.
     """
 
@@ -82,24 +89,24 @@ class Chain:
     attempt: int
     backoff: int
     first_seen: datetime
-    rhythm: Rhythm | None
-    rhythm_since: datetime
+    policy: RetryPolicy | None
+    policy_since: datetime
     seen: datetime
 
     @classmethod
-    def of(cls, message: Message) -> Chain:
+    def of(cls, message: Message) -> RetryState:
         """Read the place from the message's own properties; a message without them is a root."""
         properties = message.properties
-        # A stranger's clock may be ahead: a time to come would never grow old, and the chain never end.
+        # A stranger's clock may be ahead: a time to come would never grow old, and the state never end.
         first_seen = min(_time(properties.get(FIRST_SEEN)) or message.enqueued_at, message.enqueued_at)
-        rhythm_since = min(_time(properties.get(RHYTHM_SINCE)) or first_seen, message.enqueued_at)
+        policy_since = min(_time(properties.get(POLICY_SINCE)) or first_seen, message.enqueued_at)
         return cls(
             root=_root(properties.get(ROOT)) or _own_id(message),
             attempt=_count(properties.get(ATTEMPT)),
             backoff=_count(properties.get(BACKOFF)),
             first_seen=first_seen,
-            rhythm=_rhythm(properties.get(RHYTHM)),
-            rhythm_since=rhythm_since,
+            policy=_policy(properties.get(POLICY)),
+            policy_since=policy_since,
             seen=message.enqueued_at,
         )
 
@@ -108,18 +115,18 @@ class Chain:
         """How long the root has been under way."""
         return max(self.seen - self.first_seen, timedelta(0))
 
-    def age_in(self, rhythm: Rhythm) -> timedelta:
-        """How long the message has been tried in this rhythm without a break."""
-        return max(self.seen - self.rhythm_since, timedelta(0)) if self.rhythm is rhythm else timedelta(0)
+    def age_in(self, policy: RetryPolicy) -> timedelta:
+        """How long the message has been tried under this policy without a break."""
+        return max(self.seen - self.policy_since, timedelta(0)) if self.policy is policy else timedelta(0)
 
-    def next(self, error: RetryLater, *, backoff: int) -> Chain:
+    def next(self, error: RetryLater, *, backoff: int) -> RetryState:
         """Return the place of the copy that is tried after `error`."""
         return replace(
             self,
             attempt=self.attempt + 1,
             backoff=backoff,
-            rhythm=error.rhythm,
-            rhythm_since=self.rhythm_since if self.rhythm is error.rhythm else self.seen,
+            policy=error.policy,
+            policy_since=self.policy_since if self.policy is error.policy else self.seen,
         )
 
     @property
@@ -139,8 +146,8 @@ class Chain:
             ATTEMPT: self.attempt,
             BACKOFF: self.backoff,
             FIRST_SEEN: self.first_seen.isoformat(),
-            RHYTHM: error.rhythm.value,
-            RHYTHM_SINCE: self.rhythm_since.isoformat(),
+            POLICY: error.policy.value,
+            POLICY_SINCE: self.policy_since.isoformat(),
             REASON: error.reason,
         }
 
@@ -177,5 +184,5 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 < value <= _MOST_COPIES else 0
 
 
-def _rhythm(value: object) -> Rhythm | None:
-    return next((rhythm for rhythm in Rhythm if rhythm.value == value), None)
+def _policy(value: object) -> RetryPolicy | None:
+    return next((policy for policy in RetryPolicy if policy.value == value), None)

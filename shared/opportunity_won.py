@@ -1,6 +1,6 @@
 """The event that comes in: every shape of "this opportunity was won", read into one `OpportunityWon`.
 
-Three answers and no other, whatever the bytes: the win, `NotAWin` (nothing to do), or an error that parks the
+Three answers and no other, whatever the bytes: the win, `Ignored` (nothing to do), or an error that parks the
 message. What senders may write, and what of it is not confirmed, stands in docs/events.md. Whether the opportunity
 really is won is not decided here: an event may be the ghost of a transaction that was rolled back, so
 `invoicing.py` reads the opportunity.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from shared.errors import InvalidEvent, OtherOrganization
+from shared.message import Ignored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,20 +35,13 @@ class OpportunityWon:
     shape: str = field(default="plain JSON", compare=False)
 
 
-@dataclass(frozen=True)
-class NotAWin:
-    """An event that is in order and wins nothing; `why` is one log line, without personal data."""
-
-    why: str
-
-
 def parse_event(
     body: bytes,
     properties: Mapping[str, object],
     content_type: str | None,
     *,
     organization_id: str | None = None,
-) -> OpportunityWon | NotAWin:
+) -> OpportunityWon | Ignored:
     """Read a message's body, application properties and content type.
 
     `organization_id`, a GUID in lower case with hyphens, is the only environment whose events are taken; None
@@ -57,7 +51,7 @@ def parse_event(
     """
     by_name = _members((_text(name), value) for name, value in properties.items())
     if _is_endpoint_check(by_name):
-        return NotAWin("The test message of a service endpoint.")
+        return Ignored("The test message of a service endpoint.")
     media_type = _media_type(content_type)
     if media_type.startswith("application/cloudevents") and media_type != _STRUCTURED:
         raise InvalidEvent(
@@ -152,7 +146,7 @@ def _is_endpoint_check(by_name: _Object) -> bool:
 
 def _remote_execution_context(
     context: _Object, expected_organization: str | None, *, truncated: bool
-) -> OpportunityWon | NotAWin:
+) -> OpportunityWon | Ignored:
     organization = _organization(context, expected_organization)
     message, table = _name_of(context, "MessageName"), _name_of(context, "PrimaryEntityName")
     if not message:
@@ -166,14 +160,14 @@ def _remote_execution_context(
             raise InvalidEvent(
                 f"{shape} may carry several rows, which is not understood: register the step on Win of opportunity."
             )
-        return NotAWin(f"{shape} wins no opportunity.")
+        return Ignored(f"{shape} wins no opportunity.")
     parameters = _attributes(context, "InputParameters", "the body")
     truncated = truncated or not parameters
     if step.state is not None:
         state = _state(_find(parameters, step.state), step.state)
         # What a truncated event set is not known: reading the opportunity decides.
         if state != _STATECODE_WON and not (state is None and truncated):
-            return NotAWin(f"{shape} does not set the state to won.")
+            return Ignored(f"{shape} does not set the state to won.")
     return OpportunityWon(
         _opportunity_id(context, parameters, step, shape, truncated=truncated),
         organization,
@@ -264,7 +258,7 @@ def _binary_attributes(by_name: _Object) -> _Object:
     return {name[len(prefix) :]: by_name[name] for prefix, names in prefixed.items() for name in names}
 
 
-def _structured_cloud_event(event: _Object, expected_organization: str | None) -> OpportunityWon | NotAWin:
+def _structured_cloud_event(event: _Object, expected_organization: str | None) -> OpportunityWon | Ignored:
     data = _member(event, "data", "the CloudEvent")
     encoded = _member(event, "data_base64", "the CloudEvent")
     if isinstance(encoded, str) and data is None:
@@ -277,7 +271,7 @@ def _structured_cloud_event(event: _Object, expected_organization: str | None) -
 
 def _cloud_event(
     attributes: _Object, data: object, expected_organization: str | None
-) -> OpportunityWon | NotAWin:
+) -> OpportunityWon | Ignored:
     required = {}
     for name in ("specversion", "id", "source", "type"):
         required[name] = _text(_member(attributes, name, "the CloudEvent"))
@@ -292,7 +286,7 @@ def _cloud_event(
             "sales.opportunity.won.v1."
         )
     if event_type["what"].lower() != "won":
-        return NotAWin(f"A CloudEvent of type {_quotable(required['type'])} wins no opportunity.")
+        return Ignored(f"A CloudEvent of type {_quotable(required['type'])} wins no opportunity.")
     won = _opportunity_won(
         _object(data, "data of the CloudEvent"), "data of the CloudEvent", "CloudEvent", expected_organization
     )

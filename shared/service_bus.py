@@ -1,6 +1,6 @@
 """The way out: publish an event, schedule a copy of a message, park it; each with a deadline that holds.
 
-What a copy says about its chain is left to `message.py`, what is worth a retry to `handler.py`.
+What a copy says about its state is left to `message.py`, what is worth a retry to `handler.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusError
 
 from shared import message as names
-from shared.errors import InvoicingError, PublishFailed, RetryLater, ServiceBusUnavailable
+from shared.errors import InvoicingFailure, PublishFailed, RetryLater, ServiceBusUnavailable
 from shared.owner import Care, NotAnswered, Owner
 from shared.settings import ConnectionString
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from shared.clock import Clock, Deadline
     from shared.invoice_created import InvoiceCreated
-    from shared.message import Chain, Message
+    from shared.message import Message, RetryState
     from shared.settings import Namespace, ServiceBusSettings
 
 _logger = logging.getLogger(__name__)
@@ -104,51 +104,51 @@ class ServiceBus:
     def schedule(
         self,
         message: Message,
-        chain: Chain,
+        state: RetryState,
         error: RetryLater,
         due: datetime,
         compact: bytes | None,
         deadline: Deadline,
     ) -> None:
-        """Send the copy at `chain` to the queue; raises ServiceBusUnavailable.
+        """Send the copy at `state` to the queue; raises ServiceBusUnavailable.
 
         `compact`: the event in its plain form, for a message that has no room for what a copy says more.
         """
         copy = Outgoing(
             body=message.body,
-            message_id=chain.message_id,
+            message_id=state.message_id,
             content_type=message.content_type,
             correlation_id=message.correlation_id,
             subject=message.subject,
             due=due,
             properties={
-                **encodable_properties(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
-                **chain.properties(error),
+                **encodable_properties(message.properties, names.RETRY_PROPERTIES | names.PARKED_PROPERTIES),
+                **state.properties(error),
             },
         )
         smaller = replace(
-            copy, body=compact or b"", content_type="application/json", properties=chain.properties(error)
+            copy, body=compact or b"", content_type="application/json", properties=state.properties(error)
         )
         self._must_send(self._settings.opportunity_won_queue, copy, smaller if compact else None, deadline)
 
-    def park(self, message: Message, chain: Chain, error: InvoicingError, deadline: Deadline) -> None:
+    def park(self, message: Message, state: RetryState, error: InvoicingFailure, deadline: Deadline) -> None:
         """Send the message as it came, with the reason, to the failed queue; raises ServiceBusUnavailable."""
         told: dict[str, str | int | float | bool] = {
             names.DEAD_LETTER_REASON: error.reason,
             names.DEAD_LETTER_DESCRIPTION: _description(error, _DESCRIPTION_LENGTH),
             names.ORIGINAL_MESSAGE_ID: message.message_id or "",
-            names.ROOT: chain.root,
-            names.ATTEMPT: chain.attempt,
-            names.FIRST_SEEN: chain.first_seen.isoformat(),
+            names.ROOT: state.root,
+            names.ATTEMPT: state.attempt,
+            names.FIRST_SEEN: state.first_seen.isoformat(),
         }
         parked = Outgoing(
             body=message.body,
-            message_id=chain.parked_message_id,
+            message_id=state.parked_message_id,
             content_type=message.content_type,
             correlation_id=message.correlation_id,
             subject=message.subject,
             properties={
-                **encodable_properties(message.properties, names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES),
+                **encodable_properties(message.properties, names.RETRY_PROPERTIES | names.PARKED_PROPERTIES),
                 **told,
             },
         )
@@ -269,7 +269,7 @@ def _amqp(outgoing: Outgoing) -> ServiceBusMessage:
     )
 
 
-def _description(error: InvoicingError, length: int) -> str:
+def _description(error: InvoicingFailure, length: int) -> str:
     """Return what was wrong and what to do; the advice is kept whole where it does not all fit."""
     advice = f" {error.advice}"
     return str(error)[: max(length - len(advice), 0)] + advice[:length]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from shared.errors import InvalidSettings, Rhythm
+from shared.errors import InvalidSettings, RetryPolicy
+from shared.invoice import OrderedOpportunity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,13 +25,6 @@ _LONGEST_INVOCATION = 285
 # More is a slip.
 _ONE_YEAR = 366 * 24 * 60 * 60
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-class OrderedOpportunity(Enum):
-    """What to do with a won opportunity that has a sales order."""
-
-    SKIP = "skip"
-    INVOICE = "invoice"
 
 
 @dataclass(frozen=True)
@@ -65,9 +58,9 @@ class ServiceBusSettings:
 
 @dataclass(frozen=True)
 class RetrySettings:
-    """For how long a message is tried again in each rhythm, and the back-off's first and longest delay."""
+    """For how long a message is tried again under each policy, and the back-off's first and longest delay."""
 
-    bounds: Mapping[Rhythm, timedelta]
+    bounds: Mapping[RetryPolicy, timedelta]
     first_delay: timedelta
     longest_delay: timedelta
 
@@ -125,9 +118,9 @@ def retry_settings(environment: Mapping[str, str]) -> RetrySettings:
     read = _Reader(environment)
     settings = RetrySettings(
         bounds={
-            Rhythm.OPEN: read.seconds("RETRY_OPEN_SECONDS", default=5 * 60),
-            Rhythm.SHORT: read.seconds("RETRY_SHORT_SECONDS", default=60 * 60),
-            Rhythm.LONG: read.seconds("RETRY_LONG_SECONDS", default=3 * 24 * 60 * 60),
+            RetryPolicy.OPEN: read.seconds("RETRY_OPEN_SECONDS", default=5 * 60),
+            RetryPolicy.RECORD: read.seconds("RETRY_RECORD_SECONDS", default=60 * 60),
+            RetryPolicy.OUTAGE: read.seconds("RETRY_OUTAGE_SECONDS", default=3 * 24 * 60 * 60),
         },
         first_delay=read.seconds("RETRY_FIRST_DELAY_SECONDS", default=5),
         longest_delay=read.seconds("RETRY_MAX_DELAY_SECONDS", default=15 * 60),

@@ -7,17 +7,18 @@ is what the design takes it for, neither note nor invoice is there afterwards.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from operations.diagnosis.findings import CannotSee, Finding, Found, ok
-from shared.dataverse import ChangeSet, Read, Write
-from shared.errors import DataverseForbidden, InvoicingError
-from shared.invoicing import invoices_of, rows_of
+from shared.dataverse import ChangeSet, Read
+from shared.errors import DataverseForbidden, InvoicingFailure
+from shared.invoicing import claim_note, generate_invoice, invoices_of
 
 if TYPE_CHECKING:
     from operations.diagnosis.findings import Result
     from operations.web_api import WebApi
-    from shared.dataverse import Answer
+    from shared.dataverse import Response
 
 WARNING = (
     "One change set that must fail is tried on opportunity {opportunity}: a note, GenerateInvoiceFromOpportunity, the "
@@ -33,32 +34,31 @@ def try_claim(api: WebApi, opportunity: str, note: str) -> list[Result]:
         return _try(api, opportunity, note)
     except DataverseForbidden as error:
         raise CannotSee(str(error), "the privileges of the function's role") from error
-    except InvoicingError as error:
+    except InvoicingFailure as error:
         raise Found(Finding.CHANGE_SET_REFUSED_OTHERWISE, str(error)) from error
 
 
 def _try(api: WebApi, opportunity: str, note: str) -> list[Result]:
     before = _there(api, opportunity, note)
-    create = Write(
-        "annotations",
-        {
+    # The requests of the function itself, so that the test proves what the function does.
+    claim = claim_note(opportunity)
+    create = replace(
+        claim,
+        body={
+            **claim.body,
             "annotationid": note,
             "subject": "Test of operations doctor",
             "notetext": "This note should not exist. It can be deleted.",
-            "objectid_opportunity@odata.bind": f"/opportunities({opportunity})",
         },
     )
-    generate = Write(
-        "GenerateInvoiceFromOpportunity",
-        {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": False, "Columns": ["invoiceid"]}},
-    )
-    failure: InvoicingError | None = None
+    generate = generate_invoice(opportunity)
+    failure: InvoicingFailure | None = None
     status, code = 0, ""
     try:
         (changed,) = api.batch([ChangeSet((create, generate, create))])
         status, code = changed.status, _code(changed)
-        changed.value()
-    except InvoicingError as error:
+        changed.raise_for_status()
+    except InvoicingFailure as error:
         failure = error
     # Whatever was answered, what counts is what is there.
     left = ", ".join(sorted(_there(api, opportunity, note) - before)) or "nothing"
@@ -75,12 +75,12 @@ def _there(api: WebApi, opportunity: str, note: str) -> set[str]:
     """Return the opportunity's invoices, and the note if it is there."""
     read_note = Read(f"annotations?$select=annotationid&$filter=annotationid eq {note}")
     invoices, notes = api.batch([invoices_of(opportunity), read_note])
-    return {f"invoice {row['invoiceid']}" for row in rows_of(invoices)} | {
-        f"note {row['annotationid']}" for row in rows_of(notes)
+    return {f"invoice {row.guid('invoiceid')}" for row in invoices.records()} | {
+        f"note {row.guid('annotationid')}" for row in notes.records()
     }
 
 
-def _code(answer: Answer) -> str:
+def _code(answer: Response) -> str:
     try:
         return str(json.loads(answer.body)["error"]["code"]).lower()
     except (ValueError, KeyError, TypeError):

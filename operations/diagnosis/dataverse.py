@@ -28,7 +28,7 @@ from shared.errors import (
     DataverseThrottled,
     DataverseUnavailable,
     DataverseUnreachable,
-    InvoicingError,
+    InvoicingFailure,
     TokenUnavailable,
 )
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from operations.diagnosis.identity import Identity
     from operations.web_api import Row, WebApi
     from shared.clock import Clock, Deadline
-    from shared.dataverse import Answer
+    from shared.dataverse import Response
 
 _NOT_A_MEMBER = "0x80072560"
 _USER_DISABLED = "0x80040225"
@@ -110,7 +110,7 @@ class DataverseLinks:
 
         return self._told(look, deadline)
 
-    def _check_access(self, answer: Answer) -> None:
+    def _check_access(self, answer: Response) -> None:
         """Raise what stands between us and the answer to WhoAmI."""
         status = answer.status
         said = f"WhoAmI was answered with {status} {_error_of(answer)}"
@@ -342,7 +342,7 @@ class DataverseLinks:
             raise Found(Finding.DATAVERSE_UNAVAILABLE, str(error)) from error
         except TokenUnavailable as error:
             raise Found(Finding.TOKEN_UNAVAILABLE, str(error)) from error
-        except InvoicingError as error:
+        except InvoicingFailure as error:
             raise Found(Finding.DATAVERSE_REFUSED_A_QUESTION, str(error)) from error
 
 
@@ -356,7 +356,7 @@ def _seen(value: Any | CannotSee) -> Any:  # noqa: ANN401 - whatever it is of
     return value
 
 
-def _error_of(answer: Answer) -> str:
+def _error_of(answer: Response) -> str:
     """Return code and message of an error of Dataverse, in one line; empty where it is none of Dataverse's."""
     try:
         error = json.loads(answer.body)["error"]
@@ -365,9 +365,9 @@ def _error_of(answer: Answer) -> str:
         return ""
 
 
-def _web_api_row(answer: Answer) -> Row:
+def _web_api_row(answer: Response) -> Row:
     try:
-        row = answer.value()
+        row = answer.json()
     except DataverseUnavailable as error:
         raise Found(Finding.NOT_A_WEB_API, str(error)) from error
     if not {"UserId", "OrganizationId"} <= row.keys():
@@ -392,7 +392,7 @@ def _try_reads(api: WebApi) -> None:
     refused = []
     for answer in api.batch([Read(path) for path in _READS]):
         try:
-            answer.value()
+            answer.json()
         except DataverseForbidden as error:
             refused.append(_privilege_in(str(error)) or str(error))
     if refused:

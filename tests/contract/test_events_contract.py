@@ -17,7 +17,8 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from shared import errors
-from shared.invoice_created import DATA_SCHEMA, EVENT_TYPE, Currency, Customer, Invoice, invoice_created
+from shared.invoice import Currency, Customer, Invoice
+from shared.invoice_created import DATA_SCHEMA, EVENT_TYPE, invoice_created
 from shared.opportunity_won import OpportunityWon, compact_event, parse_event
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def test_the_failed_queue_lists_every_reason_for_which_a_message_is_parked() -> 
     leaves = {
         error
         for _, error in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(error, errors.InvoicingError) and "reason" in vars(error)
+        if issubclass(error, errors.InvoicingFailure) and "reason" in vars(error)
     }
     # A win that stays open counts as withdrawn, and without Service Bus nothing can be parked.
     parked = {error.reason for error in leaves - {errors.OpportunityStillOpen, errors.ServiceBusUnavailable}}

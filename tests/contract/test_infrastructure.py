@@ -24,7 +24,7 @@ from tree_sitter import Language, Node, Parser
 
 from operations import connect, login
 from shared import bootstrap, errors
-from shared.errors import Rhythm
+from shared.errors import RetryPolicy
 from shared.message import Message
 from shared.settings import dataverse_settings, retry_settings, service_bus_settings
 
@@ -502,7 +502,7 @@ def test_the_runbook_knows_every_alert() -> None:
 
 def test_the_runbook_knows_every_reason_and_no_other() -> None:
     """Those of the error tree, and those that the broker gives itself."""
-    reasons = {error.reason for error in _leaves(errors.InvoicingError)}
+    reasons = {error.reason for error in _leaves(errors.InvoicingFailure)}
     table = RUNBOOK.split("## Reasons")[1].split("## Log lines")[0]
 
     known = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
@@ -539,9 +539,9 @@ def test_the_page_of_settings_has_each_setting_and_the_defaults_of_the_code() ->
     read_by_azure = {"PYTHON_THREADPOOL_THREAD_COUNT", "ServiceBusConnection__credential"}
     defaults = retry_settings({})
     seconds = {
-        "RETRY_OPEN_SECONDS": defaults.bounds[Rhythm.OPEN],
-        "RETRY_SHORT_SECONDS": defaults.bounds[Rhythm.SHORT],
-        "RETRY_LONG_SECONDS": defaults.bounds[Rhythm.LONG],
+        "RETRY_OPEN_SECONDS": defaults.bounds[RetryPolicy.OPEN],
+        "RETRY_RECORD_SECONDS": defaults.bounds[RetryPolicy.RECORD],
+        "RETRY_OUTAGE_SECONDS": defaults.bounds[RetryPolicy.OUTAGE],
         "RETRY_FIRST_DELAY_SECONDS": defaults.first_delay,
         "RETRY_MAX_DELAY_SECONDS": defaults.longest_delay,
     }
@@ -609,7 +609,7 @@ def _settings_page(heading: str) -> str:
     return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
-def _leaves(error: type[errors.InvoicingError]) -> list[type[errors.InvoicingError]]:
+def _leaves(error: type[errors.InvoicingFailure]) -> list[type[errors.InvoicingFailure]]:
     below = [leaf for each in error.__subclasses__() for leaf in _leaves(each)]
     return below or [error]
 

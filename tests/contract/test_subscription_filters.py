@@ -14,7 +14,8 @@ from azure.servicebus import ServiceBusClient, ServiceBusMessage
 
 from sandbox.clock import SystemClock
 from sandbox.service_bus import Broker, Configuration, ConfigurationError, ServiceBusServer
-from shared.invoice_created import Invoice, InvoiceCreated, invoice_created
+from shared.invoice import Invoice
+from shared.invoice_created import InvoiceCreated, invoice_created
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

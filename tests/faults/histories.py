@@ -38,7 +38,7 @@ _OPPORTUNITIES = 6
 _OPEN, _WON = 0, 1
 # Faults end here, and people rest: what is not at its end then has to come there by itself.
 _LAST_FAULT = 20 * 60.0
-# More than the longest rhythm, and crashes on top.
+# More than the longest retry policy, and crashes on top.
 _ENOUGH = 5 * 24 * 3600.0
 # What may happen between look and call, and how often it is made to.
 _AT_THE_WORST_MOMENT = frozenset(
@@ -92,9 +92,9 @@ class _History:
         # Short bounds make what fails for good come back while the broker still knows the first message's id.
         self.locked_out = random.random() < 0.04
         self.brief = random.random() < 0.3
-        settings = {"RETRY_SHORT_SECONDS": "90" if self.brief else "3600"}
+        settings = {"RETRY_RECORD_SECONDS": "90" if self.brief else "3600"}
         if self.locked_out:
-            settings["RETRY_LONG_SECONDS"] = "600"
+            settings["RETRY_OUTAGE_SECONDS"] = "600"
         self.world = World(
             random, Shape(self.organization, workers=random.choice((1, 1, 2)), settings=settings)
         )

@@ -314,7 +314,7 @@ def _complete() -> Iterator[Cell]:
 
 
 def _permanent() -> Iterator[Cell]:
-    """Let what never passes be parked with its reason, once the rhythm's time is over."""
+    """Let what never passes be parked with its reason, once the time of the retry policy is over."""
     for boundary, operation, fault, reason in (
         (Boundary.LOOK, "*", Fault(Kind.REFUSE), "DataverseUnreachable"),
         (Boundary.LOOK, "*", Fault(Kind.UNAVAILABLE), "DataverseUnavailable"),
@@ -426,9 +426,9 @@ class Matrix:
                 self._wait_for_copies(seen, 1)
                 stage.kill_workers()
             return stage.to_rest(1)
-        # Some tries, and then the longest rhythm is over at once.
+        # Some tries, and then the longest retry policy is over at once.
         self._wait_for_copies(seen, _TRIES)
-        stage.pass_the_rhythms()
+        stage.pass_the_retry_policies()
         return stage.to_rest(1)
 
     def _wait_for_copies(self, seen: Seen, count: int) -> None:

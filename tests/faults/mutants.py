@@ -59,11 +59,11 @@ SEVERAL_IDS = "all events of an invoice have one id"
 CONTRACT = "every event keeps the contract"
 
 _CHANGE_SET = "ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(opportunity_id))),"
-_READS = "        invoice_id, claimed = oldest_active(invoices), bool(rows_of(claims))\n"
-_OWN = "without=CHAIN_PROPERTIES | PARKED_PROPERTIES)"
+_READS = "        invoice_id, claimed = oldest_active(invoices), bool(claims.records())\n"
+_OWN = "without=RETRY_PROPERTIES | PARKED_PROPERTIES)"
 
-_BEGIN = "        chain = Chain.of(message)\n        deadline ="
-_INVOICE = "            self._invoice(won, chain, traceparent,"
+_BEGIN = "        state = RetryState.of(message)\n        deadline ="
+_INVOICE = "            self._invoice(won, state, traceparent,"
 
 MUTANTS = (
     Mutant(
@@ -93,13 +93,13 @@ MUTANTS = (
             Edit(
                 "shared/invoicing.py",
                 _READS,
-                "        if change_set.status in (412, 429, 500):\n            return NotOurs('another was faster')\n"
+                "        if change_set.status in (412, 429, 500):\n            return Ignored('another was faster')\n"
                 + _READS,
             ),
             Edit(
                 "shared/invoicing.py",
                 "        return retrieve_invoice(self._dataverse, invoice_id, deadline)\n",
-                "        if isinstance(invoice_id, NotOurs):\n            return invoice_id\n"
+                "        if isinstance(invoice_id, Ignored):\n            return invoice_id\n"
                 "        return retrieve_invoice(self._dataverse, invoice_id, deadline)\n",
             ),
         ),
@@ -116,8 +116,8 @@ MUTANTS = (
             ),
             Edit(
                 "shared/handler.py",
-                "            self._try_later(message, won, chain, error, deadline)\n",
-                "            later.append(lambda error=error: self._try_later(message, won, chain, error, deadline))\n",
+                "            self._try_later(message, won, state, error, deadline)\n",
+                "            later.append(lambda error=error: self._try_later(message, won, state, error, deadline))\n",
             ),
         ),
         (LOST, NO_EVENT),
@@ -150,7 +150,7 @@ MUTANTS = (
             Edit(
                 "operations/failed.py",
                 _OWN,
-                _OWN.replace("CHAIN_PROPERTIES |", "(CHAIN_PROPERTIES - {'InvoicingRoot'}) |"),
+                _OWN.replace("RETRY_PROPERTIES |", "(RETRY_PROPERTIES - {'InvoicingRoot'}) |"),
             ),
         ),
         (LOST, NO_EVENT),
@@ -161,7 +161,7 @@ MUTANTS = (
             Edit(
                 "operations/failed.py",
                 _OWN,
-                _OWN.replace("CHAIN_PROPERTIES |", "(CHAIN_PROPERTIES - {FIRST_SEEN}) |"),
+                _OWN.replace("RETRY_PROPERTIES |", "(RETRY_PROPERTIES - {FIRST_SEEN}) |"),
             ),
         ),
         (PARKED,),
@@ -227,8 +227,8 @@ MUTANTS = (
         (
             Edit(
                 "shared/invoicing.py",
-                "            return invoice_id\n        if rows_of(orders)",
-                "            return None\n        if rows_of(orders)",
+                "            return invoice_id\n        if orders.records()",
+                "            return None\n        if orders.records()",
             ),
         ),
         (NEVER,),

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # Several of them per history, and some to spare.
 OPPORTUNITIES_EACH = 3
 _OPEN, _WON, _CANCELED = 0, 1, 3
-# The rhythms of what people may change: longer than any of the faults, and short enough to wait for their end.
-SETTINGS = {"RETRY_OPEN_SECONDS": "15", "RETRY_SHORT_SECONDS": "20"}
+# The retry policies of what people may change: longer than any of the faults, and short enough to wait for their end.
+SETTINGS = {"RETRY_OPEN_SECONDS": "15", "RETRY_RECORD_SECONDS": "20"}
 _PATIENCE = 60.0
 _FAULTS_LAST = 10.0
 _POLL = 0.02
@@ -198,7 +198,7 @@ class _History:
             stage.cut(wire)
         while time.monotonic() < end and not self._served():
             stage.to_rest(1, patience=0.1)
-        # What is left goes round until its rhythm is over: the invoice is gone, or the win was withdrawn.
+        # The rest is retried until its policy ends: the invoice is gone, or the win was withdrawn.
         return stage.to_rest(1, patience=_PATIENCE)
 
     def _served(self) -> bool:

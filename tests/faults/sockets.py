@@ -43,7 +43,7 @@ SETTINGS = {
 # How long a message may be locked and in nobody's hands: on its way to the host, or being settled.
 _ORPHANED_AFTER = 1.0
 _POLL = 0.01
-# The longest rhythm has three days.
+# The longest retry policy has three days.
 _BEYOND = timedelta(days=4)
 # What is due sooner is waited for, so that the broker's clock stays with that of the function.
 _FAR = timedelta(seconds=15)
@@ -157,7 +157,7 @@ class Stage:
         assert self.cloud.host is not None
         self.cloud.host.kill_workers()
 
-    def pass_the_rhythms(self) -> None:
+    def pass_the_retry_policies(self) -> None:
         """Let more time pass, by the broker's clock, than anything is tried again for."""
         self.cloud.move_broker_clock(_BEYOND)
 

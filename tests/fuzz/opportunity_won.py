@@ -50,9 +50,9 @@ def _answer(
     if isinstance(answer, errors.ParkNow):
         assert DESCRIPTION.fullmatch(answer.description), "a description is one line of plain text"
         return type(answer).__name__, answer.description
-    if isinstance(answer, module.NotAWin):
-        assert DESCRIPTION.fullmatch(answer.why), "a log line is one line of plain text"
-        return "NotAWin", answer.why
+    if isinstance(answer, module.Ignored):
+        assert DESCRIPTION.fullmatch(answer.reason), "a log line is one line of plain text"
+        return "Ignored", answer.reason
     assert isinstance(answer, module.OpportunityWon), "three answers and no other"
     assert GUID.fullmatch(answer.opportunity_id), "an id is a GUID in lower case with hyphens"
     assert DESCRIPTION.fullmatch(answer.shape), "a shape is one line of plain text"

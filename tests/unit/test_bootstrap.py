@@ -106,7 +106,7 @@ def test_without_service_bus_nothing_can_be_put_aside_and_every_problem_is_told(
     ("wrong", "named"),
     [
         ({}, "DATAVERSE_URL"),
-        ({**ENVIRONMENT, "RETRY_LONG_SECONDS": "0"}, "RETRY_LONG_SECONDS"),
+        ({**ENVIRONMENT, "RETRY_OUTAGE_SECONDS": "0"}, "RETRY_OUTAGE_SECONDS"),
         ({**ENVIRONMENT, "INVOICE_CREATED_TOPIC": ""}, "INVOICE_CREATED_TOPIC"),
         ({**ENVIRONMENT, "INVOCATION_DEADLINE_SECONDS": "286"}, "INVOCATION_DEADLINE_SECONDS"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.clock import Deadline
-from shared.dataverse import Answer, ChangeSet, Dataverse, Read, Write, _parts
+from shared.dataverse import ChangeSet, Dataverse, Read, Response, Write, _parts
 from shared.errors import (
     DataverseForbidden,
     DataverseNotFound,
@@ -22,7 +22,7 @@ from shared.errors import (
     DataverseUnavailable,
     DataverseUnreachable,
     InvoiceRefused,
-    InvoicingError,
+    InvoicingFailure,
     RecordNotFound,
 )
 
@@ -91,27 +91,27 @@ def dataverse(wire: Wire, clock: FakeClock) -> Iterator[Dataverse]:
 @pytest.fixture
 def batch(
     dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
-) -> Callable[..., list[Answer]]:
+) -> Callable[..., list[Response]]:
     """Return a function that sends BATCH to a server which answers as told."""
 
     def send(
         body: bytes, content_type: str = "multipart/mixed; boundary=batchresponse_1", status: int = 200
-    ) -> list[Answer]:
+    ) -> list[Response]:
         wire.replies = deque([make_reply(status, body, {"Content-Type": content_type})])
         return dataverse.batch(BATCH, Deadline.after(clock, 60))
 
     return send
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> Answer:
-    return Answer(status, headers, body, "r-1", NOON)
+def answer(status: int, body: bytes = b"", **headers: str) -> Response:
+    return Response(status, headers, body, "r-1", NOON)
 
 
 # ---------------------------------------------------------------------------------------------- what is sent
 
 
 def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
-    batch: Callable[..., list[Answer]], wire: Wire
+    batch: Callable[..., list[Response]], wire: Wire
 ) -> None:
     batch(SUCCESS)
     (request,) = wire.requests
@@ -153,7 +153,7 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
     assert bodies[2:] == ["", ""]
 
 
-def test_boundaries_differ_from_batch_to_batch(batch: Callable[..., list[Answer]], wire: Wire) -> None:
+def test_boundaries_differ_from_batch_to_batch(batch: Callable[..., list[Response]], wire: Wire) -> None:
     batch(SUCCESS)
     batch(SUCCESS)
     first, second = (request.headers["Content-Type"] for request in wire.requests[-2:])
@@ -164,11 +164,11 @@ def test_boundaries_differ_from_batch_to_batch(batch: Callable[..., list[Answer]
 
 
 def test_each_operation_has_an_answer_and_a_change_set_that_of_its_last_write(
-    batch: Callable[..., list[Answer]], wire: Wire
+    batch: Callable[..., list[Response]], wire: Wire
 ) -> None:
     done, invoices, claims = batch(SUCCESS)
-    assert (done.status, done.value()) == (200, {"invoiceid": 1})
-    assert (invoices.value(), claims.value()) == ({"value": []}, {"value": [1]})
+    assert (done.status, done.json()) == (200, {"invoiceid": 1})
+    assert (invoices.json(), claims.json()) == ({"value": []}, {"value": [1]})
     request_id = wire.requests[0].headers["x-ms-client-request-id"]
     assert {part.request_id for part in (done, invoices, claims)} == {request_id}
 
@@ -187,12 +187,12 @@ REFUSED = Part(400, b'{"error": {"code": "0x80040265", "message": "No."}}')
     ids=["one part", "one part inside", "after a success", "before a success"],
 )
 def test_a_change_set_that_failed_has_the_answer_of_the_write_that_did(
-    failed: bytes, batch: Callable[..., list[Answer]]
+    failed: bytes, batch: Callable[..., list[Response]]
 ) -> None:
     """It comes as a single part, or as parts of its own: both are tolerated."""
     done, *reads = batch(batch_body(failed, Part(), Part()))
     with pytest.raises(InvoiceRefused, match=r"Dataverse answered 400 0x80040265: No\."):
-        done.value()
+        done.json()
     assert [read.status for read in reads] == [200, 200]
 
 
@@ -216,7 +216,7 @@ def test_an_answer_that_broke_off_anywhere_is_never_taken_for_a_whole_one() -> N
     "parts", [(), (Part(),), (Part(), Part()), (Part(), Part(), Part(), Part())], ids=["0", "1", "2", "4"]
 )
 def test_another_number_of_answers_than_operations_is_no_answer(
-    parts: tuple[Part, ...], batch: Callable[..., list[Answer]]
+    parts: tuple[Part, ...], batch: Callable[..., list[Response]]
 ) -> None:
     with pytest.raises(DataverseUnreachable, match="broke off"):
         batch(batch_body(*parts))
@@ -236,7 +236,7 @@ def test_another_number_of_answers_than_operations_is_no_answer(
     ],
 )
 def test_something_else_than_dataverse_may_answer(
-    body: bytes, content_type: str, error: type[InvoicingError], batch: Callable[..., list[Answer]]
+    body: bytes, content_type: str, error: type[InvoicingFailure], batch: Callable[..., list[Response]]
 ) -> None:
     is_batch = body.startswith(b"--batchresponse") and not content_type
     with pytest.raises(error) as raised:
@@ -244,23 +244,23 @@ def test_something_else_than_dataverse_may_answer(
     assert raised.value.request_id
 
 
-def test_a_batch_may_fail_as_a_whole(batch: Callable[..., list[Answer]]) -> None:
+def test_a_batch_may_fail_as_a_whole(batch: Callable[..., list[Response]]) -> None:
     with pytest.raises(DataverseForbidden, match=r"403 0x80072560: No user\."):
         batch(b'{"error": {"code": "0x80072560", "message": "No user."}}', "application/json", 403)
 
 
-def test_a_429_inside_a_part_holds_everybody_back(batch: Callable[..., list[Answer]], wire: Wire) -> None:
+def test_a_429_inside_a_part_holds_everybody_back(batch: Callable[..., list[Response]], wire: Wire) -> None:
     busy = Part(429, b'{"error": {"code": "0x80072322", "message": "Busy."}}', {"Retry-After": "60"})
     done, *_ = batch(batch_body(busy, Part(), Part()))
     with pytest.raises(DataverseThrottled) as raised:
-        done.value()
+        done.json()
     assert raised.value.retry_after == 60
     with pytest.raises(DataverseThrottled):
         batch(SUCCESS)
     assert len(wire.requests) == 1
 
 
-def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[Answer]]) -> None:
+def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[Response]]) -> None:
     odd = Part(429, b"", {"RETRY-AFTER": "  9  ", "No-Value": "", "Url": "https://a:b"}).encoded()
     done, *_ = batch(batch_body(odd, Part(), Part()))
     assert done.headers == {"retry-after": "9", "no-value": "", "url": "https://a:b"}
@@ -272,10 +272,10 @@ def test_no_answer_whatever_is_a_bug(noise: bytes, at: int, instead_of: int) -> 
     try:
         parts = _parts(answer(200, body, **{"content-type": "multipart/mixed; boundary=batchresponse_1"}))
         for part in parts:
-            part.value()
-    except InvoicingError:
+            part.json()
+    except InvoicingFailure:
         return
-    assert all(isinstance(part, Answer) for part in parts)
+    assert all(isinstance(part, Response) for part in parts)
 
 
 # ---------------------------------------------------------------------------------------------- values
@@ -283,24 +283,24 @@ def test_no_answer_whatever_is_a_bug(noise: bytes, at: int, instead_of: int) -> 
 
 @pytest.mark.parametrize("body", [b"", b" \r\n"])
 def test_a_success_without_a_body_is_an_empty_object(body: bytes) -> None:
-    assert answer(204, body).value() == {}
+    assert answer(204, body).json() == {}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
-    assert answer(200, b'\xef\xbb\xbf{"a": "\xc3\xa4"}').value() == {"a": "ä"}
+    assert answer(200, b'\xef\xbb\xbf{"a": "\xc3\xa4"}').json() == {"a": "ä"}
 
 
 @pytest.mark.parametrize(
     "digits", ["1250.40", "0.1", "-0.005", "922337203685477.5807", "1e-10", "1.2345678901234567890"]
 )
 def test_money_is_exact(digits: str) -> None:
-    value = answer(200, b'{"totalamount": %s}' % digits.encode()).value()["totalamount"]
+    value = answer(200, b'{"totalamount": %s}' % digits.encode()).json()["totalamount"]
     assert isinstance(value, Decimal)
     assert value == Decimal(digits)
 
 
 def test_whole_numbers_stay_whole() -> None:
-    assert answer(201, b'{"a": 1250}').value() == {"a": 1250}
+    assert answer(201, b'{"a": 1250}').json() == {"a": 1250}
 
 
 @pytest.mark.parametrize(
@@ -322,9 +322,9 @@ def test_whole_numbers_stay_whole() -> None:
 )
 def test_a_success_that_is_no_json_object_is_somebody_elses_answer(body: bytes) -> None:
     with pytest.raises(
-        DataverseUnavailable, match="An answer with status 200 is not Dataverse's JSON"
+        DataverseUnavailable, match="A response with status 200 is not Dataverse's JSON"
     ) as raised:
-        answer(200, body).value()
+        answer(200, body).json()
     assert raised.value.request_id == "r-1"
 
 
@@ -370,11 +370,11 @@ def test_a_success_that_is_no_json_object_is_somebody_elses_answer(body: bytes) 
     ],
 )
 def test_every_status_and_code_calls_for_a_decision(
-    status: int, code: str | None, error: type[InvoicingError]
+    status: int, code: str | None, error: type[InvoicingFailure]
 ) -> None:
     body = b"<html>" if code is None else json.dumps({"error": {"code": code, "message": "Why."}}).encode()
     with pytest.raises(error) as raised:
-        answer(status, body).value()
+        answer(status, body).json()
     assert type(raised.value) is error
     told = f"Dataverse answered {status}" + ("." if code is None else f" {code.lower()}: Why.")
     assert raised.value.description == told
@@ -390,7 +390,7 @@ def test_of_an_error_only_code_and_message_are_told_in_one_short_line() -> None:
         "innererror": {"message": "secret"},
     }
     with pytest.raises(InvoiceRefused) as raised:
-        answer(400, json.dumps({"error": error}).encode()).value()
+        answer(400, json.dumps({"error": error}).encode()).json()
     said = raised.value.description
     assert said.startswith("Dataverse answered 400 0x80040265")
     assert ": Refused: because?. xxx" in said
@@ -404,4 +404,4 @@ def test_of_an_error_only_code_and_message_are_told_in_one_short_line() -> None:
 )
 def test_an_error_may_have_any_form(error: object) -> None:
     with pytest.raises(DataverseUnavailable):
-        answer(500, json.dumps({"error": error}).encode()).value()
+        answer(500, json.dumps({"error": error}).encode()).json()

@@ -14,12 +14,12 @@ import pytest
 import requests
 
 from shared.clock import Deadline, SystemClock
-from shared.dataverse import Answer, Dataverse, Read
+from shared.dataverse import Dataverse, Read, Response
 from shared.errors import (
     DataverseThrottled,
     DataverseUnavailable,
     DataverseUnreachable,
-    InvoicingError,
+    InvoicingFailure,
     TokenUnavailable,
 )
 
@@ -79,8 +79,8 @@ def no_token_is_ever_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def fails(
-    call: Callable[[], object], error_type: type[InvoicingError] = DataverseUnreachable
-) -> InvoicingError:
+    call: Callable[[], object], error_type: type[InvoicingFailure] = DataverseUnreachable
+) -> InvoicingFailure:
     """Return the error that a call ends with; neither it nor its causes tell the token."""
     with pytest.raises(error_type) as raised:
         call()
@@ -97,7 +97,7 @@ def fails(
 def test_a_read_carries_the_headers_that_the_web_api_wants(
     dataverse: Dataverse, wire: Wire, deadline: Deadline
 ) -> None:
-    assert dataverse.read(Read("accounts?$filter=name eq 'x'"), deadline).value() == {}
+    assert dataverse.read(Read("accounts?$filter=name eq 'x'"), deadline).json() == {}
     (request,) = wire.requests
     assert request.method == "GET"
     assert request.url == f"{URL}/api/data/v9.2/accounts?$filter=name%20eq%20'x'"
@@ -131,7 +131,7 @@ def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
     )
     for _ in range(2):
         dataverse.read(Read("WhoAmI?$select=secret"), deadline)
-    error = fails(dataverse.read(WHO_AM_I, deadline).value, DataverseUnavailable)
+    error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseUnavailable)
     ids = [request.headers["x-ms-client-request-id"] for request in wire.requests]
     assert len(set(ids)) == 3
     assert error.request_id == ids[2]
@@ -153,7 +153,7 @@ def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(
     deadline: Deadline,
 ) -> None:
     reply(make_reply(status=302, headers={"Location": "https://login.example/"}), make_reply())
-    error = fails(dataverse.read(WHO_AM_I, deadline).value, DataverseUnavailable)
+    error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseUnavailable)
     assert "302" in str(error)
     assert len(wire.requests) == 1
 
@@ -201,7 +201,7 @@ def test_a_broken_connection_is_tried_once_more_in_place(
     deadline: Deadline,
 ) -> None:
     reply(make_reply(error=requests.ConnectionError("reset")), make_reply(body=b'{"a": 1}'))
-    assert dataverse.read(WHO_AM_I, deadline).value() == {"a": 1}
+    assert dataverse.read(WHO_AM_I, deadline).json() == {"a": 1}
     first, second = (request.headers["x-ms-client-request-id"] for request in wire.requests)
     assert first != second
 
@@ -288,7 +288,7 @@ def test_a_429_asks_for_a_time_in_every_form_and_gets_one_within_bounds(
 ) -> None:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     reply(make_reply(status=429, body=b"", headers=headers))
-    error = fails(dataverse.read(WHO_AM_I, deadline).value, DataverseThrottled)
+    error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseThrottled)
     assert isinstance(error, DataverseThrottled)
     assert error.retry_after == seconds
 
@@ -296,7 +296,7 @@ def test_a_429_asks_for_a_time_in_every_form_and_gets_one_within_bounds(
 def throttled(dataverse: Dataverse, seconds: float) -> None:
     """Let the client hear that it is to hold back."""
     now = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-    dataverse._hold_back.note(Answer(429, {"retry-after": str(seconds)}, b"", "r", now))
+    dataverse._hold_back.note(Response(429, {"retry-after": str(seconds)}, b"", "r", now))
 
 
 def test_a_short_time_is_waited_for_in_place(
@@ -341,7 +341,7 @@ def test_nothing_is_sent_before_a_long_time_is_over(
 ) -> None:
     """Going on would extend the penalty: others of the process do not even ask."""
     reply(make_reply(status=429, headers={"Retry-After": "60"}), make_reply())
-    fails(dataverse.read(WHO_AM_I, deadline).value, DataverseThrottled)
+    fails(dataverse.read(WHO_AM_I, deadline).json, DataverseThrottled)
     clock.advance(20)
     error = fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
     assert isinstance(error, DataverseThrottled)
@@ -474,7 +474,7 @@ def test_the_deadline_holds_whatever_the_peer_does(
     tls_server.serve = lambda connection: peer(tls_server, connection)
     fails(lambda: online.read(WHO_AM_I, soon()))
     tls_server.serve = lambda connection: tls_server.answer(connection, b'{"a": 1}')
-    assert online.read(WHO_AM_I, in_time()).value() == {"a": 1}, "who comes next is served"
+    assert online.read(WHO_AM_I, in_time()).json() == {"a": 1}, "who comes next is served"
 
 
 def test_a_peer_that_says_nothing_to_a_handshake_is_survived(

@@ -9,22 +9,22 @@ from shared import errors
 from shared.errors import (
     DataverseThrottled,
     InvalidSettings,
-    InvoicingError,
+    InvoicingFailure,
     OpportunityNotFound,
     ParkNow,
     RetryLater,
-    Rhythm,
+    RetryPolicy,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def own_subclasses(parent: type[InvoicingError]) -> list[type[InvoicingError]]:
+def own_subclasses(parent: type[InvoicingFailure]) -> list[type[InvoicingFailure]]:
     return [child for child in parent.__subclasses__() if child.__module__ == errors.__name__]
 
 
-def leaves(parent: type[InvoicingError] = InvoicingError) -> Iterator[type[InvoicingError]]:
+def leaves(parent: type[InvoicingFailure] = InvoicingFailure) -> Iterator[type[InvoicingFailure]]:
     children = own_subclasses(parent)
     if not children:
         yield parent
@@ -35,7 +35,7 @@ def leaves(parent: type[InvoicingError] = InvoicingError) -> Iterator[type[Invoi
 LEAVES = list(leaves())
 
 
-def drawn(parent: type[InvoicingError], indent: str = "") -> Iterator[str]:
+def drawn(parent: type[InvoicingFailure], indent: str = "") -> Iterator[str]:
     children = own_subclasses(parent)
     for child in children:
         last = child is children[-1]
@@ -45,11 +45,11 @@ def drawn(parent: type[InvoicingError], indent: str = "") -> Iterator[str]:
 
 def test_the_tree_is_as_it_is_drawn() -> None:
     pictured = re.findall(r"^    ([│├└ ─]*\w+)", errors.__doc__ or "", re.MULTILINE)
-    assert pictured == ["InvoicingError", *drawn(InvoicingError)]
+    assert pictured == ["InvoicingFailure", *drawn(InvoicingFailure)]
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_a_leaf_says_why_and_what_to_do(leaf: type[InvoicingError]) -> None:
+def test_a_leaf_says_why_and_what_to_do(leaf: type[InvoicingFailure]) -> None:
     assert leaf.reason == leaf.__name__, "the DeadLetterReason that alerts and runbooks look for"
     assert leaf.advice.endswith("."), "a whole sentence"
     assert len(leaf.advice) <= 300, "it must fit behind a short description"
@@ -57,7 +57,7 @@ def test_a_leaf_says_why_and_what_to_do(leaf: type[InvoicingError]) -> None:
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_a_leaf_is_one_decision(leaf: type[InvoicingError]) -> None:
+def test_a_leaf_is_one_decision(leaf: type[InvoicingFailure]) -> None:
     decisions = [
         issubclass(leaf, RetryLater),
         issubclass(leaf, ParkNow),
@@ -65,7 +65,7 @@ def test_a_leaf_is_one_decision(leaf: type[InvoicingError]) -> None:
     ]
     assert decisions.count(True) == 1
     if issubclass(leaf, RetryLater):
-        assert leaf.rhythm in Rhythm
+        assert leaf.policy in RetryPolicy
 
 
 def test_reasons_are_unique() -> None:
@@ -75,7 +75,7 @@ def test_reasons_are_unique() -> None:
 
 def test_only_leaves_have_a_reason() -> None:
     """What is no decision cannot be raised by mistake: it would have no reason to be parked with."""
-    for branch in (InvoicingError, RetryLater, errors.RetryShort, errors.RetryLong, ParkNow):
+    for branch in (InvoicingFailure, RetryLater, errors.RetryRecord, errors.RetryOutage, ParkNow):
         assert not hasattr(branch, "reason")
 
 

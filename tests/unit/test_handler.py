@@ -22,14 +22,13 @@ from shared.errors import (
     OpportunityStillOpen,
     RecordNotFound,
     RetryLater,
-    Rhythm,
+    RetryPolicy,
     ServiceBusUnavailable,
     TokenUnavailable,
 )
 from shared.handler import Environment, Handler
-from shared.invoice_created import Currency, Customer, Invoice
-from shared.invoicing import NotOurs
-from shared.message import Chain
+from shared.invoice import Currency, Customer, Invoice
+from shared.message import Ignored, RetryState
 from shared.service_bus import NotSent, Outgoing, ServiceBus, TooLarge
 from shared.settings import ConnectionString, RetrySettings, ServiceBusSettings
 
@@ -55,7 +54,11 @@ INVOICE = Invoice(
 )
 SETTINGS = ServiceBusSettings(ConnectionString("Endpoint=sb://x/"), "won", "failed", "created", 240)
 RETRY = RetrySettings(
-    {Rhythm.OPEN: timedelta(minutes=5), Rhythm.SHORT: timedelta(hours=1), Rhythm.LONG: timedelta(days=3)},
+    {
+        RetryPolicy.OPEN: timedelta(minutes=5),
+        RetryPolicy.RECORD: timedelta(hours=1),
+        RetryPolicy.OUTAGE: timedelta(days=3),
+    },
     first_delay=timedelta(seconds=5),
     longest_delay=timedelta(minutes=15),
 )
@@ -80,7 +83,7 @@ class Stage:
     """A handler, what it is given, and what it has done."""
 
     def __init__(self, clock: FakeClock, sender: RecordingSender) -> None:
-        self.outcome: Invoice | NotOurs | Exception = INVOICE
+        self.outcome: Invoice | Ignored | Exception = INVOICE
         self.asked: list[str] = []
         self.time_for_invoicing = 0.0
         self.random = 0.0
@@ -96,7 +99,7 @@ class Stage:
             random=lambda: self.random,
         )
 
-    def _ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | NotOurs:
+    def _ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
         self.asked.append(opportunity_id)
         self.time_for_invoicing = deadline.remaining
         if isinstance(self.outcome, Exception):
@@ -119,15 +122,15 @@ def stage(clock: FakeClock, sender: RecordingSender, caplog: pytest.LogCaptureFi
     return Stage(clock, sender)
 
 
-def aged(message: Message, rhythm: Rhythm, age: timedelta, **more: object) -> Message:
-    """Return a copy that has been tried in a rhythm since `age`."""
+def aged(message: Message, policy: RetryPolicy, age: timedelta, **more: object) -> Message:
+    """Return a copy that has been tried under a policy since `age`."""
     since = (message.enqueued_at - age).isoformat()
     place: Mapping[str, object] = {
         "InvoicingRoot": "root-1",
         "InvoicingAttempt": 4,
         "InvoicingBackoff": 4,
         "InvoicingFirstSeen": since,
-        "InvoicingRhythm": rhythm.value,
+        "InvoicingRhythm": policy.value,
         "InvoicingRhythmSince": since,
     }
     return replace(message, properties={**place, **more})
@@ -184,27 +187,27 @@ def test_an_event_that_wins_nothing_is_one_log_line(
     stage.handler.handle(make_message(body=lost))
     assert (stage.asked, stage.sent) == ([], [])
     (line,) = caplog.messages
-    assert line.startswith("not ours: ")
+    assert line.startswith("ignored: ")
     assert line.endswith(" root=win-1")
 
 
 def test_an_opportunity_that_is_not_ours_is_one_log_line(
     stage: Stage, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage.outcome = NotOurs("the opportunity is not won")
+    stage.outcome = Ignored("the opportunity is not won")
     stage.handler.handle(make_message())
     assert stage.sent == []
-    assert caplog.messages == [f"not ours: the opportunity is not won opportunity={OPPORTUNITY} root=win-1"]
+    assert caplog.messages == [f"ignored: the opportunity is not won opportunity={OPPORTUNITY} root=win-1"]
 
 
 def test_a_win_that_stays_open_was_withdrawn(
     stage: Stage, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.outcome = OpportunityStillOpen("It is open.")
-    stage.handler.handle(aged(make_message(), Rhythm.OPEN, timedelta(minutes=5)))
+    stage.handler.handle(aged(make_message(), RetryPolicy.OPEN, timedelta(minutes=5)))
     assert stage.sent == []
     (line,) = caplog.messages
-    assert line.startswith("not ours: the win was withdrawn")
+    assert line.startswith("ignored: the win was withdrawn")
 
 
 # ---------------------------------------------------------------------------------------------- later
@@ -304,7 +307,7 @@ def test_throttling_waits_the_time_that_was_asked_for_and_some_more_and_does_not
     clock: FakeClock,
 ) -> None:
     stage.outcome, stage.random = DataverseThrottled("x", retry_after=asked), random
-    stage.handler.handle(aged(make_message(), Rhythm.LONG, timedelta(hours=1)))
+    stage.handler.handle(aged(make_message(), RetryPolicy.OUTAGE, timedelta(hours=1)))
     copy = stage.the_only_one_sent("won")
     assert copy.due is not None
     assert copy.due - clock.now() == timedelta(seconds=delay)
@@ -316,7 +319,7 @@ def test_throttling_waits_the_time_that_was_asked_for_and_some_more_and_does_not
 
 @pytest.mark.parametrize(
     ("error", "bound"),
-    [(error, RETRY.bounds[error.rhythm]) for error in LATER if not isinstance(error, OpportunityStillOpen)],
+    [(error, RETRY.bounds[error.policy]) for error in LATER if not isinstance(error, OpportunityStillOpen)],
     ids=lambda value: getattr(value, "reason", ""),
 )
 def test_what_does_not_pass_in_its_time_is_parked(
@@ -327,10 +330,10 @@ def test_what_does_not_pass_in_its_time_is_parked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stage.outcome = error
-    stage.handler.handle(aged(make_message(), error.rhythm, bound - timedelta(seconds=1)))
+    stage.handler.handle(aged(make_message(), error.policy, bound - timedelta(seconds=1)))
     assert stage.sent.pop()[0] == "won"
     caplog.clear()
-    message = aged(make_message(), error.rhythm, bound, of="a stranger")
+    message = aged(make_message(), error.policy, bound, of="a stranger")
     stage.handler.handle(message)
     parked = stage.the_only_one_sent("failed")
     assert parked.body == message.body
@@ -343,18 +346,18 @@ def test_what_does_not_pass_in_its_time_is_parked(
     assert line.startswith(f"parked: reason={error.reason} opportunity={OPPORTUNITY} attempt=4")
 
 
-def test_another_rhythm_begins_anew(stage: Stage, make_message: Callable[..., Message]) -> None:
+def test_another_policy_begins_anew(stage: Stage, make_message: Callable[..., Message]) -> None:
     """After an outage of two hours a record that can be mended has its whole hour."""
     stage.outcome = InvoiceRefused("x")
-    stage.handler.handle(aged(make_message(), Rhythm.LONG, timedelta(hours=2)))
+    stage.handler.handle(aged(make_message(), RetryPolicy.OUTAGE, timedelta(hours=2)))
     assert stage.the_only_one_sent("won").properties["InvoicingRhythm"] == "short"
 
 
-def test_a_message_that_wanders_between_rhythms_ends_with_the_longest(
+def test_a_message_that_wanders_between_policies_ends_with_the_longest(
     stage: Stage, make_message: Callable[..., Message]
 ) -> None:
     stage.outcome = InvoiceRefused("x")
-    message = aged(make_message(), Rhythm.LONG, timedelta(days=3))
+    message = aged(make_message(), RetryPolicy.OUTAGE, timedelta(days=3))
     stage.handler.handle(message)
     assert stage.the_only_one_sent("failed").properties["DeadLetterReason"] == "InvoiceRefused"
 
@@ -409,7 +412,7 @@ def test_a_bug_is_left_to_the_broker(stage: Stage, make_message: Callable[..., M
     assert stage.sent == []
 
 
-# ---------------------------------------------------------------------------------------------- a whole chain
+# ---------------------------------------------------------------------------------------------- a whole state
 
 
 def test_a_chain_ends_whatever_happens(
@@ -431,7 +434,7 @@ def test_a_chain_ends_whatever_happens(
             message_id=copy.message_id, enqueued_at=copy.due, properties=copy.properties, body=copy.body
         )
     assert entity == "failed"
-    assert Chain.of(message).age >= timedelta(days=3)
+    assert RetryState.of(message).age >= timedelta(days=3)
     assert 288 <= len(ids) <= 600
     assert copy.properties["InvoicingFirstSeen"] == "2026-03-01T11:59:58+00:00"
 

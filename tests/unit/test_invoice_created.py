@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from shared.invoice_created import Currency, Customer, Invoice, invoice_created
+from shared.invoice import Currency, Customer, Invoice
+from shared.invoice_created import invoice_created
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

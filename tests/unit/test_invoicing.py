@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from shared.clock import Deadline
-from shared.dataverse import Answer, ChangeSet, Read
+from shared.dataverse import ChangeSet, Read, Response
 from shared.errors import (
     ClaimedWithoutInvoice,
     DataverseForbidden,
@@ -18,14 +18,14 @@ from shared.errors import (
     DataverseUnavailable,
     DataverseUnreachable,
     InvoiceRefused,
-    InvoicingError,
+    InvoicingFailure,
     OpportunityNotFound,
     OpportunityStillOpen,
     RecordNotFound,
 )
-from shared.invoice_created import Currency, Customer, Invoice
-from shared.invoicing import Invoicing, NotOurs, claim_of
-from shared.settings import OrderedOpportunity
+from shared.invoice import Currency, Customer, Invoice, OrderedOpportunity
+from shared.invoicing import Invoicing, claim_of
+from shared.message import Ignored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,16 +41,16 @@ ACCOUNT = "83883308-7ad5-ea11-a813-000d3a33f3b4"
 EURO = "7d9a2d3b-31f5-4c4b-9a57-5d8e2b1c6f40"
 
 
-def error(status: int, code: str = "", **headers: str) -> Answer:
+def error(status: int, code: str = "", **headers: str) -> Response:
     body = json.dumps({"error": {"code": code, "message": "Why."}}).encode()
-    return Answer(status, headers, body, "r-1", datetime(2026, 3, 1, tzinfo=UTC))
+    return Response(status, headers, body, "r-1", datetime(2026, 3, 1, tzinfo=UTC))
 
 
-def ok(document: object, status: int = 200) -> Answer:
-    return Answer(status, {}, json.dumps(document).encode(), "r-1", datetime(2026, 3, 1, tzinfo=UTC))
+def ok(document: object, status: int = 200) -> Response:
+    return Response(status, {}, json.dumps(document).encode(), "r-1", datetime(2026, 3, 1, tzinfo=UTC))
 
 
-def rows(*found: object) -> Answer:
+def rows(*found: object) -> Response:
     return ok({"value": list(found)})
 
 
@@ -82,25 +82,25 @@ FULL = {
 class FakeDataverse:
     """Answers as told, in order, and keeps what it was asked."""
 
-    answers: list[list[Answer] | Answer | InvoicingError]
+    answers: list[list[Response] | Response | InvoicingFailure]
     asked: list[object] = field(default_factory=list)
     deadlines: set[Deadline] = field(default_factory=set)
 
-    def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Answer]:
+    def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
         self.asked.append(list(operations))
         self.deadlines.add(deadline)
         answers = self.answers.pop(0)
-        if isinstance(answers, InvoicingError):
+        if isinstance(answers, InvoicingFailure):
             raise answers
         assert isinstance(answers, list)
         assert len(answers) == len(operations)
         return answers
 
-    def read(self, read: Read, deadline: Deadline) -> Answer:
+    def read(self, read: Read, deadline: Deadline) -> Response:
         self.asked.append(read)
         self.deadlines.add(deadline)
         answer = self.answers.pop(0)
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Response)
         return answer
 
 
@@ -111,7 +111,7 @@ def deadline(clock: FakeClock) -> Deadline:
 
 @dataclass
 class Outcome:
-    value: Invoice | NotOurs
+    value: Invoice | Ignored
     asked: list[Any]
 
 
@@ -123,7 +123,7 @@ class Ensure:
 
     def __call__(
         self,
-        *answers: list[Answer] | Answer | InvoicingError,
+        *answers: list[Response] | Response | InvoicingFailure,
         ordered: OrderedOpportunity = OrderedOpportunity.SKIP,
     ) -> Outcome:
         fake = FakeDataverse(list(answers))
@@ -136,8 +136,8 @@ class Ensure:
         return Outcome(value, fake.asked)
 
     def fails(
-        self, expected: type[InvoicingError], *answers: list[Answer] | Answer | InvoicingError
-    ) -> InvoicingError:
+        self, expected: type[InvoicingFailure], *answers: list[Response] | Response | InvoicingFailure
+    ) -> InvoicingFailure:
         with pytest.raises(expected) as raised:
             self(*answers)
         assert type(raised.value) is expected
@@ -238,13 +238,13 @@ def test_an_open_opportunity_is_looked_at_again(ensure: Ensure) -> None:
 
 
 @pytest.mark.parametrize("state", [LOST, ok({"statecode": 7})])
-def test_an_opportunity_that_is_not_won_is_not_ours(state: Answer, ensure: Ensure) -> None:
-    assert ensure([state, rows(invoice_row()), NONE]).value == NotOurs("the opportunity is not won")
+def test_an_opportunity_that_is_not_won_is_not_ours(state: Response, ensure: Ensure) -> None:
+    assert ensure([state, rows(invoice_row()), NONE]).value == Ignored("the opportunity is not won")
 
 
 def test_an_ordered_opportunity_is_billed_through_its_order(ensure: Ensure) -> None:
     outcome = ensure([WON, NONE, rows({"salesorderid": ACCOUNT})])
-    assert outcome.value == NotOurs("the opportunity has a sales order and is billed through it")
+    assert outcome.value == Ignored("the opportunity has a sales order and is billed through it")
 
 
 def test_unless_a_setting_says_otherwise(ensure: Ensure) -> None:
@@ -279,7 +279,7 @@ def test_unless_a_setting_says_otherwise(ensure: Ensure) -> None:
     ],
 )
 def test_nothing_is_made_after_a_look_that_saw_nothing(
-    look: list[Answer], expected: type[InvoicingError], ensure: Ensure
+    look: list[Response], expected: type[InvoicingFailure], ensure: Ensure
 ) -> None:
     """An answer that is none, or somebody else's, does not mean that there is no invoice."""
     raised = ensure.fails(expected, look)
@@ -303,7 +303,7 @@ def test_nothing_is_made_after_a_look_that_saw_nothing(
     ],
 )
 def test_what_happened_is_read_and_never_inferred_from_the_change_sets_answer(
-    change_set: Answer, ensure: Ensure
+    change_set: Response, ensure: Ensure
 ) -> None:
     """Whoever comes second finds the invoice of the first."""
     outcome = ensure([WON, NONE, NONE], [change_set, rows(invoice_row()), CLAIMED], ok(FULL))
@@ -318,7 +318,7 @@ def test_an_invoice_that_somebody_made_by_hand_meanwhile_is_taken(ensure: Ensure
 @pytest.mark.parametrize("invoices", [NONE, rows(invoice_row(statecode=3))])
 @pytest.mark.parametrize("change_set", [error(412, "0x80040237"), DONE])
 def test_what_was_billed_before_is_not_billed_again(
-    invoices: Answer, change_set: Answer, ensure: Ensure
+    invoices: Response, change_set: Response, ensure: Ensure
 ) -> None:
     """The invoice was deleted or canceled: that is the decision of whoever did it."""
     raised = ensure.fails(ClaimedWithoutInvoice, [WON, NONE, NONE], [change_set, invoices, CLAIMED])
@@ -340,7 +340,7 @@ def test_what_was_billed_before_is_not_billed_again(
     ],
 )
 def test_where_nothing_changed_the_change_sets_own_error_decides(
-    change_set: Answer, expected: type[InvoicingError], ensure: Ensure
+    change_set: Response, expected: type[InvoicingFailure], ensure: Ensure
 ) -> None:
     ensure.fails(expected, [WON, NONE, NONE], [change_set, NONE, NONE])
 
@@ -350,7 +350,7 @@ def test_where_nothing_changed_the_change_sets_own_error_decides(
 )
 @pytest.mark.parametrize("change_set", [DONE, error(400, "0x80040265")])
 def test_without_both_reads_nothing_is_concluded(
-    change_set: Answer, reads: tuple[Answer, Answer], ensure: Ensure
+    change_set: Response, reads: tuple[Response, Response], ensure: Ensure
 ) -> None:
     ensure.fails(DataverseUnavailable, [WON, NONE, NONE], [change_set, *reads])
 
@@ -437,7 +437,7 @@ def test_an_invoice_that_makes_no_sense_is_somebody_elses_answer(
     column: str, value: object, ensure: Ensure
 ) -> None:
     raised = ensure.fails(DataverseUnavailable, [WON, rows(invoice_row()), NONE], ok({**FULL, column: value}))
-    assert "something else may have answered" in raised.description
+    assert "another server may have sent it" in raised.description
     assert raised.request_id == "r-1"
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import message as names
-from shared.errors import DataverseThrottled, DataverseUnreachable, OpportunityStillOpen, Rhythm
-from shared.message import Chain, Message
+from shared.errors import DataverseThrottled, DataverseUnreachable, OpportunityStillOpen, RetryPolicy
+from shared.message import Message, RetryState
 
 if TYPE_CHECKING:
     import azure.functions
@@ -24,9 +24,11 @@ def message(enqueued_at: datetime = NOON, **properties: object) -> Message:
     return Message(b"{}", "win-1", 7, enqueued_at, None, None, None, properties)
 
 
-def delivered(chain: Chain, error: DataverseUnreachable | OpportunityStillOpen, at: datetime) -> Chain:
+def delivered(
+    state: RetryState, error: DataverseUnreachable | OpportunityStillOpen, at: datetime
+) -> RetryState:
     """Return the place of the copy that was scheduled and delivered at `at`."""
-    return Chain.of(message(at, **chain.next(error, backoff=chain.backoff + 1).properties(error)))
+    return RetryState.of(message(at, **state.next(error, backoff=state.backoff + 1).properties(error)))
 
 
 # ---------------------------------------------------------------------------------------------- the contract
@@ -41,8 +43,8 @@ def delivered(chain: Chain, error: DataverseUnreachable | OpportunityStillOpen, 
     ],
 )
 def test_derived_message_ids_are_golden(attempt: int, copy: str, parked: str) -> None:
-    chain = Chain("win-1", attempt, 0, NOON, None, NOON, NOON)
-    assert (chain.message_id, chain.parked_message_id) == (copy, parked), (
+    state = RetryState("win-1", attempt, 0, NOON, None, NOON, NOON)
+    assert (state.message_id, state.parked_message_id) == (copy, parked), (
         "The ids of copies have changed. While the new version is rolled out, a copy that the old one has scheduled "
         "and one that the new one schedules for the same delivery are two messages to duplicate detection: both are "
         "handled. Do not change how they are derived."
@@ -61,15 +63,15 @@ def test_property_names_are_golden() -> None:
         "InvoicingOriginalMessageId",
         "DeadLetterReason",
         "DeadLetterErrorDescription",
-    } == names.CHAIN_PROPERTIES | names.PARKED_PROPERTIES, (
-        "A property has another name. Copies that are waiting carry the old one: they would begin a new chain, be "
+    } == names.RETRY_PROPERTIES | names.PARKED_PROPERTIES, (
+        "A property has another name. Copies that are waiting carry the old one: they would begin a new state, be "
         "tried for ever longer, and get message ids that duplicate detection does not know. Read the old name too."
     )
 
 
 def test_a_copy_carries_its_place_in_plain_types() -> None:
-    chain = Chain("win-1", 3, 2, NOON, Rhythm.LONG, NOON, NOON)
-    assert chain.properties(UNREACHABLE) == {
+    state = RetryState("win-1", 3, 2, NOON, RetryPolicy.OUTAGE, NOON, NOON)
+    assert state.properties(UNREACHABLE) == {
         "InvoicingRoot": "win-1",
         "InvoicingAttempt": 3,
         "InvoicingBackoff": 2,
@@ -80,54 +82,56 @@ def test_a_copy_carries_its_place_in_plain_types() -> None:
     }, "Copies that are waiting would be misread: keep what was written readable."
 
 
-# ---------------------------------------------------------------------------------------------- the chain
+# ---------------------------------------------------------------------------------------------- the state
 
 
 def test_a_message_without_properties_is_a_root() -> None:
-    assert Chain.of(message()) == Chain("win-1", 0, 0, NOON, None, NOON, NOON)
+    assert RetryState.of(message()) == RetryState("win-1", 0, 0, NOON, None, NOON, NOON)
 
 
 def test_a_root_without_message_id_is_known_by_the_brokers_own_number_and_time() -> None:
     anonymous = Message(b"{}", None, 7, NOON, None, None, None, {})
-    assert Chain.of(anonymous).root == "7@2026-03-01T12:00:00+00:00"
+    assert RetryState.of(anonymous).root == "7@2026-03-01T12:00:00+00:00"
 
 
 def test_a_copy_is_the_next_of_its_chain() -> None:
-    first = Chain.of(message())
+    first = RetryState.of(message())
     second = delivered(first, UNREACHABLE, NOON + timedelta(seconds=9))
     third = delivered(second, UNREACHABLE, NOON + timedelta(seconds=30))
-    assert [chain.attempt for chain in (first, second, third)] == [0, 1, 2]
-    assert [chain.backoff for chain in (first, second, third)] == [0, 1, 2]
-    assert {chain.root for chain in (first, second, third)} == {"win-1"}
-    assert [chain.age.total_seconds() for chain in (first, second, third)] == [0, 9, 30]
-    assert len({chain.message_id for chain in (first, second, third)}) == 3
-    assert len({chain.parked_message_id for chain in (first, second, third)} | {third.message_id}) == 4
+    assert [state.attempt for state in (first, second, third)] == [0, 1, 2]
+    assert [state.backoff for state in (first, second, third)] == [0, 1, 2]
+    assert {state.root for state in (first, second, third)} == {"win-1"}
+    assert [state.age.total_seconds() for state in (first, second, third)] == [0, 9, 30]
+    assert len({state.message_id for state in (first, second, third)}) == 3
+    assert len({state.parked_message_id for state in (first, second, third)} | {third.message_id}) == 4
 
 
 def test_whoever_makes_a_copy_gives_it_the_same_id() -> None:
     """It may be sent twice: when the answer to the first send is lost, or by two who handle the same delivery."""
-    once, again = (Chain.of(message()).next(UNREACHABLE, backoff=1) for _ in range(2))
+    once, again = (RetryState.of(message()).next(UNREACHABLE, backoff=1) for _ in range(2))
     assert once.message_id == again.message_id
 
 
-def test_the_age_in_a_rhythm_begins_when_the_rhythm_does() -> None:
-    first = Chain.of(message())
+def test_the_age_under_a_policy_begins_when_the_policy_does() -> None:
+    first = RetryState.of(message())
     second = delivered(first, UNREACHABLE, NOON + timedelta(hours=2))
-    assert second.age_in(Rhythm.LONG) == timedelta(hours=2)
-    assert second.age_in(Rhythm.OPEN) == timedelta(0), "after an outage an open opportunity has all its time"
+    assert second.age_in(RetryPolicy.OUTAGE) == timedelta(hours=2)
+    assert second.age_in(RetryPolicy.OPEN) == timedelta(0), (
+        "after an outage an open opportunity has all its time"
+    )
     third = delivered(second, STILL_OPEN, NOON + timedelta(hours=2, minutes=4))
-    assert third.age_in(Rhythm.OPEN) == timedelta(minutes=4)
+    assert third.age_in(RetryPolicy.OPEN) == timedelta(minutes=4)
     fourth = delivered(third, STILL_OPEN, NOON + timedelta(hours=2, minutes=7))
-    assert fourth.age_in(Rhythm.OPEN) == timedelta(minutes=7)
+    assert fourth.age_in(RetryPolicy.OPEN) == timedelta(minutes=7)
     fifth = delivered(fourth, UNREACHABLE, NOON + timedelta(hours=3))
-    assert fifth.age_in(Rhythm.OPEN) == timedelta(0)
-    assert fifth.age_in(Rhythm.LONG) == timedelta(minutes=53)
+    assert fifth.age_in(RetryPolicy.OPEN) == timedelta(0)
+    assert fifth.age_in(RetryPolicy.OUTAGE) == timedelta(minutes=53)
     assert fifth.age == timedelta(hours=3), "the age of the whole goes on"
 
 
-def test_throttling_is_of_the_long_rhythm() -> None:
-    chain = Chain.of(message()).next(DataverseThrottled("Too many.", retry_after=1), backoff=0)
-    assert (chain.rhythm, chain.attempt, chain.backoff) == (Rhythm.LONG, 1, 0)
+def test_throttling_has_the_outage_policy() -> None:
+    state = RetryState.of(message()).next(DataverseThrottled("Too many.", retry_after=1), backoff=0)
+    assert (state.policy, state.attempt, state.backoff) == (RetryPolicy.OUTAGE, 1, 0)
 
 
 # ---------------------------------------------------------------------------------------------- strangers' properties
@@ -137,50 +141,50 @@ def test_throttling_is_of_the_long_rhythm() -> None:
     "root", ["", None, 7, b"win-0", "half a \ud800", "line\nbreak", "x" * 129, ["win-0"], {"a": "b"}]
 )
 def test_a_root_that_no_message_id_could_be_is_not_taken(root: object) -> None:
-    chain = Chain.of(message(InvoicingRoot=root))
-    assert chain.root == "win-1"
-    assert chain.message_id
+    state = RetryState.of(message(InvoicingRoot=root))
+    assert state.root == "win-1"
+    assert state.message_id
 
 
 @pytest.mark.parametrize("count", [None, -1, "3", 3.0, 2**31, 1_000_001, float("nan"), [1]])
 def test_a_count_that_no_chain_could_have_is_not_taken(count: object) -> None:
-    chain = Chain.of(message(InvoicingAttempt=count, InvoicingBackoff=count))
-    assert (chain.attempt, chain.backoff) == (0, 0)
+    state = RetryState.of(message(InvoicingAttempt=count, InvoicingBackoff=count))
+    assert (state.attempt, state.backoff) == (0, 0)
 
 
 def test_the_last_count_is_followed_by_other_ids() -> None:
     """A number that stood still would give two copies one id: the second would be dropped, and the win lost."""
-    chain = Chain.of(message(InvoicingAttempt=1_000_000))
+    state = RetryState.of(message(InvoicingAttempt=1_000_000))
     ids = set()
     for _ in range(5):
-        chain = delivered(chain, UNREACHABLE, NOON)
-        ids.add(chain.message_id)
+        state = delivered(state, UNREACHABLE, NOON)
+        ids.add(state.message_id)
     assert len(ids) == 5
 
 
 @pytest.mark.parametrize("time", ["9999-12-31T23:59:59+00:00", "2026-03-01T12:00:01Z"])
 def test_a_time_to_come_is_now(time: str) -> None:
     """Otherwise the message would never grow old, and be tried for ever."""
-    chain = Chain.of(message(InvoicingFirstSeen=time, InvoicingRhythmSince=time, InvoicingRhythm="long"))
-    assert (chain.first_seen, chain.rhythm_since) == (NOON, NOON)
+    state = RetryState.of(message(InvoicingFirstSeen=time, InvoicingRhythmSince=time, InvoicingRhythm="long"))
+    assert (state.first_seen, state.policy_since) == (NOON, NOON)
 
 
 @pytest.mark.parametrize(
     "time", [None, "", "yesterday", 1772366400, "0001-01-01T00:00:00+14:00", b"2026-03-01T11:00:00Z"]
 )
 def test_what_is_no_time_is_not_taken(time: object) -> None:
-    chain = Chain.of(message(InvoicingFirstSeen=time, InvoicingRhythmSince=time))
-    assert (chain.first_seen, chain.rhythm_since) == (NOON, NOON)
+    state = RetryState.of(message(InvoicingFirstSeen=time, InvoicingRhythmSince=time))
+    assert (state.first_seen, state.policy_since) == (NOON, NOON)
 
 
 @pytest.mark.parametrize("time", ["2026-03-01T11:00:00", "2026-03-01T11:00:00Z", "2026-03-01T12:00:00+01:00"])
 def test_a_time_is_read_in_every_zone(time: str) -> None:
-    assert Chain.of(message(InvoicingFirstSeen=time)).age == timedelta(hours=1)
+    assert RetryState.of(message(InvoicingFirstSeen=time)).age == timedelta(hours=1)
 
 
-@pytest.mark.parametrize("rhythm", [None, "", "LONG", "ever", 3, ["long"]])
-def test_what_is_no_rhythm_is_not_taken(rhythm: object) -> None:
-    assert Chain.of(message(InvoicingRhythm=rhythm)).rhythm is None
+@pytest.mark.parametrize("policy", [None, "", "LONG", "ever", 3, ["long"]])
+def test_what_is_no_policy_is_not_taken(policy: object) -> None:
+    assert RetryState.of(message(InvoicingRhythm=policy)).policy is None
 
 
 ANYTHING = st.recursive(
@@ -196,14 +200,14 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(sorted(names.CHAIN_PROPERTIES)), ANYTHING))
+@given(st.dictionaries(st.sampled_from(sorted(names.RETRY_PROPERTIES)), ANYTHING))
 def test_no_property_makes_a_chain_fail_stand_still_or_live_for_ever(properties: dict[str, object]) -> None:
-    chain = Chain.of(message(NOON, **properties))
-    assert timedelta(0) <= chain.age_in(Rhythm.LONG) <= chain.seen - chain.rhythm_since
-    copy = delivered(chain, UNREACHABLE, NOON + timedelta(days=4))
-    assert copy.root == chain.root
-    assert copy.message_id not in {chain.message_id, chain.parked_message_id}
-    assert copy.age_in(Rhythm.LONG) >= timedelta(days=4)
+    state = RetryState.of(message(NOON, **properties))
+    assert timedelta(0) <= state.age_in(RetryPolicy.OUTAGE) <= state.seen - state.policy_since
+    copy = delivered(state, UNREACHABLE, NOON + timedelta(days=4))
+    assert copy.root == state.root
+    assert copy.message_id not in {state.message_id, state.parked_message_id}
+    assert copy.age_in(RetryPolicy.OUTAGE) >= timedelta(days=4)
     assert copy.root.encode()
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.parser import hostile_messages
 from shared.errors import InvalidEvent, OtherOrganization
-from shared.opportunity_won import NotAWin, OpportunityWon, compact_event, parse_event
+from shared.message import Ignored
+from shared.opportunity_won import OpportunityWon, compact_event, parse_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
 
 
-def read(case: EventCase) -> OpportunityWon | NotAWin | InvalidEvent | OtherOrganization:
+def read(case: EventCase) -> OpportunityWon | Ignored | InvalidEvent | OtherOrganization:
     try:
         return parse_event(
             case.body, case.properties, case.content_type, organization_id=case.organization_setting
@@ -39,16 +40,16 @@ def test_every_event_of_the_corpus_is_read_as_its_file_says(event_case: EventCas
             event_case.correlation,
         )
     else:
-        name = "not a win" if isinstance(result, NotAWin) else type(result).__name__
+        name = "not a win" if isinstance(result, Ignored) else type(result).__name__
         assert name == event_case.expect, told(result)
         for part in event_case.says:
             assert part in told(result)
 
 
-def told(result: OpportunityWon | NotAWin | InvalidEvent | OtherOrganization) -> str:
+def told(result: OpportunityWon | Ignored | InvalidEvent | OtherOrganization) -> str:
     if isinstance(result, OpportunityWon):
         return result.shape
-    return result.why if isinstance(result, NotAWin) else result.description
+    return result.reason if isinstance(result, Ignored) else result.description
 
 
 def with_each_text_replaced(document: object, text: str) -> Iterator[object]:

@@ -24,11 +24,12 @@ from shared.errors import (
     InvalidEvent,
     InvoiceRefused,
     PublishFailed,
-    Rhythm,
+    RetryPolicy,
     ServiceBusUnavailable,
 )
-from shared.invoice_created import Invoice, invoice_created
-from shared.message import Chain
+from shared.invoice import Invoice
+from shared.invoice_created import invoice_created
+from shared.message import RetryState
 from shared.service_bus import (
     AmqpSender,
     NotSent,
@@ -54,7 +55,7 @@ CONNECTION = ConnectionString(
     f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}"
 )
 SETTINGS = ServiceBusSettings(CONNECTION, "won", "failed", "created", 240)
-CHAIN = Chain("win-1", 2, 1, NOON, Rhythm.LONG, NOON, NOON + timedelta(seconds=30))
+STATE = RetryState("win-1", 2, 1, NOON, RetryPolicy.OUTAGE, NOON, NOON + timedelta(seconds=30))
 UNREACHABLE = DataverseUnreachable("No connection.", request_id="r-1")
 INVOICE_ID, OPPORTUNITY_ID = "0f8fad5b-d9cb-469f-a165-70867728950e", "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
 EVENT = invoice_created(
@@ -146,18 +147,18 @@ def test_a_copy_is_the_message_with_its_place_in_the_chain(
     }
     message = make_message(properties={**of_strangers, **of_a_replay, "InvoicingAttempt": 77})
     due = NOON + timedelta(minutes=1)
-    service_bus.schedule(message, CHAIN, UNREACHABLE, due, COMPACT, deadline)
+    service_bus.schedule(message, STATE, UNREACHABLE, due, COMPACT, deadline)
     assert sender.sent == [
         (
             "won",
             Outgoing(
                 message.body,
-                CHAIN.message_id,
+                STATE.message_id,
                 "application/json",
                 "correlation-1",
                 "won",
                 due,
-                {**of_strangers, **CHAIN.properties(UNREACHABLE)},
+                {**of_strangers, **STATE.properties(UNREACHABLE)},
             ),
         )
     ]
@@ -172,11 +173,11 @@ def test_a_copy_that_is_too_large_carries_the_event_in_its_plain_form(
     sender.failures.append(TooLarge("x"))
     message = make_message(content_type="text/odd", properties={"big": "x"})
     due = NOON + timedelta(minutes=1)
-    service_bus.schedule(message, CHAIN, UNREACHABLE, due, COMPACT, deadline)
+    service_bus.schedule(message, STATE, UNREACHABLE, due, COMPACT, deadline)
     ((entity, copy),) = sender.sent
     assert (entity, copy.body, copy.content_type, copy.due) == ("won", COMPACT, "application/json", due)
-    assert copy.message_id == CHAIN.message_id
-    assert copy.properties == CHAIN.properties(UNREACHABLE)
+    assert copy.message_id == STATE.message_id
+    assert copy.properties == STATE.properties(UNREACHABLE)
 
 
 def test_without_a_plain_form_there_is_no_smaller_copy(
@@ -187,7 +188,7 @@ def test_without_a_plain_form_there_is_no_smaller_copy(
 ) -> None:
     sender.always = TooLarge("x")
     with pytest.raises(ServiceBusUnavailable):
-        service_bus.schedule(make_message(), CHAIN, UNREACHABLE, NOON, None, deadline)
+        service_bus.schedule(make_message(), STATE, UNREACHABLE, NOON, None, deadline)
     assert len(sender.tries) == 1
 
 
@@ -200,10 +201,10 @@ def test_a_copy_is_tried_until_the_deadline_and_then_left_to_the_broker(
 ) -> None:
     sender.always = NotSent("OperationTimeoutError")
     with pytest.raises(ServiceBusUnavailable, match="Nothing could be sent to won: OperationTimeoutError"):
-        service_bus.schedule(make_message(), CHAIN, UNREACHABLE, NOON, COMPACT, deadline)
+        service_bus.schedule(make_message(), STATE, UNREACHABLE, NOON, COMPACT, deadline)
     assert 180 <= 240 - deadline.remaining < 240
     assert clock.sleeps[:6] == [1, 2, 4, 8, 15, 15], "the pauses grow: the failed queue detects no duplicates"
-    assert {outgoing.message_id for _, outgoing in sender.tries} == {CHAIN.message_id}
+    assert {outgoing.message_id for _, outgoing in sender.tries} == {STATE.message_id}
 
 
 def test_a_broker_that_comes_back_takes_the_copy(
@@ -220,7 +221,7 @@ def test_a_broker_that_comes_back_takes_the_copy(
             sender.always = None
 
     clock.on_sleep = back_after_a_minute
-    service_bus.schedule(make_message(), CHAIN, UNREACHABLE, NOON, COMPACT, deadline)
+    service_bus.schedule(make_message(), STATE, UNREACHABLE, NOON, COMPACT, deadline)
     assert len(sender.sent) == 1
 
 
@@ -268,12 +269,12 @@ def test_a_parked_message_is_the_message_with_the_reason_and_what_to_do(
     deadline: Deadline,
 ) -> None:
     message = make_message(properties={"flag": True, "DeadLetterReason": "old", "InvoicingRhythm": "long"})
-    service_bus.park(message, CHAIN, UNREACHABLE, deadline)
+    service_bus.park(message, STATE, UNREACHABLE, deadline)
     ((entity, parked),) = sender.sent
     assert entity == "failed"
     assert (parked.body, parked.content_type) == (message.body, message.content_type)
     assert (parked.correlation_id, parked.subject, parked.due) == ("correlation-1", "won", None)
-    assert parked.message_id == CHAIN.parked_message_id
+    assert parked.message_id == STATE.parked_message_id
     assert parked.properties == {
         "flag": True,
         "DeadLetterReason": "DataverseUnreachable",
@@ -291,7 +292,7 @@ def test_a_message_without_id_is_parked_too(
     make_message: Callable[..., Message],
     deadline: Deadline,
 ) -> None:
-    service_bus.park(make_message(message_id=None), CHAIN, UNREACHABLE, deadline)
+    service_bus.park(make_message(message_id=None), STATE, UNREACHABLE, deadline)
     assert sender.sent[0][1].properties["InvoicingOriginalMessageId"] == ""
 
 
@@ -301,7 +302,7 @@ def test_a_long_description_is_cut_and_its_advice_is_kept_whole(
     make_message: Callable[..., Message],
     deadline: Deadline,
 ) -> None:
-    service_bus.park(make_message(), CHAIN, InvalidEvent("x" * 10_000), deadline)
+    service_bus.park(make_message(), STATE, InvalidEvent("x" * 10_000), deadline)
     description = str(sender.sent[0][1].properties["DeadLetterErrorDescription"])
     assert len(description) == 4096
     assert description.endswith(f"x {InvalidEvent.advice}")
@@ -315,7 +316,7 @@ def test_a_message_that_is_too_large_to_park_loses_its_own_properties_and_words(
 ) -> None:
     sender.failures.append(TooLarge("x"))
     message = make_message(properties={"flag": True})
-    service_bus.park(message, CHAIN, ClaimedWithoutInvoice("x" * 10_000), deadline)
+    service_bus.park(message, STATE, ClaimedWithoutInvoice("x" * 10_000), deadline)
     ((entity, parked),) = sender.sent
     assert (entity, parked.body) == ("failed", message.body)
     assert "flag" not in parked.properties
@@ -333,7 +334,7 @@ def test_what_cannot_be_parked_at_all_is_left_to_the_broker(
 ) -> None:
     sender.always = TooLarge("x")
     with pytest.raises(ServiceBusUnavailable, match="failed"):
-        service_bus.park(make_message(), CHAIN, InvoiceRefused("No."), deadline)
+        service_bus.park(make_message(), STATE, InvoiceRefused("No."), deadline)
     assert len(sender.tries) == 2
 
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shared.errors import InvalidSettings, Rhythm
+from shared.errors import InvalidSettings, RetryPolicy
+from shared.invoice import OrderedOpportunity
 from shared.settings import (
     ConnectionString,
     Namespace,
-    OrderedOpportunity,
     dataverse_settings,
     retry_settings,
     service_bus_settings,
@@ -192,20 +192,20 @@ def test_every_problem_of_dataverse_is_told_at_once() -> None:
 def test_retrying_by_default() -> None:
     settings = retry_settings({})
     assert settings.bounds == {
-        Rhythm.OPEN: timedelta(minutes=5),
-        Rhythm.SHORT: timedelta(hours=1),
-        Rhythm.LONG: timedelta(days=3),
+        RetryPolicy.OPEN: timedelta(minutes=5),
+        RetryPolicy.RECORD: timedelta(hours=1),
+        RetryPolicy.OUTAGE: timedelta(days=3),
     }
     assert (settings.first_delay, settings.longest_delay) == (timedelta(seconds=5), timedelta(minutes=15))
 
 
 def test_bounds_of_retrying_may_be_below_a_second() -> None:
     settings = retry_settings({"RETRY_OPEN_SECONDS": "0.25", "RETRY_FIRST_DELAY_SECONDS": "1e-2"})
-    assert settings.bounds[Rhythm.OPEN] == timedelta(milliseconds=250)
+    assert settings.bounds[RetryPolicy.OPEN] == timedelta(milliseconds=250)
     assert settings.first_delay == timedelta(milliseconds=10)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e9", "five", "5 s"])
 def test_what_is_no_bound(value: str) -> None:
-    (problem,) = problems(retry_settings, {"RETRY_LONG_SECONDS": value})
-    assert "RETRY_LONG_SECONDS is not valid" in problem
+    (problem,) = problems(retry_settings, {"RETRY_OUTAGE_SECONDS": value})
+    assert "RETRY_OUTAGE_SECONDS is not valid" in problem

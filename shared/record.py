@@ -1,0 +1,95 @@
+"""Typed access to a row of a Dataverse response: each method returns one type, or raises DataverseUnavailable.
+
+Which columns a row must have is left to the modules that select them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import DataverseUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Money in Dataverse stays below a quadrillion; far beyond that, exact arithmetic runs out of digits.
+_AMOUNT_BOUND = 10**15
+_LOOKUP_TABLE = "@Microsoft.Dynamics.CRM.lookuplogicalname"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row. `columns` are as the Web API returns them, `request_id` names the request that read them."""
+
+    columns: Mapping[str, Any]
+    request_id: str
+
+    def integer(self, column: str) -> int:
+        """Return a whole number, such as a state."""
+        value = self.columns.get(column)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.unexpected(column)
+        return value
+
+    def optional_integer(self, column: str) -> int | None:
+        """Return a whole number, or None for null."""
+        return None if self.columns.get(column) is None else self.integer(column)
+
+    def amount(self, column: str) -> Decimal | None:
+        """Return an exact number, or None for null."""
+        value = self.columns.get(column)
+        if value is None:
+            return None
+        if (
+            isinstance(value, int | Decimal)
+            and not isinstance(value, bool)
+            and -_AMOUNT_BOUND < value < _AMOUNT_BOUND
+        ):
+            return Decimal(value)
+        raise self.unexpected(column)
+
+    def text(self, column: str) -> str | None:
+        """Return a text, or None for null."""
+        value = self.columns.get(column)
+        if value is None or isinstance(value, str):
+            return value
+        raise self.unexpected(column)
+
+    def guid(self, column: str) -> str:
+        """Return a GUID in lower case with hyphens."""
+        try:
+            return str(uuid.UUID(self.columns.get(column)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self.unexpected(column) from error
+
+    def optional_guid(self, column: str) -> str | None:
+        """Return a GUID in lower case with hyphens, or None for null."""
+        return None if self.columns.get(column) is None else self.guid(column)
+
+    def lookup_table(self, column: str) -> str | None:
+        """Return the logical name of the table that a lookup points to; None where Dataverse does not say."""
+        return self.text(column + _LOOKUP_TABLE)
+
+    def time(self, column: str) -> datetime:
+        """Return a moment in UTC."""
+        try:
+            time = datetime.fromisoformat(str(self.columns.get(column)))
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        except (ValueError, OverflowError) as error:
+            raise self.unexpected(column) from error
+
+    def expanded(self, column: str) -> Record | None:
+        """Return the row that a lookup was expanded to, or None where it is null."""
+        value = self.columns.get(column)
+        return Record(value, self.request_id) if isinstance(value, dict) else None
+
+    def unexpected(self, column: str) -> DataverseUnavailable:
+        """Return the error for a column whose value Dataverse itself would not return."""
+        return DataverseUnavailable(
+            f"Dataverse's response has no usable {column}: another server may have sent it.",
+            request_id=self.request_id,
+        )
