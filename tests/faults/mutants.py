@@ -58,7 +58,7 @@ ENDLESS = "an invocation ends within its deadline"
 SEVERAL_IDS = "all events of an invoice have one id"
 CONTRACT = "every event keeps the contract"
 
-_CHANGE_SET = "ChangeSet((_claim(claim_id, opportunity_id), _generate_invoice(opportunity_id))),"
+_CHANGE_SET = "ChangeSet((claim_note(opportunity_id), generate_invoice(opportunity_id))),"
 _READS = "        invoice_id, claimed = oldest_active(invoices), bool(claims.records())\n"
 _OWN = "without=RETRY_PROPERTIES | PARKED_PROPERTIES)"
 
@@ -68,7 +68,7 @@ _INVOICE = "            self._invoice(won, state, traceparent,"
 MUTANTS = (
     Mutant(
         "no claim",
-        (Edit("shared/invoicing.py", _CHANGE_SET, "ChangeSet((_generate_invoice(opportunity_id),)),"),),
+        (Edit("shared/invoicing.py", _CHANGE_SET, "ChangeSet((generate_invoice(opportunity_id),)),"),),
         (TWICE,),
     ),
     Mutant(
@@ -77,7 +77,7 @@ MUTANTS = (
             Edit(
                 "shared/invoicing.py",
                 _CHANGE_SET,
-                "ChangeSet((_claim(claim_id, opportunity_id),)), ChangeSet((_generate_invoice(opportunity_id),)),",
+                "ChangeSet((claim_note(opportunity_id),)), ChangeSet((generate_invoice(opportunity_id),)),",
             ),
             Edit(
                 "shared/invoicing.py",
