@@ -73,6 +73,7 @@ _COUNTED = (
 )
 # What a run sends besides its messages: the first one, and two a thread before the measurement.
 _WARM_UP = 3
+_NEW_AMONG_DUPLICATES = 2
 
 
 @dataclass
@@ -227,9 +228,9 @@ def _per_message(run: Run, at: Peers) -> Figures:
     after = at.counters()
     sent = run.messages + _WARM_UP
     rise = {name: after.get(name, 0) - before.get(name, 0) for name in ("requests", "tokens", "messages")}
-    # The first message and the warm-up of a run of duplicates are of an opportunity that has no invoice yet.
+    # The first message and the first of the warm-up find no invoice yet: one request more for each.
     if run.kind == "duplicate":
-        rise["requests"] -= _WARM_UP
+        rise["requests"] -= _NEW_AMONG_DUPLICATES
     return {
         "requests": round(rise["requests"] / sent, 1),
         "messages": round(rise["messages"] / sent, 1),
