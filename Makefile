@@ -19,7 +19,7 @@ CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start test test-all faults fuzz bench package scan check format clean lock
+.PHONY: help demo start test test-all faults fuzz mutants bench package scan check format clean lock
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -56,6 +56,9 @@ fuzz: $(VENV)/.dev ## search the parser of events with a coverage-guided fuzzer:
 	@$(BIN)/coverage run --data-file=build/.coverage-fuzz --branch --source=shared \
 		tests/fuzz/opportunity_won.py replay build/fuzz/opportunity-won
 	@$(BIN)/coverage report --data-file=build/.coverage-fuzz --include=shared/opportunity_won.py
+
+mutants: $(VENV)/.dev ## change the deployed code in small ways and see that a test fails: MUTANTS=--all for every way
+	@$(BIN)/python tests/mutation/run.py $(MUTANTS)
 
 bench: $(VENV)/.dev ## compare the product with a bare loop and with the usual sample: BENCH='--rounds 3' for options
 	@$(BIN)/python -m benchmarks $(BENCH)
