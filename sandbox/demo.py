@@ -11,7 +11,8 @@ from decimal import Decimal
 
 from sandbox.actors import Consumer, ReceivedEvent, SalesPerson
 from sandbox.cloud import Cloud
-from sandbox.dataverse.schema import TABLES, Row
+from sandbox.dataverse.columns import Row
+from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.store import Store, Transaction
 
 # For all events to come, after the last win: some seconds, and more for each opportunity.

@@ -11,7 +11,7 @@ from email.message import Message
 from email.parser import BytesParser
 from email.policy import compat32
 
-from sandbox.dataverse.errors import DataverseError, bad_request
+from sandbox.dataverse.errors import RequestRefused, bad_request
 from sandbox.dataverse.resources import Operation
 
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S.*?) HTTP/1\.[01]\Z")
@@ -37,7 +37,7 @@ class Part:
 
 
 def parse_batch(content_type: str, body: bytes) -> list[Operation | ChangeSet]:
-    """Read a batch. Raises DataverseError (400)."""
+    """Read a batch. Raises RequestRefused (400)."""
     message = BytesParser(policy=compat32).parsebytes(
         f"Content-Type: {content_type}\r\n\r\n".encode("latin-1") + body
     )
@@ -123,5 +123,5 @@ def _normalised(payload: bytes) -> bytes:
     return payload if b"\r\n\r\n" in payload else payload + b"\r\n\r\n"
 
 
-def _invalid(message: str) -> DataverseError:
+def _invalid(message: str) -> RequestRefused:
     return bad_request(message, "0x80048d19")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 
-class DataverseError(Exception):
+class RequestRefused(Exception):
     """A refusal: HTTP status, Dataverse's own code (`0x…`), a text, and headers of the answer."""
 
     def __init__(
@@ -25,12 +25,12 @@ class DataverseError(Exception):
         return {"error": {"code": self.code, "message": self.message}}
 
 
-def bad_request(message: str, code: str = "0x80060888") -> DataverseError:
+def bad_request(message: str, code: str = "0x80060888") -> RequestRefused:
     """Refuse a request whose URL or options cannot be understood."""
-    return DataverseError(HTTPStatus.BAD_REQUEST, code, message)
+    return RequestRefused(HTTPStatus.BAD_REQUEST, code, message)
 
 
-def bad_payload(entity: str, reason: str) -> DataverseError:
+def bad_payload(entity: str, reason: str) -> RequestRefused:
     """Refuse a body."""
     return bad_request(
         f"Error identified in Payload provided by the user for Entity :'{entity}', For more information on "
@@ -40,48 +40,57 @@ def bad_payload(entity: str, reason: str) -> DataverseError:
     )
 
 
-def no_property(name: str, entity: str) -> DataverseError:
+def no_property(name: str, entity: str) -> RequestRefused:
     """Refuse a column that the table does not have."""
     return bad_request(
         f"Could not find a property named '{name}' on type 'Microsoft.Dynamics.CRM.{entity}'.", "0x80060888"
     )
 
 
-def no_segment(segment: str) -> DataverseError:
+def no_segment(segment: str) -> RequestRefused:
     """Refuse a path that leads nowhere."""
-    return DataverseError(
+    return RequestRefused(
         HTTPStatus.NOT_FOUND, "0x8006088a", f"Resource not found for the segment '{segment}'."
     )
 
 
-def no_record(entity: str, record_id: str) -> DataverseError:
+def no_record(entity: str, record_id: str) -> RequestRefused:
     """Say that there is no such row."""
-    return DataverseError(
+    return RequestRefused(
         HTTPStatus.NOT_FOUND, "0x80040217", f"{entity} With Id = {record_id} Does Not Exist"
     )
 
 
-def not_supported(what: str) -> DataverseError:
+def not_supported(what: str) -> RequestRefused:
     """Say that the stand-in does not do what the real service may."""
-    return DataverseError(
+    return RequestRefused(
         HTTPStatus.NOT_IMPLEMENTED, "0x80060888", f"The sandbox's Dataverse does not support {what}."
     )
 
 
-def privilege_denied(message: str) -> DataverseError:
+def privilege_denied(message: str) -> RequestRefused:
     """Refuse what the caller's roles do not allow."""
-    return DataverseError(HTTPStatus.FORBIDDEN, "0x80040220", message)
+    return RequestRefused(HTTPStatus.FORBIDDEN, "0x80040220", message)
 
 
-def version_mismatch(entity: str) -> DataverseError:
+def user_disabled(user_id: str) -> RequestRefused:
+    """Refuse a user who is disabled."""
+    return RequestRefused(
+        HTTPStatus.FORBIDDEN,
+        "0x80040225",
+        f"The specified user(Id = {user_id}) is disabled. Consider enabling this user.",
+    )
+
+
+def version_mismatch(entity: str) -> RequestRefused:
     """Refuse a change because the row is not as the caller last saw it."""
-    return DataverseError(
+    return RequestRefused(
         HTTPStatus.PRECONDITION_FAILED,
         "0x80060882",
         f"The version of the existing record doesn't match the RowVersion property provided ({entity}).",
     )
 
 
-def invalid_argument(message: str, code: str = "0x80040203") -> DataverseError:
+def invalid_argument(message: str, code: str = "0x80040203") -> RequestRefused:
     """Refuse an operation whose parameters make no sense."""
-    return DataverseError(HTTPStatus.BAD_REQUEST, code, message)
+    return RequestRefused(HTTPStatus.BAD_REQUEST, code, message)

@@ -19,8 +19,9 @@ from typing import Final, Self
 from xml.sax.saxutils import escape
 
 from sandbox.clock import Clock
-from sandbox.dataverse.errors import DataverseError
-from sandbox.dataverse.schema import TABLES, Kind, Row, Table, format_datetime, parse_datetime
+from sandbox.dataverse.columns import Kind, Row, Table, format_datetime, parse_datetime
+from sandbox.dataverse.errors import RequestRefused
+from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Caller
 from sandbox.dataverse.store import Store, Transaction
 
@@ -136,7 +137,7 @@ class EventPipeline:
         return f"<{type(self).__name__} {len(self._running)} jobs under way>"
 
     def fire(self, transaction: Transaction, event: Event, surroundings: Surroundings) -> None:
-        """Hand an event to every enabled step registered for it. Raises DataverseError if a synchronous fails."""
+        """Hand an event to every enabled step registered for it. Raises RequestRefused if a synchronous fails."""
         for step, endpoint in _steps(transaction, event):
             operation_id = self._new_id()
             context = _Context(event, surroundings, step, operation_id, self._clock.now())
@@ -212,7 +213,7 @@ class EventPipeline:
         try:
             self._send(endpoint, *context.message(endpoint["messageformat"]))
         except Exception as error:
-            raise DataverseError(
+            raise RequestRefused(
                 HTTPStatus.BAD_REQUEST,
                 "0x80050203",
                 f"The post to the service endpoint failed: {_reason(error)}",

@@ -13,8 +13,9 @@ from typing import Any
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedInput, VisitError
 
-from sandbox.dataverse.errors import DataverseError, bad_request, no_property, not_supported
-from sandbox.dataverse.schema import TABLES, Column, InvalidValueError, Kind, Table
+from sandbox.dataverse.columns import Column, InvalidValue, Kind, Table
+from sandbox.dataverse.errors import RequestRefused, bad_request, no_property, not_supported
+from sandbox.dataverse.schema import TABLES
 
 _GRAMMAR = r"""
 ?start: disjunction
@@ -59,7 +60,7 @@ def _parser() -> Lark:
 
 
 def parse_filter(text: str, table: Table) -> Condition:
-    """Translate `$filter`. Raises DataverseError for what is wrong or not supported."""
+    """Translate `$filter`. Raises RequestRefused for what is wrong or not supported."""
     try:
         condition = _ToSql(table).transform(_parser().parse(text))
     except UnexpectedInput as error:
@@ -70,7 +71,7 @@ def parse_filter(text: str, table: Table) -> Condition:
     except RecursionError as error:
         raise bad_request("The $filter is nested too deeply.") from error
     except VisitError as error:
-        if isinstance(error.orig_exc, DataverseError):
+        if isinstance(error.orig_exc, RequestRefused):
             raise error.orig_exc from error
         raise
     if not isinstance(condition, Condition):
@@ -99,8 +100,10 @@ def _column_sql(path: str, table: Table) -> tuple[str, Column]:
     for depth, step in enumerate(steps):
         if step not in current.navigation:
             raise no_property(step, current.name)
-        lookup, target_name = current.navigation[step]
-        target, alias = TABLES[target_name], f"n{depth}"
+        lookup, targets = current.navigation[step]
+        if len(targets) > 1:
+            raise not_supported(f"conditions behind '{step}', which leads to several tables")
+        target, alias = TABLES[targets[0]], f"n{depth}"
         # A scalar subquery per step: rows without the link yield NULL, as an outer join would.
         wrap = wrap.format(
             f'(SELECT {{}} FROM "{target.name}" {alias}'  # noqa: S608 - names of the schema
@@ -112,6 +115,8 @@ def _column_sql(path: str, table: Table) -> tuple[str, Column]:
         if name in current.navigation:
             raise not_supported(f"comparing the navigation property '{name}': use _{name}_value")
         raise no_property(name, current.name)
+    if column.base_of is not None:
+        raise not_supported(f"conditions on '{name}', which is calculated: use {column.base_of}")
     return wrap.format(f'{key}."{column.name}"'), column
 
 
@@ -143,7 +148,7 @@ class _ToSql(Transformer[Token, Any]):
             return Condition(f"{sql} IS {'NOT ' if operator == 'ne' else ''}NULL")
         try:
             value = column.to_sql(column.parse(literal))
-        except InvalidValueError as error:
+        except InvalidValue as error:
             raise bad_request(str(error)) from error
         return Condition(f"{sql} {_SQL_OPERATORS[operator]} ?", (value,))
 

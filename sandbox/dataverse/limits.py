@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 
 from sandbox.clock import Clock
-from sandbox.dataverse.errors import DataverseError
+from sandbox.dataverse.errors import RequestRefused
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ServiceProtection:
 
     @contextmanager
     def admitted(self, user_id: str, server: int) -> Iterator[dict[str, str]]:
-        """Let a request in, or raise DataverseError (429); gives the headers that tell what is left."""
+        """Let a request in, or raise RequestRefused (429); gives the headers that tell what is left."""
         with self._lock:
             usage = self._usage.setdefault((user_id, server), _Usage())
             headers = self._admit(usage)
@@ -100,10 +100,10 @@ class ServiceProtection:
         usage.penalty = until - now
         usage.reason = self._reason(usage)
 
-    def _refusal(self, usage: _Usage, now: datetime) -> DataverseError:
+    def _refusal(self, usage: _Usage, now: datetime) -> RequestRefused:
         code, message = usage.reason
         seconds = math.ceil(((usage.blocked_until or now) - now).total_seconds())
-        return DataverseError(
+        return RequestRefused(
             HTTPStatus.TOO_MANY_REQUESTS, code, message, {"Retry-After": str(max(seconds, 1))}
         )
 

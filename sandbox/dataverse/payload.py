@@ -11,23 +11,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from sandbox.dataverse.columns import Column, InvalidValue, Kind, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, no_property, not_supported
-from sandbox.dataverse.schema import (
-    BY_SET,
-    COLLECTIONS,
-    TABLES,
-    Column,
-    InvalidValueError,
-    Kind,
-    Row,
-    Table,
-    guid,
-)
-
-if TYPE_CHECKING:
-    from sandbox.dataverse.service import Session
+from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
 
 _REFERENCE = re.compile(r"(?:https?://[^/]+/api/data/v9\.\d+)?/?(\w+)\(([^)]*)\)\Z")
 FORMATTED = "OData.Community.Display.V1.FormattedValue"
@@ -36,7 +24,7 @@ NAVIGATION = "Microsoft.Dynamics.CRM.associatednavigationproperty"
 
 
 def read_json(body: bytes, entity: str = "") -> dict[str, object]:
-    """Parse a body, amounts as Decimal. Raises DataverseError (400)."""
+    """Parse a body, amounts as Decimal. Raises RequestRefused (400)."""
     try:
         parsed = json.loads(body.decode("utf-8-sig"), parse_float=Decimal)
     except (ValueError, RecursionError) as error:
@@ -84,12 +72,12 @@ def parse_reference(uri: object) -> tuple[Table, str]:
         raise bad_request(f"Invalid reference to a record: '{uri}'.", "0x80048d19")
     try:
         return BY_SET[match[1]], guid(match[2])
-    except InvalidValueError as error:
+    except InvalidValue as error:
         raise bad_request(str(error), "0x80048d19") from error
 
 
 def parse_entity(table: Table, body: Mapping[str, object]) -> Row:
-    """Turn the properties of a body into values of columns. Raises DataverseError (400)."""
+    """Turn the properties of a body into values of columns. Raises RequestRefused (400)."""
     values: Row = {}
     for name, value in body.items():
         if name.endswith("@odata.bind"):
@@ -99,7 +87,7 @@ def parse_entity(table: Table, body: Mapping[str, object]) -> Row:
             column = _writable(table, name, value)
             try:
                 values[column.name] = column.parse(value)
-            except InvalidValueError as error:
+            except InvalidValue as error:
                 raise bad_payload(table.name, str(error)) from error
     return values
 
@@ -127,12 +115,14 @@ def _bind(table: Table, navigation: str, value: object) -> tuple[Column, str | N
             "property value was found in the payload. In OData, only declared navigation properties and "
             "declared named streams can be represented as properties without values.",
         )
-    column, target = table.navigation[navigation]
+    column, targets = table.navigation[navigation]
     if value is None:
         return column, None
     referred, record_id = parse_reference(value)
-    if referred.name != target:
-        raise bad_payload(table.name, f"'{navigation}' leads to {target}, not to {referred.name}.")
+    if referred.name not in targets:
+        raise bad_payload(
+            table.name, f"'{navigation}' leads to {' or '.join(targets)}, not to {referred.name}."
+        )
     return column, record_id
 
 
@@ -170,14 +160,21 @@ def check_select(table: Table, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def represent(session: "Session", table: Table, row: Row, shape: Shape) -> dict[str, object]:
+class Rows(Protocol):
+    """What is needed to name the rows that lookups lead to."""
+
+    def target(self, column: Column, record_id: str) -> tuple[Table, Row] | None:
+        """Return where a lookup leads."""
+
+
+def represent(rows: Rows, table: Table, row: Row, shape: Shape) -> dict[str, object]:
     """Write a row as the Web API does, without `@odata.context`."""
     entity: dict[str, object] = {"@odata.etag": f'W/"{row["versionnumber"]}"'}
     for column in _selected(table, shape.select):
-        value = row[column.name]
+        value = column.of(row)
         if shape.annotations and value is not None:
-            entity |= _annotations(session, column, value, shape)
-        entity[column.wire_name] = column.exact(value)
+            entity |= _annotations(rows, column, value, shape)
+        entity[column.wire_name] = value
     return entity
 
 
@@ -194,11 +191,11 @@ def _selected(table: Table, select: tuple[str, ...] | None) -> tuple[Column, ...
     return _selected_of(table.name, select)
 
 
-def _annotations(session: "Session", column: Column, value: object, shape: Shape) -> dict[str, object]:
+def _annotations(rows: Rows, column: Column, value: object, shape: Shape) -> dict[str, object]:
     annotations: dict[str, object] = {}
     formatted: object = None
     if column.lookup:
-        found = session.target(column, str(value))
+        found = rows.target(column, str(value))
         if found is None:
             return {}
         target, row = found

@@ -14,19 +14,10 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from sandbox.dataverse.actions import (
-    ACTIONS,
-    BOUND_ACTIONS,
-    BOUND_FUNCTIONS,
-    FUNCTIONS,
-    Answer,
-    BoundOperation,
-    EntityAnswer,
-    calculate_totals,
-    check_known_parameters,
-)
+from sandbox.dataverse.actions import SALES_ACTIONS
+from sandbox.dataverse.columns import InvalidValue, Kind, Row, Table, guid
 from sandbox.dataverse.errors import (
-    DataverseError,
+    RequestRefused,
     bad_request,
     no_property,
     no_record,
@@ -34,6 +25,7 @@ from sandbox.dataverse.errors import (
     not_supported,
 )
 from sandbox.dataverse.filters import Condition, parse_filter, parse_orderby
+from sandbox.dataverse.messages import BoundMessage, EntityResult, Result, check_known_parameters
 from sandbox.dataverse.payload import (
     Expansion,
     Shape,
@@ -43,7 +35,9 @@ from sandbox.dataverse.payload import (
     read_json,
     represent,
 )
-from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES, InvalidValueError, Kind, Row, Table, guid
+from sandbox.dataverse.platform_actions import PLATFORM_ACTIONS, PLATFORM_FUNCTIONS, USER_FUNCTIONS
+from sandbox.dataverse.sales_rules import INVOICE, reprice
+from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
 from sandbox.dataverse.service import Query, Session, check_version, collection_of, etag
 
 ROOT: Final = "/api/data/v9.2"
@@ -99,7 +93,7 @@ class _Preferences:
 
 
 def execute(session: Session, operation: Operation) -> Reply:
-    """Carry out one operation. Raises DataverseError."""
+    """Carry out one operation. Raises RequestRefused."""
     return _Execution(session, operation).run()
 
 
@@ -127,17 +121,17 @@ class _Execution:
             if first.key is None:
                 return self._collection(table, rest)
             return self._record(table, _record_id(table, first.key), rest)
-        if first.name in FUNCTIONS and method == "GET" and not rest:
-            function = FUNCTIONS[first.name]
+        if first.name in PLATFORM_FUNCTIONS and method == "GET" and not rest:
+            function = PLATFORM_FUNCTIONS[first.name]
             return self._answer(function.run(self.session, self._parameters(first, function.parameters)))
-        if first.name in ACTIONS and method == "POST" and not rest:
-            action = ACTIONS[first.name]
+        if first.name in SALES_ACTIONS and method == "POST" and not rest:
+            action = SALES_ACTIONS[first.name]
             body = read_json(self.operation.body, first.name)
             check_known_parameters(first.name, action.parameters, body)
             return self._answer(action.run(self.session, body))
         if first.name == "EntityDefinitions":
             return self._definitions(first, rest)
-        if first.name in ACTIONS or first.name in FUNCTIONS:
+        if first.name in SALES_ACTIONS or first.name in PLATFORM_FUNCTIONS:
             raise _method_not_allowed(method)
         raise no_segment(first.name)
 
@@ -204,7 +198,10 @@ class _Execution:
     def _fresh(self, table: Table, record_id: str) -> Row:
         """Retrieve a row by itself: that is when an invoice's totals are calculated."""
         row = self.session.retrieve(table, record_id)
-        return calculate_totals(self.session, row) if row.get("_totalspending") else row
+        if not row.get("_totalspending"):
+            return row
+        reprice(self.session, INVOICE, row)
+        return self.session.find(table, record_id)
 
     def _patch(self, table: Table, record_id: str) -> Reply:
         """Update or create: If-Match forbids creating, If-None-Match: * forbids updating."""
@@ -258,12 +255,12 @@ class _Execution:
             if name in table.by_wire_name:
                 raise not_supported("reading a single property")
             raise no_segment(name)
-        column, target_name = table.navigation[name]
+        column, _ = table.navigation[name]
         value = self.session.retrieve(table, record_id)[column.name]
-        target = TABLES[target_name]
-        row = self.session.transaction.get(target, value) if value else None
-        if row is None:
+        found = self.session.target(column, value) if value else None
+        if found is None or column.lookup is None or column.lookup.targets[found[0].name] != name:
             return Reply(HTTPStatus.NO_CONTENT)
+        target, row = found
         self.session.retrieve(target, row[target.key])
         context = {"@odata.context": f"{self._context(target)}/$entity"}
         return Reply(
@@ -281,14 +278,14 @@ class _Execution:
             return self._associate(table, record_id, segment)
         if segment.name not in table.navigation:
             raise not_supported(f"references through '{segment.name}'")
-        column, target = table.navigation[segment.name]
+        column, targets = table.navigation[segment.name]
         if self.operation.method == "DELETE":
             self.session.update(table, record_id, {column.name: None})
         elif self.operation.method == "PUT":
             referred, other_id = parse_reference(read_json(self.operation.body).get("@odata.id"))
-            if referred.name != target:
+            if referred.name not in targets:
                 raise bad_request(
-                    f"'{segment.name}' leads to {target}, not to {referred.name}.", "0x80048d19"
+                    f"'{segment.name}' leads to {' or '.join(targets)}, not to {referred.name}.", "0x80048d19"
                 )
             self.session.update(table, record_id, {column.name: other_id})
         else:
@@ -313,7 +310,7 @@ class _Execution:
     def _bound(self, table: Table, record_id: str, segment: _Segment) -> Reply:
         name = segment.name.removeprefix(_NAMESPACE)
         is_function = self.operation.method == "GET"
-        known: Mapping[str, BoundOperation] = BOUND_FUNCTIONS if is_function else BOUND_ACTIONS
+        known: Mapping[str, BoundMessage] = USER_FUNCTIONS if is_function else PLATFORM_ACTIONS
         bound = known.get(name)
         if bound is None or bound.table != table.name:
             raise no_segment(segment.name)
@@ -342,10 +339,10 @@ class _Execution:
             raise bad_request(f"The parameter '{min(missing)}' of '{segment.name}' is missing.")
         return parameters
 
-    def _answer(self, answer: Answer) -> Reply:
+    def _answer(self, answer: Result) -> Reply:
         if answer is None:
             return Reply(HTTPStatus.NO_CONTENT)
-        if isinstance(answer, EntityAnswer):
+        if isinstance(answer, EntityResult):
             table = answer.table
             select = tuple(table.columns[name].wire_name for name in answer.columns)
             shape = Shape(select, (), self.preferences.annotations)
@@ -405,8 +402,8 @@ class _Execution:
                 conditions.append(parse_filter(expansion.filter, related))
             rows = self.session.query(related, Query(conditions))
             return [self._represent(related, other, expansion.shape) for other in rows]
-        column, target_name = table.navigation[expansion.name]
-        target = TABLES[target_name]
+        column, targets = table.navigation[expansion.name]
+        target = TABLES[targets[0]]
         value = row[column.name]
         conditions = [Condition(f't."{target.key}" = ?', (value,))]
         found = self.session.query(target, Query(conditions))
@@ -486,7 +483,7 @@ def _record_id(table: Table, key: str) -> str:
         raise not_supported("alternate keys")
     try:
         return guid(value)
-    except InvalidValueError as error:
+    except InvalidValue as error:
         raise bad_request(f"Error in query syntax: {error}", "0x8006088a") from error
 
 
@@ -506,7 +503,10 @@ def _expansion(table: Table, text: str, annotations: tuple[str, ...]) -> Expansi
         option.strip().partition("=")[::2] for option in _split((match and match[2]) or "", ";") if option
     )
     if name in table.navigation:
-        related, allowed = TABLES[table.navigation[name][1]], {"$select", "$expand"}
+        targets = table.navigation[name][1]
+        if len(targets) > 1:
+            raise not_supported(f"expanding '{name}', which leads to several tables")
+        related, allowed = TABLES[targets[0]], {"$select", "$expand"}
     elif name in _EXPANDABLE_COLLECTIONS:
         found = collection_of(table, name)
         if found is None:
@@ -564,8 +564,8 @@ def _literal(text: str) -> object:
         return text
 
 
-def _method_not_allowed(method: str) -> DataverseError:
-    return DataverseError(
+def _method_not_allowed(method: str) -> RequestRefused:
+    return RequestRefused(
         HTTPStatus.METHOD_NOT_ALLOWED, "0x80060880", f"The requested resource does not support {method}."
     )
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from http import HTTPStatus
 
-from sandbox.dataverse.errors import DataverseError, privilege_denied
+from sandbox.dataverse.columns import Row, Table, stable_id
+from sandbox.dataverse.errors import RequestRefused, privilege_denied, user_disabled
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.schema import TABLES, Row, Table, stable_id
+from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.store import Transaction
 
 
@@ -38,6 +39,7 @@ class Caller:
     name: str = ""
     depths: Mapping[str, Depth] = field(default_factory=dict)
     units: tuple[str, ...] = ()
+    teams: tuple[str, ...] = ()
     roles: int = 0
     # The platform itself, which no privilege binds: it seeds, and does what an action entails.
     is_platform: bool = False
@@ -46,35 +48,64 @@ class Caller:
         """Return how far the caller's privilege reaches, None without it."""
         return Depth.GLOBAL if self.is_platform else self.depths.get(privilege)
 
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The owners whose rows are the caller's: itself and its teams."""
+        return (self.user_id, *self.teams)
+
 
 def application_user(transaction: Transaction, client_id: str, organization_id: str) -> Caller:
-    """Return the application user of a client id. Raises DataverseError (403) if there is none in order."""
+    """Return the application user of a client id. Raises RequestRefused (403) if there is none in order."""
     users = transaction.rows(TABLES["systemuser"], '"applicationid" = ?', (client_id.lower(),))
     if not users:
-        raise DataverseError(
+        raise RequestRefused(
             HTTPStatus.FORBIDDEN, "0x80072560", "The user is not a member of the organization."
         )
     if users[0]["isdisabled"]:
-        raise DataverseError(
-            HTTPStatus.FORBIDDEN,
-            "0x80040225",
-            f"The specified user(Id = {users[0]['systemuserid']}) is disabled. Consider enabling this user.",
-        )
+        raise user_disabled(users[0]["systemuserid"])
     return load_caller(transaction, users[0], organization_id)
 
 
 def load_caller(transaction: Transaction, user: Row, organization_id: str) -> Caller:
-    """Gather what a user may do from the roles that are assigned to it."""
+    """Gather what a user may do from its roles and those of its teams."""
     user_id, unit = str(user["systemuserid"]), str(user["businessunitid"])
-    roles = [
-        row["roleid"] for row in transaction.rows(TABLES["systemuserroles"], "systemuserid = ?", (user_id,))
-    ]
+    memberships = transaction.rows(TABLES["teammembership"], "systemuserid = ?", (user_id,))
+    teams = tuple(str(row["teamid"]) for row in memberships)
+    roles = _roles(transaction, "systemuser", user_id)
+    for team in teams:
+        roles += _roles(transaction, "team", team)
+    return Caller(
+        user_id,
+        unit,
+        organization_id,
+        str(user["fullname"]),
+        _depths(transaction, roles),
+        _units_below(transaction, unit),
+        teams,
+        len(roles),
+    )
+
+
+def load_team(transaction: Transaction, team: Row, organization_id: str) -> Caller:
+    """Gather what the owner of a row may do where the owner is a team."""
+    team_id, unit = str(team["teamid"]), str(team["businessunitid"])
+    roles = _roles(transaction, "team", team_id)
+    return Caller(
+        team_id, unit, organization_id, str(team["name"]), _depths(transaction, roles), roles=len(roles)
+    )
+
+
+def _roles(transaction: Transaction, kind: str, principal_id: str) -> list[str]:
+    rows = transaction.rows(TABLES[f"{kind}roles"], f"{kind}id = ?", (principal_id,))
+    return [str(row["roleid"]) for row in rows]
+
+
+def _depths(transaction: Transaction, roles: list[str]) -> dict[str, Depth]:
     depths: dict[str, Depth] = {}
     for role in roles:
         for name, depth in role_privileges(transaction, role).items():
             depths[name] = max(depth, depths.get(name, depth))
-    units = _units_below(transaction, unit)
-    return Caller(user_id, unit, organization_id, str(user["fullname"]), depths, units, len(roles))
+    return depths
 
 
 def role_privileges(transaction: Transaction, role_id: str) -> dict[str, Depth]:
@@ -104,7 +135,7 @@ def _units_below(transaction: Transaction, unit: str) -> tuple[str, ...]:
 
 
 def require(caller: Caller, verb: str, table: Table) -> Depth:
-    """Return how far the caller's privilege on a table reaches. Raises DataverseError (403) without one."""
+    """Return how far the caller's privilege on a table reaches. Raises RequestRefused (403) without one."""
     privilege = f"prv{verb}{table.privilege}"
     depth = caller.depth(privilege)
     if depth is None:
@@ -122,11 +153,15 @@ def visible(caller: Caller, table: Table, verb: str = "Read") -> Condition:
     depth = require(caller, verb, table)
     if not table.owned or depth is Depth.GLOBAL:
         return Condition("1")
+    own = f"t.ownerid IN ({_places(caller.owners)})"
     if depth is Depth.BASIC:
-        return Condition("t.ownerid = ?", (caller.user_id,))
+        return Condition(own, caller.owners)
     units = caller.units if depth is Depth.DEEP else (caller.business_unit_id,)
-    places = ", ".join("?" * len(units))
-    return Condition(f"(t.ownerid = ? OR t.owningbusinessunit IN ({places}))", (caller.user_id, *units))
+    return Condition(f"({own} OR t.owningbusinessunit IN ({_places(units)}))", (*caller.owners, *units))
+
+
+def _places(values: tuple[str, ...]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
@@ -134,7 +169,7 @@ def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
     depth = caller.depth(f"prv{verb}{table.privilege}")
     if depth is None:
         return False
-    if not table.owned or depth is Depth.GLOBAL or row["ownerid"] == caller.user_id:
+    if not table.owned or depth is Depth.GLOBAL or row["ownerid"] in caller.owners:
         return True
     if depth is Depth.BASIC:
         return False

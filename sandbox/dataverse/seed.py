@@ -7,50 +7,35 @@ rows.
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from sandbox.clock import MovableClock
-from sandbox.dataverse.schema import MESSAGES, PRIVILEGES, TABLES, VERBS, Row, format_datetime, stable_id
+from sandbox.dataverse.base_data import (
+    ADMINISTRATOR_ROLE,
+    CURRENCIES,
+    SALESPERSON_ROLE,
+    Currency,
+    Inserter,
+    granted,
+)
+from sandbox.dataverse.base_data import ORGANIZATION_ID as ORGANIZATION_ID  # noqa: PLC0414 - of all that is seeded
+from sandbox.dataverse.columns import Row, format_datetime, stable_id
+from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Depth
-from sandbox.dataverse.store import Store, Transaction
+from sandbox.dataverse.store import Transaction
+from sandbox.dataverse.web_api import DataverseApp
 
-if TYPE_CHECKING:
-    from sandbox.dataverse.web_api import DataverseApp
-
-ORGANIZATION_ID: Final = stable_id("organization")
-ADMINISTRATOR_ROLE: Final = "System Administrator"
-_EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
-
-# What the generated invoices, the claim and the looks need: the documented privileges of
-# GenerateInvoiceFromOpportunity, of notes, orders and currencies.
+# What the deployed function's role has: the documented privileges of GenerateInvoiceFromOpportunity, the claim's, those
+# to read what an event tells, and those to assign the invoice.
 INVOICING_PRIVILEGES: Final = (
     "prvCreateInvoice", "prvReadInvoice", "prvAppendInvoice", "prvAppendToInvoice",
     "prvReadOpportunity", "prvAppendToOpportunity", "prvAppendToAccount", "prvAppendToContact",
     "prvReadEntityMap", "prvReadAttributeMap", "prvReadTransactionCurrency", "prvReadSalesOrder",
     "prvCreateNote", "prvReadNote", "prvAppendNote",
+    "prvReadActivity", "prvReadProduct", "prvReadAccount", "prvReadContact",
+    "prvWriteInvoice", "prvAssignInvoice", "prvReadUser", "prvReadTeam",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Currency:
-    """A currency of the demo organization."""
-
-    code: str
-    name: str
-    symbol: str
-    precision: int
-    rate: Decimal
-
-
-CURRENCIES: Final = (
-    Currency("EUR", "Euro", "€", 2, Decimal(1)),
-    Currency("USD", "US Dollar", "$", 2, Decimal("1.0842")),
-    Currency("JPY", "Yen", "¥", 0, Decimal("163.25")),
-    Currency("KWD", "Kuwaiti Dinar", "KD", 3, Decimal("0.3331")),
-)
 
 
 @dataclass(frozen=True)
@@ -65,109 +50,22 @@ class DemoOrganization:
     price_lists: Mapping[str, str]
 
 
-@lru_cache(maxsize=16)
-def base_image(organization_id: str) -> bytes:
-    """Return a database with what every organization has before anybody sells anything."""
-    store = Store(MovableClock(_EPOCH))
-    with store.writing() as transaction:
-        _base(transaction, organization_id)
-    image = store.image()
-    store.close()
-    return image
-
-
-def _base(transaction: Transaction, organization_id: str) -> None:
-    insert = _Inserter(transaction, organization_id)
-    unit = insert("businessunit", {"name": "sandbox"}, "root unit")
-    system = insert("systemuser", {"fullname": "SYSTEM", "businessunitid": unit, "accessmode": 1}, "SYSTEM")
-    insert.user, insert.unit = system, unit
-    for currency in CURRENCIES:
-        insert(
-            "transactioncurrency",
-            {
-                "currencyname": currency.name,
-                "isocurrencycode": currency.code,
-                "currencysymbol": currency.symbol,
-                "currencyprecision": currency.precision,
-                "exchangerate": currency.rate,
-            },
-            currency.code,
-        )
-    insert(
-        "organization",
-        {
-            "organizationid": organization_id,
-            "name": "sandbox",
-            "friendlyname": "Sandbox",
-            "uniquename": f"unq{organization_id.replace('-', '')[:25]}",
-            "basecurrencyid": insert.id("transactioncurrency", "EUR"),
-        },
-        "organization",
-    )
-    role = insert("role", {"name": ADMINISTRATOR_ROLE, "businessunitid": unit}, ADMINISTRATOR_ROLE)
-    for name in PRIVILEGES:
-        verb = max((verb for verb in VERBS if name.startswith(f"prv{verb}")), key=len)
-        # The id that refusals name as well.
-        privilege = stable_id(organization_id, name)
-        insert(
-            "privilege", {"privilegeid": privilege, "name": name, "accessright": 1 << VERBS.index(verb)}, name
-        )
-        insert("roleprivileges", _granted(role, privilege, Depth.GLOBAL), f"{role}/{name}")
-    for message, tables in MESSAGES.items():
-        message_id = insert("sdkmessage", {"name": message}, message)
-        for table in tables:
-            insert(
-                "sdkmessagefilter",
-                {
-                    "primaryobjecttypecode": table,
-                    "secondaryobjecttypecode": "none",
-                    "sdkmessageid": message_id,
-                },
-                f"{message}/{table}",
-            )
-
-
-class _Inserter:
-    """Adds rows as the platform; ids derive from names, so that they are the same in every run."""
-
-    def __init__(self, transaction: Transaction, scope: str, now: datetime = _EPOCH) -> None:
-        self._transaction = transaction
-        self._scope = scope
-        self.now = format_datetime(now)
-        self.user: str | None = None
-        self.unit: str | None = None
-
-    def id(self, table: str, name: str) -> str:
-        return stable_id(self._scope, table, name)
-
-    def __call__(self, table: str, values: Row, name: str) -> str:
-        description = TABLES[table]
-        full = {description.key: self.id(table, name), **values}
-        if "createdon" in description.columns:
-            full = {"createdon": self.now, "modifiedon": self.now, **full}
-            full = {"createdby": self.user, "modifiedby": self.user, **full}
-        if description.owned:
-            full = {"ownerid": self.user, "owningbusinessunit": self.unit, **full}
-        self._transaction.insert(description, full)
-        return str(full[description.key])
-
-
-def _granted(role: str, privilege: str, depth: Depth) -> Row:
-    return {"roleid": role, "privilegeid": privilege, "privilegedepthmask": int(depth)}
-
-
 # --- users, roles, endpoints --------------------------------------------------------------------------------
 
 
-def add_administrator(app: "DataverseApp", client_id: str, object_id: str | None = None) -> str:
+def add_administrator(app: DataverseApp, client_id: str, object_id: str | None = None) -> str:
     """Make an application user that may do everything; returns its id."""
-    with app.session() as session:
-        role = session.transaction.rows(TABLES["role"], "name = ?", (ADMINISTRATOR_ROLE,))[0]["roleid"]
-    return add_application_user(app, client_id, object_id, roles=[role])
+    return add_application_user(app, client_id, object_id, roles=[find_role(app, ADMINISTRATOR_ROLE)])
+
+
+def find_role(app: DataverseApp, name: str) -> str:
+    """Return the id of the role with this name."""
+    with app.store.reading() as transaction:
+        return str(transaction.rows(TABLES["role"], "name = ?", (name,))[0]["roleid"])
 
 
 def add_application_user(
-    app: "DataverseApp",
+    app: DataverseApp,
     client_id: str,
     object_id: str | None = None,
     *,
@@ -192,7 +90,7 @@ def add_application_user(
 
 
 def add_role(
-    app: "DataverseApp",
+    app: DataverseApp,
     privileges: Iterable[str] | Mapping[str, Depth] = INVOICING_PRIVILEGES,
     depth: Depth = Depth.GLOBAL,
     name: str = "Opportunity Invoicing",
@@ -203,13 +101,13 @@ def add_role(
         unit = session.caller.business_unit_id
         role = session.add(TABLES["role"], {"name": name, "businessunitid": unit})["roleid"]
         for privilege, reach in depths.items():
-            granted = _granted(role, stable_id(app.organization.id, privilege), reach)
-            session.add(TABLES["roleprivileges"], granted)
+            grant = granted(role, stable_id(app.organization.id, privilege), reach)
+            session.add(TABLES["roleprivileges"], grant)
     return str(role)
 
 
 def add_service_endpoint(
-    app: "DataverseApp",
+    app: DataverseApp,
     *,
     namespace_address: str,
     path: str,
@@ -238,7 +136,7 @@ def add_service_endpoint(
 
 
 def add_step(
-    app: "DataverseApp",
+    app: DataverseApp,
     endpoint: str,
     message: str = "Win",
     table: str = "opportunity",
@@ -330,7 +228,7 @@ _GOODS = (
 
 
 def demo_organization(
-    app: "DataverseApp", opportunities: int = 20, *, seed: int = 1, accounts: int = 12, contacts: int = 12
+    app: DataverseApp, opportunities: int = 20, *, seed: int = 1, accounts: int = 12, contacts: int = 12
 ) -> DemoOrganization:
     """Make customers, price lists, sellers and open opportunities with lines; the same for the same seed."""
     with app.session() as session:
@@ -341,14 +239,13 @@ def demo_organization(
 class _Demo:
     """Makes the demo organization's rows."""
 
-    def __init__(
-        self, transaction: Transaction, app: "DataverseApp", chance: random.Random, seed: int
-    ) -> None:
+    def __init__(self, transaction: Transaction, app: DataverseApp, chance: random.Random, seed: int) -> None:
         self._chance = chance
         now = app.organization.clock.now()
-        self._insert = _Inserter(transaction, f"{app.organization.id}/demo/{seed}", now)
+        self._insert = Inserter(transaction, f"{app.organization.id}/demo/{seed}", now)
         system = transaction.rows(TABLES["systemuser"], "fullname = 'SYSTEM'")[0]
         self._insert.user, self._insert.unit = system["systemuserid"], system["businessunitid"]
+        self._role = transaction.rows(TABLES["role"], "name = ?", (SALESPERSON_ROLE,))[0]["roleid"]
         self._currencies = {
             row["isocurrencycode"]: row["transactioncurrencyid"]
             for row in transaction.rows(TABLES["transactioncurrency"])
@@ -373,7 +270,11 @@ class _Demo:
     def _seller(self, number: int) -> str:
         name = f"{self._chance.choice(_FIRST)} {self._chance.choice(_LAST)}"
         values = {"fullname": name, "businessunitid": self._insert.unit, "accessmode": 0}
-        return self._insert("systemuser", values, f"seller {number}")
+        user = self._insert("systemuser", values, f"seller {number}")
+        self._insert(
+            "systemuserroles", {"systemuserid": user, "roleid": self._role}, f"role of seller {number}"
+        )
+        return user
 
     def _account(self, number: int) -> str:
         name = f"{_COMPANIES[number % len(_COMPANIES)]} {self._chance.choice(_TRADES)}"

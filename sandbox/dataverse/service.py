@@ -10,20 +10,30 @@ from enum import Enum
 from http import HTTPStatus
 
 from sandbox.clock import Clock
+from sandbox.dataverse.columns import Column, Row, Table, format_datetime
 from sandbox.dataverse.errors import (
-    DataverseError,
+    RequestRefused,
     bad_payload,
     invalid_argument,
     no_record,
+    user_disabled,
     version_mismatch,
 )
 from sandbox.dataverse.events import Entity, Event, EventPipeline, OptionSet, Reference, Surroundings
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES, Column, Row, Table, format_datetime
-from sandbox.dataverse.security import Caller, check_access, reaches, require, visible
-from sandbox.dataverse.store import DuplicateKeyError, Store, Transaction
+from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES
+from sandbox.dataverse.security import (
+    Caller,
+    check_access,
+    load_caller,
+    load_team,
+    reaches,
+    require,
+    visible,
+)
+from sandbox.dataverse.store import DuplicateKey, Store, Transaction
 
-OPEN, WON, LOST = 0, 1, 2
+_ACCESS_TEAM = 1
 
 
 class LoserAnswer(Enum):
@@ -35,11 +45,11 @@ class LoserAnswer(Enum):
     DEADLOCK_500 = "500 0x80044150"
     THROTTLED_429 = "429 0x80072321"
 
-    def error(self, table: Table) -> DataverseError:
+    def error(self, table: Table) -> RequestRefused:
         """Return the refusal."""
         status, code = self.value.split()
         headers = {"Retry-After": "1"} if self is LoserAnswer.THROTTLED_429 else {}
-        return DataverseError(HTTPStatus(int(status)), code, _LOSER_TEXTS[self].format(table.name), headers)
+        return RequestRefused(HTTPStatus(int(status)), code, _LOSER_TEXTS[self].format(table.name), headers)
 
 
 _LOSER_TEXTS = {
@@ -56,6 +66,35 @@ _LOSER_TEXTS = {
 }
 
 
+class FailedChangeSet(Enum):
+    """What becomes of the rest of a batch that asked to go on after a failure, once a change set has failed.
+
+    The documentation says that it goes on; some reports say that it stops, with either status.
+    """
+
+    CONTINUES = "continues"
+    STOPS_WITH_200 = "stops, 200"
+    STOPS_WITH_400 = "stops, 400"
+
+
+class TableRules:
+    """What a table does by itself when its rows change; by default nothing."""
+
+    def on_create(self, session: "Session", values: Row) -> Row:  # noqa: ARG002 - for those that need it
+        """Return further columns of a new row. Raises RequestRefused."""
+        return {}
+
+    def on_update(self, session: "Session", row: Row, values: Row) -> Row:  # noqa: ARG002 - for those that need it
+        """Return further columns to change. Raises RequestRefused."""
+        return {}
+
+    def after(self, session: "Session", row: Row, changed: Mapping[str, object]) -> None:
+        """Act on a row that was created or changed, or that was deleted (`changed` is empty)."""
+
+
+_NO_RULES = TableRules()
+
+
 @dataclass
 class Organization:
     """One environment: its identity, rows, clock, and the switches that a test may set."""
@@ -67,7 +106,9 @@ class Organization:
     store: Store
     pipeline: EventPipeline
     new_id: Callable[[], str]
+    rules: Mapping[str, TableRules]
     loser_answer: LoserAnswer = LoserAnswer.DUPLICATE_412
+    failed_change_set: FailedChangeSet = FailedChangeSet.CONTINUES
 
 
 @dataclass(frozen=True)
@@ -92,7 +133,7 @@ class Query:
 
 @dataclass
 class Session:
-    """A caller within a transaction; every refusal is a DataverseError."""
+    """A caller within a transaction; every refusal is a RequestRefused."""
 
     organization: Organization
     transaction: Transaction
@@ -161,7 +202,12 @@ class Session:
         self._check_lookups(table, values)
         self._check_unique(table, values)
         _check_choices(table, values)
-        row = self.add(table, {**_derived(table, values), **values})
+        if values.get("ownerid") not in (None, self.caller.user_id):
+            self._check_new_owner(table, str(values["ownerid"]))
+        given = {**values, **_state(table, {}, values)}
+        rules = self._rules(table)
+        row = self.add(table, {**rules.on_create(self, given), **given})
+        rules.after(self, row, row)
         self.fire(Event("Create", table.name, row[table.key], self._target(table, row[table.key], values)))
         return row
 
@@ -169,12 +215,11 @@ class Session:
         """Add a row as part of something that was allowed already."""
         full = {**self._stamps(table), **{k: v for k, v in values.items() if v is not None}}
         full[table.key] = full.get(table.key) or self.organization.new_id()
-        if table.owned and full.get("ownerid") != self.caller.user_id:
-            owner = self.find(TABLES["systemuser"], str(full["ownerid"]))
-            full["owningbusinessunit"] = owner["businessunitid"]
+        if table.owned:
+            full |= self._ownership(str(full["ownerid"]))
         try:
             return self.transaction.insert(table, full)
-        except DuplicateKeyError as error:
+        except DuplicateKey as error:
             raise self.organization.loser_answer.error(table) from error
 
     def update(
@@ -184,20 +229,25 @@ class Session:
         row = self.find(table, record_id)
         check_access(self.caller, table, "Write", row)
         check_version(table, row, if_match)
-        if "ownerid" in values:
-            check_access(self.caller, table, "Assign", row)
         self._check_lookups(table, values)
         self._check_unique(table, values)
         _check_choices(table, values)
-        _check_transition(table, row, values)
-        self.change(table, record_id, {**_derived(table, values), **_reopened(table, row, values), **values})
+        owner = values.get("ownerid")
+        if "ownerid" in values:
+            self._check_assign(table, row, owner)
+        given = {**values, **_state(table, row, values)}
+        rules = self._rules(table)
+        entailed = rules.on_update(self, row, given)
+        self.change(table, record_id, {**given, **entailed})
+        rules.after(self, self.find(table, record_id), given)
+        if owner is not None and owner != row["ownerid"]:
+            self._fire_assign(table, record_id, str(owner))
 
     def change(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
         """Change a row as part of something that was allowed already; the events are fired."""
         stamped = {**values, "modifiedon": self.now, "modifiedby": self.caller.user_id}
         if table.owned and values.get("ownerid"):
-            owner = self.find(TABLES["systemuser"], str(values["ownerid"]))
-            stamped["owningbusinessunit"] = owner["businessunitid"]
+            stamped |= self._ownership(str(values["ownerid"]))
         known = {name: value for name, value in stamped.items() if name in table.columns}
         self.transaction.update(table, record_id, known)
         if "statecode" in values:
@@ -210,6 +260,7 @@ class Session:
         check_access(self.caller, table, "Delete", row)
         check_version(table, row, if_match)
         self._remove(table, row)
+        self._rules(table).after(self, row, {})
         self.fire(
             Event("Delete", table.name, record_id, [("Target", Reference(table.name, record_id))]),
         )
@@ -230,6 +281,64 @@ class Session:
                 else:
                     self.transaction.update(referring, other[referring.key], {column.name: None})
         self.transaction.delete(table, row)
+
+    # --- owners ---
+
+    def _owner(self, owner_id: str) -> tuple[Table, Row]:
+        for name in ("systemuser", "team"):
+            row = self.transaction.get(TABLES[name], owner_id)
+            if row is not None:
+                return TABLES[name], row
+        raise no_record("systemuser", owner_id)
+
+    def _ownership(self, owner_id: str) -> dict[str, object]:
+        table, owner = self._owner(owner_id)
+        is_team = table.name == "team"
+        return {
+            "owningbusinessunit": owner["businessunitid"],
+            "owninguser": None if is_team else owner_id,
+            "owningteam": owner_id if is_team else None,
+        }
+
+    def _check_assign(self, table: Table, row: Row, owner: object) -> None:
+        """Refuse what is no assignment, what the caller may not assign, and owners that cannot own the row.
+
+        Depths concern the row's present owner. What Write and Read add is not confirmed.
+        """
+        if owner is None:
+            raise bad_payload(table.name, "The property 'ownerid' cannot be null.")
+        check_access(self.caller, table, "Assign", row)
+        check_access(self.caller, table, "Read", row)
+        self._check_new_owner(table, str(owner))
+
+    def _check_new_owner(self, table: Table, owner_id: str) -> None:
+        """Refuse (403) an owner that the caller may not see, or that may not read such rows itself."""
+        if self.caller.is_platform:
+            return
+        owner_table, owner = self._owner(owner_id)
+        check_access(self.caller, owner_table, "Read", owner)
+        if owner_table.name == "team":
+            principal = load_team(self.transaction, owner, self.organization.id)
+            if owner["teamtype"] == _ACCESS_TEAM:
+                raise invalid_argument("Cannot assign records to an access team.")
+        else:
+            principal = load_caller(self.transaction, owner, self.organization.id)
+            _check_user(owner, principal)
+        if principal.depth(f"prvRead{table.privilege}") is None:
+            raise RequestRefused(
+                HTTPStatus.FORBIDDEN,
+                "0x80040299",
+                f"Read Privilege Check For Owner failed. Principal (Id={owner_id}, name={principal.name}) is missing "
+                f"prvRead{table.privilege} privilege for entity '{table.name}'.",
+            )
+
+    def _fire_assign(self, table: Table, record_id: str, owner_id: str) -> None:
+        owner_table, _ = self._owner(owner_id)
+        inputs: list[tuple[str, object]] = [
+            ("Target", Reference(table.name, record_id)),
+            ("Assignee", Reference(owner_table.name, owner_id)),
+        ]
+        self.fire(Event("Assign", table.name, record_id, inputs))
 
     # --- users and roles ---
 
@@ -300,8 +409,11 @@ class Session:
             stamps |= {"createdon": self.now, "modifiedon": self.now}
             stamps |= {"createdby": self.caller.user_id, "modifiedby": self.caller.user_id}
         if table.owned:
-            stamps |= {"ownerid": self.caller.user_id, "owningbusinessunit": self.caller.business_unit_id}
+            stamps["ownerid"] = self.caller.user_id
         return stamps
+
+    def _rules(self, table: Table) -> TableRules:
+        return self.organization.rules.get(table.name, _NO_RULES)
 
     def _check_lookups(self, table: Table, values: Mapping[str, object]) -> None:
         """Lookups must lead somewhere; between rows that people own they need Append and AppendTo."""
@@ -361,29 +473,29 @@ def _check_choices(table: Table, values: Mapping[str, object]) -> None:
             )
 
 
-def _check_transition(table: Table, row: Row, values: Mapping[str, object]) -> None:
-    """Refuse to close an opportunity by a plain update; that reopens it at most."""
-    if table.name != "opportunity" or values.get("statecode") in (None, OPEN, row["statecode"]):
-        return
-    word = "Won" if values["statecode"] == WON else "Lost"
-    message = "WinOpportunity" if values["statecode"] == WON else "LoseOpportunity"
-    raise invalid_argument(
-        f"This message can not be used to set the state of opportunity to {word}. In order to set state of "
-        f"opportunity to {word}, use the {message} message instead."
-    )
-
-
-def _reopened(table: Table, row: Row, values: Mapping[str, object]) -> dict[str, object]:
-    if table.name != "opportunity" or values.get("statecode") != OPEN or row["statecode"] == OPEN:
+def _state(table: Table, row: Row, values: Mapping[str, object]) -> dict[str, object]:
+    """Return state and status reason as a change leaves them; they must fit each other. Raises 400."""
+    if "statuscode" not in table.columns or not values.keys() & {"statecode", "statuscode"}:
         return {}
-    return {"statuscode": 1, "actualclosedate": None, "actualvalue": None}
+    states = table.columns["statuscode"].states
+    state = values.get("statecode", row.get("statecode", table.columns["statecode"].default))
+    reason = values.get("statuscode")
+    if reason in (None, -1):
+        reason = next((number for number, of in states.items() if of == state), None)
+    if not isinstance(reason, int) or states.get(reason) != state:
+        raise invalid_argument(
+            f"{reason} is not a valid status code for state code {state} on {table.name}.", "0x80048408"
+        )
+    return {"statecode": state, "statuscode": reason} if "statecode" in values else {"statuscode": reason}
 
 
-def _derived(table: Table, values: Mapping[str, object]) -> dict[str, object]:
-    """Return columns that Dataverse fills from others."""
-    if table.name == "serviceendpoint" and "saskey" in values:
-        return {"issaskeyset": bool(values["saskey"])}
-    if table.name == "systemuser" and values.get("applicationid"):
-        # The names come from the directory, which nobody here has.
-        return {"fullname": f"# {str(values['applicationid'])[:8]}", "accessmode": 4}
-    return {}
+def _check_user(owner: Row, principal: Caller) -> None:
+    """Refuse (403) users who cannot own rows; that these are the codes is not confirmed."""
+    if owner["isdisabled"]:
+        raise user_disabled(principal.user_id)
+    if not principal.roles:
+        raise RequestRefused(
+            HTTPStatus.FORBIDDEN,
+            "0x80042f09",
+            f"The user (Id={principal.user_id}) has not been assigned any roles.",
+        )

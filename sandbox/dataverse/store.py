@@ -16,7 +16,8 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 
 from sandbox.clock import Clock
-from sandbox.dataverse.schema import TABLES, Column, Kind, Row, Table
+from sandbox.dataverse.columns import Column, Kind, Row, Table
+from sandbox.dataverse.schema import TABLES
 
 _INTEGER_KINDS = frozenset({Kind.INTEGER, Kind.CHOICE, Kind.VERSION, Kind.BOOLEAN, Kind.MONEY, Kind.DECIMAL})
 
@@ -42,7 +43,7 @@ class Commit:
     changes: tuple[Change, ...]
 
 
-class DuplicateKeyError(Exception):
+class DuplicateKey(Exception):
     """A row with this primary key is there already."""
 
 
@@ -74,13 +75,13 @@ class Transaction:
         return int(self._connection.execute(sql, parameters).fetchone()[0])
 
     def insert(self, table: Table, row: Mapping[str, object]) -> Row:
-        """Add a row; columns that it does not name take their defaults. Raises DuplicateKeyError."""
-        full = {name: row.get(name, column.default) for name, column in table.columns.items()}
+        """Add a row; columns that it does not name take their defaults. Raises DuplicateKey."""
+        full = {name: row.get(name, column.default) for name, column in table.stored.items()}
         full["versionnumber"] = self.next_number("version")
         try:
             self._connection.execute(_insert_sql(table), _sql_values(table, full))
         except sqlite3.IntegrityError as error:
-            raise DuplicateKeyError(f"{table.name} {full[table.key]}") from error
+            raise DuplicateKey(f"{table.name} {full[table.key]}") from error
         self.changes.append(Change("create", table.name, str(full[table.key]), full))
         return full
 
@@ -238,7 +239,7 @@ def _rolled_back(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _row(table: Table, values: Sequence[object]) -> Row:
-    row: Row = dict(zip(table.columns, values, strict=True))
+    row: Row = dict(zip(table.stored, values, strict=True))
     for column in table.converted:
         row[column.name] = column.from_sql(row[column.name])
     return row
@@ -250,7 +251,7 @@ def _sql_values(table: Table, values: Mapping[str, object]) -> list[object]:
 
 @cache
 def _insert_sql_of(name: str) -> str:
-    columns = TABLES[name].columns
+    columns = TABLES[name].stored
     names = ", ".join(f'"{column}"' for column in columns)
     return f'INSERT INTO "{name}" ({names}) VALUES ({", ".join("?" * len(columns))})'  # noqa: S608
 
@@ -274,9 +275,9 @@ def _empty_image() -> bytes:
 
 
 def _ddl(table: Table) -> Iterator[str]:
-    columns = ", ".join(_column_ddl(column) for column in table.columns.values())
+    columns = ", ".join(_column_ddl(column) for column in table.stored.values())
     yield f'CREATE TABLE "{table.name}" ({columns}, PRIMARY KEY ("{table.key}")) WITHOUT ROWID'
-    for column in table.columns.values():
+    for column in table.stored.values():
         if column.lookup and (column.lookup.collections or column.lookup.on_delete == "cascade"):
             yield f'CREATE INDEX "{table.name}_{column.name}" ON "{table.name}" ("{column.name}")'
 

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Final
 from werkzeug.wrappers import Request
 
 from sandbox.clock import Clock, SystemClock
+from sandbox.dataverse.base_data import ORGANIZATION_ID, base_image
 from sandbox.dataverse.batch import ChangeSet, Part, parse_batch, write_batch
-from sandbox.dataverse.errors import DataverseError, no_segment
+from sandbox.dataverse.errors import RequestRefused, no_segment
 from sandbox.dataverse.events import NO_ID, RETRY_DELAYS, EventPipeline, Post
 from sandbox.dataverse.limits import ServiceProtection
 from sandbox.dataverse.payload import write_json
+from sandbox.dataverse.platform_rules import RULES as PLATFORM_RULES
 from sandbox.dataverse.resources import Operation, Reply, execute, may_write
+from sandbox.dataverse.sales_rules import RULES as SALES_RULES
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Caller, application_user
-from sandbox.dataverse.seed import ORGANIZATION_ID, base_image
-from sandbox.dataverse.service import Organization, RequestInfo, Session
+from sandbox.dataverse.service import FailedChangeSet, Organization, RequestInfo, Session, TableRules
 from sandbox.dataverse.store import Store, Transaction
 from sandbox.identity import Claims, InvalidToken
 
@@ -39,12 +41,23 @@ _SECURITY_TABLES: Final = (
     "role",
     "roleprivileges",
     "systemuserroles",
+    "team",
+    "teamroles",
+    "teammembership",
     "businessunit",
     "privilege",
 )
 _CONTENT_REFERENCE = re.compile(rb'(@odata\.(?:bind|id)"\s*:\s*")(\$[\w-]+)')
 _CREATED_IN_BATCH = re.compile(r"/?(\$[\w-]+)(?=[/?]|\Z)")
 _AFFINITY: Final = "ARRAffinity"
+# Under this key of its environment a request may have another FailedChangeSet than the organization.
+FAILED_CHANGE_SET: Final = "sandbox.failed_change_set"
+_STATUS_OF_STOP: Final = {
+    FailedChangeSet.CONTINUES: None,
+    FailedChangeSet.STOPS_WITH_200: HTTPStatus.OK,
+    FailedChangeSet.STOPS_WITH_400: HTTPStatus.BAD_REQUEST,
+}
+_RULES: Final[Mapping[str, TableRules]] = {**SALES_RULES, **PLATFORM_RULES}
 
 VerifyToken = Callable[[str, Collection[str]], Claims]
 """Checks a bearer token for one of some audiences, or raises InvalidToken."""
@@ -86,6 +99,14 @@ class _Answer:
     body: bytes
 
 
+class _OperationRefused(Exception):
+    """An operation of a batch was refused; `part` is its response."""
+
+    def __init__(self, error: RequestRefused, operation: Operation) -> None:
+        super().__init__(str(error))
+        self.part = _error_part(_refusal(error), operation.content_id)
+
+
 class DataverseApp:
     """The Dataverse of one organization, as WSGI: to be served by `DataverseServer`, or called in-process.
 
@@ -115,7 +136,7 @@ class DataverseApp:
             row = transaction.rows(TABLES["organization"])[0]
         pipeline = EventPipeline(clock, new_id, post, retry_delays)
         self.organization = Organization(
-            row["organizationid"], row["uniquename"], url, clock, store, pipeline, new_id
+            row["organizationid"], row["uniquename"], url, clock, store, pipeline, new_id, _RULES
         )
         self.protection = protection
         self._verify_token = verify_token
@@ -159,7 +180,7 @@ class DataverseApp:
         exchange = self._exchange(environ)
         try:
             answer = self._handle(exchange)
-        except DataverseError as error:
+        except RequestRefused as error:
             answer = _refusal(error)
         self._record(exchange, answer.status)
         headers = {
@@ -235,7 +256,7 @@ class DataverseApp:
         headers = {name.lower(): value for name, value in request.headers.items()}
         if request.path.endswith("/$batch"):
             if request.method != "POST":
-                raise DataverseError(HTTPStatus.METHOD_NOT_ALLOWED, "0x80060880", "$batch takes POST only.")
+                raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "0x80060880", "$batch takes POST only.")
             return self._batch(exchange, headers, caller, info)
         url = request.path + (f"?{request.query_string.decode('latin-1')}" if request.query_string else "")
         operation = Operation(request.method, url, headers, request.get_data())
@@ -262,16 +283,27 @@ class DataverseApp:
         for item in items:
             try:
                 parts.append(self._item(exchange, item, caller, info))
-            except DataverseError as error:
-                refused = _refusal(error)
-                parts.append(_error_part(refused, None if isinstance(item, ChangeSet) else item.content_id))
-                _note(exchange, item, refused.status)
-                if not goes_on:
-                    status = HTTPStatus.BAD_REQUEST
+            except _OperationRefused as refused:
+                parts.append([refused.part] if isinstance(item, ChangeSet) else refused.part)
+                _note(exchange, item, refused.part.status)
+                stopped = self._status_of_stop(exchange, item, goes_on=goes_on)
+                if stopped is not None:
+                    status = stopped
                     break
         boundary = f"batchresponse_{uuid.uuid4()}"
         body = write_batch(parts, boundary, f"changesetresponse_{uuid.uuid4()}")
         return _Answer(status, {"Content-Type": f"multipart/mixed; boundary={boundary}"}, body)
+
+    def _status_of_stop(
+        self, exchange: _Exchange, item: Operation | ChangeSet, *, goes_on: bool
+    ) -> HTTPStatus | None:
+        """Return the batch's status where a failure ends it, None where it goes on."""
+        if not goes_on:
+            return HTTPStatus.BAD_REQUEST
+        if not isinstance(item, ChangeSet):
+            return None
+        mode = exchange.request.environ.get(FAILED_CHANGE_SET, self.organization.failed_change_set)
+        return _STATUS_OF_STOP[mode]
 
     def _item(
         self, exchange: _Exchange, item: Operation | ChangeSet, caller: Caller, info: RequestInfo
@@ -281,7 +313,10 @@ class DataverseApp:
             for operation, part in zip(item.operations, parts, strict=True):
                 _note(exchange, operation, part.status)
             return parts
-        part = _part(self._execute(item, caller, info), item.content_id)
+        try:
+            part = _part(self._execute(item, caller, info), item.content_id)
+        except RequestRefused as error:
+            raise _OperationRefused(error, item) from error
         _note(exchange, item, part.status)
         return part
 
@@ -292,7 +327,10 @@ class DataverseApp:
         with self.store.writing() as transaction:
             session = self._session(transaction, caller, info)
             for operation in change_set.operations:
-                reply = execute(session, _resolved(operation, made))
+                try:
+                    reply = execute(session, _resolved(operation, made))
+                except RequestRefused as error:
+                    raise _OperationRefused(error, operation) from error
                 if operation.content_id and reply.entity_url:
                     made[f"${operation.content_id}"] = reply.entity_url
                 parts.append(_part(reply, operation.content_id))
@@ -356,7 +394,7 @@ def _error_part(answer: _Answer, content_id: str | None) -> Part:
     return Part(answer.status, HTTPStatus(answer.status).phrase, answer.headers, answer.body, content_id)
 
 
-def _refusal(error: DataverseError) -> _Answer:
+def _refusal(error: RequestRefused) -> _Answer:
     headers = {**error.headers, "OData-Version": "4.0", "Content-Type": _JSON_TYPE}
     return _Answer(error.status, headers, write_json(error.body()))
 

@@ -29,7 +29,7 @@ from operations.diagnosis.findings import Finding, State
 from operations.diagnosis.identity import owner_of
 from sandbox.certificates import CertificateAuthority
 from sandbox.dataverse import AnswerLost, DataverseApp, DataverseServer, seed
-from sandbox.dataverse.errors import DataverseError
+from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, InvalidToken, TokenAuthority
 from sandbox.service_bus import (
@@ -89,7 +89,7 @@ class Organization(DataverseApp):
         for operation in change_set.operations:
             try:
                 parts += super()._change_set(type(change_set)([operation]), caller, info)
-            except DataverseError:
+            except RequestRefused:
                 if not self.forgives_duplicates:
                     raise
                 parts.append(parts[-1])

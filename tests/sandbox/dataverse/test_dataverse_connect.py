@@ -238,6 +238,6 @@ def test_a_change_set_that_must_fail_leaves_neither_note_nor_invoice(world: Worl
             )
         )
     )
-    assert failed.status == 412
+    assert [part.status for part in failed.nested] == [412]
     assert not client.rows(f"invoices?$filter=_opportunityid_value eq {opportunity}")
     assert not client.rows(f"annotations?$filter=annotationid eq {note}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.dataverse.errors import DataverseError
+from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.filters import parse_filter
 from sandbox.dataverse.schema import TABLES
 
@@ -51,7 +51,7 @@ def test_every_filter_runs_or_is_refused(store: Store, text: str) -> None:
     table = TABLES["opportunity"]
     try:
         condition = parse_filter(text, table)
-    except DataverseError as error:
+    except RequestRefused as error:
         assert error.status in (400, 501)  # noqa: PT017 - either outcome is right
         return
     with store.reading() as transaction:
@@ -87,7 +87,7 @@ def test_every_request_is_answered(
     "text", ["(" * 5000 + "statecode eq 0" + ")" * 5000, "not " * 5000 + "statecode eq 0"]
 )
 def test_a_filter_that_is_nested_too_deeply_is_refused(text: str) -> None:
-    with pytest.raises(DataverseError):
+    with pytest.raises(RequestRefused):
         parse_filter(text, TABLES["opportunity"])
 
 
@@ -97,6 +97,6 @@ def test_a_filter_has_five_hundred_conditions_at_most(store: Store) -> None:
     condition = parse_filter(" or ".join(terms[:500]), table)
     with store.reading() as transaction:
         assert transaction.rows(table, condition.sql, condition.parameters) == []
-    with pytest.raises(DataverseError) as refused:
+    with pytest.raises(RequestRefused) as refused:
         parse_filter(" or ".join(terms), table)
     assert refused.value.code == "0x8004430d"

@@ -12,7 +12,7 @@ import requests
 
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, Limits, ServiceProtection, WsgiAdapter, seed
-from sandbox.dataverse.errors import DataverseError
+from sandbox.dataverse.errors import RequestRefused
 from sandbox.identity import Identity, TokenAuthority
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def ask(protection: ServiceProtection, user: str = "u", server: int = 0) -> dict
 
 
 def refusal(protection: ServiceProtection) -> tuple[str, int]:
-    with pytest.raises(DataverseError) as refused:
+    with pytest.raises(RequestRefused) as refused:
         ask(protection)
     assert refused.value.status is HTTPStatus.TOO_MANY_REQUESTS
     return refused.value.code, int(refused.value.headers["Retry-After"])

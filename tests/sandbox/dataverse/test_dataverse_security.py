@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.dataverse import Depth, seed
+from sandbox.dataverse import Depth, base_data, seed
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, TokenAuthority
 
@@ -146,6 +146,10 @@ def make_unit(world: World, name: str, parent: str) -> str:
     return world.admin.create("businessunits", body)
 
 
+def salesperson(world: World) -> str:
+    return seed.find_role(world.app, base_data.SALESPERSON_ROLE)
+
+
 def test_rows_outside_of_the_depth_are_missing_without_a_word(world: World) -> None:
     """Root owns the demo's opportunities; a child and its own child own one each."""
     (root,) = [row["businessunitid"] for row in world.admin.rows("businessunits")]
@@ -154,7 +158,7 @@ def test_rows_outside_of_the_depth_are_missing_without_a_word(world: World) -> N
     owners = {}
     for name, unit in (("child", child), ("grandchild", grandchild)):
         owners[name] = seed.add_application_user(
-            world.app, Identity.named(name).client_id, business_unit=unit
+            world.app, Identity.named(name).client_id, business_unit=unit, roles=[salesperson(world)]
         )
         world.admin.create(
             "opportunities", {"name": name, "ownerid@odata.bind": f"/systemusers({owners[name]})"}
@@ -220,7 +224,9 @@ def test_the_greatest_depth_of_all_roles_counts(world: World) -> None:
 def test_a_row_moves_to_its_new_owners_business_unit(world: World) -> None:
     (root,) = [row["businessunitid"] for row in world.admin.rows("businessunits")]
     child = make_unit(world, "child", root)
-    owner = seed.add_application_user(world.app, Identity.named("owner").client_id, business_unit=child)
+    owner = seed.add_application_user(
+        world.app, Identity.named("owner").client_id, business_unit=child, roles=[salesperson(world)]
+    )
     reader = world.new_client({"prvReadOpportunity": Depth.LOCAL}, unit=child)
     path = f"opportunities({world.demo.opportunities[0]})"
     reader.get(path, status=403)
@@ -230,7 +236,7 @@ def test_a_row_moves_to_its_new_owners_business_unit(world: World) -> None:
 
 
 def test_giving_a_row_away_needs_the_privilege_to_assign(world: World) -> None:
-    names = ["prvReadOpportunity", "prvWriteOpportunity"]
+    names = ["prvReadOpportunity", "prvWriteOpportunity", "prvReadUser"]
     path = f"opportunities({world.demo.opportunities[0]})"
     body = {"ownerid@odata.bind": f"/systemusers({world.demo.sellers[0]})"}
     refused = world.new_client(names).call("PATCH", path, body)
@@ -248,14 +254,17 @@ def test_the_access_to_one_row_is_told(world: World) -> None:
         return set(answer["AccessRights"].split(", "))
 
     assert access(f"opportunities({world.demo.opportunities[0]})") == {"ReadAccess", "AppendToAccess"}
-    assert access(f"products({world.demo.accounts[0]})".replace("products", "accounts")) == {"AppendToAccess"}
+    assert access(f"products({world.demo.accounts[0]})".replace("products", "accounts")) == {
+        "ReadAccess",
+        "AppendToAccess",
+    }
     (unit,) = world.admin.rows("businessunits")
     assert access(f"businessunits({unit['businessunitid']})") == {"None"}
 
 
 def test_ids_of_privileges_differ_between_environments_and_refusals_name_them(world: World) -> None:
     (privilege,) = world.admin.rows("privileges?$select=privilegeid,name&$filter=name eq 'prvDeleteInvoice'")
-    other = seed.base_image("00000000-0000-4000-8000-00000000000f")
+    other = base_data.base_image("00000000-0000-4000-8000-00000000000f")
     assert privilege["privilegeid"].encode() not in other
     invoice = world.function.generate(world.demo.opportunities[0])["invoiceid"]
     refused = world.function.call("DELETE", f"invoices({invoice})")

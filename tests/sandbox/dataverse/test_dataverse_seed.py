@@ -6,12 +6,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from sandbox.clock import MovableClock
-from sandbox.dataverse import DataverseApp, seed
-from sandbox.dataverse.schema import TABLES, stable_id
+from sandbox.dataverse import DataverseApp, base_data, seed
+from sandbox.dataverse.columns import stable_id
+from sandbox.dataverse.schema import TABLES
 from sandbox.identity import TokenAuthority
 
 if TYPE_CHECKING:
-    from sandbox.dataverse.schema import Row
+    from sandbox.dataverse.columns import Row
 
 CLOCK = MovableClock()
 
@@ -37,7 +38,8 @@ def test_the_same_seed_makes_the_same_rows_and_another_makes_others() -> None:
 def test_amounts_fit_their_currencies() -> None:
     """Each currency is there, none of whose amounts has more digits than it knows."""
     precision = {
-        stable_id(seed.ORGANIZATION_ID, "transactioncurrency", c.code): c.precision for c in seed.CURRENCIES
+        stable_id(base_data.ORGANIZATION_ID, "transactioncurrency", c.code): c.precision
+        for c in base_data.CURRENCIES
     }
     rows = opportunities(1).values()
     assert {row["transactioncurrencyid"] for row in rows} == precision.keys()

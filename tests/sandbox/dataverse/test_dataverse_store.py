@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sandbox.clock import MovableClock
 from sandbox.dataverse import Store
-from sandbox.dataverse.schema import COLLECTIONS, PRIVILEGES, TABLES, InvalidValueError
-from sandbox.dataverse.store import DuplicateKeyError
+from sandbox.dataverse.columns import InvalidValue
+from sandbox.dataverse.schema import COLLECTIONS, PRIVILEGES, TABLES
+from sandbox.dataverse.store import DuplicateKey
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,7 @@ def test_every_value_is_parsed_or_refused(value: object) -> None:
     for column in TABLES["opportunity"].columns.values():
         try:
             stored = column.to_sql(column.parse(value))
-        except InvalidValueError:
+        except InvalidValue:
             continue
         assert not isinstance(stored, int) or abs(stored) < 2**63
 
@@ -74,7 +75,7 @@ def test_a_primary_key_is_taken_once(store: Store) -> None:
             for _ in range(2):
                 transaction.insert(ACCOUNT, {"accountid": "a"})
 
-    with pytest.raises(DuplicateKeyError):
+    with pytest.raises(DuplicateKey):
         take_twice()
     with store.reading() as transaction:
         assert not transaction.rows(ACCOUNT)

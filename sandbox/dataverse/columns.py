@@ -1,0 +1,237 @@
+"""What tables and columns are: kinds, values as JSON and SQLite have them, lookups, ids.
+
+The tables themselves are declared in `schema`.
+"""
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from enum import Enum
+from functools import cached_property
+from typing import Any, Final
+
+Row = dict[str, Any]
+"""A row by logical names: str, int, bool, Decimal or None; ids and dates are strings in one fixed form."""
+
+_GUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\Z")
+_DATE_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
+_INT32 = range(-(2**31), 2**31)
+
+
+class Kind(Enum):
+    """What a column holds."""
+
+    ID = "Edm.Guid"
+    LOOKUP = "Microsoft.Dynamics.CRM.lookup"
+    TEXT = "Edm.String"
+    INTEGER = "Edm.Int32"
+    VERSION = "Edm.Int64"
+    CHOICE = "Microsoft.Dynamics.CRM.choice"
+    BOOLEAN = "Edm.Boolean"
+    MONEY = "Microsoft.Dynamics.CRM.money"
+    DECIMAL = "Edm.Decimal"
+    DATE = "Edm.Date"
+    DATETIME = "Edm.DateTimeOffset"
+
+
+# Exact amounts are stored as scaled 64-bit integers, as SQL Server's `money` is: they sort, compare and add up.
+_SCALE: Final = {Kind.MONEY: 4, Kind.DECIMAL: 10}
+# The base currency of the organization is the euro.
+_BASE_UNIT: Final = Decimal("0.01")
+
+
+class InvalidValue(ValueError):
+    """A value that does not fit its column; the text says why."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Where a lookup leads: table → navigation property, and the collections that lead back.
+
+    Tables may share a navigation property, as users and teams share `ownerid`.
+    """
+
+    targets: Mapping[str, str]
+    collections: Mapping[str, str] = field(default_factory=dict)
+    on_delete: str = "remove link"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; `writable` is about callers of the Web API, `secret` ones are never given out.
+
+    `unique`: no two rows have the same value, other than none. `states`: of a status reason, the state of each.
+    `base_of`: the amount that this one gives in the base currency; it is calculated, not stored.
+    """
+
+    name: str
+    kind: Kind
+    writable: bool = True
+    secret: bool = False
+    unique: bool = False
+    default: object = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    states: Mapping[int, int] = field(default_factory=dict)
+    lookup: Lookup | None = None
+    base_of: str | None = None
+
+    @property
+    def wire_name(self) -> str:
+        """The property by which the Web API gives the column out."""
+        return f"_{self.name}_value" if self.kind is Kind.LOOKUP else self.name
+
+    def of(self, row: Row) -> object:
+        """Return the column's value in a row, with all the digits of its kind."""
+        value = row[self.name] if self.base_of is None else _in_base_currency(row, self.base_of)
+        return value.quantize(Decimal(1).scaleb(-_SCALE[self.kind])) if isinstance(value, Decimal) else value
+
+    def parse(self, value: object) -> object:
+        """Turn a JSON value into what a row holds. Raises InvalidValue."""
+        if value is None:
+            return None
+        return _PARSERS[self.kind](self, value)
+
+    def to_sql(self, value: object) -> object:
+        """Turn what a row holds into what SQLite stores."""
+        if isinstance(value, Decimal):
+            return int(value.scaleb(_SCALE[self.kind]).to_integral_value())
+        return int(value) if isinstance(value, bool) else value
+
+    def from_sql(self, value: Any) -> object:  # noqa: ANN401 - the types that SQLite has
+        """Turn what SQLite stores into what a row holds."""
+        if value is None:
+            return None
+        if self.kind in _SCALE:
+            return Decimal(value).scaleb(-_SCALE[self.kind])
+        return bool(value) if self.kind is Kind.BOOLEAN else value
+
+
+def _in_base_currency(row: Row, name: str) -> Decimal | None:
+    amount, rate = row[name], row["exchangerate"]
+    if amount is None or not rate:
+        return None
+    base: Decimal = (amount / rate).quantize(_BASE_UNIT, ROUND_HALF_EVEN)
+    return base
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `privilege` is the name in `prvRead…`, `owned` says whether its rows have owners."""
+
+    name: str
+    set_name: str
+    columns: Mapping[str, Column]
+    privilege: str
+    owned: bool
+    primary_name: str
+    code: int
+
+    @cached_property
+    def key(self) -> str:
+        """The primary key."""
+        return next(column.name for column in self.columns.values() if column.kind is Kind.ID)
+
+    @cached_property
+    def stored(self) -> Mapping[str, Column]:
+        """The columns that the database has; the others are calculated."""
+        return {column.name: column for column in self.columns.values() if column.base_of is None}
+
+    @cached_property
+    def by_wire_name(self) -> Mapping[str, Column]:
+        """The columns that are given out, by their Web API properties."""
+        return {column.wire_name: column for column in self.columns.values() if not column.secret}
+
+    @cached_property
+    def navigation(self) -> Mapping[str, tuple[Column, tuple[str, ...]]]:
+        """The single-valued navigation properties: the lookup and the tables that it may lead to."""
+        found: dict[str, tuple[Column, tuple[str, ...]]] = {}
+        for column in self.columns.values():
+            for target, name in column.lookup.targets.items() if column.lookup else ():
+                found[name] = (column, (*found.get(name, (column, ()))[1], target))
+        return found
+
+    @cached_property
+    def converted(self) -> tuple[Column, ...]:
+        """The columns whose stored form differs from the row's."""
+        return tuple(c for c in self.stored.values() if c.kind in _SCALE or c.kind is Kind.BOOLEAN)
+
+
+def guid(text: object) -> str:
+    """Normalise a GUID to lower case. Raises InvalidValue."""
+    if not isinstance(text, str) or not _GUID.match(text):
+        raise InvalidValue(f"Cannot convert the literal '{text}' to the expected type 'Edm.Guid'.")
+    return text.lower()
+
+
+def format_datetime(moment: datetime) -> str:
+    """Write a moment as columns hold it: UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime(_DATE_FORMAT)
+
+
+def parse_datetime(text: object) -> str:
+    """Read a date or a moment (without offset: UTC) into the form that columns hold."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError as error:
+        raise InvalidValue(
+            f"Cannot convert the literal '{text}' to the expected type 'Edm.DateTimeOffset'."
+        ) from error
+    return format_datetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def _parse_text(column: Column, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.String'.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValue(f"The text of '{column.name}' is not valid Unicode.") from error
+    return value
+
+
+def _parse_integer(column: Column, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in _INT32:
+        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.Int32'.")
+    return value
+
+
+def _parse_boolean(column: Column, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.Boolean'.")
+    return value
+
+
+def _parse_amount(column: Column, value: object) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.Decimal'.")
+    amount = Decimal(value)
+    # Both kinds are 64-bit integers underneath; Dataverse's own bounds are a little tighter.
+    if not amount.is_finite() or abs(amount) > Decimal(2**63 - 1).scaleb(-_SCALE[column.kind]):
+        raise InvalidValue(f"A value of '{column.name}' is out of range.")
+    return amount.quantize(Decimal(1).scaleb(-_SCALE[column.kind]))
+
+
+_PARSERS: Final[Mapping[Kind, Any]] = {
+    Kind.ID: lambda _, value: guid(value),
+    Kind.LOOKUP: lambda _, value: guid(value),
+    Kind.TEXT: _parse_text,
+    Kind.INTEGER: _parse_integer,
+    Kind.VERSION: _parse_integer,
+    Kind.CHOICE: _parse_integer,
+    Kind.BOOLEAN: _parse_boolean,
+    Kind.MONEY: _parse_amount,
+    Kind.DECIMAL: _parse_amount,
+    Kind.DATE: lambda _, value: parse_datetime(value)[:10],
+    Kind.DATETIME: lambda _, value: parse_datetime(value),
+}
+
+
+_NAMESPACE = uuid.UUID("8d1f3b7a-5c0e-4f4b-9b6e-2f6f0f0c7d11")
+
+
+def stable_id(*parts: str) -> str:
+    """Derive an id that is the same in every run, as for messages, or for privileges of one environment."""
+    return str(uuid.uuid5(_NAMESPACE, "/".join(parts)))

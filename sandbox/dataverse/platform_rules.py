@@ -1,0 +1,32 @@
+"""What the platform's tables do by themselves: columns that follow from others."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from sandbox.dataverse.columns import Row
+from sandbox.dataverse.service import Session, TableRules
+
+
+class _ServiceEndpointRules(TableRules):
+    """A service endpoint shows whether it has a key, and never the key."""
+
+    def on_create(self, session: Session, values: Row) -> Row:  # noqa: ARG002 - of all rules
+        return {"issaskeyset": bool(values["saskey"])} if "saskey" in values else {}
+
+    def on_update(self, session: Session, row: Row, values: Row) -> Row:  # noqa: ARG002
+        return self.on_create(session, values)
+
+
+class _SystemUserRules(TableRules):
+    """An application user's names come from the directory, which does not exist here."""
+
+    def on_create(self, session: Session, values: Row) -> Row:  # noqa: ARG002
+        if not values.get("applicationid"):
+            return {}
+        return {"fullname": f"# {str(values['applicationid'])[:8]}", "accessmode": 4}
+
+
+RULES: Final[Mapping[str, TableRules]] = {
+    "serviceendpoint": _ServiceEndpointRules(),
+    "systemuser": _SystemUserRules(),
+}
