@@ -30,7 +30,7 @@ from sandbox.dataverse.events import EventPipeline, Post, Poster, ServiceEndpoin
 from sandbox.dataverse.limits import Limits, ServiceProtection
 from sandbox.dataverse.security import Depth
 from sandbox.dataverse.server import AnswerLost, DataverseServer, WsgiAdapter
-from sandbox.dataverse.service import LoserAnswer
+from sandbox.dataverse.service import FailedChangeSet, LoserAnswer
 from sandbox.dataverse.store import Change, Commit, Store
 from sandbox.dataverse.web_api import DataverseApp, RequestRecord, VerifyToken
 
@@ -42,6 +42,7 @@ __all__ = [
     "DataverseServer",
     "Depth",
     "EventPipeline",
+    "FailedChangeSet",
     "Limits",
     "LoserAnswer",
     "Post",

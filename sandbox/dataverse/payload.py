@@ -116,6 +116,8 @@ def _bind(table: Table, navigation: str, value: object) -> tuple[Column, str | N
             "declared named streams can be represented as properties without values.",
         )
     column, targets = table.navigation[navigation]
+    if not column.writable:
+        raise bad_payload(table.name, f"The property '{navigation}' cannot be written.")
     if value is None:
         return column, None
     referred, record_id = parse_reference(value)

@@ -89,6 +89,20 @@ def add_application_user(
     return str(user)
 
 
+def add_team(
+    app: DataverseApp, name: str, *, roles: Iterable[str] = (), members: Iterable[str] = (), kind: int = 0
+) -> str:
+    """Make a team (kind 0 owns rows, 1 does not) with roles and members, in the root business unit; returns its id."""
+    with app.session() as session:
+        values = {"name": name, "teamtype": kind, "businessunitid": session.caller.business_unit_id}
+        team = str(session.add(TABLES["team"], values)["teamid"])
+        for role in roles:
+            session.add(TABLES["teamroles"], {"teamid": team, "roleid": role})
+        for member in members:
+            session.add(TABLES["teammembership"], {"teamid": team, "systemuserid": member})
+    return team
+
+
 def add_role(
     app: DataverseApp,
     privileges: Iterable[str] | Mapping[str, Depth] = INVOICING_PRIVILEGES,

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from email.parser import BytesParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock
-from sandbox.dataverse import DataverseApp, Depth, ServiceEndpoint, Store, WsgiAdapter, seed
+from sandbox.dataverse import DataverseApp, DataverseServer, Depth, ServiceEndpoint, Store, WsgiAdapter, seed
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.identity import Identity, TokenAuthority
 
@@ -91,12 +93,16 @@ class Client:
     change_set = staticmethod(change_set)
     answers = staticmethod(answers)
 
-    def __init__(self, app: DataverseApp, token: str) -> None:
+    def __init__(self, app: DataverseApp, token: str, bundle: str | None = None) -> None:
+        """Call in-process, or over HTTPS with the certificates in `bundle`."""
         self.root = f"{app.organization.url}/api/data/v9.2/"
         self.token = token
         self.session = requests.Session()
         self.session.trust_env = False
-        self.session.mount(app.organization.url, WsgiAdapter(app))
+        if bundle is None:
+            self.session.mount(app.organization.url, WsgiAdapter(app))
+        else:
+            self.session.verify = bundle
 
     def call(
         self, method: str, path: str, json: object = None, headers: dict[str, str] | None = None
@@ -114,6 +120,11 @@ class Client:
     def rows(self, path: str) -> list[Json]:
         rows: list[Json] = self.get(path)["value"]
         return rows
+
+    def patch(self, path: str, json: object, status: int = 204) -> requests.Response:
+        answer = self.call("PATCH", path, json)
+        assert answer.status_code == status, answer.text
+        return answer
 
     def post(self, path: str, json: object, status: int = 204) -> requests.Response:
         answer = self.call("POST", path, json)
@@ -180,6 +191,37 @@ def world(seeded: tuple[bytes, DemoOrganization]) -> Iterator[World]:
     image, demo = seeded
     clock, outside = MovableClock(datetime(2026, 3, 1, tzinfo=UTC)), Outside()
     app = DataverseApp(_AUTHORITY.verify, clock=clock, image=image, post=outside.post)
+    yield make_world(app, clock, outside, demo)
+    app.close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    """Make certificates once."""
+    return CertificateAuthority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def https_world(
+    seeded: tuple[bytes, DemoOrganization], certificates: CertificateAuthority, tmp_path: Path
+) -> Iterator[World]:
+    """Give a fresh copy of it, on disk, served over HTTPS."""
+    image, demo = seeded
+    clock, outside = MovableClock(datetime(2026, 3, 1, tzinfo=UTC)), Outside()
+    app = DataverseApp(_AUTHORITY.verify, clock=clock, image=image, post=outside.post, directory=tmp_path)
+    with DataverseServer(app, certificates.server_context("127.0.0.1"), threads=4):
+        yield make_world(app, clock, outside, demo, str(certificates.bundle))
+    app.close()
+
+
+def make_world(
+    app: DataverseApp,
+    clock: MovableClock,
+    outside: Outside,
+    demo: DemoOrganization,
+    bundle: str | None = None,
+) -> World:
+    """Add an administrator and the function's application user."""
 
     def new_client(
         privileges: Any = seed.INVOICING_PRIVILEGES,  # noqa: ANN401
@@ -191,24 +233,23 @@ def world(seeded: tuple[bytes, DemoOrganization]) -> Iterator[World]:
         seed.add_application_user(
             app, identity.client_id, identity.object_id, roles=[role], business_unit=unit
         )
-        return Client(app, _AUTHORITY.issue(identity, app.organization.url))
+        return Client(app, _AUTHORITY.issue(identity, app.organization.url), bundle)
 
     admin = Identity.named("administrator")
     seed.add_administrator(app, admin.client_id, admin.object_id)
     function = new_client()
     user = function.get("WhoAmI")["UserId"]
-    yield World(
+    return World(
         app,
         clock,
         _AUTHORITY,
         outside,
         demo,
-        Client(app, _AUTHORITY.issue(admin, app.organization.url)),
+        Client(app, _AUTHORITY.issue(admin, app.organization.url), bundle),
         function,
         user,
         new_client,
     )
-    app.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.dataverse import LoserAnswer
+from sandbox.dataverse import FailedChangeSet, LoserAnswer
 
 if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import Client, World
@@ -85,6 +85,43 @@ def test_the_first_failure_ends_a_batch_unless_it_may_go_on(world: World) -> Non
     assert went_on.status_code == 200
     assert [part.status for part in client.answers(went_on)] == [200, 404, 204]
     assert client.rows("accounts?$filter=name eq 'third'")
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "parts"),
+    [
+        (FailedChangeSet.CONTINUES, 200, 3),
+        (FailedChangeSet.STOPS_WITH_200, 200, 1),
+        (FailedChangeSet.STOPS_WITH_400, 400, 1),
+    ],
+)
+def test_a_failed_change_set_may_end_a_batch_that_asked_to_go_on(
+    https_world: World, mode: FailedChangeSet, status: int, parts: int
+) -> None:
+    """The part that failed is nested; what stands behind it is carried out or missing."""
+    client, opportunity = https_world.function, https_world.demo.opportunities[0]
+    https_world.app.organization.failed_change_set = mode
+    items = (
+        client.change_set(claim(client, opportunity), generate(client, opportunity)),
+        client.operation("GET", invoices(opportunity)),
+        client.operation("GET", f"annotations({KEY})?$select=subject"),
+    )
+    committed = client.batch(*items)
+    assert (committed.status_code, len(client.answers(committed))) == (200, 3)
+    refused = client.batch(*items)
+    answers = client.answers(refused)
+    assert (refused.status_code, len(answers)) == (status, parts)
+    (nested,) = answers[0].nested
+    assert nested.status == 412
+    assert "Content-ID: 1" in refused.text
+
+
+def test_other_failures_never_end_a_batch_that_asked_to_go_on(world: World) -> None:
+    world.app.organization.failed_change_set = FailedChangeSet.STOPS_WITH_400
+    client = world.admin
+    response = client.batch(client.operation("GET", "nothings"), client.operation("GET", "WhoAmI"))
+    assert response.status_code == 200
+    assert [part.status for part in client.answers(response)] == [404, 200]
 
 
 def test_what_stands_before_a_failure_stays_done(world: World) -> None:

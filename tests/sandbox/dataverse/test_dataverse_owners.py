@@ -1,0 +1,189 @@
+"""Who owns a row, over HTTPS: assigning to users and teams, alone and in a batch, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sandbox.dataverse import Depth, base_data, seed
+from sandbox.dataverse.schema import TABLES
+from sandbox.identity import Identity
+
+if TYPE_CHECKING:
+    from tests.sandbox.dataverse.conftest import Client, World
+
+LOOKUP_NAME = "_ownerid_value@Microsoft.Dynamics.CRM.lookuplogicalname"
+FORMATTED = "_ownerid_value@OData.Community.Display.V1.FormattedValue"
+
+
+@pytest.fixture
+def invoice(https_world: World) -> str:
+    return str(https_world.function.generate(https_world.demo.opportunities[0])["invoiceid"])
+
+
+def to(kind: str, owner: str) -> dict[str, str]:
+    return {"ownerid@odata.bind": f"/{kind}({owner})"}
+
+
+def owner_of(world: World, invoice: str) -> tuple[str, str]:
+    row = world.admin.get(
+        f"invoices({invoice})?$select=_ownerid_value", Prefer='odata.include-annotations="*"'
+    )
+    return row["_ownerid_value"], row[LOOKUP_NAME]
+
+
+def refusal(client: Client, invoice: str, body: dict[str, str], status: int = 403) -> tuple[str, str]:
+    error = client.patch(f"invoices({invoice})", body, status).json()["error"]
+    return error["code"], error["message"]
+
+
+def make_team(world: World, *roles: str, kind: int = 0) -> str:
+    return seed.add_team(world.app, "Key accounts", roles=roles, kind=kind)
+
+
+def salesperson(world: World) -> str:
+    return seed.find_role(world.app, base_data.SALESPERSON_ROLE)
+
+
+def make_user(world: World, *roles: str) -> str:
+    return seed.add_application_user(world.app, Identity.named("new owner").client_id, roles=roles)
+
+
+def test_an_invoice_is_assigned_to_a_user_and_again(https_world: World, invoice: str) -> None:
+    seller = https_world.demo.sellers[0]
+    for _ in range(2):
+        https_world.function.patch(f"invoices({invoice})", to("systemusers", seller))
+        assert owner_of(https_world, invoice) == (seller, "systemuser")
+
+
+def test_an_invoice_is_assigned_to_a_team(https_world: World, invoice: str) -> None:
+    team = make_team(https_world, salesperson(https_world))
+    https_world.function.patch(f"invoices({invoice})", to("teams", team))
+    assert owner_of(https_world, invoice) == (team, "team")
+    row = https_world.admin.get(
+        f"invoices({invoice})?$select=_ownerid_value,_owningteam_value,_owninguser_value",
+        Prefer='odata.include-annotations="*"',
+    )
+    assert (row["_owningteam_value"], row["_owninguser_value"]) == (team, None)
+    assert row[FORMATTED] == "Key accounts"
+
+
+def test_an_invoice_is_assigned_in_a_batch_alone_and_in_a_change_set(
+    https_world: World, invoice: str
+) -> None:
+    client, (first, second, *_) = https_world.function, https_world.demo.sellers
+
+    def assign(owner: str) -> str:
+        return client.operation("PATCH", f"invoices({invoice})", json.dumps(to("systemusers", owner)))
+
+    (alone,) = client.answers(client.batch(assign(first)))
+    assert alone.status == 204
+    assert owner_of(https_world, invoice)[0] == first
+    (together,) = client.answers(client.batch(client.change_set(assign(second))))
+    assert [part.status for part in together.nested] == [204]
+    assert owner_of(https_world, invoice)[0] == second
+
+
+def test_a_failed_assignment_of_a_batch_leaves_the_rest(https_world: World, invoice: str) -> None:
+    client = https_world.function
+    body = json.dumps(to("systemusers", make_user(https_world)))
+    refused, read = client.answers(
+        client.batch(
+            client.operation("PATCH", f"invoices({invoice})", body),
+            client.operation("GET", f"invoices({invoice})?$select=name"),
+        )
+    )
+    assert (refused.status, read.status) == (403, 200)
+
+
+def test_an_owner_without_read_is_refused(https_world: World, invoice: str) -> None:
+    nothing = seed.add_role(https_world.app, ["prvReadAccount"], name="Reads accounts")
+    for kind, owner in (
+        ("teams", make_team(https_world)),
+        ("teams", make_team(https_world, nothing)),
+        ("systemusers", make_user(https_world, nothing)),
+    ):
+        code, message = refusal(https_world.function, invoice, to(kind, owner))
+        assert code == "0x80040299"
+        assert message.startswith("Read Privilege Check For Owner failed")
+    assert owner_of(https_world, invoice)[0] == https_world.function_user
+
+
+def test_users_without_roles_and_disabled_users_are_refused(https_world: World, invoice: str) -> None:
+    assert (
+        refusal(https_world.function, invoice, to("systemusers", make_user(https_world)))[0] == "0x80042f09"
+    )
+    seller = https_world.demo.sellers[0]
+    https_world.admin.patch(f"systemusers({seller})", {"isdisabled": True})
+    assert refusal(https_world.function, invoice, to("systemusers", seller))[0] == "0x80040225"
+
+
+def test_an_owner_must_exist_and_access_teams_own_nothing(https_world: World, invoice: str) -> None:
+    nowhere = "00000000-0000-4000-8000-000000000000"
+    assert refusal(https_world.function, invoice, to("teams", nowhere), 404)[0] == "0x80040217"
+    team = make_team(https_world, salesperson(https_world), kind=1)
+    refusal(https_world.function, invoice, to("teams", team), 400)
+    refusal(https_world.function, invoice, to("accounts", https_world.demo.accounts[0]), 400)
+    https_world.function.patch(f"invoices({invoice})", {"ownerid@odata.bind": None}, 400)
+
+
+@pytest.mark.parametrize("missing", ["prvAssignInvoice", "prvWriteInvoice", "prvReadUser"])
+def test_each_privilege_is_needed_and_named(https_world: World, invoice: str, missing: str) -> None:
+    names = ["prvReadInvoice", "prvWriteInvoice", "prvAssignInvoice", "prvReadUser"]
+    client = https_world.new_client([name for name in names if name != missing])
+    code, message = refusal(client, invoice, to("systemusers", https_world.demo.sellers[0]))
+    assert code == "0x80040220"
+    assert missing in message
+
+
+def test_the_depth_concerns_the_present_owner(https_world: World) -> None:
+    """User depth suffices for the caller's own invoice, and not once it has been assigned."""
+    own = dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvAssignInvoice": Depth.BASIC}
+    client = https_world.new_client(own)
+    invoice = str(client.generate(https_world.demo.opportunities[0])["invoiceid"])
+    first, second, *_ = https_world.demo.sellers
+    client.patch(f"invoices({invoice})", to("systemusers", first))
+    code, message = refusal(client, invoice, to("systemusers", second))
+    assert (code, "AssignAccess" in message) == ("0x80040220", True)
+
+
+def test_lines_stay_with_their_maker_and_cannot_be_assigned(https_world: World, invoice: str) -> None:
+    seller = https_world.demo.sellers[0]
+    https_world.function.patch(f"invoices({invoice})", to("systemusers", seller))
+    lines = https_world.admin.rows(f"invoicedetails?$filter=_invoiceid_value eq {invoice}")
+    assert {line["_ownerid_value"] for line in lines} == {https_world.function_user}
+    path = f"invoicedetails({lines[0]['invoicedetailid']})"
+    https_world.admin.patch(path, to("systemusers", seller), 400)
+
+
+def test_members_of_a_team_see_its_rows(https_world: World) -> None:
+    client = https_world.new_client({"prvReadOpportunity": Depth.BASIC})
+    user = client.get("WhoAmI")["UserId"]
+    role = seed.add_role(https_world.app, ["prvReadOpportunity"], depth=Depth.BASIC, name="Reads its own")
+    team = seed.add_team(https_world.app, "Owners", roles=[role], members=[user])
+    opportunity = https_world.demo.opportunities[0]
+    https_world.admin.patch(f"opportunities({opportunity})", to("teams", team))
+    client.get(f"opportunities({opportunity})")
+    assert [row["opportunityid"] for row in client.rows("opportunities")] == [opportunity]
+
+
+def test_an_assignment_is_a_message_of_its_own(world: World) -> None:
+    endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="opportunity-won")
+    seed.add_step(world.app, endpoint, "Assign", "invoice")
+    invoice = world.function.generate(world.demo.opportunities[0])["invoiceid"]
+    for _ in range(2):
+        world.function.patch(f"invoices({invoice})", to("systemusers", world.demo.sellers[0]))
+    assert world.app.run_due_jobs() == 1
+    inputs = json.loads(world.outside.posted[0].body)["InputParameters"]
+    assert {item["key"]: item["value"]["Id"] for item in inputs} == {
+        "Target": invoice,
+        "Assignee": world.demo.sellers[0],
+    }
+
+
+def test_opportunities_have_different_owners(https_world: World) -> None:
+    with https_world.app.store.reading() as transaction:
+        owners = {row["ownerid"] for row in transaction.rows(TABLES["opportunity"])}
+    assert len(owners) > 1
