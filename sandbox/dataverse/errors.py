@@ -4,25 +4,54 @@ The codes and texts are those of Microsoft's documentation as far as they are kn
 but ours says so by naming the sandbox.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from http import HTTPStatus
+from typing import Final
+
+_DETAILS: Final = "Microsoft.PowerApps.CDS.ErrorDetails"
+_SERVER_ERROR: Final = 500
 
 
 class RequestRefused(Exception):
-    """A refusal: HTTP status, Dataverse's own code (`0x…`), a text, and headers of the answer."""
+    """A refusal: HTTP status, Dataverse's own code (`0x…`), a text, headers of the response.
+
+    `source`: the plug-in that refused, or the platform's service.
+    """
 
     def __init__(
-        self, status: HTTPStatus, code: str, message: str, headers: Mapping[str, str] | None = None
+        self,
+        status: HTTPStatus,
+        code: str,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        source: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.headers = dict(headers or {})
+        self.source = source
 
-    def body(self) -> dict[str, object]:
-        """Return the error as the Web API writes it."""
-        return {"error": {"code": self.code, "message": self.message}}
+    def body(self, annotations: Sequence[str] = ()) -> dict[str, object]:
+        """Return the error as the Web API writes it, with those of its annotations that match the patterns."""
+        details = {
+            f"{_DETAILS}.ApiExceptionSourceKey": self.source
+            or "Plugin/Microsoft.Crm.ObjectModel.SandboxService",
+            f"{_DETAILS}.ApiExceptionCategory": "SystemFailure"
+            if self.status >= _SERVER_ERROR
+            else "ClientError",
+            f"{_DETAILS}.ApiExceptionHttpStatusCode": str(int(self.status)),
+            # A trace may hold personal data, so this one does.
+            "Microsoft.PowerApps.CDS.TraceText": "[Sandbox: trace of a plug-in, with jane.doe@example.com in it]",
+        }
+        wanted = {
+            f"@{name}": value
+            for name, value in details.items()
+            if any(fnmatchcase(name, pattern) for pattern in annotations)
+        }
+        return {"error": {"code": self.code, "message": self.message, **wanted}}
 
 
 def bad_request(message: str, code: str = "0x80060888") -> RequestRefused:

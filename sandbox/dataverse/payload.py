@@ -18,9 +18,16 @@ from sandbox.dataverse.errors import bad_payload, bad_request, no_property, not_
 from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
 
 _REFERENCE = re.compile(r"(?:https?://[^/]+/api/data/v9\.\d+)?/?(\w+)\(([^)]*)\)\Z")
+_ANNOTATIONS = re.compile(r'odata\.include-annotations\s*=\s*"([^"]*)"')
 FORMATTED = "OData.Community.Display.V1.FormattedValue"
 LOOKUP_NAME = "Microsoft.Dynamics.CRM.lookuplogicalname"
 NAVIGATION = "Microsoft.Dynamics.CRM.associatednavigationproperty"
+
+
+def included_annotations(prefer: str) -> tuple[str, ...]:
+    """Return the patterns of the annotations that a Prefer header asks for."""
+    match = _ANNOTATIONS.search(prefer)
+    return tuple(name.strip() for name in match[1].split(",")) if match else ()
 
 
 def read_json(body: bytes, entity: str = "") -> dict[str, object]:

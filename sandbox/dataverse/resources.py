@@ -30,6 +30,7 @@ from sandbox.dataverse.payload import (
     Expansion,
     Shape,
     check_select,
+    included_annotations,
     parse_entity,
     parse_reference,
     read_json,
@@ -528,12 +529,10 @@ _EXPANDABLE_COLLECTIONS: Final = frozenset({"sdkmessageid_sdkmessagefilter"})
 
 
 def _preferences(text: str) -> _Preferences:
-    match = re.search(r'odata\.include-annotations\s*=\s*"([^"]*)"', text)
-    annotations = tuple(name.strip() for name in match[1].split(",")) if match else ()
     size = re.search(r"odata\.maxpagesize\s*=\s*(\d+)", text)
     return _Preferences(
         "return=representation" in text.replace(" ", ""),
-        annotations,
+        included_annotations(text),
         min(max(int(size[1]), 1), _PAGE) if size else _PAGE,
     )
 

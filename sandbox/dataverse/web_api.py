@@ -20,7 +20,7 @@ from sandbox.dataverse.batch import ChangeSet, Part, parse_batch, write_batch
 from sandbox.dataverse.errors import RequestRefused, no_segment
 from sandbox.dataverse.events import NO_ID, RETRY_DELAYS, EventPipeline, Post
 from sandbox.dataverse.limits import ServiceProtection
-from sandbox.dataverse.payload import write_json
+from sandbox.dataverse.payload import included_annotations, write_json
 from sandbox.dataverse.platform_rules import RULES as PLATFORM_RULES
 from sandbox.dataverse.resources import Operation, Reply, execute, may_write
 from sandbox.dataverse.sales_rules import RULES as SALES_RULES
@@ -102,9 +102,12 @@ class _Answer:
 class _OperationRefused(Exception):
     """An operation of a batch was refused; `part` is its response."""
 
-    def __init__(self, error: RequestRefused, operation: Operation) -> None:
+    def __init__(self, error: RequestRefused, operation: Operation, prefer: str) -> None:
         super().__init__(str(error))
-        self.part = _error_part(_refusal(error), operation.content_id)
+        # Whether the batch's own header counts for its parts is not confirmed.
+        refused = _refusal(error, f"{operation.header('prefer') or ''},{prefer}")
+        phrase = HTTPStatus(refused.status).phrase
+        self.part = Part(refused.status, phrase, refused.headers, refused.body, operation.content_id)
 
 
 class DataverseApp:
@@ -181,7 +184,7 @@ class DataverseApp:
         try:
             answer = self._handle(exchange)
         except RequestRefused as error:
-            answer = _refusal(error)
+            answer = _refusal(error, exchange.request.headers.get("Prefer", ""))
         self._record(exchange, answer.status)
         headers = {
             **answer.headers,
@@ -309,18 +312,21 @@ class DataverseApp:
         self, exchange: _Exchange, item: Operation | ChangeSet, caller: Caller, info: RequestInfo
     ) -> Part | Sequence[Part]:
         if isinstance(item, ChangeSet):
-            parts = self._change_set(item, caller, info)
+            prefer = exchange.request.headers.get("Prefer", "")
+            parts = self._change_set(item, caller, info, prefer)
             for operation, part in zip(item.operations, parts, strict=True):
                 _note(exchange, operation, part.status)
             return parts
         try:
             part = _part(self._execute(item, caller, info), item.content_id)
         except RequestRefused as error:
-            raise _OperationRefused(error, item) from error
+            raise _OperationRefused(error, item, exchange.request.headers.get("Prefer", "")) from error
         _note(exchange, item, part.status)
         return part
 
-    def _change_set(self, change_set: ChangeSet, caller: Caller, info: RequestInfo) -> list[Part]:
+    def _change_set(
+        self, change_set: ChangeSet, caller: Caller, info: RequestInfo, prefer: str
+    ) -> list[Part]:
         """Carry out a change set in one transaction; the first refusal undoes all of it."""
         made: dict[str, str] = {}
         parts = []
@@ -330,7 +336,7 @@ class DataverseApp:
                 try:
                     reply = execute(session, _resolved(operation, made))
                 except RequestRefused as error:
-                    raise _OperationRefused(error, operation) from error
+                    raise _OperationRefused(error, operation, prefer) from error
                 if operation.content_id and reply.entity_url:
                     made[f"${operation.content_id}"] = reply.entity_url
                 parts.append(_part(reply, operation.content_id))
@@ -390,13 +396,9 @@ def _part(reply: Reply, content_id: str | None) -> Part:
     return Part(reply.status, reply.status.phrase, headers, body, content_id)
 
 
-def _error_part(answer: _Answer, content_id: str | None) -> Part:
-    return Part(answer.status, HTTPStatus(answer.status).phrase, answer.headers, answer.body, content_id)
-
-
-def _refusal(error: RequestRefused) -> _Answer:
+def _refusal(error: RequestRefused, prefer: str) -> _Answer:
     headers = {**error.headers, "OData-Version": "4.0", "Content-Type": _JSON_TYPE}
-    return _Answer(error.status, headers, write_json(error.body()))
+    return _Answer(error.status, headers, write_json(error.body(included_annotations(prefer))))
 
 
 def _unauthorized(url: str) -> _Answer:

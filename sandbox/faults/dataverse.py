@@ -1,17 +1,24 @@
 """Dataverse's faults: the Web API's refusals with their codes, and those of one operation in a batch."""
 
 import json
+import re
 from email.message import Message
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from sandbox.dataverse.errors import RequestRefused
+from sandbox.dataverse.payload import included_annotations
+from sandbox.dataverse.service import FailedChangeSet
+from sandbox.dataverse.web_api import FAILED_CHANGE_SET
 from sandbox.faults.http import PAGE, SIGN_IN, Answer, FaultyApplication, Request, Run, Service, retry_after
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
+_CONTENT_ID = re.compile(rb"^Content-ID:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 _TEXTS = {
     "0x80040217": "opportunity With Id = 00000000-0000-0000-0000-000000000000 Does Not Exist",
     "0x80040220": "Principal user is missing prvReadOpportunity privilege.",
@@ -21,17 +28,12 @@ _TEXTS = {
     "0x80060882": "The version of the existing record doesn't match the RowVersion property provided.",
     "0x80060892": "Entity Key violated. A record with the same value already exists.",
     "0x80044150": "Sql error: Generic SQL error. Sql ErrorCode: -2146232060 Sql Number: 1205",
+    "0x80044151": "SQL timeout expired.",
     "0x80072322": "Number of requests exceeded the limit of 6000 over time window of 300 seconds.",
     "0x80072321": "Combined execution time of incoming requests exceeded limit of 1200000 milliseconds.",
     "0x80072326": "Number of concurrent requests exceeded the limit of 52.",
-}
-_STATUS = {
-    Kind.UNAUTHORIZED: 401,
-    Kind.FORBIDDEN: 403,
-    Kind.NOT_FOUND: 404,
-    Kind.CONFLICT: 412,
-    Kind.THROTTLED: 429,
-    Kind.DEADLOCK: 500,
+    "0x80040265": "The credit limit of the account is exceeded.",
+    "0x8004a113": "The environment is in administration mode.",
 }
 
 
@@ -61,42 +63,89 @@ class DataverseService(Service):
             return "change-set" if b"multipart/mixed" in request.body else "batch"
         return "read" if request.environ["REQUEST_METHOD"] == "GET" else "write"
 
-    def answer(self, fault: Fault, plan: FaultPlan) -> Answer:
-        """Return an answer in Dataverse's words, or a gateway's where the fault has no code."""
-        if fault.kind is Kind.HTML:
-            return PAGE
-        if fault.kind is Kind.REDIRECT:
-            return Answer(302, {"Location": SIGN_IN})
-        status = _STATUS.get(fault.kind, fault.status)
-        headers = retry_after(fault, plan) if fault.kind is Kind.THROTTLED else {}
-        if fault.kind is Kind.UNAUTHORIZED:
-            return Answer(status, {"WWW-Authenticate": "Bearer authorization_uri=https://login.invalid/"})
-        if not fault.error_code:
-            return Answer(
-                status, {**headers, **PAGE.headers}, b"<html><body>The gateway says no.</body></html>"
-            )
-        error = {"code": fault.error_code, "message": _TEXTS.get(fault.error_code, "A fault of the sandbox.")}
+    def answer(self, fault: Fault, plan: FaultPlan, request: Request) -> Answer:
+        """Return a response in Dataverse's words, or a gateway's where the fault has no code."""
+        match fault.kind:
+            case Kind.HTML:
+                return PAGE
+            case Kind.REDIRECT:
+                return Answer(302, {"Location": fault.location or SIGN_IN})
+            case Kind.UNAUTHORIZED:
+                return Answer(401, {"WWW-Authenticate": "Bearer authorization_uri=https://login.invalid/"})
+            case Kind.EMPTY:
+                return Answer(fault.http_status)
+        headers = _retry_after(fault, plan)
+        if not fault.error_code and fault.kind is not Kind.ERROR:
+            page = b"<html><body>The gateway says no.</body></html>"
+            return Answer(fault.http_status, {**headers, **PAGE.headers}, page)
+        error = RequestRefused(
+            HTTPStatus(fault.http_status),
+            fault.error_code,
+            fault.text or _TEXTS.get(fault.error_code.lower(), "A fault of the sandbox."),
+            source=fault.source,
+        )
         return Answer(
-            status,
+            error.status,
             {**headers, "Content-Type": "application/json; odata.metadata=minimal", "OData-Version": "4.0"},
-            json.dumps({"error": error}).encode(),
+            json.dumps(error.body(_annotations(request))).encode(),
         )
 
+    def changed(self, fault: Fault, request: Request) -> "WSGIEnvironment | None":
+        """Let a change set that fails end its batch."""
+        if fault.kind is not Kind.BATCH_STOPS:
+            return None
+        with_200 = fault.http_status == HTTPStatus.OK
+        mode = FailedChangeSet.STOPS_WITH_200 if with_200 else FailedChangeSet.STOPS_WITH_400
+        return {**request.again(), FAILED_CHANGE_SET: mode}
+
     def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Answer:
-        """Return the batch's answer with one part's replaced; without `after` that part is not carried out."""
-        struck = self.answer(fault, plan)
+        """Return the batch's response with one part's replaced; without `after` that part is not carried out."""
+        struck = self.answer(fault, plan, request)
         parts = _split(request.environ.get("CONTENT_TYPE", ""), request.body)
         index = fault.part or 0
         if not index < len(parts):
             return struck
+        replacement = _replacement(fault, parts[index], struck)
+        if fault.stop is not None:
+            parts = parts[: index + 1]
         if not fault.after:
             parts.pop(index)
+        if not parts:
+            content_type = "multipart/mixed; boundary=batchresponse_fault"
+            return Answer(
+                fault.stop or 200,
+                {"Content-Type": content_type, "OData-Version": "4.0"},
+                _join(_boundary(content_type), [replacement]),
+            )
         boundary = _boundary(request.environ.get("CONTENT_TYPE", ""))
-        answer = run(request.again(_join(boundary, parts)))
-        content_type = {name.lower(): value for name, value in answer.headers.items()}["content-type"]
-        answers = _split(content_type, answer.body)
-        answers[index : index + (1 if fault.after else 0)] = [_part(struck)]
-        return Answer(answer.status, answer.headers, _join(_boundary(content_type), answers))
+        response = run(request.again(_join(boundary, parts)))
+        content_type = {name.lower(): value for name, value in response.headers.items()}["content-type"]
+        responses = _split(content_type, response.body)
+        responses[index : index + (1 if fault.after else 0)] = [replacement]
+        status = response.status if fault.stop is None else fault.stop
+        return Answer(status, response.headers, _join(_boundary(content_type), responses))
+
+
+def _retry_after(fault: Fault, plan: FaultPlan) -> "Mapping[str, str]":
+    """Return the header of a throttled call; a plug-in's 429 has none unless the fault names it."""
+    wanted = fault.kind is Kind.THROTTLED or (fault.kind is Kind.ERROR and fault.retry_after)
+    return retry_after(fault, plan) if wanted else {}
+
+
+def _annotations(request: Request) -> tuple[str, ...]:
+    """Return what the request, or any part of a batch, wants to have annotated."""
+    return included_annotations(request.environ.get("HTTP_PREFER", "") + request.body.decode("latin-1"))
+
+
+def _replacement(fault: Fault, part: bytes, struck: Answer) -> bytes:
+    """Return the struck part of a response: that of a change set is nested, with the id of the one that failed."""
+    ids = _CONTENT_ID.findall(part)
+    if b"multipart/mixed" not in part:
+        return _part(struck, ids[0] if ids else None)
+    # The row that the first one makes is there already; a plug-in or SQL refuses what comes last.
+    failed = (ids[0] if fault.kind is Kind.CONFLICT else ids[-1]) if ids else None
+    inner = _join(b"changesetresponse_fault", [_part(struck, failed)])
+    return b"Content-Type: multipart/mixed; boundary=changesetresponse_fault\r\n\r\n" + inner
 
 
 def _boundary(content_type: str) -> bytes:
@@ -121,10 +170,11 @@ def _join(boundary: bytes, parts: list[bytes]) -> bytes:
     )
 
 
-def _part(answer: Answer) -> bytes:
+def _part(answer: Answer, content_id: bytes | None) -> bytes:
     lines = [
         "Content-Type: application/http",
         "Content-Transfer-Encoding: binary",
+        *([f"Content-ID: {content_id.decode('latin-1')}"] if content_id else []),
         "",
         f"HTTP/1.1 {answer.status_line}",
         *(f"{name}: {value}" for name, value in answer.headers.items()),

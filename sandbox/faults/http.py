@@ -95,9 +95,13 @@ class Service:
         """Return which of the wire's operations a request is."""
         raise NotImplementedError
 
-    def answer(self, fault: Fault, plan: FaultPlan) -> Answer:
-        """Return the service's answer for an answer fault."""
+    def answer(self, fault: Fault, plan: FaultPlan, request: Request) -> Answer:
+        """Return the service's response for a response fault."""
         raise NotImplementedError
+
+    def changed(self, fault: Fault, request: Request) -> "WSGIEnvironment | None":  # noqa: ARG002 - for those that do
+        """Return the request as the service gets it, for a fault that only changes this; None for others."""
+        return None
 
     def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: "Run") -> Answer:
         """Return the answer to a batch of which one part is struck."""
@@ -144,6 +148,9 @@ class FaultyApplication:
         return self._strike(fault, request, start_response)
 
     def _strike(self, fault: Fault, request: Request, start_response: "StartResponse") -> Iterable[bytes]:
+        changed = self._service.changed(fault, request)
+        if changed is not None:
+            return self._application(changed, start_response)
         answers = self._answers(fault)
         if answers is not None:
             return answers(self._carry_out(request.again()), start_response)
@@ -153,7 +160,7 @@ class FaultyApplication:
             self._carry_out(request.again())
         if fault.kind in _BREAKING:
             self._break(fault, request)
-        return _respond(self._service.answer(fault, self._plan), start_response)
+        return _respond(self._service.answer(fault, self._plan, request), start_response)
 
     def _answers(self, fault: Fault) -> "Callable[[Answer, StartResponse], Iterable[bytes]] | None":
         """Return what becomes of the service's own answer, for the faults that leave it one."""
@@ -233,7 +240,7 @@ class FaultyAdapter(WsgiAdapter):
 
 def retry_after(fault: Fault, plan: FaultPlan) -> Mapping[str, str]:
     """Return the header in the form that the fault asks for."""
-    value = fault.retry_after
+    value = fault.retry_after or "2"
     if value == "none":
         return {}
     if value.startswith("date"):

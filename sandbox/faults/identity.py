@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import WSGIApplication
 
-_STATUS = {Kind.UNAUTHORIZED: 401, Kind.FORBIDDEN: 403, Kind.NOT_FOUND: 404, Kind.THROTTLED: 429}
-
 
 def faulty_identity(
     application: "WSGIApplication", plan: FaultPlan, wait: "Callable[[float], None] | None" = None
@@ -30,17 +28,19 @@ class IdentityService(Service):
         """There is one operation: to ask for a token."""
         return "token"
 
-    def answer(self, fault: Fault, plan: FaultPlan) -> Answer:
+    def answer(self, fault: Fault, plan: FaultPlan, request: Request) -> Answer:  # noqa: ARG002 - there is but one
         """Return an error with a correlation id, as the endpoint has it."""
         if fault.kind is Kind.HTML:
             return PAGE
         if fault.kind is Kind.REDIRECT:
-            return Answer(302, {"Location": SIGN_IN})
-        status = _STATUS.get(fault.kind, fault.status)
+            return Answer(302, {"Location": fault.location or SIGN_IN})
+        if fault.kind is Kind.EMPTY:
+            return Answer(fault.http_status)
+        status = fault.http_status
         headers = retry_after(fault, plan) if fault.kind is Kind.THROTTLED else {}
         error = {"statusCode": status, "message": "A fault of the sandbox.", "correlationId": "0" * 8}
         return Answer(status, {**headers, "Content-Type": "application/json"}, json.dumps(error).encode())
 
     def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Answer:  # noqa: ARG002 - no batches
         """Strike the whole: there are no batches."""
-        return self.answer(fault, plan)
+        return self.answer(fault, plan, request)

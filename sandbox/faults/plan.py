@@ -6,6 +6,7 @@ keeps a log of what struck. How a fault is brought about is left to `dataverse`,
 """
 
 import random
+import shlex
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ class Kind(StrEnum):
     DEADLOCK = "deadlock"
     THROTTLED = "throttled"
     UNAVAILABLE = "unavailable"
+    ERROR = "error"
+    SQL_TIMEOUT = "sql-timeout"
+    ADMIN_MODE = "admin-mode"
+    EMPTY = "empty"
+    BATCH_STOPS = "batch-stops"
     HTML = "html"
     TRUNCATED = "truncated"
     # The broker and the host.
@@ -99,26 +105,48 @@ KINDS = {
         _HTTP | _AMQP,
         ("seconds",),
     ),
-    Kind.REDIRECT: Description("302 to a page for signing in", _HTTP, ("after",)),
+    Kind.REDIRECT: Description(
+        "302 to a page for signing in, or to another location", _HTTP, ("location", "after")
+    ),
     Kind.UNAUTHORIZED: Description("401", _HTTP, ("after",)),
     Kind.FORBIDDEN: Description(
-        "403: no application user, or another code", _HTTP, ("code", "after", "part")
+        "403: no application user, or another code", _HTTP, ("code", "after", "part", "stop")
     ),
     Kind.NOT_FOUND: Description(
-        "404: of a gateway or, with code=0x80040217, of Dataverse itself", _HTTP, ("code", "after", "part")
+        "404: of a gateway or, with code=0x80040217, of Dataverse itself",
+        _HTTP,
+        ("code", "after", "part", "stop"),
     ),
     Kind.CONFLICT: Description(
         "412: a duplicate key (code=0x80040237) or a row version (code=0x80060882)",
         _DATAVERSE,
-        ("code", "after", "part"),
+        ("code", "after", "part", "stop"),
     ),
-    Kind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, ("after", "part")),
+    Kind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, ("after", "part", "stop")),
     Kind.THROTTLED: Description(
         "429; retry_after as it shall stand in the header, date+7 for a date, none for no header",
         _HTTP,
-        ("retry_after", "code", "after", "part"),
+        ("retry_after", "code", "after", "part", "stop"),
     ),
-    Kind.UNAVAILABLE: Description("503, or another status from 500", _HTTP, ("status", "after", "part")),
+    Kind.UNAVAILABLE: Description(
+        "503, or another status from 500", _HTTP, ("status", "after", "part", "stop")
+    ),
+    Kind.ERROR: Description(
+        "Dataverse's error as a plug-in or the platform raises it: 400 and 0x80040265, or any status, code (code= for "
+        "none), text and name of the plug-in (source)",
+        _DATAVERSE,
+        ("code", "status", "text", "source", "retry_after", "after", "part", "stop"),
+    ),
+    Kind.SQL_TIMEOUT: Description(
+        "500 with 0x80044151, SQL's timeout", _DATAVERSE, ("after", "part", "stop")
+    ),
+    Kind.ADMIN_MODE: Description("403: the environment is in administration mode", _DATAVERSE),
+    Kind.EMPTY: Description("403, or another status, without a body: an IP firewall's", _HTTP, ("status",)),
+    Kind.BATCH_STOPS: Description(
+        "a change set that fails ends its batch, whatever the request asked for: with 400, or with status=200",
+        _DATAVERSE,
+        ("status",),
+    ),
     Kind.HTML: Description("200 with a page instead of JSON", _HTTP, ("after",)),
     Kind.TRUNCATED: Description("a well-formed HTTP answer whose body ends too early", _HTTP),
     Kind.REJECT: Description(
@@ -147,6 +175,20 @@ _OF_CONNECTIONS = frozenset(
         Kind.KILL,
     }
 )
+_STATUS = {
+    Kind.UNAUTHORIZED: 401,
+    Kind.FORBIDDEN: 403,
+    Kind.NOT_FOUND: 404,
+    Kind.CONFLICT: 412,
+    Kind.THROTTLED: 429,
+    Kind.DEADLOCK: 500,
+    Kind.UNAVAILABLE: 503,
+    Kind.ERROR: 400,
+    Kind.SQL_TIMEOUT: 500,
+    Kind.ADMIN_MODE: 403,
+    Kind.EMPTY: 403,
+    Kind.BATCH_STOPS: 400,
+}
 # What nobody but a proxy does to AMQP, where one connection carries everything.
 _OF_AMQP_CONNECTIONS = frozenset({Kind.REFUSE, Kind.CUT, Kind.DRIBBLE})
 # What is done to a message that is somebody's.
@@ -158,6 +200,10 @@ _DEFAULT_CODES = {
     Kind.CONFLICT: "0x80040237",
     Kind.DEADLOCK: "0x80044150",
     Kind.THROTTLED: "0x80072322",
+    Kind.ERROR: "0x80040265",
+    Kind.SQL_TIMEOUT: "0x80044151",
+    # Several codes may mean it; which one an environment in this mode has is not confirmed.
+    Kind.ADMIN_MODE: "0x8004A113",
     Kind.REJECT: "com.microsoft:server-busy",
 }
 
@@ -167,8 +213,10 @@ class Fault:
     """What goes wrong. Which fields mean something depends on the kind.
 
     `after`: the call is carried out first. `part`: in a batch, only the answer to this operation, from 0, is touched,
-    and without `after` only this operation is not carried out. `code`: Dataverse's or AMQP's own; "" for a gateway's
-    answer. `retry_after`: the header's value, `date+N` for the date in N seconds, "none" for no header.
+    and without `after` only this operation is not carried out. `stop`: the batch ends with this part, and this is its
+    status. `code`: Dataverse's or AMQP's own; "" for a gateway's answer, or an error without a code. `text`, `source`:
+    the error's message, and the plug-in that it names. `location`: where a redirect leads. `retry_after`: the header's
+    value, `date+N` for the date in N seconds, "none" for no header.
     `seconds`: how long a silence, a delay or a dribble lasts. `bytes`: how many of a peer's bytes pass
     before its connection is reset or cut.
     """
@@ -176,9 +224,13 @@ class Fault:
     kind: Kind
     after: bool = False
     part: int | None = None
+    stop: int | None = None
     code: str | None = None
-    status: int = 503
-    retry_after: str = "2"
+    status: int | None = None
+    text: str = ""
+    source: str = ""
+    location: str = ""
+    retry_after: str | None = None
     seconds: float = 30.0
     bytes: int = 0
 
@@ -191,13 +243,18 @@ class Fault:
         return " ".join([self.kind.value, *shown])
 
     @property
+    def http_status(self) -> int:
+        """The status of the response."""
+        return _STATUS.get(self.kind, 503) if self.status is None else self.status
+
+    @property
     def error_code(self) -> str:
         """The code in the answer."""
         return _DEFAULT_CODES.get(self.kind, "") if self.code is None else self.code
 
 
 def _shown(value: object) -> str:
-    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
 
 
 _DEFAULT = Fault(Kind.RESET)
@@ -411,6 +468,8 @@ def _can_strike(rule: Rule, operation: str) -> bool:
     proxied_only = rule.wire in _AMQP and kind in _OF_AMQP_CONNECTIONS
     if operation == "connect":
         return kind in _OF_CONNECTIONS and (rule.operation == "connect" or proxied_only)
+    if kind is Kind.BATCH_STOPS:
+        return operation == "change-set"
     if kind in _OF_LOCKED_MESSAGES:
         return operation.startswith(("deliver:", "settle:"))
     return not proxied_only

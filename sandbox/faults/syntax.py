@@ -4,11 +4,13 @@
     dataverse throttled retry_after=7 for=30s         429 for half a minute
     service-bus-out/send:* reject chance=0.2 seed=7   one send in five is refused
     functions-host kill nth=3                         the worker dies in its third invocation
+    dataverse error status=403 text="Not so much."    a plug-in refuses
 
 The names are the fields of `Fault`, and for the time those of `WHEN`.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import StrEnum
@@ -37,7 +39,7 @@ class FaultSyntaxError(ValueError):
 
 def parse_rule(text: str) -> Rule:
     """Return the rule; raises FaultSyntaxError."""
-    words = text.split()
+    words = _words(text)
     where, kind_name = [*words, "", ""][:2]
     wire_name, _, operation = where.partition("/")
     wire = _member(Wire, wire_name, "wire", list(Wire))
@@ -54,6 +56,13 @@ def parse_rule(text: str) -> Rule:
         name: _read(_FIELDS[name], name, values[name]) for name in fields if name in values
     }
     return Rule(wire, Fault(kind, **given), _when(values), operation or "*")
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise FaultSyntaxError(f"a quotation mark is missing in {text!r}") from error
 
 
 def kinds_of(wire: Wire) -> list[Kind]:
@@ -138,8 +147,12 @@ def _yes_or_no(text: str) -> bool:
 _FIELDS: Mapping[str, Callable[[str], object]] = {
     "after": _yes_or_no,
     "part": int,
+    "stop": int,
     "code": str,
     "status": int,
+    "text": str,
+    "source": str,
+    "location": str,
     "retry_after": str,
     "seconds": float,
     "bytes": int,

@@ -46,6 +46,15 @@ from sandbox.faults.syntax import _FIELDS, FaultSyntaxError, parse_rule
         ),
         ("dataverse unavailable status=502", Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE, status=502))),
         ("dataverse silent seconds=0.5 after=no", Rule(Wire.DATAVERSE, Fault(Kind.SILENT, seconds=0.5))),
+        (
+            'dataverse/change-set error code= status=403 part=0 text="Not so much." source=Plugin/Contoso nth=1',
+            Rule(
+                Wire.DATAVERSE,
+                Fault(Kind.ERROR, code="", status=403, part=0, text="Not so much.", source="Plugin/Contoso"),
+                When.once(),
+                "change-set",
+            ),
+        ),
         ("functions-host kill nth=3", Rule(Wire.FUNCTIONS_HOST, Fault(Kind.KILL), When.nth(3))),
     ],
 )
@@ -63,6 +72,7 @@ def test_a_rule_is_read_as_it_is_written(text: str, rule: Rule) -> None:
         ("dataverse refuse often", "'often' is not NAME=VALUE"),
         ("dataverse refuse status=502", "refuse knows no status; it knows nth, from, for, chance, seed"),
         ("dataverse/send:x refuse", "no operation 'send:x'; it has connect, read"),
+        ('dataverse error text="open', "a quotation mark is missing"),
         ("dataverse refuse nth=0", "nth=0 cannot be read; it is of the calls that match"),
         ("dataverse refuse nth=4-2", "nth=4-2 cannot be read"),
         ("dataverse refuse for=ever", "for=ever cannot be read; it is how long it lasts"),
@@ -84,6 +94,8 @@ def test_what_a_rule_says_of_itself_can_be_read_again() -> None:
         "change-set",
     )
     assert parse_rule(str(rule)) == rule
+    quoted = Rule(Wire.DATAVERSE, Fault(Kind.ERROR, code="", status=429, text='It isn\'t "there".'))
+    assert parse_rule(str(quoted)) == quoted
 
 
 def test_the_page_shows_every_fault_by_an_example() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 URL = "https://sandbox.crm.dynamics.com"
+KEY = "11111111-2222-4333-8444-555555555555"
 
 
 @dataclass
@@ -40,12 +41,12 @@ class Service:
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 
-    def get(self, fault: Fault) -> requests.Response:
+    def get(self, fault: Fault, **headers: str) -> requests.Response:
         """Call it once, struck by `fault`."""
         self.plan.add(Rule(Wire.DATAVERSE, fault, When.once()))
         session = requests.Session()
         session.mount("https://", FaultyAdapter(faulty_dataverse(self, self.plan, self.waited.append)))
-        return session.get(f"{URL}/api/data/v9.2/accounts", allow_redirects=False)
+        return session.get(f"{URL}/api/data/v9.2/accounts", headers=headers, allow_redirects=False)
 
 
 @pytest.fixture
@@ -88,6 +89,13 @@ def test_broken_connections(service: Service, fault: Fault, error: type[Exceptio
         (Fault(Kind.UNAVAILABLE), 503, None),
         (Fault(Kind.UNAVAILABLE, status=502), 502, None),
         (Fault(Kind.UNAVAILABLE, status=504, after=True), 504, None),
+        (Fault(Kind.ERROR), 400, "0x80040265"),
+        (Fault(Kind.ERROR, code="0x80048d06", status=403), 403, "0x80048d06"),
+        (Fault(Kind.ERROR, code="", status=409), 409, ""),
+        (Fault(Kind.SQL_TIMEOUT), 500, "0x80044151"),
+        (Fault(Kind.ADMIN_MODE), 403, "0x8004A113"),
+        (Fault(Kind.EMPTY), 403, None),
+        (Fault(Kind.EMPTY, status=502), 502, None),
         (Fault(Kind.HTML), 200, None),
         (Fault(Kind.REDIRECT), 302, None),
     ],
@@ -130,6 +138,29 @@ def test_a_redirect_leads_to_a_page_that_looks_like_success(service: Service) ->
     assert answer.status_code == 200
     assert "Sign in" in answer.text
     assert service.carried_out == 0
+
+
+def test_a_redirect_may_lead_elsewhere(service: Service) -> None:
+    elsewhere = "https://contoso-new.crm4.dynamics.com/"
+    assert service.get(Fault(Kind.REDIRECT, location=elsewhere)).headers["Location"] == elsewhere
+
+
+def test_a_plug_ins_error_names_it_where_asked(service: Service) -> None:
+    fault = Fault(Kind.ERROR, text="Not so much.", source="Plugin/Contoso.CreditCheck")
+    assert service.get(fault).json() == {"error": {"code": "0x80040265", "message": "Not so much."}}
+    details = "Microsoft.PowerApps.CDS.ErrorDetails*"
+    error = service.get(fault, Prefer=f'odata.include-annotations="{details}"').json()["error"]
+    assert (
+        error["@Microsoft.PowerApps.CDS.ErrorDetails.ApiExceptionSourceKey"] == "Plugin/Contoso.CreditCheck"
+    )
+    assert "@Microsoft.PowerApps.CDS.TraceText" not in error
+    error = service.get(fault, Prefer='odata.include-annotations="*"').json()["error"]
+    assert "@Microsoft.PowerApps.CDS.TraceText" in error
+
+
+def test_a_plug_ins_429_has_no_retry_after_unless_it_is_asked_for(service: Service) -> None:
+    assert "Retry-After" not in service.get(Fault(Kind.ERROR, status=429)).headers
+    assert service.get(Fault(Kind.ERROR, status=429, retry_after="7")).headers["Retry-After"] == "7"
 
 
 def test_late_answers_are_whole(service: Service) -> None:
@@ -235,6 +266,38 @@ def test_one_part_of_a_batch_is_struck(world: World, after: bool) -> None:  # no
     assert answer.text.count('"annotationid":') == (1 if after else 0)
     assert world.notes == (1 if after else 0)
     assert answer.text.index("429") < answer.text.index("200 OK")
+
+
+def claim(opportunity: str) -> str:
+    body = {"annotationid": KEY, "objectid_opportunity@odata.bind": f"/opportunities({opportunity})"}
+    head, blank, rest = operation("POST", "annotations", json.dumps(body)).partition("\r\n\r\n")
+    return f"{head}\r\nContent-ID: 1{blank}{rest}"
+
+
+@pytest.mark.parametrize("stop", [None, 200, 400])
+def test_a_refused_change_set_is_nested_and_may_end_the_batch(world: World, stop: int | None) -> None:
+    fault = Fault(Kind.ERROR, status=429, part=0, stop=stop, text="The tax service is busy.")
+    world.plan.add(Rule(Wire.DATAVERSE, fault))
+    response = world.batch(change_set(claim(world.opportunity)), operation("GET", "annotations"))
+    assert response.status_code == (stop or 200)
+    assert "multipart/mixed; boundary=changesetresponse" in response.text
+    assert "Content-ID: 1" in response.text
+    assert "HTTP/1.1 429" in response.text
+    assert "Retry-After" not in response.text
+    assert ("HTTP/1.1 200" in response.text) == (stop is None)
+    assert world.notes == 0
+
+
+@pytest.mark.parametrize("stop", [200, 400])
+def test_a_change_set_that_fails_by_itself_may_end_the_batch(world: World, stop: int) -> None:
+    world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.BATCH_STOPS, status=stop)))
+    items = (change_set(claim(world.opportunity)), operation("GET", "annotations?$select=annotationid"))
+    assert world.batch(*items).text.count("HTTP/1.1 ") == 2
+    refused = world.batch(*items)
+    assert (refused.status_code, refused.text.count("HTTP/1.1 ")) == (stop, 1)
+    assert "HTTP/1.1 412" in refused.text
+    assert world.batch(items[1]).status_code == 200
+    assert [entry.operation for entry in world.plan.log] == ["change-set", "change-set"]
 
 
 def test_a_part_that_is_not_there_strikes_the_whole(world: World) -> None:
