@@ -1,14 +1,14 @@
-"""The two who act around the function: a sales person who wins, and a consumer who hears of invoices.
+"""Who acts around the function: a salesperson who wins opportunities, and a consumer that receives events.
 
-Both go over the wire, as their real counterparts do.
+Both use real connections, like their counterparts.
 """
 
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
+from decimal import Decimal
 from typing import Any, Self
 
 import requests
@@ -24,17 +24,58 @@ _REQUEST_SECONDS = 30.0
 _RECEIVE_SECONDS = 0.5
 
 
-class SalesError(Exception):
-    """Dataverse did not let the sales person do it; the text is its answer."""
+class SalesRefused(Exception):
+    """Dataverse refused what the salesperson wanted; the text is its response."""
 
 
-class SalesPerson:
-    """Wins opportunities through the Web API, over HTTPS; for one thread at a time."""
+@dataclass(frozen=True)
+class WriteIn:
+    """A line without a product."""
+
+    description: str
+    price: Decimal
+    quantity: Decimal = Decimal(1)
+    discount: Decimal | None = None
+    tax: Decimal | None = None
+
+
+@dataclass(frozen=True)
+class LineChange:
+    """What changes in the line with this number, from 1; None leaves a value as it is."""
+
+    number: int
+    price: Decimal | None = None
+    quantity: Decimal | None = None
+    discount: Decimal | None = None
+    tax: Decimal | None = None
+
+
+@dataclass(frozen=True)
+class OpportunityChange:
+    """What changes in an opportunity; Dataverse calculates its totals again."""
+
+    freight: Decimal | None = None
+    discount: Decimal | None = None
+    discount_percentage: Decimal | None = None
+    # The id of an account or a contact, and of a currency.
+    account: str | None = None
+    contact: str | None = None
+    currency: str | None = None
+    lines: Sequence[LineChange] = ()
+    added: Sequence[WriteIn] = ()
+    removed: Sequence[int] = ()
+
+
+class Salesperson:
+    """Works on opportunities and orders through the Web API, over HTTPS; for one thread at a time.
+
+    Every method raises SalesRefused where Dataverse refuses, or an exception of requests.
+    """
 
     def __init__(self, cloud: Cloud) -> None:
         self._url = f"{cloud.dataverse_server.url}/api/data/v9.2"
         self._session = requests.Session()
-        # Whatever this machine's environment says of proxies and authorities is not meant for the sandbox.
+        # Proxies and authorities in this machine's environment do not concern the sandbox.
         self._session.trust_env = False
         self._session.verify = str(cloud.certificates.bundle)
         token = cloud.authority.issue(cloud.operator, cloud.dataverse.organization.url)
@@ -47,21 +88,45 @@ class SalesPerson:
             }
         )
 
-    def win(self, opportunity_id: str) -> None:
-        """Close an opportunity as won. Raises SalesError, or what requests raises."""
-        answer = self._session.post(
-            f"{self._url}/WinOpportunity",
-            json={
-                "OpportunityClose": {
-                    "subject": "Won",
-                    "opportunityid@odata.bind": f"/opportunities({opportunity_id})",
-                },
-                "Status": -1,
-            },
-            timeout=_REQUEST_SECONDS,
-        )
-        if answer.status_code != HTTPStatus.NO_CONTENT:
-            raise SalesError(f"{answer.status_code}: {answer.text}")
+    def win(self, opportunity_id: str, traceparent: str | None = None) -> None:
+        """Close an opportunity as won; its events carry on the trace context, if there is one."""
+        self._close("Win", "opportunity", opportunity_id, traceparent)
+
+    def lose(self, opportunity_id: str) -> None:
+        """Close an opportunity as lost."""
+        self._close("Lose", "opportunity", opportunity_id)
+
+    def reopen(self, opportunity_id: str) -> None:
+        """Open a closed opportunity again; what closed it is canceled."""
+        self._call("PATCH", f"opportunities({opportunity_id})", {"statecode": 0, "statuscode": 1})
+
+    def change(self, opportunity_id: str, change: OpportunityChange) -> None:
+        """Change terms, customer, currency and lines of an opportunity."""
+        terms = _terms(change)
+        if terms:
+            self._call("PATCH", f"opportunities({opportunity_id})", terms)
+        path = f"opportunities({opportunity_id})/product_opportunities?$select=lineitemnumber"
+        lines = {line["lineitemnumber"]: line["opportunityproductid"] for line in self._rows(path)}
+        for line in change.lines:
+            path = f"opportunityproducts({_line(lines, line.number)})"
+            self._call("PATCH", path, _line_values(line))
+        for number in change.removed:
+            self._call("DELETE", f"opportunityproducts({_line(lines, number)})")
+        for added in change.added:
+            body = {"productdescription": added.description, **_line_values(added)}
+            body["opportunityid@odata.bind"] = f"/opportunities({opportunity_id})"
+            self._call("POST", "opportunityproducts", body)
+
+    def order(self, opportunity_id: str) -> str:
+        """Make a sales order out of an opportunity; returns its id."""
+        columns = {"AllColumns": False, "Columns": ["salesorderid"]}
+        parameters = {"OpportunityId": opportunity_id, "ColumnSet": columns}
+        response = self._call("POST", "GenerateSalesOrderFromOpportunity", parameters)
+        return str(response.json()["salesorderid"])
+
+    def cancel_order(self, order_id: str) -> None:
+        """Cancel a sales order."""
+        self._close("Cancel", "salesorder", order_id)
 
     def close(self) -> None:
         """Close the connection."""
@@ -72,6 +137,72 @@ class SalesPerson:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _close(self, how: str, table: str, record_id: str, traceparent: str | None = None) -> None:
+        message, activity, entity_set = {
+            "opportunity": ("Opportunity", "OpportunityClose", "opportunities"),
+            "salesorder": ("SalesOrder", "OrderClose", "salesorders"),
+        }[table]
+        body = {"subject": how, f"{table}id@odata.bind": f"/{entity_set}({record_id})"}
+        headers = {"traceparent": traceparent} if traceparent else {}
+        self._call("POST", f"{how}{message}", {activity: body, "Status": -1}, headers)
+
+    def _rows(self, path: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._call("GET", path).json()["value"]
+        return rows
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        response = self._session.request(
+            method, f"{self._url}/{path}", json=body, headers=headers, timeout=_REQUEST_SECONDS
+        )
+        if not response.ok:
+            raise SalesRefused(f"{response.status_code}: {response.text}")
+        return response
+
+
+def _terms(change: OpportunityChange) -> dict[str, object]:
+    """Return the columns of the opportunity itself that change."""
+    amounts = {
+        "freightamount": change.freight,
+        "discountamount": change.discount,
+        "discountpercentage": change.discount_percentage,
+    }
+    rows = {
+        "customerid_account@odata.bind": change.account and f"/accounts({change.account})",
+        "customerid_contact@odata.bind": change.contact and f"/contacts({change.contact})",
+        "transactioncurrencyid@odata.bind": change.currency and f"/transactioncurrencies({change.currency})",
+    }
+    return _numbers(amounts) | {name: row for name, row in rows.items() if row}
+
+
+def _line_values(line: LineChange | WriteIn) -> dict[str, object]:
+    return _numbers(
+        {
+            "priceperunit": line.price,
+            "quantity": line.quantity,
+            "manualdiscountamount": line.discount,
+            "tax": line.tax,
+        }
+    )
+
+
+def _numbers(amounts: Mapping[str, Decimal | None]) -> dict[str, object]:
+    # A float's shortest text is the amount again, up to 15 digits.
+    return {name: float(amount) for name, amount in amounts.items() if amount is not None}
+
+
+def _line(lines: Mapping[int, str], number: int) -> str:
+    if number not in lines:
+        raise SalesRefused(
+            f"The opportunity has no line {number}; it has {', '.join(map(str, sorted(lines)))}."
+        )
+    return lines[number]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sandbox.actors import Consumer, ReceivedEvent, SalesPerson
+from sandbox.actors import Consumer, ReceivedEvent, Salesperson
 from sandbox.cloud import Cloud
 from sandbox.dataverse.columns import Row
 from sandbox.dataverse.schema import TABLES
@@ -87,12 +87,12 @@ def run(
     won_at: dict[str, float] = {}
     total = len(opportunities)
     with Consumer(cloud) as consumer:
-        with SalesPerson(cloud) as sales_person:
+        with Salesperson(cloud) as salesperson:
             for opportunity in opportunities:
                 if is_called_off():
                     break
                 won_at[opportunity] = time.monotonic()
-                sales_person.win(opportunity)
+                salesperson.win(opportunity)
                 report(Progress(total, len(won_at), len(consumer.events)))
         deadline = time.monotonic() + patience + total * _PATIENCE_PER_WIN_SECONDS
         while len(consumer.events) < len(won_at) and time.monotonic() < deadline and not is_called_off():

@@ -1,4 +1,4 @@
-"""How the sandbox's Dataverse posts an event: to the queue of the service endpoint, with its key, over the wire."""
+"""How the sandbox's Dataverse posts an event: to the queue of the service endpoint, with its key, over AMQP."""
 
 import ssl
 import threading
@@ -16,10 +16,10 @@ _Properties = dict[str | bytes, int | float | bytes | bool | str | uuid.UUID]
 
 
 class ServiceEndpointPoster:
-    """A `Post` for Dataverse: raises whatever the client library raises, and Dataverse tries again later.
+    """A `Post` for Dataverse: raises what the client library raises, and Dataverse tries again later.
 
-    A namespace address with a port (`sb://127.0.0.1:5672/`) is the sandbox's plain one, without it is one over TLS.
-    Posts follow one another: senders are not thread-safe.
+    A namespace address with a port (`sb://127.0.0.1:5672/`) is the sandbox's plain one, without a port one over TLS.
+    There is one post at a time, since senders are not thread-safe.
     """
 
     def __init__(self, trust: ssl.SSLContext) -> None:
@@ -36,7 +36,7 @@ class ServiceEndpointPoster:
             # The library's type says any primitive, and dictionaries do not vary in what they hold.
             application_properties=cast("_Properties", {**properties}),
             content_type=content_type,
-            # Whether a second attempt of the real one has the id of the first is not confirmed: it has not here.
+            # Whether Dataverse repeats a post with the id of the first is not confirmed; here each has its own.
             message_id=uuid.uuid4().hex,
         )
         with self._lock:

@@ -110,6 +110,7 @@ class Surroundings:
     request_id: str
     correlation_id: str
     user_agent: str
+    traceparent: str | None = None
 
 
 class EventPipeline:
@@ -390,7 +391,10 @@ class _Context:
 
     def _properties(self) -> dict[str, str]:
         user = self.around.caller.user_id
+        trace = self.around.traceparent
         return {
+            # Dataverse has no trace to carry on; this is for a client that sends one on purpose.
+            **({"Diagnostic-Id": trace, "traceparent": trace} if trace else {}),
             f"{CLAIMS}Organization": self.around.organization_name,
             f"{CLAIMS}User": user,
             f"{CLAIMS}InitiatingUser": user,

@@ -54,7 +54,9 @@ ORDER: Final = Document(TABLES["salesorder"], TABLES["salesorderdetail"], ("orde
 INVOICE: Final = Document(TABLES["invoice"], TABLES["invoicedetail"], ("invoicenumber", "INV"))
 _DOCUMENTS: Final = (OPPORTUNITY, QUOTE, ORDER, INVOICE)
 
-_PRICED_BY: Final = frozenset({"discountamount", "discountpercentage", "freightamount", "pricelevelid"})
+_PRICED_BY: Final = frozenset(
+    {"discountamount", "discountpercentage", "freightamount", "pricelevelid", "transactioncurrencyid"}
+)
 _LINE_PRICED_BY: Final = frozenset(
     {"priceperunit", "quantity", "manualdiscountamount", "volumediscountamount", "tax", "producttypecode"}
 )
@@ -116,8 +118,22 @@ class _HeaderRules(TableRules):
         return columns | self._customer(session, values)
 
     def after(self, session: Session, row: Row, changed: Mapping[str, object]) -> None:
-        if changed is not row and _PRICED_BY & changed.keys():
+        if changed is row:
+            return
+        if "transactioncurrencyid" in changed:
+            self._change_currency(session, row)
+        if _PRICED_BY & changed.keys():
             reprice(session, self._document, row)
+
+    def _change_currency(self, session: Session, row: Row) -> None:
+        """Give the lines their header's currency: their prices are the same numbers of it."""
+        pricing = pricing_for(session, row["transactioncurrencyid"])
+        for line in self._document.lines_of(session, row[self._document.header.key]):
+            values = {name: row[name] for name in ("transactioncurrencyid", "exchangerate")}
+            amounts = pricing.line(line) if prices_by_itself(session) else {}
+            session.transaction.update(
+                self._document.lines, line[self._document.lines.key], {**values, **amounts}
+            )
 
     def _customer(self, session: Session, values: Row) -> Row:
         """Return an invoice's columns that repeat its customer."""

@@ -119,6 +119,8 @@ class RequestInfo:
     correlation_id: str
     user_agent: str = ""
     object_id: str | None = None
+    # The trace context of the request, which its events carry on.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -387,6 +389,7 @@ class Session:
             self.request.request_id,
             self.request.correlation_id,
             self.request.user_agent,
+            self.request.traceparent,
         )
 
     def _target(self, table: Table, record_id: str, values: Mapping[str, object]) -> list[tuple[str, object]]:

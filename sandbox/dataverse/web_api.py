@@ -227,6 +227,7 @@ class DataverseApp:
             _correlation(request),
             request.headers.get("User-Agent", ""),
             claims.object_id,
+            request.headers.get("traceparent"),
         )
         if self.protection is None:
             return self._answer(exchange, caller, info)

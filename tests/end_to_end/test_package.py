@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from infrastructure.package import PROJECT, build
-from sandbox.actors import Consumer, SalesPerson
+from sandbox.actors import Consumer, Salesperson
 from sandbox.cloud import Cloud, CloudOptions, Mode
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def test_wins_become_invoices_and_events(app: Path, watch_topic: Callable[[Broke
     """The function that was unpacked, with identity and TLS throughout."""
     options = CloudOptions(app_root=app, mode=Mode.IDENTITY, opportunities=WINS)
 
-    with Cloud(options) as cloud, Consumer(cloud) as consumer, SalesPerson(cloud) as seller:
+    with Cloud(options) as cloud, Consumer(cloud) as consumer, Salesperson(cloud) as seller:
         watch_topic(cloud.broker)
         for opportunity in cloud.demo.opportunities:
             seller.win(opportunity)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from operations.__main__ import operations
-from sandbox.actors import Consumer, SalesPerson
+from sandbox.actors import Consumer, Salesperson
 from sandbox.cloud import Cloud, CloudOptions, Mode
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def test_resend_publishes_the_same_event_as_another_message(
     """Whoever knows the event's id drops it; the topic, which knows the message's, does not."""
     with Cloud(CloudOptions(ROOT, mode=mode, opportunities=1)) as cloud, Consumer(cloud) as consumer:
         published = watch_topic(cloud.broker)
-        with SalesPerson(cloud) as seller:
+        with Salesperson(cloud) as seller:
             seller.win(cloud.demo.opportunities[0])
         assert consumer.wait_for(1, timeout=40)
         (event,) = consumer.events

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from sandbox import demo
-from sandbox.actors import Consumer, ReceivedEvent, SalesPerson
+from sandbox.actors import Consumer, ReceivedEvent, Salesperson
 from sandbox.cloud import CONNECTION, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions, Mode
 from sandbox.dataverse import AnswerLost
 from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
@@ -58,10 +58,10 @@ def any_message(cloud: Cloud, queue: str) -> bool:
 def win(cloud: Cloud, opportunities: Iterable[str]) -> tuple[dict[str, float], list[ReceivedEvent]]:
     """Win over HTTPS; return when each was won, and the events."""
     won_at: dict[str, float] = {}
-    with Consumer(cloud) as consumer, SalesPerson(cloud) as sales_person:
+    with Consumer(cloud) as consumer, Salesperson(cloud) as salesperson:
         for opportunity in opportunities:
             won_at[opportunity] = time.monotonic()
-            sales_person.win(opportunity)
+            salesperson.win(opportunity)
         assert consumer.wait_for(len(won_at), PATIENCE), "the events did not come"
         wait_until_nothing_is_left(cloud)
         return won_at, consumer.events
@@ -104,9 +104,9 @@ def test_what_is_won_twice_is_invoiced_once(watch_topic: WatchTopic) -> None:
 
         undo = cloud.broker.observe(repeat)
         with Consumer(cloud) as consumer:
-            with SalesPerson(cloud) as sales_person:
+            with Salesperson(cloud) as salesperson:
                 won_at = {opportunity: time.monotonic()}
-                sales_person.win(opportunity)
+                salesperson.win(opportunity)
             wait(lambda: bool(accepted), "the win is on the queue")
             undo()
             original = accepted[0].message.message
@@ -162,9 +162,9 @@ def test_a_worker_killed_in_mid_call_loses_and_doubles_nothing(
     with Cloud(options) as cloud, Consumer(cloud) as consumer:
         watch_topic(cloud.broker)
         (opportunity,) = cloud.demo.opportunities
-        with SalesPerson(cloud) as sales_person:
+        with Salesperson(cloud) as salesperson:
             won_at = {opportunity: time.monotonic()}
-            sales_person.win(opportunity)
+            salesperson.win(opportunity)
         assert gate.reached.wait(PATIENCE), f"{request_is} did not come"
         assert cloud.host is not None
         (first,) = cloud.host.worker_pids
@@ -250,11 +250,11 @@ def test_500_opportunities_with_16_at_once(watch_topic: WatchTopic) -> None:
 
         cloud.broker.observe(count)
         with Consumer(cloud) as consumer:
-            with SalesPerson(cloud) as sales_person:
+            with Salesperson(cloud) as salesperson:
                 won_at = {}
                 for opportunity in cloud.demo.opportunities:
                     won_at[opportunity] = time.monotonic()
-                    sales_person.win(opportunity)
+                    salesperson.win(opportunity)
             assert consumer.wait_for(500, 300), f"{len(consumer.events)} events came"
             wait_until_nothing_is_left(cloud)
             events = consumer.events

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from sandbox.actors import SalesPerson
+from sandbox.actors import Salesperson
 from sandbox.cloud import WON_QUEUE, Cloud, CloudError, CloudOptions, Mode, StartInterruptedError
 from sandbox.dataverse.schema import TABLES
 from sandbox.functions_host import ConfigurationError, WorkerDiedError
@@ -99,8 +99,8 @@ def test_entities_may_come_from_the_emulators_own_file(tmp_path: Path, mode: Mod
     file.write_text(ENTITIES)
     with Cloud(CloudOptions(APP, mode=mode, opportunities=1, functions_host=False, entities=file)) as cloud:
         (opportunity,) = cloud.demo.opportunities
-        with SalesPerson(cloud) as sales_person:
-            sales_person.win(opportunity)
+        with Salesperson(cloud) as salesperson:
+            salesperson.win(opportunity)
         deadline = time.monotonic() + 20
         while cloud.broker.counts(WON_QUEUE).active == 0:
             assert time.monotonic() < deadline

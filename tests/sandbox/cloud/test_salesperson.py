@@ -1,0 +1,137 @@
+"""A salesperson who works on opportunities over HTTPS, and what Dataverse posts of it over AMQP."""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sandbox.actors import LineChange, OpportunityChange, Salesperson, SalesRefused, WriteIn
+from sandbox.cloud import WON_QUEUE, Cloud, CloudOptions
+from sandbox.dataverse.schema import TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sandbox.service_bus import Message
+
+APP = Path(__file__).parents[3]
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[Cloud]:
+    with Cloud(CloudOptions(APP, opportunities=4, functions_host=False)) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def salesperson(cloud: Cloud) -> Iterator[Salesperson]:
+    with Salesperson(cloud) as salesperson:
+        yield salesperson
+
+
+def row(cloud: Cloud, table: str, record_id: str) -> dict[str, Any]:
+    with cloud.dataverse.store.reading() as transaction:
+        found = transaction.get(TABLES[table], record_id)
+    assert found is not None
+    return found
+
+
+def closes(cloud: Cloud, opportunity: str) -> list[int]:
+    with cloud.dataverse.store.reading() as transaction:
+        rows = transaction.rows(TABLES["opportunityclose"], "opportunityid = ?", (opportunity,))
+    return sorted(close["statecode"] for close in rows)
+
+
+def test_an_opportunity_is_won_reopened_changed_and_won_again(cloud: Cloud, salesperson: Salesperson) -> None:
+    opportunity = cloud.demo.opportunities[0]
+    salesperson.win(opportunity)
+    first = row(cloud, "opportunity", opportunity)
+    salesperson.reopen(opportunity)
+    assert closes(cloud, opportunity) == [2]
+    change = OpportunityChange(
+        freight=Decimal(5),
+        discount_percentage=Decimal(0),
+        lines=[LineChange(1, price=Decimal("1.25"), quantity=Decimal(4), tax=Decimal("0.5"))],
+        added=[WriteIn("Packaging", Decimal("2.5"), discount=Decimal("0.5"))],
+    )
+    salesperson.change(opportunity, change)
+    salesperson.win(opportunity)
+    second = row(cloud, "opportunity", opportunity)
+    assert (first["statecode"], second["statecode"]) == (1, 1)
+    assert second["totalamount"] != first["totalamount"]
+    assert (second["freightamount"], second["totaltax"] >= Decimal("0.5")) == (Decimal(5), True)
+    assert closes(cloud, opportunity) == [1, 2]
+
+
+def test_a_line_is_removed_and_a_customer_changed(cloud: Cloud, salesperson: Salesperson) -> None:
+    opportunity = cloud.demo.opportunities[1]
+    before = row(cloud, "opportunity", opportunity)
+    salesperson.change(opportunity, OpportunityChange(added=[WriteIn("Packaging", Decimal(1000))]))
+    with cloud.dataverse.store.reading() as transaction:
+        lines = transaction.rows(TABLES["opportunityproduct"], "opportunityid = ?", (opportunity,))
+    last = max(line["lineitemnumber"] for line in lines)
+    contact = cloud.demo.contacts[0]
+    salesperson.change(opportunity, OpportunityChange(removed=[last], contact=contact))
+    after = row(cloud, "opportunity", opportunity)
+    assert (after["customerid"], after["totalamount"]) == (contact, before["totalamount"])
+
+
+def test_a_currency_is_changed_with_its_lines(cloud: Cloud, salesperson: Salesperson) -> None:
+    opportunity = cloud.demo.opportunities[1]
+    yen = cloud.demo.currencies["JPY"]
+    salesperson.change(opportunity, OpportunityChange(currency=yen))
+    assert row(cloud, "opportunity", opportunity)["totalamount"] % 1 == 0
+    with cloud.dataverse.store.reading() as transaction:
+        lines = transaction.rows(TABLES["opportunityproduct"], "opportunityid = ?", (opportunity,))
+    assert {line["transactioncurrencyid"] for line in lines} == {yen}
+
+
+def test_an_order_is_made_and_canceled(cloud: Cloud, salesperson: Salesperson) -> None:
+    order = salesperson.order(cloud.demo.opportunities[2])
+    assert row(cloud, "salesorder", order)["opportunityid"] == cloud.demo.opportunities[2]
+    salesperson.cancel_order(order)
+    assert row(cloud, "salesorder", order)["statecode"] == 2
+
+
+def test_a_loss_is_a_loss(cloud: Cloud, salesperson: Salesperson) -> None:
+    salesperson.lose(cloud.demo.opportunities[2])
+    assert row(cloud, "opportunity", cloud.demo.opportunities[2])["statecode"] == 2
+    with pytest.raises(SalesRefused, match="already closed"):
+        salesperson.win(cloud.demo.opportunities[2])
+
+
+def test_a_line_that_does_not_exist_is_refused(cloud: Cloud, salesperson: Salesperson) -> None:
+    with pytest.raises(SalesRefused, match="no line 99"):
+        salesperson.change(cloud.demo.opportunities[3], OpportunityChange(removed=[99]))
+
+
+def test_a_win_carries_on_a_trace_if_asked(cloud: Cloud, salesperson: Salesperson) -> None:
+    opportunity = cloud.demo.opportunities[3]
+    salesperson.win(opportunity)
+    salesperson.reopen(opportunity)
+    salesperson.win(opportunity, traceparent=TRACE)
+    traces = [
+        (
+            message.application_properties.get("traceparent"),
+            message.application_properties.get("Diagnostic-Id"),
+        )
+        for message in _wins(cloud, opportunity, 2)
+    ]
+    assert sorted(traces, key=str) == [(TRACE, TRACE), (None, None)]
+
+
+def _wins(cloud: Cloud, opportunity: str, count: int) -> list[Message]:
+    """Wait for the messages of an opportunity's wins."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = [stored.message for stored in cloud.broker.peek(WON_QUEUE, 0, 1000)]
+        wins = [message for message in found if opportunity in str(message.body)]
+        if len(wins) >= count:
+            return wins
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
