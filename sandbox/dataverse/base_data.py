@@ -116,6 +116,7 @@ class Inserter:
     def __init__(self, transaction: Transaction, scope: str, now: datetime = EPOCH) -> None:
         self._transaction = transaction
         self._scope = scope
+        self.moment = now
         self.now = format_datetime(now)
         self.user: str | None = None
         self.unit: str | None = None

@@ -6,8 +6,9 @@ never through a float.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -182,7 +183,7 @@ def represent(rows: Rows, table: Table, row: Row, shape: Shape) -> dict[str, obj
     for column in _selected(table, shape.select):
         value = column.of(row)
         if shape.annotations and value is not None:
-            entity |= _annotations(rows, column, value, shape)
+            entity |= _annotations(rows, (table, row), column, value, shape)
         entity[column.wire_name] = value
     return entity
 
@@ -200,7 +201,9 @@ def _selected(table: Table, select: tuple[str, ...] | None) -> tuple[Column, ...
     return _selected_of(table.name, select)
 
 
-def _annotations(rows: Rows, column: Column, value: object, shape: Shape) -> dict[str, object]:
+def _annotations(
+    rows: Rows, owner: tuple[Table, Row], column: Column, value: object, shape: Shape
+) -> dict[str, object]:
     annotations: dict[str, object] = {}
     formatted: object = None
     if column.lookup:
@@ -210,14 +213,56 @@ def _annotations(rows: Rows, column: Column, value: object, shape: Shape) -> dic
         target, row = found
         annotations = {LOOKUP_NAME: target.name, NAVIGATION: column.lookup.targets[target.name]}
         formatted = row[target.primary_name]
-    elif column.kind is Kind.CHOICE:
-        formatted = column.labels.get(int(str(value)))
-    elif column.kind is Kind.BOOLEAN:
-        formatted = "Yes" if value else "No"
-    elif column.kind is Kind.MONEY:
-        formatted = f"{value:,.2f}"
-    elif column.kind in (Kind.DATE, Kind.DATETIME, Kind.INTEGER, Kind.DECIMAL):
-        formatted = str(value)
+    elif column.kind is Kind.MONEY and isinstance(value, Decimal):
+        formatted = _format_money(value, *_currency(rows, owner, column))
+    else:
+        formatted = _format(column, value)
     if formatted is not None:
         annotations[FORMATTED] = formatted
     return {f"{column.wire_name}@{name}": item for name, item in annotations.items() if shape.wants(name)}
+
+
+def _currency(rows: Rows, owner: tuple[Table, Row], column: Column) -> tuple[str, int]:
+    """Return symbol and digits of the currency of an amount, those of the base currency where the row has none."""
+    table, row = owner
+    lookup = table.columns.get("transactioncurrencyid")
+    if column.base_of is None and lookup is not None and row["transactioncurrencyid"]:
+        found = rows.target(lookup, row["transactioncurrencyid"])
+        if found is not None:
+            return found[1]["currencysymbol"], found[1]["currencyprecision"]
+    return "€", 2
+
+
+def _format_money(amount: Decimal, symbol: str, digits: int) -> str:
+    """Write an amount with the digits of its currency; prices may have more."""
+    exponent = amount.normalize().as_tuple().exponent
+    needed = -exponent if isinstance(exponent, int) and exponent < 0 else 0
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{symbol}{abs(amount):,.{max(digits, needed)}f}"
+
+
+def _format(column: Column, value: object) -> str | None:
+    """Write a value as a form of a user in the United States shows it."""
+    if column.kind is Kind.CHOICE:
+        return column.labels.get(int(str(value)))
+    write = _FORMATS.get(column.kind)
+    return write(value) if write else None
+
+
+def _format_date(value: object) -> str:
+    day = datetime.fromisoformat(str(value))
+    return f"{day.month}/{day.day}/{day.year}"
+
+
+def _format_datetime(value: object) -> str:
+    moment = datetime.fromisoformat(str(value))
+    return f"{_format_date(value)} {moment.hour % 12 or 12}:{moment:%M %p}"
+
+
+_FORMATS: Mapping[Kind, Callable[[object], str]] = {
+    Kind.BOOLEAN: lambda value: "Yes" if value else "No",
+    Kind.DATE: _format_date,
+    Kind.DATETIME: _format_datetime,
+    Kind.INTEGER: "{:,}".format,
+    Kind.DECIMAL: "{:,.2f}".format,
+}

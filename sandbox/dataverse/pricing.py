@@ -33,7 +33,7 @@ class Pricing:
 
     def line(self, line: Row) -> Row:
         """Return a line's calculated columns."""
-        price, quantity = line["priceperunit"], line["quantity"]
+        price, quantity = line.get("priceperunit"), line.get("quantity")
         net_price = (price or _ZERO) - _amount(line, "volumediscountamount")
         base = self.rounded(net_price * (quantity or _ZERO))
         error = _NO_QUANTITY if quantity is None else _NO_UNIT_PRICE if price is None else 0
