@@ -25,7 +25,7 @@ from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.identity import faulty_identity
 from sandbox.faults.plan import FaultPlan, Kind, Wire
 from sandbox.faults.proxy import TcpProxy
-from sandbox.faults.service_bus import faulty_connections
+from sandbox.faults.service_bus import PlannedFaults
 from sandbox.functions_host import FunctionsHost
 from sandbox.functions_host.configuration import Settings, read_host
 from sandbox.functions_host.worker_process import WorkerProcess
@@ -33,8 +33,6 @@ from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.posting import ServiceEndpointPoster
 from sandbox.service_bus import Authenticator, Broker, Configuration, Role, RoleAssignment, ServiceBusServer
 from sandbox.service_bus.configuration import ALL_RIGHTS, DEFAULT_ENTITIES, Right, SasRule
-from sandbox.service_bus.connection import ClientConnection
-from sandbox.service_bus.dispatch import Dispatcher
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -306,7 +304,7 @@ class Cloud:
     def _plain_server(self, authenticator: Authenticator) -> ServiceBusServer:
         for port in (PLAIN_PORT, 0) if self.options.standard_ports else (0,):
             server = ServiceBusServer(
-                self.broker, port=port, authenticator=authenticator, connection=self._connection
+                self.broker, port=port, authenticator=authenticator, interceptor=self._planned_faults()
             )
             try:
                 server.start()
@@ -325,7 +323,7 @@ class Cloud:
                 # Before it there may be a proxy, on an address of its own.
                 ssl_context=self.certificates.server_context(address, f"127.0.1.{last}"),
                 authenticator=authenticator,
-                connection=self._connection,
+                interceptor=self._planned_faults(),
             )
             try:
                 server.start()
@@ -338,10 +336,9 @@ class Cloud:
             f"machine: use the mode {Mode.CONNECTION_STRING}"
         )
 
-    def _connection(self, dispatcher: Dispatcher, authenticator: Authenticator) -> ClientConnection:
+    def _planned_faults(self) -> PlannedFaults | None:
         plan = self.options.faults
-        connection = faulty_connections(plan, self._comes_by_proxy) if plan else ClientConnection
-        return connection(dispatcher, authenticator)
+        return PlannedFaults(self.broker, plan, self._comes_by_proxy) if plan else None
 
     def _comes_by_proxy(self, peer: tuple[str, int]) -> bool:
         """Tell the function and its host from everybody else."""

@@ -13,11 +13,11 @@ own, takes clients with tokens: the SDKs use TLS and that port for them. It is a
 demonstrations: messages live in memory, sessions, transactions and management over HTTP are refused.
 """
 
-from sandbox.service_bus.amqp import ServiceBusServer
 from sandbox.service_bus.authorization import Authenticator
 from sandbox.service_bus.broker import Broker, ReceiveMode
 from sandbox.service_bus.configuration import Configuration, ConfigurationError, Role, RoleAssignment
 from sandbox.service_bus.messages import BrokeredMessage, Happened, Message, MessageState, Observation
+from sandbox.service_bus.server import ServiceBusServer
 
 __all__ = [
     "Authenticator",

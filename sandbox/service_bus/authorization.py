@@ -140,6 +140,32 @@ class Authenticator:
         ]
 
 
+class ClientRights:
+    """What one client may do: the grants of all that it presented."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._grants: list[Grant] = []
+
+    def put_key(self, key_name: str, key: str) -> None:
+        """Take a key that came as user name and password; raise Unauthorized."""
+        self._grants += self._authenticator.plain(key_name, key)
+
+    def put_token(self, kind: str, token: str, resource: str) -> None:
+        """Take a token; raise Unauthorized."""
+        self._grants += self._authenticator.put_token(kind, token, resource)
+
+    def require(self, path: str, right: Right) -> None:
+        """Raise Unauthorized unless a grant that has not expired permits one of `right` on an entity."""
+        now = self._authenticator.now()
+        if not any(grant.covers(path, right, now) for grant in self._grants):
+            names = " or ".join(str(each.name).capitalize() for each in Right if each & right)
+            raise Unauthorized(
+                f"Unauthorized access. '{names}' claim(s) are required to perform this operation. "
+                f"Resource: '{path}'."
+            )
+
+
 def entity_path(address: str) -> str:
     """Return the path in a link address or a resource, which may be a whole URI."""
     return (urlsplit(address).path if "://" in address else address).strip("/")

@@ -75,10 +75,12 @@ class Broker:
         clock: Clock | None = None,
         *,
         new_lock_token: Callable[[], UUID] = uuid4,
+        new_message_id: Callable[[], str] = lambda: uuid4().hex,
     ) -> None:
         self.configuration = configuration
         self.clock: Clock = clock or SystemClock()
         self._new_lock_token = new_lock_token
+        self._new_message_id = new_message_id
         self._lock = threading.RLock()
         self._due: list[tuple[datetime, int, _Due, _Store, _Stored, object]] = []
         self._ties = itertools.count()
@@ -386,6 +388,8 @@ class Broker:
 
     def _accept(self, store: "_Store", message: Message, now: datetime) -> int:
         """Take a message in from outside: drop a duplicate, keep a scheduled one until it is due."""
+        if message.message_id is None:
+            message = replace(message, message_id=self._new_message_id())
         stored = _Stored(message, store.next_number(), now)
         if store.is_duplicate(message, now):
             self._observe(Happened.DUPLICATE_DROPPED, store, stored, now)

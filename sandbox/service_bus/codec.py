@@ -1,22 +1,32 @@
 """Messages from and to AMQP 1.0, section by section.
 
-Proton's own `Message` knows one body section and forgets which fields were absent; Service Bus batches are many
-data sections, and a message must come out as it went in. So the sections are taken one by one, with Proton's
-`Data` doing the encoding.
+A Service Bus batch is a body of many data sections, each a whole message, and a message must come out as it went in,
+so the sections are taken one by one. Like Azure, this accepts them in any order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from proton import UNDESCRIBED, Array, Data, Described, ProtonException, symbol, timestamp, uint, ulong
-
+from sandbox.service_bus.amqp.encoding import (
+    Described,
+    Int,
+    Malformed,
+    Symbol,
+    Timestamp,
+    UInt,
+    ULong,
+    decode,
+    encode,
+    is_encodable,
+)
 from sandbox.service_bus.errors import InvalidArgument
-from sandbox.service_bus.messages import AmqpSequence, AmqpValue, BrokeredMessage, Message
+from sandbox.service_bus.messages import AmqpData, AmqpSequence, AmqpValue, Body, BrokeredMessage, Message
 
 HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES = 0x70, 0x71, 0x72, 0x73
 APPLICATION_PROPERTIES, DATA, SEQUENCE, VALUE, FOOTER = 0x74, 0x75, 0x76, 0x77, 0x78
+# The message format of a transfer whose data sections are whole messages.
+BATCH_FORMAT = 0x80013700
 _MAX_UINT = 2**32 - 1
 _MILLISECOND = timedelta(milliseconds=1)
 # Longer lifetimes than this mean "never"; the SDKs write .NET's longest TimeSpan or the largest uint.
@@ -65,24 +75,16 @@ _KINDS: Mapping[int, Any] = {
     FOOTER: _MAP,
 }
 
+_SECTION_HEADS = {code: b"\x00" + encode(ULong(code)) for code in _KINDS}
+
 Section = tuple[int, Any]
 
 
-def decode_transfer(encoded: bytes) -> list[Message]:
-    """Return the messages of one transfer: one, or those of a batch.
-
-    A batch's message-format number is not passed on by Proton, so a batch is known by its shape: a body of data
-    sections of which each is a whole AMQP message itself. Raises InvalidArgument where it is not AMQP.
-    """
-    sections = list(_sections(encoded))
-    bodies = [value for code, value in sections if code == DATA]
-    if bodies and all(body[:2] == b"\x00\x53" for body in bodies):
-        try:
-            return [_message(_sections(body)) for body in bodies]
-        except InvalidArgument:
-            # A body of bytes that only began like a message: it is one message after all.
-            return [_message(sections)]
-    return [_message(sections)]
+def decode_transfer(encoded: bytes, message_format: int = 0) -> list[Message]:
+    """Return the messages of one transfer: one, or those of a batch. Raises InvalidArgument where it is not AMQP."""
+    if message_format != BATCH_FORMAT:
+        return [decode_message(encoded)]
+    return [decode_message(value) for code, value in _sections(encoded) if code == DATA]
 
 
 def decode_message(encoded: bytes) -> Message:
@@ -94,27 +96,35 @@ def encode_message(brokered: BrokeredMessage, *, peeked: bool = False) -> bytes:
     """Return a message as it is handed out, with the broker's header and annotations."""
     message = brokered.message
     other = message.other
-    header = [other.get("durable"), other.get("priority"), None, None, uint(brokered.delivery_count)]
+    header = [other.get("durable"), other.get("priority"), None, None, UInt(brokered.delivery_count)]
     if message.time_to_live is not None:
-        header[2] = uint(min(message.time_to_live // _MILLISECOND, _MAX_UINT))
+        header[2] = UInt(min(message.time_to_live // _MILLISECOND, _MAX_UINT))
     sections: list[Section] = [
         (HEADER, header),
+        (DELIVERY_ANNOTATIONS, _delivery_annotations(brokered)),
         (MESSAGE_ANNOTATIONS, _annotations(brokered, peeked=peeked)),
         (PROPERTIES, _properties(message)),
     ]
     if message.application_properties:
         properties = {key: _encodable(value) for key, value in message.application_properties.items()}
         sections.append((APPLICATION_PROPERTIES, properties))
-    body = message.body
-    if isinstance(body, AmqpValue):
-        sections.append((VALUE, body.value))
-    elif isinstance(body, AmqpSequence):
-        sections.append((SEQUENCE, list(body.items)))
-    else:
-        sections.append((DATA, body))
+    sections += _body_sections(message.body)
     if footer := other.get("footer"):
         sections.append((FOOTER, footer))
     return _encode(sections)
+
+
+def _body_sections(body: Body) -> list[Section]:
+    match body:
+        case None:
+            return []
+        case AmqpValue(value):
+            return [(VALUE, value)]
+        case AmqpSequence(sequences):
+            return [(SEQUENCE, list(each)) for each in sequences]
+        case AmqpData(parts):
+            return [(DATA, part) for part in parts]
+    return [(DATA, body)]
 
 
 def encode_reply(
@@ -123,88 +133,57 @@ def encode_reply(
     correlation_id: Any,  # noqa: ANN401 - echoed in the request's own type
     properties: Mapping[str, Any],
 ) -> bytes:
-    """Return an answer of a request-response node."""
+    """Return a response of a node that takes requests."""
     fields: list[Any] = [None] * _PROPERTY_COUNT
     fields[5] = correlation_id
     return _encode([(PROPERTIES, fields), (APPLICATION_PROPERTIES, dict(properties)), (VALUE, body)])
 
 
-def to_timestamp(at: datetime) -> timestamp:
+def to_timestamp(at: datetime) -> Timestamp:
     """Return a time as AMQP has it, in milliseconds."""
-    return timestamp((at - _EPOCH) // _MILLISECOND)
-
-
-def owned(value: Any) -> Any:  # noqa: ANN401 - any AMQP value
-    """Return a decoded value with bytes of its own: Proton lends views of memory that it uses again."""
-    if isinstance(value, memoryview):
-        return bytes(value)
-    if isinstance(value, dict):
-        return {owned(key): owned(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [owned(each) for each in value]
-    if isinstance(value, Array):
-        return Array(value.descriptor, value.type, *map(owned, value.elements))
-    if isinstance(value, Described):
-        return Described(owned(value.descriptor), owned(value.value))
-    return value
-
-
-def array(kind: Any, items: Iterable[Any]) -> Any:  # noqa: ANN401 - Proton's types do not fit its own calls
-    """Return an AMQP array of one kind (a constant of Proton's `Data`)."""
-    undescribed: Any = UNDESCRIBED
-    return Array(undescribed, kind, *items)
+    return Timestamp((at - _EPOCH) // _MILLISECOND)
 
 
 def _encode(sections: Iterable[Section]) -> bytes:
-    encoded = b""
-    for code, value in sections:
-        data = Data()
-        data.put_object(Described(ulong(code), value))
-        encoded += data.encode()
-    return encoded
+    return b"".join([_SECTION_HEADS[code] + encode(value) for code, value in sections])
 
 
 def _sections(encoded: bytes) -> Iterator[Section]:
     """Yield the sections' codes and values; raise InvalidArgument where the bytes are no message."""
-    offset, last, data = 0, 0, Data()
-    while offset < len(encoded):
-        data.clear()
+    at = 0
+    while at < len(encoded):
         try:
-            size = data.decode(encoded[offset:])
-            data.rewind()
-            data.next()
-            section = owned(data.get_object())
-        except (ProtonException, ValueError, TypeError, RecursionError) as error:
-            # Broken frames, text and characters, keys that cannot be keys, and nesting beyond all measure.
+            section, at = decode(encoded, at)
+        except Malformed as error:
             raise InvalidArgument("the message is not encoded as AMQP 1.0") from error
         code = section.descriptor if isinstance(section, Described) else None
-        if not isinstance(code, int) or code not in _KINDS or code < last or size <= 0:
-            raise InvalidArgument("the message has a section that AMQP 1.0 does not have there")
+        if not isinstance(code, int) or code not in _KINDS:
+            raise InvalidArgument("the message has a section that AMQP 1.0 does not define")
         if not isinstance(section.value, _KINDS[code]):
             raise InvalidArgument(
-                f"the message's section {code:#x} is of a type that AMQP 1.0 does not have there"
+                f"the message's section {code:#x} is of a type that AMQP 1.0 does not define for it"
             )
         yield code, section.value
-        offset, last = offset + size, code
 
 
 def _message(sections: Iterable[Section]) -> Message:
     named: dict[str, Any] = {}
     other: dict[str, Any] = {}
     data: list[bytes] = []
-    items: list[Any] = []
+    sequences: list[tuple[Any, ...]] = []
+    named["body"] = None
     for code, value in sections:
         if code in _READERS:
             named |= _READERS[code](value, other)
         elif code == DATA:
             data.append(value)
         elif code == SEQUENCE:
-            items += value
+            sequences.append(tuple(value))
     if data:
-        named["body"] = b"".join(data)
-    elif items:
-        named["body"] = AmqpSequence(tuple(items))
-    return replace(Message(), **named, other=other)
+        named["body"] = data[0] if len(data) == 1 else AmqpData(tuple(data))
+    elif sequences:
+        named["body"] = AmqpSequence(tuple(sequences))
+    return Message(**named, other=other)
 
 
 def _read_header(value: list[Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +202,7 @@ def _lifetime(milliseconds: object) -> timedelta | None:
 
 
 def _read_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str, Any]:
-    annotations = {str(key): each for key, each in (value or {}).items()}
+    annotations = {_text(key): each for key, each in (value or {}).items()}
     named: dict[str, Any] = {}
     if isinstance(due := annotations.get("x-opt-scheduled-enqueue-time"), int):
         named["scheduled_enqueue_time"] = _datetime(due)
@@ -233,6 +212,13 @@ def _read_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str,
     if rest:
         other["annotations"] = rest
     return named
+
+
+def _read_delivery_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str, Any]:
+    annotations = {_text(key): each for key, each in (value or {}).items()}
+    if rest := {key: each for key, each in annotations.items() if key not in _BROKERS_OWN}:
+        other["delivery_annotations"] = rest
+    return {}
 
 
 def _read_properties(value: list[Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -270,6 +256,7 @@ def _read_footer(value: object, other: dict[str, Any]) -> dict[str, Any]:
 # Each returns what the section says of the message, and puts into the second what is only carried along.
 _READERS: Mapping[int, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     HEADER: _read_header,
+    DELIVERY_ANNOTATIONS: _read_delivery_annotations,
     MESSAGE_ANNOTATIONS: _read_annotations,
     PROPERTIES: _read_properties,
     APPLICATION_PROPERTIES: _read_application_properties,
@@ -284,16 +271,28 @@ def _properties(message: Message) -> list[Any]:
         for index in range(_PROPERTY_COUNT)
     ]
     if fields[_CONTENT_TYPE] is not None:
-        fields[_CONTENT_TYPE] = symbol(fields[_CONTENT_TYPE])
+        fields[_CONTENT_TYPE] = Symbol(fields[_CONTENT_TYPE])
     return fields
 
 
-def _annotations(brokered: BrokeredMessage, *, peeked: bool) -> dict[symbol, Any]:
+def _delivery_annotations(brokered: BrokeredMessage) -> dict[Symbol, Any]:
+    """Return the sender's own and the lock token; like Azure, an empty map rather than none."""
+    annotations = {
+        Symbol(key): each for key, each in brokered.message.other.get("delivery_annotations", {}).items()
+    }
+    if brokered.lock_token is not None:
+        annotations[Symbol("x-opt-lock-token")] = brokered.lock_token
+    return annotations
+
+
+def _annotations(brokered: BrokeredMessage, *, peeked: bool) -> dict[Symbol, Any]:
     message = brokered.message
     annotations: dict[str, Any] = dict(message.other.get("annotations", {}))
     annotations["x-opt-sequence-number"] = brokered.sequence_number
     annotations["x-opt-enqueued-time"] = to_timestamp(brokered.enqueued_at)
-    annotations["x-opt-message-state"] = int(brokered.state)
+    if peeked:
+        # 32 bits: the .NET client fails on 64.
+        annotations["x-opt-message-state"] = Int(brokered.state)
     if brokered.enqueued_sequence_number != brokered.sequence_number:
         annotations["x-opt-enqueue-sequence-number"] = brokered.enqueued_sequence_number
     if brokered.locked_until is not None and not peeked:
@@ -304,12 +303,12 @@ def _annotations(brokered: BrokeredMessage, *, peeked: bool) -> dict[symbol, Any
         annotations["x-opt-scheduled-enqueue-time"] = to_timestamp(message.scheduled_enqueue_time)
     if message.partition_key is not None:
         annotations["x-opt-partition-key"] = message.partition_key
-    return {symbol(key): value for key, value in annotations.items()}
+    return {Symbol(key): value for key, value in annotations.items()}
 
 
 def _encodable(value: Any) -> Any:  # noqa: ANN401 - any value
     """Return a value that AMQP has: messages that were sent in this process may hold others."""
-    if type(value) in Data.put_mappings:
+    if is_encodable(value):
         return value
     if isinstance(value, datetime):
         return to_timestamp(value)

@@ -1,6 +1,6 @@
 """What the SDKs ask of an entity's `$management` node, beside sending and receiving.
 
-One request, one answer, in the shapes of Microsoft's "AMQP request/response based operations" page. Sessions,
+One request, one response, in the shapes of Microsoft's "AMQP request/response based operations" page. Sessions,
 rules and bulk deletion exist in Azure and are refused here by name.
 """
 
@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from proton import Array, Data, int32, symbol
-
+from sandbox.service_bus.amqp.encoding import Array, Int, Symbol, Timestamp
 from sandbox.service_bus.broker import Broker, ReceiveMode
-from sandbox.service_bus.codec import array, decode_message, encode_message, to_timestamp
+from sandbox.service_bus.codec import decode_message, encode_message, to_timestamp
 from sandbox.service_bus.configuration import Right
 from sandbox.service_bus.errors import BrokerError, InvalidArgument, NotOffered
 from sandbox.service_bus.messages import AmqpValue, BrokeredMessage, Message
@@ -23,12 +22,12 @@ _CBS_OK = 202
 _PEEK_LOCK = 1
 _MOST_AT_ONCE = 250
 
-Answer = tuple[Mapping[str, Any], Any]
+Response = tuple[Mapping[str, Any], Any]
 Body = Mapping[str, Any]
 
 
 class Management:
-    """Answers management requests out of a broker."""
+    """Responds to management requests out of a broker."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -41,8 +40,8 @@ class Management:
             "cancel-scheduled-message": (Right.SEND, self._cancel_scheduled),
         }
 
-    def answer(self, entity: str, request: Message, require: Callable[[Right], None]) -> Answer:
-        """Return an answer's application properties and body; `require` raises where a right is missing."""
+    def respond(self, entity: str, request: Message, require: Callable[[Right], None]) -> Response:
+        """Return a response's application properties and body; `require` raises where a right is missing."""
         name = str(request.application_properties.get("operation", ""))
         right, operation = self._operations.get(name.removeprefix(_PREFIX), (None, None))
         if right is None or operation is None or not name.startswith(_PREFIX):
@@ -57,11 +56,11 @@ class Management:
             raise InvalidArgument(
                 f"the body of {name} has another shape than it should: {error!r}"
             ) from error
-        return {"statusCode": int32(status), "statusDescription": "OK"}, result
+        return {"statusCode": Int(status), "statusDescription": "OK"}, result
 
     def _renew_lock(self, entity: str, body: Body) -> tuple[int, Any]:
         until = [self._broker.renew_lock(entity, token) for token in _tokens(body)]
-        return _OK, {"expirations": array(Data.TIMESTAMP, map(to_timestamp, until))}
+        return _OK, {"expirations": Array.of(Timestamp, map(to_timestamp, until))}
 
     def _peek(self, entity: str, body: Body) -> tuple[int, Any]:
         start, count = int(body.get("from-sequence-number", 0)), int(body.get("message-count", 1))
@@ -95,23 +94,23 @@ class Management:
         encoded = [bytes(each["message"]) for each in body.get("messages", [])]
         size = sum(len(each) for each in encoded)
         numbers = self._broker.schedule(entity, *(decode_message(each) for each in encoded), size=size)
-        return _OK, {"sequence-numbers": array(Data.LONG, numbers)}
+        return _OK, {"sequence-numbers": Array.of(int, numbers)}
 
     def _cancel_scheduled(self, entity: str, body: Body) -> tuple[int, Any]:
         self._broker.cancel_scheduled(entity, _numbers(body))
         return _OK, None
 
 
-def bad_request(error: BrokerError | None, *, prefix: str = "") -> dict[str, Any]:
-    """Return the properties of an answer without a body: an error's, or (for `$cbs`) the good one's."""
+def status_properties(error: BrokerError | None, *, prefix: str = "") -> dict[str, Any]:
+    """Return the properties of a response without a body: an error's or, for `$cbs`, success."""
     status = error.status if error is not None else _CBS_OK
     description = str(error) if error is not None else "Accepted"
     if prefix:
-        return {f"{prefix}code": int32(status), f"{prefix}description": description}
+        return {f"{prefix}code": Int(status), f"{prefix}description": description}
     return {
-        "statusCode": int32(status),
+        "statusCode": Int(status),
         "statusDescription": description,
-        "errorCondition": symbol(error.condition if error is not None else ""),
+        "errorCondition": Symbol(error.condition if error is not None else ""),
     }
 
 
@@ -135,7 +134,7 @@ def _numbers(body: Body) -> list[int]:
 def _elements(body: Body, name: str) -> list[Any]:
     """Return a member that the SDKs send as an array, or as a list."""
     value = body.get(name)
-    elements = value.elements if isinstance(value, Array) else value
+    elements = value.items if isinstance(value, Array) else value
     if not isinstance(elements, list | tuple) or not elements:
         raise InvalidArgument(f"{name} must be an array with something in it")
     return list(elements)

@@ -35,9 +35,20 @@ class AmqpValue:
 
 @dataclass(frozen=True, slots=True)
 class AmqpSequence:
-    """A body that is a list of AMQP values instead of bytes."""
+    """A body that is one or several lists of AMQP values instead of bytes."""
 
-    items: tuple[Any, ...]
+    sections: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AmqpData:
+    """A body of several data sections; a body of one is bytes."""
+
+    sections: tuple[bytes, ...]
+
+
+# None is a message without a body, which is not the same as a body of no bytes.
+Body = bytes | AmqpData | AmqpValue | AmqpSequence | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,7 @@ class Message:
     annotations), under names of the codec's own.
     """
 
-    body: bytes | AmqpValue | AmqpSequence = b""
+    body: Body = b""
     message_id: Any = None
     correlation_id: Any = None
     subject: str | None = None

@@ -18,7 +18,7 @@ from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
 
 from sandbox.clock import MovableClock
 from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
-from sandbox.faults.service_bus import faulty_connections
+from sandbox.faults.service_bus import PlannedFaults
 from sandbox.service_bus import Broker, Configuration, ServiceBusServer
 
 # Microsoft's client leaves a socket that was reset to the garbage collection.
@@ -44,7 +44,7 @@ class World:
         self.restarted = 0
 
     def _new_server(self, port: int) -> ServiceBusServer:
-        return ServiceBusServer(self.broker, port=port, connection=faulty_connections(self.plan))
+        return ServiceBusServer(self.broker, port=port, interceptor=PlannedFaults(self.broker, self.plan))
 
     def restart(self) -> None:
         """Put a new server in the place of the old one, over the same broker."""

@@ -119,7 +119,7 @@ def test_a_value_body_is_kept(wire: "Wire", receiver: ServiceBusReceiver) -> Non
     sender.send_messages(AmqpAnnotatedMessage(sequence_body=[[1, 2], [3]]))
     first, second = wire.receive(receiver, 2)
     assert first.body == {b"a": [1, b"b"]}
-    assert list(second.body) == [[1, 2, 3]]
+    assert list(second.body) == [[1, 2], [3]]
 
 
 def test_abandon_gives_it_back_at_once_and_counts(
@@ -406,7 +406,7 @@ def test_a_link_that_cannot_be_is_refused_with_the_reason(
 
 
 def test_sessions_are_refused_by_name(wire: "Wire") -> None:
-    with pytest.raises(ServiceBusError, match="sessions are not offered"):
+    with pytest.raises(ServiceBusError, match="does not support sessions"):
         wire.receiver(session_id="mine").receive_messages(max_wait_time=1)
 
 

@@ -1,8 +1,7 @@
-"""The broker on the wire: AMQP 1.0 as Microsoft's client libraries speak it.
+"""The broker over AMQP 1.0, as Microsoft's client libraries speak it.
 
-Apache Qpid Proton is the protocol engine, asyncio moves the bytes, in a thread of the server's own. These layers
-(`engine`, `connection`, `dispatch`, `management`) only translate: every rule is the broker's, every right the
-authenticator's.
+`amqp` is the protocol engine, asyncio moves the bytes, in a thread of the server's own. These layers (`client_socket`,
+`client`, `links`, `nodes`, `dispatch`) only translate: every rule is the broker's, every right the authenticator's.
 """
 
 import asyncio
@@ -15,14 +14,26 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from sandbox.listener import Listener, run_listening
+from sandbox.service_bus.amqp import Limits
 from sandbox.service_bus.authorization import Authenticator
 from sandbox.service_bus.broker import Broker
-from sandbox.service_bus.connection import ClientConnection
+from sandbox.service_bus.client import Client, Services
+from sandbox.service_bus.client_socket import ClientSocket, ConnectedClients
 from sandbox.service_bus.dispatch import Dispatcher
+from sandbox.service_bus.interception import Interceptor
 
 _CLOSE_WITHIN = 0.5
 _START_WITHIN = 10.0
 _STOP_WITHIN = 5.0
+
+_PRODUCT = {"product": "Service Bus emulator"}
+_LIMITS = Limits(
+    container_id="sandbox-service-bus",
+    # Microsoft's .NET client asks for MSSBCBS.
+    mechanisms=("MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL"),
+    properties=_PRODUCT,
+    info=_PRODUCT,
+)
 
 T = TypeVar("T")
 
@@ -31,8 +42,8 @@ class ServiceBusServer:
     """Serves a broker's entities on one loopback address, plain or, with `ssl_context`, over TLS.
 
     `port` 0 takes a free one. Several servers may share one broker (plain and TLS), and a new server over the
-    same broker finds its messages and locks as they were. `connection` makes what talks to a client, for faults.
-    Usable as a context manager.
+    same broker finds its messages and locks as they were. `interceptor` decides how calls are carried out, for
+    faults. Usable as a context manager.
     """
 
     def __init__(
@@ -43,7 +54,7 @@ class ServiceBusServer:
         port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
         authenticator: Authenticator | None = None,
-        connection: Callable[[Dispatcher, Authenticator], ClientConnection] = ClientConnection,
+        interceptor: Interceptor | None = None,
     ) -> None:
         self.broker = broker
         self.host = "127.0.0.1" if host == "localhost" else host
@@ -52,7 +63,8 @@ class ServiceBusServer:
         self.port = port
         self.authenticator = authenticator or Authenticator(broker.configuration)
         self._ssl_context = ssl_context
-        self._new_connection = connection
+        self._interceptor = interceptor
+        self._clients = ConnectedClients()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -104,7 +116,7 @@ class ServiceBusServer:
 
     def drop_connections(self) -> None:
         """Cut every connection without a word, as a broken network does; new ones are taken."""
-        self._ask(Dispatcher.drop, None)
+        self._ask(lambda _dispatcher: self._clients.abort(), None)
 
     def waiting_receivers(self, entity: str) -> int:
         """Return how many receivers are attached to an entity and ready for a message."""
@@ -132,11 +144,15 @@ class ServiceBusServer:
         self._stopping = asyncio.Event()
         dispatcher = self._dispatcher = Dispatcher(self.broker, self._loop)
 
-        def connection() -> ClientConnection:
-            return self._new_connection(dispatcher, self.authenticator)
+        services = Services(self.broker, dispatcher, self.authenticator, self._interceptor)
+        clients = self._clients = ConnectedClients()
+        loop = self._loop
+
+        def new_client() -> ClientSocket:
+            return ClientSocket(loop, _LIMITS, lambda socket: Client(socket, services), clients)
 
         try:
-            listener = Listener(self._loop, (self.host, self.port), connection, self._ssl_context)
+            listener = Listener(loop, (self.host, self.port), new_client, self._ssl_context)
         except OSError as error:
             dispatcher.close()
             started.set_exception(error)
@@ -145,4 +161,4 @@ class ServiceBusServer:
         await self._stopping.wait()
         await listener.close()
         dispatcher.close()
-        await dispatcher.all_gone(_CLOSE_WITHIN)
+        await clients.close(_CLOSE_WITHIN)

@@ -1,0 +1,214 @@
+"""Links to entities: messages that a client sends, and messages that are delivered to it.
+
+Every rule is the broker's; here AMQP's deliveries and outcomes become calls of the broker and the other way round.
+"""
+
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from sandbox.service_bus.amqp import AmqpError, IncomingDelivery, OutgoingDelivery, ReceiverLink, SenderLink
+from sandbox.service_bus.amqp.encoding import Symbol
+from sandbox.service_bus.amqp.performatives import Accepted, Modified, Received, Rejected, Released
+from sandbox.service_bus.broker import Broker, ReceiveMode
+from sandbox.service_bus.client_socket import ClientSocket
+from sandbox.service_bus.codec import decode_transfer, encode_message
+from sandbox.service_bus.errors import BrokerError, InvalidArgument, NotOffered
+from sandbox.service_bus.interception import Call, Direction, Interceptor, Operation
+from sandbox.service_bus.messages import BrokeredMessage
+
+# Like Azure: how many messages a client may send before it gets credit again.
+_CREDIT = 1000
+# What is collected before it is sent: a client that asks for much and reads nothing becomes congested after it.
+_MAX_PENDING_OUTPUT = 64 * 1024
+_PRODUCT = {Symbol("product"): "Service Bus emulator"}
+_ACCEPTED = Accepted()
+
+
+def amqp_error(error: BrokerError) -> AmqpError:
+    """Return a refusal as AMQP states it. Microsoft's Python library reads the third field without checking."""
+    return AmqpError(error.condition, str(error), _PRODUCT)
+
+
+class EntityReceiver:
+    """Receives what a client sends to an entity."""
+
+    def __init__(
+        self,
+        link: ReceiverLink,
+        path: str,
+        broker: Broker,
+        socket: ClientSocket,
+        interceptor: Interceptor | None,
+    ) -> None:
+        self.path = path
+        self._broker = broker
+        self._socket = socket
+        self._interceptor = interceptor
+        link.keep_credit(_CREDIT)
+
+    def receive(self, delivery: IncomingDelivery) -> None:
+        """Send a transfer's messages to the entity, and state the outcome."""
+        if self._interceptor is None:
+            self._accept(delivery)
+            return
+        with suppress(BrokerError):
+            self._interceptor.intercept(self._call(delivery))
+            return
+        self._accept(delivery)  # what is no message cannot be described, and is refused
+
+    def _call(self, delivery: IncomingDelivery) -> Call:
+        messages = decode_transfer(delivery.payload, delivery.message_format)
+        is_scheduled = any(message.scheduled_enqueue_time for message in messages)
+        return Call(
+            Operation.SCHEDULE if is_scheduled else Operation.SEND,
+            Direction.SENDS,
+            self.path,
+            f"message {', '.join(str(message.message_id) for message in messages)}",
+            self._socket,
+            carry_out=lambda: self._accept(delivery),
+            carry_out_unconfirmed=lambda: self._accept_unconfirmed(delivery),
+            refuse=lambda error: delivery.settle(Rejected(amqp_error(error))),
+        )
+
+    def _accept(self, delivery: IncomingDelivery) -> None:
+        try:
+            self._send(delivery)
+        except BrokerError as error:
+            delivery.settle(Rejected(amqp_error(error)))
+        else:
+            delivery.settle(_ACCEPTED)
+
+    def _accept_unconfirmed(self, delivery: IncomingDelivery) -> None:
+        with suppress(BrokerError):
+            self._send(delivery)
+
+    def _send(self, delivery: IncomingDelivery) -> None:
+        self._broker.send(
+            self.path, *decode_transfer(delivery.payload, delivery.message_format), size=len(delivery.payload)
+        )
+
+
+class EntitySender:
+    """Delivers an entity's messages to a client, and carries out what the client decides about them."""
+
+    def __init__(
+        self,
+        link: SenderLink,
+        path: str,
+        mode: ReceiveMode,
+        broker: Broker,
+        socket: ClientSocket,
+        interceptor: Interceptor | None,
+    ) -> None:
+        self.path = path
+        self.mode = mode
+        self._link = link
+        self._broker = broker
+        self._socket = socket
+        self._interceptor = interceptor
+
+    def wants(self) -> bool:
+        """Return whether the client takes a message now."""
+        return self._link.can_send and not self._socket.is_congested
+
+    def fail(self, error: BrokerError) -> None:
+        """End the link with an error."""
+        self._link.detach(amqp_error(error))
+
+    def flush(self) -> None:
+        """Send what was delivered."""
+        self._socket.flush()
+
+    def deliver(self, brokered: BrokeredMessage) -> None:
+        """Send a message."""
+        if self._interceptor is None:
+            self._deliver(brokered)
+            return
+        self._interceptor.intercept(
+            Call(
+                Operation.DELIVER,
+                Direction.RECEIVES,
+                self.path,
+                f"message {brokered.message.message_id}, delivery {brokered.delivery_count + 1}",
+                self._socket,
+                carry_out=lambda: self._deliver(brokered),
+                carry_out_unconfirmed=lambda: self._deliver(brokered),
+                refuse=self.fail,
+                lock_token=brokered.lock_token,
+            )
+        )
+
+    def _deliver(self, brokered: BrokeredMessage) -> None:
+        """Send a message; its delivery tag is the lock token, as the SDKs expect, and empty without a lock."""
+        token = brokered.lock_token
+        tag = b"" if token is None else token.bytes_le
+        self._link.send(tag, encode_message(brokered), settled=token is None, context=token)
+        if self._socket.amqp.pending_output > _MAX_PENDING_OUTPUT:
+            self._socket.flush()
+
+    def settle(self, delivery: OutgoingDelivery, state: Any) -> None:  # noqa: ANN401 - what the client states
+        """Carry out what the client decided about a message, and confirm it, or state why not."""
+        token = delivery.context
+        if isinstance(state, Received):
+            return  # no outcome yet
+        if self._interceptor is None or token is None:
+            self._settle(delivery, state)
+            return
+        self._interceptor.intercept(
+            Call(
+                Operation.SETTLE,
+                Direction.RECEIVES,
+                self.path,
+                f"outcome {type(state).__name__.lower()}",
+                self._socket,
+                carry_out=lambda: self._settle(delivery, state),
+                carry_out_unconfirmed=lambda: self._settle_unconfirmed(token, state),
+                refuse=lambda error: delivery.settle(Rejected(amqp_error(error))),
+                lock_token=token,
+            )
+        )
+
+    def _settle(self, delivery: OutgoingDelivery, state: Any) -> None:  # noqa: ANN401
+        token, delivery.context = delivery.context, None
+        try:
+            if token is not None:
+                self._decide(token, state)
+        except BrokerError as error:
+            delivery.settle(Rejected(amqp_error(error)))
+        else:
+            # The outcome without the client's own details: the SDKs take an error there for a refusal.
+            delivery.settle(type(state)())
+
+    def _settle_unconfirmed(self, token: UUID, state: Any) -> None:  # noqa: ANN401
+        with suppress(BrokerError):
+            self._decide(token, state)
+
+    def _decide(self, token: UUID, state: Any) -> None:  # noqa: ANN401
+        match state:
+            case Accepted():
+                self._broker.complete(self.path, token)
+            case Released():
+                self._broker.release(self.path, token)
+            case Rejected(error):
+                info = _texts(error.info if error is not None else None)
+                reason = info.pop("DeadLetterReason", None)
+                description = info.pop("DeadLetterErrorDescription", None)
+                self._broker.dead_letter(self.path, token, reason, description, info)
+            case Modified(_, undeliverable_here, annotations):
+                if undeliverable_here:
+                    self._broker.defer(self.path, token, _texts(annotations))
+                else:
+                    self._broker.abandon(self.path, token, _texts(annotations))
+            case _:
+                raise NotOffered("The Service Bus emulator does not support transactions.")
+
+
+def _texts(changed: dict[Any, Any] | None) -> dict[str, Any]:
+    """Return a map with texts as keys."""
+    if any(not isinstance(key, str | bytes) for key in changed or ()):
+        raise InvalidArgument("the names of properties must be texts")
+    return {
+        key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key): value
+        for key, value in (changed or {}).items()
+    }
