@@ -13,7 +13,8 @@ VERSIONS ?= 3.11 3.12 3.13
 WORKERS ?= 4
 # How many inputs the fuzzer tries.
 FUZZ_INPUTS ?= 1000000
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+# pip, with a progress that fits on the screen.
+PIP := $(BIN)/python sandbox/install.py
 # In the sandbox, Dataverse is set up by the same command as in a real environment.
 CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks
@@ -91,17 +92,18 @@ clean: ## remove what the commands above made
 
 $(VENV)/.python: | sandbox/prerequisites.py
 	@$(PYTHON) sandbox/prerequisites.py
+	@echo "Setting up $(VENV) (once) …"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.sandbox: $(VENV)/.python requirements-sandbox.txt requirements-runtime.txt
-	@echo "Setting up $(VENV) (once; the AMQP library is compiled) …"
+	@echo "Installing what the sandbox needs:"
 	@$(PIP) -r requirements-sandbox.txt
 	@$(PIP) --no-deps --ignore-requires-python -r requirements-runtime.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.sandbox requirements-dev.txt
-	@echo "Setting up $(VENV) for tests (once) …"
+	@echo "Installing what the tests need:"
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
 

@@ -1,18 +1,14 @@
 """Checks what a machine needs before anything is installed, and says what to do about what is missing.
 
-It runs before there is a virtual environment, so with the standard library only, and in words that a Python which is
-too old understands as well: it should say so rather than fail.
+It runs before there is a virtual environment, so with the standard library only, and with syntax that an older Python
+understands as well: it should name the version that is needed rather than fail. Nothing but Python is needed on Linux,
+macOS and Windows: everything that is locked comes as a wheel.
 """
 
 import importlib.util
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
-OLDEST = (3, 11)
+MIN_PYTHON = (3, 11)
 
 
 def main() -> int:
@@ -23,41 +19,16 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def missing() -> "list[str]":
+def missing(version: "tuple[int, ...]" = tuple(sys.version_info)) -> "list[str]":
     """Return a sentence for each thing that is missing, with what to install."""
-    if sys.version_info < OLDEST:
-        version = sys.version.split()[0]
+    if version < MIN_PYTHON:
+        found = ".".join(str(part) for part in version[:3])
         return [
-            f"Python 3.11 or later; {sys.executable} is {version}. Install one, or name it: make PYTHON=… demo."
+            f"Python 3.11 or later; {sys.executable} is {found}. Install one, or name it: make PYTHON=… demo."
         ]
-    problems = []
     if not all(importlib.util.find_spec(module) for module in ("venv", "ensurepip")):
-        problems.append("Python's venv module. Debian and Ubuntu: apt-get install python3-venv.")
-    if sys.platform.startswith("linux"):
-        # There are no wheels of Qpid Proton for Linux: pip compiles it, and without OpenSSL silently without TLS.
-        problems += _missing_for_proton()
-    return problems
-
-
-def _missing_for_proton() -> "list[str]":
-    problems = []
-    compilers = (os.environ.get("CC", "cc").split()[0], "gcc", "clang")
-    if not any(shutil.which(compiler) for compiler in compilers):
-        problems.append(
-            "a C compiler. Debian and Ubuntu: apt-get install build-essential; Fedora: dnf install gcc."
-        )
-    header = Path(sysconfig.get_paths()["include"], "Python.h")
-    if not header.exists():
-        install = "Debian and Ubuntu: apt-get install python3-dev; Fedora: dnf install python3-devel"
-        problems.append(f"the headers of Python ({header}). {install}.")
-    pkg_config = shutil.which("pkg-config")
-    if pkg_config is None:
-        install = "Debian and Ubuntu: apt-get install pkg-config; Fedora: dnf install pkgconf-pkg-config"
-        problems.append(f"pkg-config. {install}.")
-    elif subprocess.call([pkg_config, "--exists", "openssl"]) != 0:  # noqa: S603 - a fixed command
-        install = "Debian and Ubuntu: apt-get install libssl-dev; Fedora: dnf install openssl-devel"
-        problems.append(f"the headers of OpenSSL. {install}.")
-    return problems
+        return ["Python's venv module. Debian and Ubuntu: apt-get install python3-venv."]
+    return []
 
 
 if __name__ == "__main__":
