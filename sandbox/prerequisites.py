@@ -19,7 +19,7 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def missing(version: "tuple[int, ...]" = tuple(sys.version_info)) -> "list[str]":
+def missing(version: "tuple[int, ...]" = sys.version_info[:3]) -> "list[str]":
     """Return a sentence for each thing that is missing, with what to install."""
     if version < MIN_PYTHON:
         found = ".".join(str(part) for part in version[:3])

@@ -82,13 +82,13 @@ class Organization(DataverseApp):
     forgives_duplicates = False
     loses_answers = False
 
-    def _change_set(self, change_set: Any, caller: Any, info: Any) -> list[Any]:  # noqa: ANN401 - the stand-in's own
+    def _change_set(self, change_set: Any, caller: Any, info: Any, prefer: Any) -> list[Any]:  # noqa: ANN401 - the emulator's own
         if self.is_atomic and not self.forgives_duplicates:
-            return super()._change_set(change_set, caller, info)
+            return super()._change_set(change_set, caller, info, prefer)
         parts = []
         for operation in change_set.operations:
             try:
-                parts += super()._change_set(type(change_set)([operation]), caller, info)
+                parts += super()._change_set(type(change_set)([operation]), caller, info, prefer)
             except RequestRefused:
                 if not self.forgives_duplicates:
                     raise
