@@ -12,7 +12,7 @@ from email.parser import BytesParser
 from email.policy import compat32
 
 from sandbox.dataverse.errors import RequestRefused, bad_request
-from sandbox.dataverse.resources import Operation
+from sandbox.dataverse.operation import Operation
 
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S.*?) HTTP/1\.[01]\Z")
 MAX_OPERATIONS = 1000

@@ -4,6 +4,7 @@ Columns only, and columns of single-valued navigation properties (`customerid_ac
 refused with an error that says so.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -44,6 +45,11 @@ PATH: /[a-zA-Z_]\w*(\/[a-zA-Z_]\w*)*/
 """
 _SQL_OPERATORS = {"eq": "=", "ne": "IS NOT", "gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _MAX_CONDITIONS = 500
+_UNSUPPORTED = (
+    (re.compile(r"/(any|all)\("), "lambda operators"),
+    (re.compile(r"\bMicrosoft\.Dynamics\.CRM\.\w+\("), "query functions"),
+    (re.compile(r"\b(add|sub|mul|div|mod)\b"), "arithmetic"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,10 @@ def _parser() -> Lark:
 
 def parse_filter(text: str, table: Table) -> Condition:
     """Translate `$filter`. Raises RequestRefused for what is wrong or not supported."""
+    outside_of_texts = re.sub(r"'([^']|'')*'", "''", text)
+    for pattern, name in _UNSUPPORTED:
+        if pattern.search(outside_of_texts):
+            raise not_supported(f"{name} in $filter")
     try:
         condition = _ToSql(table).transform(_parser().parse(text))
     except UnexpectedInput as error:

@@ -4,15 +4,19 @@ Tokens are checked by a callable that is given in; here a token's client id beco
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from http import HTTPStatus
+from typing import Final
 
 from sandbox.dataverse.columns import Row, Table, stable_id
 from sandbox.dataverse.errors import RequestRefused, privilege_denied, user_disabled
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.schema import TABLES
+from sandbox.dataverse.schema import ACT_ON_BEHALF, TABLES
 from sandbox.dataverse.store import Transaction
+
+# The headers by which a request acts as another user, and the column that each names the user by.
+_IMPERSONATION: Final = {"callerobjectid": "azureactivedirectoryobjectid", "mscrmcallerid": "systemuserid"}
 
 
 class Depth(IntEnum):
@@ -41,6 +45,8 @@ class Caller:
     units: tuple[str, ...] = ()
     teams: tuple[str, ...] = ()
     roles: int = 0
+    # Whether a role of the user's own, not of a team, lets it act on behalf of others.
+    acts_for_others: bool = False
     # The platform itself, which no privilege binds: it seeds, and does what an action entails.
     is_platform: bool = False
 
@@ -58,9 +64,7 @@ def application_user(transaction: Transaction, client_id: str, organization_id: 
     """Return the application user of a client id. Raises RequestRefused (403) if there is none in order."""
     users = transaction.rows(TABLES["systemuser"], '"applicationid" = ?', (client_id.lower(),))
     if not users:
-        raise RequestRefused(
-            HTTPStatus.FORBIDDEN, "0x80072560", "The user is not a member of the organization."
-        )
+        raise _not_a_member()
     if users[0]["isdisabled"]:
         raise user_disabled(users[0]["systemuserid"])
     return load_caller(transaction, users[0], organization_id)
@@ -83,7 +87,36 @@ def load_caller(transaction: Transaction, user: Row, organization_id: str) -> Ca
         _units_below(transaction, unit),
         teams,
         len(roles),
+        ACT_ON_BEHALF in _depths(transaction, _roles(transaction, "systemuser", user_id)),
     )
+
+
+def acting(transaction: Transaction, caller: Caller, headers: Mapping[str, str]) -> Caller:
+    """Return whom a request acts as: the caller, or the user that a header names, with what both may do.
+
+    Raises RequestRefused (403) without the privilege, and for a user that does not exist.
+    """
+    named = [(column, headers[name]) for name, column in _IMPERSONATION.items() if headers.get(name)]
+    if not named:
+        return caller
+    if not caller.acts_for_others:
+        raise privilege_denied(
+            f"Principal user (Id={caller.user_id}, type=8) is missing {ACT_ON_BEHALF} privilege "
+            f"(Id={stable_id(caller.organization_id, ACT_ON_BEHALF)})."
+        )
+    column, value = named[0]
+    users = transaction.rows(TABLES["systemuser"], f'"{column}" = ?', (value.lower(),))
+    if not users:
+        raise _not_a_member()
+    user = load_caller(transaction, users[0], caller.organization_id)
+    common = user.depths.keys() & caller.depths.keys()
+    return replace(
+        user, depths={name: min(user.depths[name], caller.depths[name]) for name in sorted(common)}
+    )
+
+
+def _not_a_member() -> RequestRefused:
+    return RequestRefused(HTTPStatus.FORBIDDEN, "0x80072560", "The user is not a member of the organization.")
 
 
 def load_team(transaction: Transaction, team: Row, organization_id: str) -> Caller:

@@ -20,12 +20,13 @@ from sandbox.dataverse.batch import ChangeSet, Part, parse_batch, write_batch
 from sandbox.dataverse.errors import RequestRefused, no_segment
 from sandbox.dataverse.events import NO_ID, RETRY_DELAYS, EventPipeline, Post
 from sandbox.dataverse.limits import ServiceProtection
+from sandbox.dataverse.operation import Operation, Reply
 from sandbox.dataverse.payload import included_annotations, write_json
 from sandbox.dataverse.platform_rules import RULES as PLATFORM_RULES
-from sandbox.dataverse.resources import Operation, Reply, execute, may_write
+from sandbox.dataverse.resources import execute
 from sandbox.dataverse.sales_rules import RULES as SALES_RULES
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.security import Caller, application_user
+from sandbox.dataverse.security import Caller, acting, application_user
 from sandbox.dataverse.service import FailedChangeSet, Organization, RequestInfo, Session, TableRules
 from sandbox.dataverse.store import Store, Transaction
 from sandbox.identity import Claims, InvalidToken
@@ -268,9 +269,10 @@ class DataverseApp:
         return _Answer(part.status, part.headers, part.body)
 
     def _execute(self, operation: Operation, caller: Caller, info: RequestInfo) -> Reply:
-        transaction = self.store.writing if may_write(operation) else self.store.reading
+        transaction = self.store.writing if operation.may_write else self.store.reading
         with transaction() as opened:
-            return execute(self._session(opened, caller, info), operation)
+            user = acting(opened, caller, operation.headers)
+            return execute(self._session(opened, user, info), operation)
 
     def _session(self, transaction: Transaction, caller: Caller, info: RequestInfo) -> Session:
         return Session(self.organization, transaction, caller, info)
@@ -281,6 +283,8 @@ class DataverseApp:
         self, exchange: _Exchange, headers: Mapping[str, str], caller: Caller, info: RequestInfo
     ) -> _Answer:
         items = parse_batch(headers.get("content-type", ""), exchange.request.get_data())
+        with self.store.reading() as transaction:
+            caller = acting(transaction, caller, headers)
         goes_on = "odata.continue-on-error" in headers.get("prefer", "")
         status = HTTPStatus.OK
         parts: list[Part | Sequence[Part]] = []
@@ -332,10 +336,10 @@ class DataverseApp:
         made: dict[str, str] = {}
         parts = []
         with self.store.writing() as transaction:
-            session = self._session(transaction, caller, info)
             for operation in change_set.operations:
                 try:
-                    reply = execute(session, _resolved(operation, made))
+                    user = acting(transaction, caller, operation.headers)
+                    reply = execute(self._session(transaction, user, info), _resolved(operation, made))
                 except RequestRefused as error:
                     raise _OperationRefused(error, operation, prefer) from error
                 if operation.content_id and reply.entity_url:
@@ -389,7 +393,10 @@ def _note(exchange: _Exchange, item: Operation | ChangeSet, status: int) -> None
 def _part(reply: Reply, content_id: str | None) -> Part:
     headers = {**reply.headers, "OData-Version": "4.0"}
     body = b""
-    if reply.content is not None:
+    if reply.text is not None:
+        headers["Content-Type"] = "text/plain"
+        body = reply.text.encode()
+    elif reply.content is not None:
         headers["Content-Type"] = _JSON_TYPE
         body = write_json(reply.content)
         if isinstance(reply.content, Mapping) and isinstance(reply.content.get("@odata.etag"), str):

@@ -1,0 +1,114 @@
+"""EntityDefinitions, as little of the metadata as clients of these tables ask for."""
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Final
+
+from sandbox.dataverse.columns import Column, Kind, Table
+from sandbox.dataverse.errors import no_segment, not_supported
+from sandbox.dataverse.operation import Operation, Reply, Segment
+from sandbox.dataverse.schema import TABLES
+
+_NAMESPACE: Final = "Microsoft.Dynamics.CRM."
+_TYPES: Final = {
+    Kind.ID: "Uniqueidentifier",
+    Kind.LOOKUP: "Lookup",
+    Kind.TEXT: "String",
+    Kind.INTEGER: "Integer",
+    Kind.VERSION: "BigInt",
+    Kind.CHOICE: "Picklist",
+    Kind.BOOLEAN: "Boolean",
+    Kind.MONEY: "Money",
+    Kind.DECIMAL: "Decimal",
+    Kind.DATE: "DateTime",
+    Kind.DATETIME: "DateTime",
+}
+_TYPES_OF: Final = {
+    "statecode": "State",
+    "statuscode": "Status",
+    "ownerid": "Owner",
+    "customerid": "Customer",
+}
+
+
+def definitions(operation: Operation, first: Segment, rest: Sequence[Segment]) -> Reply:
+    """Describe a table, its columns or its choices. Raises RequestRefused (404, 501)."""
+    if operation.method != "GET":
+        raise not_supported("changing tables")
+    condition = operation.options.get("$filter", "")
+    if first.key is None and not rest:
+        return _reply([_definition(table) for table in _tables(condition)])
+    match = re.fullmatch(r"LogicalName='(\w+)'", first.key or "")
+    if match is None or match[1] not in TABLES:
+        raise no_segment("EntityDefinitions")
+    table = TABLES[match[1]]
+    names = [segment.name for segment in rest]
+    if not names:
+        return Reply(HTTPStatus.OK, _definition(table))
+    if names == ["Attributes"]:
+        return _reply([_attribute(table, column) for column in _columns(table, condition)])
+    if names == ["Attributes", f"{_NAMESPACE}PicklistAttributeMetadata"]:
+        return _reply(_picklists(table))
+    raise not_supported("this part of EntityDefinitions")
+
+
+def _reply(rows: list[dict[str, object]]) -> Reply:
+    return Reply(HTTPStatus.OK, {"value": rows})
+
+
+def _tables(condition: str) -> list[Table]:
+    match = re.fullmatch(r"LogicalName eq '(\w+)'", condition)
+    if match is None:
+        raise not_supported("EntityDefinitions without a filter on LogicalName")
+    return [TABLES[match[1]]] if match[1] in TABLES else []
+
+
+def _columns(table: Table, condition: str) -> list[Column]:
+    match = re.fullmatch(r"(?:LogicalName eq '(\w+)')?", condition)
+    if match is None:
+        raise not_supported("conditions on Attributes other than one on LogicalName")
+    return [
+        column
+        for column in table.columns.values()
+        if not column.secret and (not condition or column.name == match[1])
+    ]
+
+
+def _definition(table: Table) -> dict[str, object]:
+    return {
+        "LogicalName": table.name,
+        "EntitySetName": table.set_name,
+        "PrimaryIdAttribute": table.key,
+        "PrimaryNameAttribute": table.primary_name,
+        "ObjectTypeCode": table.code,
+    }
+
+
+def _attribute(table: Table, column: Column) -> dict[str, object]:
+    described: dict[str, object] = {
+        "LogicalName": column.name,
+        "EntityLogicalName": table.name,
+        "AttributeType": _TYPES_OF.get(column.name, _TYPES[column.kind]),
+        "IsPrimaryId": column.name == table.key,
+        "IsCustomAttribute": column.name.startswith("new_"),
+    }
+    if column.lookup:
+        described["Targets"] = list(column.lookup.targets)
+    return described
+
+
+def _picklists(table: Table) -> list[dict[str, object]]:
+    return [
+        {
+            "LogicalName": column.name,
+            "OptionSet": {
+                "Options": [
+                    {"Value": value, "Label": {"LocalizedLabels": [{"Label": label, "LanguageCode": 1033}]}}
+                    for value, label in column.labels.items()
+                ]
+            },
+        }
+        for column in table.columns.values()
+        if column.kind is Kind.CHOICE and column.name not in ("statecode", "statuscode")
+    ]

@@ -1,0 +1,213 @@
+"""One request to the Web API, alone or within a batch: its URL and headers, parsed, and what it is replied."""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from sandbox.dataverse.columns import InvalidValue, Table, guid
+from sandbox.dataverse.errors import RequestRefused, bad_request, no_segment, not_supported
+from sandbox.dataverse.payload import included_annotations
+
+ROOT: Final = "/api/data/v9.2"
+MAX_PAGE: Final = 5000
+_SERVICE_ROOT = re.compile(r"/api/data/v9\.[0-2](?=/|\Z)")
+_SEGMENT = re.compile(r"([\w.$]+)(?:\((.*)\))?\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A step of a path, and what stands in parentheses behind it."""
+
+    name: str
+    key: str | None
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """What the Prefer header asks for."""
+
+    representation: bool
+    annotations: tuple[str, ...]
+    page_size: int
+
+    @property
+    def applied(self) -> dict[str, str]:
+        """Name the preferences that were honoured."""
+        applied = []
+        if self.annotations:
+            applied.append(f'odata.include-annotations="{",".join(self.annotations)}"')
+        if self.representation:
+            applied.append("return=representation")
+        if self.page_size < MAX_PAGE:
+            applied.append(f"odata.maxpagesize={self.page_size}")
+        return {"Preference-Applied": ",".join(applied)} if applied else {}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One request, alone or within a batch; `url` is absolute or from the service's root."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    content_id: str | None = None
+
+    def header(self, name: str) -> str | None:
+        """Return a header; names of `headers` are in lower case."""
+        return self.headers.get(name)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is barred from change sets: retrieves and functions."""
+        return self.method == "GET"
+
+    @property
+    def may_write(self) -> bool:
+        """Whether it needs a transaction that may change rows; the retrieval of an invoice calculates it."""
+        return self.method != "GET" or "/invoices(" in self.url or self.url.startswith("invoices(")
+
+    @cached_property
+    def path(self) -> str:
+        """The URL's path, as it stands."""
+        return urlsplit(self.url).path
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The steps of the path behind the service's root. Raises RequestRefused (404)."""
+        return [
+            _segment(unquote(text))
+            for text in split(_SERVICE_ROOT.sub("", self.path, count=1).strip("/"), "/")
+        ]
+
+    @cached_property
+    def options(self) -> dict[str, str]:
+        """The query options, such as `$select`."""
+        return {name: value for name, value in self._query if not name.startswith("@")}
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """The values of parameters, such as `@p1`."""
+        return {name: value for name, value in self._query if name.startswith("@")}
+
+    @cached_property
+    def preferences(self) -> Preferences:
+        """The Prefer header. Raises RequestRefused (501)."""
+        text = self.header("prefer") or ""
+        for name in ("odata.track-changes", "respond-async"):
+            if name in text:
+                raise not_supported(f"the preference {name}")
+        size = re.search(r"odata\.maxpagesize\s*=\s*(\d+)", text)
+        return Preferences(
+            "return=representation" in text.replace(" ", ""),
+            included_annotations(text),
+            min(max(int(size[1]), 1), MAX_PAGE) if size else MAX_PAGE,
+        )
+
+    @cached_property
+    def _query(self) -> list[tuple[str, str]]:
+        return parse_qsl(urlsplit(self.url).query, keep_blank_values=True)
+
+    def next_page(self, offset: int) -> str:
+        """Return path and query of the page that begins with this row."""
+        token = base64.urlsafe_b64encode(json.dumps({"skip": offset}).encode()).decode()
+        options = {**self.options, "$skiptoken": token}
+        return f"{self.path}?" + "&".join(f"{name}={quote(value)}" for name, value in options.items())
+
+    @property
+    def offset(self) -> int:
+        """The row with which the page begins. Raises RequestRefused (400)."""
+        token = self.options.get("$skiptoken")
+        if token is None:
+            return 0
+        try:
+            return int(json.loads(base64.urlsafe_b64decode(token))["skip"])
+        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            raise bad_request("The paging cookie is not valid.") from error
+
+    @property
+    def top(self) -> int | None:
+        """How many rows to return at most. Raises RequestRefused (400)."""
+        text = self.options.get("$top")
+        if text is not None and not (text.isascii() and text.isdecimal()):
+            raise bad_request(f"Invalid value '{text}' for $top.")
+        return None if text is None else int(text)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one operation is replied: `content` becomes JSON, `text` is written as it is; without both, no body."""
+
+    status: HTTPStatus
+    content: object = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # The URL of the row that was made or changed, for content-ID references.
+    entity_url: str | None = None
+    text: str | None = None
+
+
+def _segment(text: str) -> Segment:
+    match = _SEGMENT.match(text)
+    if match is None:
+        raise no_segment(text)
+    return Segment(match[1], match[2])
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Split outside of parentheses and quotes."""
+    parts, depth, quoted, start = [], 0, False, 0
+    for position, character in enumerate(text):
+        if character == "'":
+            quoted = not quoted
+        elif quoted:
+            continue
+        elif character in "()":
+            depth += 1 if character == "(" else -1
+        elif character == separator and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]
+
+
+def named_with_options(text: str) -> tuple[str, dict[str, str]]:
+    """Read `name($select=…;$filter=…)`, an item of `$expand`."""
+    match = _SEGMENT.match(text)
+    items = split((match and match[2]) or "", ";")
+    options = dict(item.strip().partition("=")[::2] for item in items if item)
+    return (match[1] if match else text), options
+
+
+def record_id(table: Table, key: str) -> str:
+    """Read the key of a row. Raises RequestRefused (400, 501)."""
+    name, _, value = key.rpartition("=")
+    if name not in ("", table.key):
+        raise not_supported("alternate keys")
+    try:
+        return guid(value)
+    except InvalidValue as error:
+        raise bad_request(f"Error in query syntax: {error}", "0x8006088a") from error
+
+
+def literal(text: str) -> object:
+    """Read a function's parameter: JSON, a quoted string, or the bare text of a GUID."""
+    if text.startswith("'"):
+        return text[1:-1].replace("''", "'")
+    try:
+        return json.loads(text)
+    except ValueError:
+        # Microsoft's examples write objects with single quotes.
+        return text
+
+
+def method_not_allowed(method: str) -> RequestRefused:
+    """Refuse a method that a resource does not take."""
+    return RequestRefused(
+        HTTPStatus.METHOD_NOT_ALLOWED, "0x80060880", f"The requested resource does not support {method}."
+    )

@@ -1,0 +1,150 @@
+"""What is offered and what is refused, over HTTPS: the page says it, and it is true."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sandbox.dataverse import Depth, seed
+from sandbox.dataverse.schema import ACT_ON_BEHALF
+from sandbox.identity import Identity
+
+if TYPE_CHECKING:
+    from tests.sandbox.dataverse.conftest import Client, World
+
+PAGE = (Path(__file__).parents[3] / "docs" / "sandbox.md").read_text()
+REFUSALS = re.findall(r"^\| (`(?:GET|POST) [^|]*) \| `(\d{3}) ([^`|]*)` \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("request_cell", "status", "text"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_the_page_says_what_is_refused_and_how(
+    https_world: World, request_cell: str, status: str, text: str
+) -> None:
+    world = https_world
+    request, *headers = re.findall(r"`([^`]*)`", request_cell)
+    filled = request.replace("{opportunity}", world.demo.opportunities[0])
+    method, path, *body = filled.split(" ", 2) if " {" in filled else filled.split(" ", 1)
+    named = dict(header.split(": ") for header in headers if ": " in header)
+    named = {name: value.replace("{user}", world.function_user) for name, value in named.items()}
+    response = world.admin.call(method, path, json.loads(body[0]) if body else None, named)
+    assert response.status_code == int(status)
+    assert text.removeprefix("… ") in response.json()["error"]["message"]
+
+
+def test_the_page_has_the_refusals() -> None:
+    assert len(REFUSALS) > 20
+
+
+def test_a_single_property_is_read_set_and_emptied(https_world: World) -> None:
+    client = https_world.admin
+    path = f"accounts({https_world.demo.accounts[0]})/telephone1"
+    assert client.call("GET", path).status_code == 204
+    assert client.call("PUT", path, {"value": "555"}).status_code == 204
+    assert client.get(path)["value"] == "555"
+    assert client.call("DELETE", path).status_code == 204
+    assert client.call("GET", path).status_code == 204
+
+
+def test_a_property_takes_a_value_of_its_kind_only(https_world: World) -> None:
+    client = https_world.admin
+    account = f"accounts({https_world.demo.accounts[0]})"
+    assert client.call("PUT", f"{account}/name", {"value": 7}).status_code == 400
+    assert client.call("PUT", f"{account}/name", {"name": "x"}).status_code == 400
+    assert client.call("PUT", f"{account}/createdon", {"value": "2026-01-01"}).status_code == 400
+    assert client.call("PUT", f"{account}/nothing", {"value": "x"}).status_code == 405
+    assert client.call("POST", f"{account}/name", {"value": "x"}).status_code == 405
+    assert client.call("GET", f"{account}/nothing").status_code == 404
+
+
+def test_rows_are_counted(https_world: World) -> None:
+    client = https_world.admin
+    response = client.call("GET", "opportunities/$count")
+    assert response.headers["Content-Type"] == "text/plain"
+    assert response.text == str(len(https_world.demo.opportunities))
+    assert client.call("GET", "opportunities/$count?$filter=statecode eq 1").text == "0"
+    opportunity = https_world.demo.opportunities[0]
+    lines = client.rows(f"opportunities({opportunity})/product_opportunities")
+    assert client.call("GET", f"opportunities({opportunity})/product_opportunities/$count").text == str(
+        len(lines)
+    )
+    (part,) = client.answers(client.batch(client.operation("GET", "opportunities/$count")))
+    assert part.body == str(len(https_world.demo.opportunities))
+
+
+def test_the_columns_of_a_table_are_described(https_world: World) -> None:
+    path = "EntityDefinitions(LogicalName='invoice')/Attributes"
+    described = {row["LogicalName"]: row for row in https_world.admin.rows(path)}
+    kinds = {
+        "invoiceid": "Uniqueidentifier",
+        "totalamount": "Money",
+        "customerid": "Customer",
+        "ownerid": "Owner",
+        "statecode": "State",
+        "statuscode": "Status",
+        "duedate": "DateTime",
+        "new_costcenter": "String",
+        "new_channel": "Picklist",
+        "new_project": "Lookup",
+    }
+    assert {name: described[name]["AttributeType"] for name in kinds} == kinds
+    assert described["new_project"]["Targets"] == ["new_project"]
+    assert not any(name.startswith("_") for name in described)
+    (one,) = https_world.admin.rows(f"{path}?$filter=LogicalName eq 'new_project'")
+    assert one == described["new_project"]
+    assert https_world.admin.rows(f"{path}?$filter=LogicalName eq 'nothing'") == []
+
+
+# --- on behalf of others ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gateway(https_world: World) -> Client:
+    """Give a client that may act on behalf of others, and read opportunities and accounts itself."""
+    names = ["prvReadOpportunity", "prvReadAccount", ACT_ON_BEHALF]
+    return https_world.new_client(names)
+
+
+@pytest.mark.parametrize("header", ["MSCRMCallerID", "CallerObjectId"])
+def test_acting_for_others_is_refused_without_the_privilege(https_world: World, header: str) -> None:
+    client, value = https_world.function, https_world.demo.sellers[0]
+    alone = client.call("GET", "WhoAmI", headers={header: value})
+    assert alone.status_code == 403
+    assert alone.json()["error"]["code"] == "0x80040220"
+    assert ACT_ON_BEHALF in alone.json()["error"]["message"]
+    part = client.operation("GET", "WhoAmI", **{header: value})
+    note = client.operation("POST", "annotations", "{}", **{header: value})
+    refused, nested = client.answers(client.batch(part, client.change_set(note)))
+    assert (refused.status, nested.nested[0].status) == (403, 403)
+
+
+def test_with_the_privilege_both_users_limit_what_is_done(https_world: World, gateway: Client) -> None:
+    seller = https_world.demo.sellers[0]
+    as_seller = {"MSCRMCallerID": seller}
+    assert gateway.call("GET", "WhoAmI", headers=as_seller).json()["UserId"] == seller
+    assert gateway.call("GET", "opportunities", headers=as_seller).status_code == 200
+    # The seller may read contacts, the gateway may not.
+    assert gateway.call("GET", "contacts", headers=as_seller).status_code == 403
+    (part,) = gateway.answers(gateway.batch(gateway.operation("GET", "WhoAmI", MSCRMCallerID=seller)))
+    assert json.loads(part.body)["UserId"] == seller
+
+
+def test_a_user_is_named_by_its_object_id(https_world: World, gateway: Client) -> None:
+    identity = Identity.named("colleague")
+    user = seed.add_application_user(https_world.app, identity.client_id, identity.object_id)
+    answer = gateway.call("GET", "WhoAmI", headers={"CallerObjectId": identity.object_id})
+    assert answer.json()["UserId"] == user
+    unknown = gateway.call("GET", "WhoAmI", headers={"CallerObjectId": user})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (403, "0x80072560")
+
+
+def test_the_privilege_of_a_team_does_not_count(https_world: World) -> None:
+    client = https_world.new_client(["prvReadAccount"])
+    role = seed.add_role(https_world.app, [ACT_ON_BEHALF], depth=Depth.GLOBAL, name="Delegate")
+    member = client.get("WhoAmI")["UserId"]
+    seed.add_team(https_world.app, "Delegates", roles=[role], members=[member])
+    seller = {"MSCRMCallerID": https_world.demo.sellers[0]}
+    assert client.call("GET", "WhoAmI", headers=seller).status_code == 403
