@@ -5,7 +5,10 @@ Test folders are no packages, so what they share is loaded from its file here an
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,3 +101,27 @@ def watch_topic(
     for message in published:
         assert isinstance(message.body, bytes)
         published_event_checker(message.body, message.application_properties, message.content_type or "")
+
+
+@pytest.fixture(scope="session")
+def node_with_packages() -> Callable[[Path], str]:
+    """Return a function that installs what a folder's package-lock.json lists, and returns the path of Node.js."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("Node.js with npm is not installed: what needs it is not tested.")
+
+    def install(folder: Path) -> str:
+        installed, wanted = folder / "node_modules" / ".package-lock.json", folder / "package-lock.json"
+        with wanted.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # pytest -n runs this in several processes.
+            if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
+                subprocess.run(  # noqa: S603 - arguments of our own
+                    [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+                    cwd=folder,
+                    check=True,
+                    capture_output=True,
+                    timeout=100,
+                )
+        return node
+
+    return install
