@@ -17,7 +17,7 @@ FUZZ_INPUTS ?= 1000000
 PIP := $(BIN)/python sandbox/install.py
 # In the sandbox, Dataverse is set up by the same command as in a real environment.
 CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
-CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks
+CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks examples
 
 .DEFAULT_GOAL := help
 .PHONY: help demo start test test-all faults fuzz mutants bench package scan check format clean lock
