@@ -20,7 +20,8 @@ from shared.errors import DataverseThrottled, RecordNotFound
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from shared.dataverse import ChangeSet, Dataverse, Read, Response
+    from shared.dataverse import ChangeSet, Dataverse, Read
+    from shared.response import Response
 
 Row = dict[str, Any]
 Result = TypeVar("Result")
@@ -30,6 +31,7 @@ _SECONDS = 120.0
 _PAGE = 1000
 # Seconds to wait in all where Dataverse asks to hold back; each wait is one at least.
 _PATIENCE = 600.0
+_RETRY_AFTER_ABSENT = 10.0
 _READ_HEADERS = {"If-None-Match": "null"}
 _WRITE_HEADERS = {"Content-Type": "application/json; charset=utf-8"}
 # Of whatever operations creates in Dataverse.
@@ -127,10 +129,11 @@ class WebApi:
             try:
                 return ask()
             except DataverseThrottled as error:
-                patience -= error.retry_after
+                wait = error.retry_after or _RETRY_AFTER_ABSENT
+                patience -= wait
                 if patience < 0:
                     raise
-                self._clock.sleep(error.retry_after)
+                self._clock.sleep(wait)
 
     def _document(self, path: str, headers: Mapping[str, str]) -> Row:
         return self._ask("GET", path, headers).json()

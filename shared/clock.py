@@ -1,25 +1,25 @@
-"""Time as the function uses it, and the one deadline of an invocation that is handed down to every call.
+"""Time as the function uses it, and the one deadline of an invocation that is passed to every call.
 
-Time is injected, so that tests run hours in milliseconds. What it leaves to others: how long things may take is
-decided in `settings.py` and next to each call.
+Time is injected, so that tests run hours in milliseconds. How long things may take is decided in `settings.py` and next
+to each call.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where time comes from."""
+    """A source of time."""
 
     def monotonic(self) -> float:
         """Return seconds that never go back, for deadlines."""
 
     def now(self) -> datetime:
-        """Return the date and time in UTC, aware, for what is told to others."""
+        """Return the date and time in UTC, aware, for what other systems receive."""
 
     def sleep(self, seconds: float) -> None:
         """Let `seconds` pass."""
@@ -43,7 +43,7 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on the monotonic clock after which nobody waits any more."""
+    """A moment on the monotonic clock; no call waits beyond it."""
 
     clock: Clock
     at: float
@@ -70,3 +70,29 @@ class Deadline:
     def earlier(self, seconds: float) -> Deadline:
         """Return the deadline `seconds` before this one: what comes after needs that long."""
         return Deadline(self.clock, self.at - seconds)
+
+
+class BrokerClock:
+    """The broker's time, as far as its messages show it: a worker's clock may be slow.
+
+    A message cannot be delivered before the broker made it available, so each delivery shows how late it is at least.
+    From there only the monotonic clock counts, so a correction of the worker's clock changes nothing.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # A moment of the broker, and the monotonic clock at or after it.
+        self._latest = datetime.min.replace(tzinfo=UTC), clock.monotonic()
+
+    def observe(self, made_available: datetime) -> None:
+        """Note that a message was made available at this moment, and has been delivered."""
+        if made_available > self._at_least():
+            self._latest = made_available, self._clock.monotonic()
+
+    def now(self) -> datetime:
+        """Return the worker's time, or the broker's where that is known to be later."""
+        return max(self._clock.now(), self._at_least())
+
+    def _at_least(self) -> datetime:
+        moment, since = self._latest
+        return moment + timedelta(seconds=self._clock.monotonic() - since)

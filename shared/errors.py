@@ -144,11 +144,11 @@ class DataverseUnavailable(RetryOutage):
 
 
 class DataverseThrottled(RetryOutage):
-    """A limit was exceeded. `retry_after` is how many seconds to wait."""
+    """A limit was exceeded. `retry_after` is how many seconds to wait, None where the response does not say."""
 
     advice = "Lower maxConcurrentCalls or the number of instances, then replay the message."
 
-    def __init__(self, description: str, *, retry_after: float, request_id: str | None = None) -> None:
+    def __init__(self, description: str, *, retry_after: float | None, request_id: str | None = None) -> None:
         super().__init__(description, request_id=request_id)
         self.retry_after = retry_after
 

@@ -1,56 +1,58 @@
 """One message: parse → ensure the invoice → publish; then an error's own decision is carried out.
 
-A copy for later is sent before the original is completed, which the host does when `handle` returns: completing first
-would lose the message in a crash between the two.
+A retry is scheduled before the original is completed, which the host does when `handle` returns: completing first would
+lose the message in a crash between the two.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from shared.clock import Deadline
+from shared.clock import BrokerClock, Deadline
 from shared.errors import DataverseThrottled, OpportunityStillOpen, ParkNow, RetryLater, RetryPolicy
-from shared.invoice import Invoice
 from shared.invoice_created import invoice_created
-from shared.message import Ignored, RetryState
-from shared.opportunity_won import OpportunityWon, compact_event, parse_event
+from shared.message import Delivery, Ignored, RetryState
+from shared.opportunity_won import compact_event, parse_event
+from shared.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shared.clock import Clock
+    from shared.invoice import Invoice
     from shared.message import Message
+    from shared.opportunity_won import OpportunityWon
     from shared.service_bus import ServiceBus
     from shared.settings import RetrySettings
 
 _logger = logging.getLogger(__name__)
 
-# Beyond this the delay has long reached its cap; it keeps the power of two small.
-_MOST_BACKOFF = 20
-# Seconds by which a throttled message may come later than it was told to.
-_MOST_JITTER = 10.0
+# Beyond this the delay has long reached its maximum; it keeps the power of two small.
+_MAX_BACKOFF: Final = 20
+# Seconds by which the retry of a throttled message may come later than it was asked to.
+_MAX_JITTER: Final = 10.0
 
 
 class EnsureInvoice(Protocol):
     """What finds or generates the invoice; see `Invoicing.ensure_invoice`."""
 
     def __call__(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
-        """Return the invoice of a won opportunity, or why there is none to make."""
+        """Return the invoice of a won opportunity, or why there is nothing to invoice."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The Dataverse environment that is served: its address, and its id where events are checked against it."""
+    """The Dataverse environment: its address, and its id where events are checked against it."""
 
     url: str
     organization_id: str | None
 
 
 class Handler:
-    """Brings messages to their end. `random` gives numbers from 0 to 1 for the jitter."""
+    """Processes messages. `random` gives numbers from 0 to 1 for the jitter."""
 
     def __init__(
         self,
@@ -69,16 +71,17 @@ class Handler:
         self._retry = retry
         self._invocation_deadline = invocation_deadline
         self._clock = clock
+        self._broker_clock = BrokerClock(clock)
         self._random = random
 
     def handle(self, message: Message, *, traceparent: str | None = None) -> None:
         """Return when the message may be completed.
 
-        Raises ServiceBusUnavailable, and whatever is a bug: then the host abandons the message.
+        Raises ServiceBusUnavailable, and any exception that is a bug: then the host abandons the message.
         """
-        state = RetryState.of(message)
+        self._broker_clock.observe(message.enqueued_at)
         deadline = Deadline.after(self._clock, self._invocation_deadline)
-        won: OpportunityWon | None = None
+        delivery = Delivery(message, RetryState.of(message), deadline)
         try:
             event = parse_event(
                 message.body,
@@ -87,95 +90,73 @@ class Handler:
                 organization_id=self._environment.organization_id,
             )
             if isinstance(event, Ignored):
-                _logger.info("ignored: %s root=%s", event.reason, state.root)
+                _logger.info("ignored: %s %s", event.reason, delivery)
                 return
-            won = event
-            # What is left of the time is for putting the message aside, should this fail.
-            self._invoice(won, state, traceparent, deadline.earlier(self._invocation_deadline / 4))
+            delivery = replace(
+                delivery, opportunity_id=event.opportunity_id, compact_body=compact_event(event)
+            )
+            self._invoice(event, delivery, traceparent)
         except RetryLater as error:
-            self._try_later(message, won, state, error, deadline)
+            self._retry_later(delivery, error)
         except ParkNow as error:
-            self._park(message, won, state, error, deadline)
+            self._park(delivery, error)
 
-    def _invoice(
-        self, won: OpportunityWon, state: RetryState, traceparent: str | None, deadline: Deadline
-    ) -> None:
-        outcome = self._ensure_invoice(won.opportunity_id, deadline)
-        if not isinstance(outcome, Invoice):
-            _logger.info("ignored: %s opportunity=%s root=%s", outcome.reason, won.opportunity_id, state.root)
+    def _invoice(self, event: OpportunityWon, delivery: Delivery, traceparent: str | None) -> None:
+        # The last quarter of the time is for scheduling a retry, should this fail.
+        deadline = delivery.deadline.earlier(self._invocation_deadline / 4)
+        outcome = self._ensure_invoice(event.opportunity_id, deadline)
+        if isinstance(outcome, Ignored):
+            _logger.info("ignored: %s %s", outcome.reason, delivery)
             return
-        event = invoice_created(
+        created = invoice_created(
             outcome,
             dataverse_url=self._environment.url,
-            correlation_id=won.correlation_id,
+            correlation_id=event.correlation_id,
             traceparent=traceparent,
         )
-        self._service_bus.publish(event, deadline)
+        self._service_bus.publish(created, deadline)
         _logger.info(
-            "published: opportunity=%s invoice=%s event=%s attempt=%d age=%ds root=%s",
-            won.opportunity_id,
+            "published: opportunity=%s invoice=%s event=%s %s",
+            event.opportunity_id,
             outcome.id,
-            event.message_id,
-            state.attempt,
-            state.age.total_seconds(),
-            state.root,
+            created.message_id,
+            delivery.state,
         )
 
-    def _try_later(
-        self,
-        message: Message,
-        won: OpportunityWon | None,
-        state: RetryState,
-        error: RetryLater,
-        deadline: Deadline,
-    ) -> None:
-        if self._used_up(state, error.policy):
+    def _retry_later(self, delivery: Delivery, error: RetryLater) -> None:
+        if self._used_up(delivery.state, error.policy):
             if isinstance(error, OpportunityStillOpen):
-                _logger.info("ignored: the win was withdrawn %s", _about(won, state))
-                return
-            self._park(message, won, state, error, deadline)
+                _logger.info("ignored: the win was withdrawn %s", delivery)
+            else:
+                self._park(delivery, error)
             return
-        delay, backoff = self._delay(state, error)
-        self._service_bus.schedule(
-            message,
-            state.next(error, backoff=backoff),
-            error,
-            self._clock.now() + delay,
-            compact_event(won) if won else None,
-            deadline,
-        )
+        delay, backoff = self._delay(delivery.state, error)
+        retry = delivery.state.next(error, backoff=backoff)
+        self._service_bus.schedule(delivery, retry, error, self._broker_clock.now() + delay)
         _logger.warning(
-            "retry: reason=%s in=%ds %s: %s", error.reason, delay.total_seconds(), _about(won, state), error
+            "retry: reason=%s in=%ds %s: %s",
+            error.reason,
+            delay.total_seconds(),
+            delivery,
+            one_line(str(error)),
         )
 
     def _used_up(self, state: RetryState, policy: RetryPolicy) -> bool:
-        # The longest policy bounds the whole time of a message that changes between policies.
+        # The outage policy also bounds the whole time of a message that changes between policies.
         bounds = self._retry.bounds
         return state.age_in(policy) >= bounds[policy] or state.age >= bounds[RetryPolicy.OUTAGE]
 
     def _delay(self, state: RetryState, error: RetryLater) -> tuple[timedelta, int]:
-        """Return how long to wait, and the back-off of the copy."""
-        if isinstance(error, DataverseThrottled):
-            # Its own time, and some more so that not all come back at once: only some, since the host takes no more
-            # than it can handle anyway, and what comes late leaves capacity unused. It says nothing of a next failure.
-            jitter = min(0.2 * error.retry_after, _MOST_JITTER) + 1
+        """Return how long to wait, and the back-off of the retry."""
+        if isinstance(error, DataverseThrottled) and error.retry_after is not None:
+            # The time that was asked for, and little more so that not all come back at once: the host takes no more
+            # than it can handle, and a late retry leaves capacity unused. It says nothing of the next failure.
+            jitter = min(0.2 * error.retry_after, _MAX_JITTER) + 1
             return timedelta(seconds=error.retry_after + jitter * self._random()), state.backoff
-        grown = self._retry.first_delay * 2 ** min(state.backoff, _MOST_BACKOFF)
+        grown = self._retry.first_delay * 2 ** min(state.backoff, _MAX_BACKOFF)
         longest = min(grown, self._retry.longest_delay)
         return longest * (0.5 + 0.5 * self._random()), state.backoff + 1
 
-    def _park(
-        self,
-        message: Message,
-        won: OpportunityWon | None,
-        state: RetryState,
-        error: RetryLater | ParkNow,
-        deadline: Deadline,
-    ) -> None:
-        self._service_bus.park(message, state, error, deadline)
-        _logger.error("parked: reason=%s %s: %s", error.reason, _about(won, state), error)
-
-
-def _about(won: OpportunityWon | None, state: RetryState) -> str:
-    opportunity = won.opportunity_id if won else "unknown"
-    return f"opportunity={opportunity} attempt={state.attempt} age={state.age.total_seconds():.0f}s root={state.root}"
+    def _park(self, delivery: Delivery, error: RetryLater | ParkNow) -> None:
+        self._service_bus.park(delivery, error)
+        _logger.error("parked: reason=%s %s: %s", error.reason, delivery, one_line(str(error)))

@@ -1,53 +1,46 @@
 """Exactly one invoice per won opportunity.
 
-The action has no idempotency key and the caller cannot choose the invoice's id, so asking twice bills twice; and a look
-before the call does not help against two at once. What does: a change set is one transaction, and a note's primary key
-can be chosen. The note that goes with the call, its id derived from the opportunity's, is the claim: whoever comes
-second changes nothing. What happened is read afterwards, never inferred from a status or a code, so every step may be
-repeated after any doubtful answer.
+The action has no idempotency key and the caller cannot choose the invoice's id: calling it twice bills twice, and
+checking first does not help against two concurrent callers. What does: a change set is one transaction, and the
+caller can choose a note's primary key. The note that is created together with the invoice, its id derived from the
+opportunity's, is the claim: a later or concurrent attempt changes nothing. The outcome is read afterwards and never
+inferred from a status or a code, so every step may be repeated after any doubtful response.
 """
 
 from __future__ import annotations
 
 import uuid
-from enum import IntEnum
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from shared.dataverse import ChangeSet, Read, Write
 from shared.errors import (
     ClaimedWithoutInvoice,
     DataverseUnavailable,
+    InvoiceOutdated,
     OpportunityNotFound,
     OpportunityStillOpen,
     RecordNotFound,
 )
-from shared.invoice import Currency, Customer, Invoice, OrderedOpportunity
+from shared.invoice import Invoice, Opportunity, OpportunityState, OrderedOpportunity
 from shared.message import Ignored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
     from shared.clock import Deadline
-    from shared.dataverse import Dataverse, Response
+    from shared.dataverse import Dataverse
     from shared.record import Record
+    from shared.response import Response
 
-# A contract with the notes that are already in Dataverse: another value would bill every opportunity again.
-_CLAIMS = uuid.UUID("79c72b69-1915-4bc2-bd91-3c6b28267760")
+# A contract with the notes in Dataverse: another value would bill every opportunity again.
+_CLAIMS: Final = uuid.UUID("79c72b69-1915-4bc2-bd91-3c6b28267760")
+_CLAIM_SUBJECT: Final = "Invoice generated automatically"
 
-_INVOICE_COLUMNS = (
-    "invoiceid,invoicenumber,name,totalamount,createdon,statecode,pricingerrorcode,"
-    "_customerid_value,_opportunityid_value,_transactioncurrencyid_value"
-)
-
-
-class OpportunityState(IntEnum):
-    """`statecode` of an opportunity. Never `statuscode`: won reasons can be customised."""
-
-    OPEN = 0
-    WON = 1
-    LOST = 2
-
-
-_INVOICE_CANCELED = 3
-_MAX_DECIMAL_PLACES = 10
+_ORDER_CANCELED: Final = 2
+_INVOICE_CANCELED: Final = 3
+_CLOSED_AS_WON: Final = 1
 
 
 class Invoicing:
@@ -58,76 +51,121 @@ class Invoicing:
         self._ordered_opportunity = ordered_opportunity
 
     def ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
-        """Return the invoice of a won opportunity, or why there is none to make.
+        """Return the invoice of a won opportunity, or why there is nothing to invoice.
 
-        `opportunity_id`: a GUID in lower case. May be called again after whatever it raised, anywhere, at any time.
+        `opportunity_id`: a GUID in lower case. May be called again at any time, on any machine, whatever it raised.
         """
-        found = self._look(opportunity_id, deadline)
-        if isinstance(found, Ignored):
-            return found
-        invoice_id = found or self._claim_and_call(opportunity_id, deadline)
-        return retrieve_invoice(self._dataverse, invoice_id, deadline)
-
-    def _look(self, opportunity_id: str, deadline: Deadline) -> str | Ignored | None:
-        """Return the id of an invoice that is there, or why none is to be made, or None: it is to be made."""
-        opportunity, invoices, orders = self._dataverse.batch(
-            [
-                Read(f"opportunities({opportunity_id})?$select=statecode"),
-                invoices_of(opportunity_id),
-                orders_of(opportunity_id),
-            ],
-            deadline,
-        )
-        state = _opportunity(opportunity).integer("statecode")
-        if state == OpportunityState.OPEN:
+        checked = _Checked.of(self._dataverse.batch(_checks_of(opportunity_id), deadline))
+        if checked.opportunity.state == OpportunityState.OPEN:
             raise OpportunityStillOpen("The opportunity is open: not won yet, or reopened.")
-        if state != OpportunityState.WON:
+        if checked.opportunity.state != OpportunityState.WON:
             return Ignored("the opportunity is not won")
-        invoice_id = oldest_active(invoices)
-        if invoice_id is not None:
-            return invoice_id
-        if orders.records() and self._ordered_opportunity is OrderedOpportunity.SKIP:
+        if (invoice_id := oldest_active(checked.invoices)) is not None:
+            invoice = self._retrieve(invoice_id, opportunity_id, deadline)
+            checked.raise_if_outdated(invoice)
+            return invoice
+        if checked.orders.records() and self._ordered_opportunity is OrderedOpportunity.SKIP:
             return Ignored("the opportunity has a sales order and is billed through it")
-        return None
+        checked.raise_if_claimed(opportunity_id)
+        return self._retrieve(self._claim_and_generate(opportunity_id, deadline), opportunity_id, deadline)
 
-    def _claim_and_call(self, opportunity_id: str, deadline: Deadline) -> str:
-        """Return the id of the opportunity's invoice, whoever made it."""
-        change_set, invoices, claims = self._dataverse.batch(
+    def _claim_and_generate(self, opportunity_id: str, deadline: Deadline) -> str:
+        """Return the id of the opportunity's invoice, generated by this call or by another one."""
+        change_set, claims, invoices = self._dataverse.batch(
             [
                 ChangeSet((claim_note(opportunity_id), generate_invoice(opportunity_id))),
-                invoices_of(opportunity_id),
                 claim_read(opportunity_id),
+                invoices_of(opportunity_id),
             ],
             deadline,
         )
-        invoice_id, claimed = oldest_active(invoices), bool(claims.records())
+        claim, invoice_id = claims.records(), oldest_active(invoices)
         if invoice_id is not None:
             return invoice_id
-        if claimed:
-            raise ClaimedWithoutInvoice(
-                "The opportunity was invoiced before, and that invoice is not there any more or is canceled.",
-                request_id=invoices.request_id,
-            )
-        # Nothing was changed: the change set's own error tells why.
+        if claim:
+            raise _claimed_without_invoice(opportunity_id, claim[0], invoices.records())
+        # Nothing was changed: the change set's own error says why.
         change_set.raise_for_status()
         raise DataverseUnavailable(
             "Dataverse reported an invoice that it does not show.", request_id=change_set.request_id
         )
 
+    def _retrieve(self, invoice_id: str, opportunity_id: str, deadline: Deadline) -> Invoice:
+        invoice = retrieve_invoice(self._dataverse, invoice_id, deadline)
+        if invoice.opportunity_id != opportunity_id:
+            raise RecordNotFound(f"The invoice {invoice_id} was moved to another opportunity meanwhile.")
+        return invoice
 
-def retrieve_invoice(dataverse: Dataverse, invoice_id: str, deadline: Deadline) -> Invoice:
-    """Read an invoice by itself: its totals are calculated when it is retrieved, not before.
 
-    Raises RecordNotFound if it is not there; whoever had found it has to look again.
-    """
-    response = dataverse.read(
-        Read(
-            f"invoices({invoice_id})?$select={_INVOICE_COLUMNS}"
-            "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
-        ),
-        deadline,
-    )
-    return _invoice(response.record())
+@dataclass(frozen=True)
+class _Checked:
+    """What the reads before the change set found."""
+
+    opportunity: Opportunity
+    claims: Response
+    invoices: Response
+    orders: Response
+    closes: Response
+
+    @classmethod
+    def of(cls, responses: Sequence[Response]) -> _Checked:
+        opportunity, *others = responses
+        try:
+            return cls(Opportunity.of(opportunity.record()), *others)
+        except RecordNotFound as error:
+            raise OpportunityNotFound(error.description, request_id=error.request_id) from error
+
+    def raise_if_claimed(self, opportunity_id: str) -> None:
+        """Raise ClaimedWithoutInvoice for an opportunity that has the claim; it has no active invoice."""
+        for claim in self.claims.records():
+            raise _claimed_without_invoice(opportunity_id, claim, self.invoices.records())
+
+    def raise_if_outdated(self, invoice: Invoice) -> None:
+        """Raise InvoiceOutdated where a person has to decide: invoiced by us, changed and won again since.
+
+        A difference alone proves nothing: a person may have corrected the invoice, or a plug-in may calculate it. It
+        counts if the opportunity was won again since we invoiced it, and nobody has created another invoice after that.
+        """
+        differences = self.opportunity.differences(invoice)
+        if not differences or not self.claims.records():
+            return
+        won_at = latest_win(self.closes)
+        if won_at is not None and won_at > max(row.time("createdon") for row in active(self.invoices)):
+            raise InvoiceOutdated(
+                f"The invoice {invoice.id} was created on {invoice.created_on:%Y-%m-%d %H:%M} UTC, and the opportunity "
+                f"was changed and won again on {won_at:%Y-%m-%d %H:%M} UTC: {'; '.join(differences)}.",
+                request_id=self.closes.request_id,
+            )
+
+
+def _claimed_without_invoice(
+    opportunity_id: str, claim: Record, invoices: Sequence[Record]
+) -> ClaimedWithoutInvoice:
+    """Return the error that says what is the case: whose note it is, and what became of the invoice."""
+    note = f"The note {claim_of(opportunity_id)}"
+    if claim.optional_guid("_objectid_value") != opportunity_id:
+        text = (
+            f"{note} has the id of this opportunity's claim and belongs to another record: somebody created or moved "
+            "it, so whether the opportunity was invoiced is not known."
+        )
+    elif claim.text("subject") != _CLAIM_SUBJECT:
+        text = (
+            f"{note} has the id of this opportunity's claim, but not its subject: somebody created or changed it, so "
+            "whether the opportunity was invoiced is not known."
+        )
+    elif invoices:
+        text = f"{note} shows that the opportunity was invoiced before. All its invoices are canceled."
+    else:
+        text = (
+            f"{note} shows that the opportunity was invoiced before. No invoice refers to it any more: it was deleted, "
+            "or moved to another opportunity."
+        )
+    return ClaimedWithoutInvoice(text, request_id=claim.request_id)
+
+
+# ---------------------------------------------------------------------------------------------- requests
+
+_CURRENCY: Final = "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
 
 
 def claim_of(opportunity_id: str) -> str:
@@ -141,7 +179,7 @@ def claim_note(opportunity_id: str) -> Write:
         "annotations",
         {
             "annotationid": claim_of(opportunity_id),
-            "subject": "Invoice generated automatically",
+            "subject": _CLAIM_SUBJECT,
             "notetext": (
                 "This opportunity was won, and its invoice was generated automatically. "
                 "Please keep this note: it makes sure that the opportunity is not invoiced twice. "
@@ -162,8 +200,35 @@ def generate_invoice(opportunity_id: str) -> Write:
     )
 
 
+def _checks_of(opportunity_id: str) -> list[Read]:
+    # The claim before the invoices: whoever sees a claim then also sees the invoice of the same transaction.
+    return [
+        opportunity_read(opportunity_id),
+        claim_read(opportunity_id),
+        invoices_of(opportunity_id),
+        orders_of(opportunity_id),
+        wins_of(opportunity_id),
+    ]
+
+
+def opportunity_read(opportunity_id: str) -> Read:
+    """Return the retrieve of an opportunity, its totals included."""
+    return Read(
+        f"opportunities({opportunity_id})?$select=statecode,totalamount,_customerid_value,"
+        f"_transactioncurrencyid_value{_CURRENCY}"
+    )
+
+
+def claim_read(opportunity_id: str) -> Read:
+    """Return the query for the claim of an opportunity: a query, since "not found" can have other reasons."""
+    return Read(
+        "annotations?$select=annotationid,subject,_objectid_value"
+        f"&$filter=annotationid eq {claim_of(opportunity_id)}"
+    )
+
+
 def invoices_of(opportunity_id: str) -> Read:
-    """Return the read of an opportunity's invoices, the oldest first."""
+    """Return the query for an opportunity's invoices, the oldest first."""
     # By filter, never by $expand: expanded collections may be cached.
     return Read(
         f"invoices?$select=invoiceid,statecode,createdon&$filter=_opportunityid_value eq {opportunity_id}"
@@ -172,57 +237,52 @@ def invoices_of(opportunity_id: str) -> Read:
 
 
 def orders_of(opportunity_id: str) -> Read:
-    """Return the read that tells whether an opportunity has a sales order."""
-    return Read(f"salesorders?$select=salesorderid&$filter=_opportunityid_value eq {opportunity_id}&$top=1")
+    """Return the query for a sales order through which an opportunity is billed: one that is not canceled."""
+    return Read(
+        f"salesorders?$select=salesorderid&$filter=_opportunityid_value eq {opportunity_id} "
+        f"and statecode ne {_ORDER_CANCELED}&$top=1"
+    )
 
 
-def claim_read(opportunity_id: str) -> Read:
-    """Return the read that tells whether an opportunity is claimed: a query, since "not found" can mean more."""
-    return Read(f"annotations?$select=annotationid&$filter=annotationid eq {claim_of(opportunity_id)}")
+def wins_of(opportunity_id: str) -> Read:
+    """Return the query for the completed closes of an opportunity, the newest first; reopening cancels a close."""
+    return Read(
+        "opportunitycloses?$select=createdon,opportunitystatecode"
+        f"&$filter=_opportunityid_value eq {opportunity_id} and statecode eq 1&$orderby=createdon desc"
+    )
+
+
+def retrieve_invoice(dataverse: Dataverse, invoice_id: str, deadline: Deadline) -> Invoice:
+    """Read an invoice by itself: its totals are calculated when it is retrieved, not before.
+
+    Raises RecordNotFound if it does not exist.
+    """
+    read = Read(
+        f"invoices({invoice_id})?$select=invoiceid,invoicenumber,name,totalamount,createdon,statecode,pricingerrorcode,"
+        f"_customerid_value,_opportunityid_value,_transactioncurrencyid_value{_CURRENCY}"
+    )
+    return Invoice.of(dataverse.read(read, deadline).record())
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def active(invoices: Response) -> list[Record]:
+    """Return the invoices that are not canceled, created by anyone."""
+    return [row for row in invoices.records() if row.integer("statecode") != _INVOICE_CANCELED]
 
 
 def oldest_active(invoices: Response) -> str | None:
-    """Return the id of the first invoice that is not canceled, made by anyone."""
-    return next(
-        (
-            row.guid("invoiceid")
-            for row in invoices.records()
-            if row.integer("statecode") != _INVOICE_CANCELED
-        ),
-        None,
-    )
+    """Return the id of the first invoice that is not canceled."""
+    return next((row.guid("invoiceid") for row in active(invoices)), None)
 
 
-def _opportunity(response: Response) -> Record:
-    try:
-        return response.record()
-    except RecordNotFound as error:
-        raise OpportunityNotFound(error.description, request_id=error.request_id) from error
-
-
-def _invoice(row: Record) -> Invoice:
-    customer_id = row.optional_guid("_customerid_value")
-    return Invoice(
-        id=row.guid("invoiceid"),
-        number=row.text("invoicenumber"),
-        name=row.text("name"),
-        opportunity_id=row.guid("_opportunityid_value"),
-        customer=Customer(row.lookup_table("_customerid_value") or "unknown", customer_id)
-        if customer_id
-        else None,
-        total_amount=row.amount("totalamount"),
-        currency=_currency(row),
-        pricing_error_code=row.optional_integer("pricingerrorcode"),
-        created_on=row.time("createdon"),
-    )
-
-
-def _currency(row: Record) -> Currency | None:
-    currency = row.expanded("transactioncurrencyid")
-    if currency is None:
-        return None
-    iso_code, precision = currency.text("isocurrencycode"), currency.integer("currencyprecision")
-    # Without them an amount has no meaning.
-    if not iso_code or not 0 <= precision <= _MAX_DECIMAL_PLACES:
-        raise row.unexpected("transactioncurrencyid")
-    return Currency(row.guid("_transactioncurrencyid_value"), iso_code, precision)
+def latest_win(closes: Response) -> datetime | None:
+    """Return when an opportunity was last closed as won. Dataverse may leave the state of a close empty."""
+    won = (None, _CLOSED_AS_WON)
+    times = [
+        row.time("createdon")
+        for row in closes.records()
+        if row.optional_integer("opportunitystatecode") in won
+    ]
+    return max(times, default=None)

@@ -1,8 +1,8 @@
-"""The message as the Functions host hands it over, and its place in the state of copies that are tried again.
+"""A message as the Functions host delivers it, and the state of its retries.
 
-The first message of a state is its root. Every copy carries the root, its own number (attempt) and when the first one
-was seen; its message id derives from root and attempt, so that a copy that is sent twice is one message to duplicate
-detection. These ids and property names are a contract with messages that are under way when the code changes.
+A retry is a scheduled copy of the message. It carries its root (the first message), its number (the attempt) and when
+the root was first seen. Its message id derives from the delivery that it follows, so that a retry that is sent twice is
+one message to duplicate detection. Ids and property names are a contract with messages in flight.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import azure.functions as func
 
+    from shared.clock import Deadline
+
 ROOT = "InvoicingRoot"
 ATTEMPT = "InvoicingAttempt"
 BACKOFF = "InvoicingBackoff"
@@ -33,18 +35,18 @@ DEAD_LETTER_REASON = "DeadLetterReason"
 DEAD_LETTER_DESCRIPTION = "DeadLetterErrorDescription"
 PARKED_PROPERTIES = frozenset({ORIGINAL_MESSAGE_ID, DEAD_LETTER_REASON, DEAD_LETTER_DESCRIPTION})
 
-# A contract with copies that are waiting: another value would let a copy that is sent twice be handled twice.
-_COPIES = uuid.UUID("12cd282c-3602-4e3e-8807-34c9d22e81c2")
+# A contract with scheduled retries: another value would let a retry that is sent twice be processed twice.
+_RETRIES = uuid.UUID("12cd282c-3602-4e3e-8807-34c9d22e81c2")
 _PARKED = uuid.UUID("77329eb2-0826-4b03-a598-60afb751a364")
 
-# The length of a message id in Service Bus, and more copies than any state can have.
-_ID_LENGTH = 128
-_MOST_COPIES = 1_000_000
+_MAX_ROOT_LENGTH = 128
+# More retries than any message can have.
+_MAX_COUNT = 1_000_000
 
 
 @dataclass(frozen=True)
 class Message:
-    """One delivery of a message from the queue, with what the host shows of it."""
+    """A message from the queue, with what the host tells of it."""
 
     body: bytes
     message_id: str | None
@@ -79,12 +81,14 @@ class Ignored:
 
 @dataclass(frozen=True)
 class RetryState:
-    """The place of a message among the copies of its root.
+    """Where a message stands in its retries.
 
-    `backoff` counts the delays that grew; `policy_since` is when the present policy began. All times are the
-    broker's: the moments at which it made the messages available.
+    `delivery` identifies the delivered message, `root` the first one. `backoff` counts the delays that grew;
+    `policy_since` is when the present policy began. All times are the broker's: the moments at which it made the
+    messages available.
     """
 
+    delivery: str
     root: str
     attempt: int
     backoff: int
@@ -95,13 +99,15 @@ class RetryState:
 
     @classmethod
     def of(cls, message: Message) -> RetryState:
-        """Read the place from the message's own properties; a message without them is a root."""
+        """Read the state from the message's own properties; a message without them is a root."""
         properties = message.properties
-        # A stranger's clock may be ahead: a time to come would never grow old, and the state never end.
+        # The sender's clock may be fast: a message from the future would never age, and its retries never end.
         first_seen = min(_time(properties.get(FIRST_SEEN)) or message.enqueued_at, message.enqueued_at)
         policy_since = min(_time(properties.get(POLICY_SINCE)) or first_seen, message.enqueued_at)
+        delivery = _identity(message)
         return cls(
-            root=_root(properties.get(ROOT)) or _own_id(message),
+            delivery=delivery,
+            root=_root(properties.get(ROOT)) or delivery,
             attempt=_count(properties.get(ATTEMPT)),
             backoff=_count(properties.get(BACKOFF)),
             first_seen=first_seen,
@@ -110,17 +116,21 @@ class RetryState:
             seen=message.enqueued_at,
         )
 
+    def __str__(self) -> str:
+        """Return what log lines say of the state."""
+        return f"attempt={self.attempt} age={self.age.total_seconds():.0f}s root={self.root}"
+
     @property
     def age(self) -> timedelta:
-        """How long the root has been under way."""
+        """How long ago the root was first seen."""
         return max(self.seen - self.first_seen, timedelta(0))
 
     def age_in(self, policy: RetryPolicy) -> timedelta:
-        """How long the message has been tried under this policy without a break."""
+        """How long the message has been retried under this policy without a break."""
         return max(self.seen - self.policy_since, timedelta(0)) if self.policy is policy else timedelta(0)
 
     def next(self, error: RetryLater, *, backoff: int) -> RetryState:
-        """Return the place of the copy that is tried after `error`."""
+        """Return the state of the retry that follows `error`."""
         return replace(
             self,
             attempt=self.attempt + 1,
@@ -131,16 +141,18 @@ class RetryState:
 
     @property
     def message_id(self) -> str:
-        """The message id of the copy at this place: the same for everybody who makes it."""
-        return str(uuid.uuid5(_COPIES, f"{self.root}/{self.attempt}"))
+        """The message id of the retry with this state: the same for every worker that sends it."""
+        # The number and time of the delivery come from the broker. So nobody who may send can make up a message whose
+        # retry takes the id of another's retry, which duplicate detection would then drop.
+        return str(uuid.uuid5(_RETRIES, f"{self.delivery}/{self.attempt}"))
 
     @property
     def parked_message_id(self) -> str:
         """The message id under which this delivery is parked."""
-        return str(uuid.uuid5(_PARKED, f"{self.root}/{self.attempt}"))
+        return str(uuid.uuid5(_PARKED, f"{self.delivery}/{self.attempt}"))
 
     def properties(self, error: RetryLater) -> dict[str, str | int]:
-        """Return the application properties that carry this place, and the reason for people who look."""
+        """Return the application properties that carry this state, and the reason for people who read them."""
         return {
             ROOT: self.root,
             ATTEMPT: self.attempt,
@@ -152,16 +164,36 @@ class RetryState:
         }
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """One delivery of a message, the state of its retries, and the deadline of its invocation.
+
+    `opportunity_id` and `compact_body` (the event in its plain form) are known once the event has been read.
+    """
+
+    message: Message
+    state: RetryState
+    deadline: Deadline
+    opportunity_id: str | None = None
+    compact_body: bytes | None = None
+
+    def __str__(self) -> str:
+        """Return what log lines say of a delivery."""
+        return f"opportunity={self.opportunity_id or 'unknown'} {self.state}"
+
+
 def _root(value: object) -> str | None:
-    # What no message id can be is not ours, and could keep a copy from being sent.
-    return value if isinstance(value, str) and 0 < len(value) <= _ID_LENGTH and value.isprintable() else None
+    # Only what a retry of ours can carry: the root reaches log lines.
+    if isinstance(value, str) and 0 < len(value) <= _MAX_ROOT_LENGTH and value.isprintable():
+        return value
+    return None
 
 
-def _own_id(message: Message) -> str:
-    # Whether Dataverse sets a message id is not confirmed; the broker's own number and time are unique without one.
-    if message.message_id is not None:
-        return message.message_id
-    return f"{message.sequence_number}@{message.enqueued_at.isoformat()}"
+def _identity(message: Message) -> str:
+    # Never the sender's message id: senders reuse ids after hours, and the retries of two wins would share an id. A
+    # host that tells no number leaves nothing to detect duplicates by, and a retry too many is better than one lost.
+    number = uuid.uuid4() if message.sequence_number is None else message.sequence_number
+    return f"{number}@{message.enqueued_at.isoformat()}"
 
 
 def _aware(time: datetime | None) -> datetime:
@@ -179,9 +211,8 @@ def _time(value: object) -> datetime | None:
 
 
 def _count(value: object) -> int:
-    # A stranger may have set anything. Not the highest number instead: the copies of a number that stands still
-    # would have one message id, and duplicate detection would drop the second.
-    return value if isinstance(value, int) and 0 < value <= _MOST_COPIES else 0
+    # A sender may have set anything. Not the highest count instead: it would stand still, and the delays with it.
+    return value if isinstance(value, int) and 0 < value <= _MAX_COUNT else 0
 
 
 def _policy(value: object) -> RetryPolicy | None:

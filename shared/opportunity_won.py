@@ -106,7 +106,7 @@ class _Step:
 _STEPS: Final = (
     _Step(
         messages=("win", "winopportunity"),
-        tables=("opportunity", "none", ""),
+        tables=("opportunity", "opportunityclose", "none", ""),
         state=None,
         opportunity=("OpportunityClose.opportunityid", "Target", "PrimaryEntityId"),
     ),
@@ -338,7 +338,7 @@ def _guid(value: object, where: str) -> str | None:
     if value is None:
         return None
     # Not uuid.UUID: it takes underscores, digits of other scripts and hyphens anywhere.
-    match = _GUID.fullmatch(value) if isinstance(value, str) else None
+    match = _GUID.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise InvalidEvent(f"{where} is {_kind(value)}, not a GUID.")
     guid = "-".join(match.groups()).lower()
@@ -351,10 +351,7 @@ _Object = dict[str, object]  # names in lower case
 
 
 class _Repeated:
-    """Stands for a member that an object has twice: which of them counts is anybody's guess, so reading it fails.
-
-    Where nobody reads it, it does no harm.
-    """
+    """Stands for a member that an object has twice with different values: reading it fails, its presence does not."""
 
 
 _REPEATED: Final = _Repeated()
@@ -366,11 +363,16 @@ _XML_ADVICE: Final = (
 
 
 def _document(body: bytes, media_type: str, where: str = "The body") -> _Object:
+    if wrapped := _DOTNET_STRING.match(body):
+        body, media_type = _dotnet_text(body[wrapped.end() :], where), ""
+        where = f"The .NET string in {where[0].lower()}{where[1:]}"
     start = body[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start and not body.strip():
         raise InvalidEvent(f"{where} is empty.")
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:4]:
         raise InvalidEvent(f"{where} is UTF-16 or UTF-32: send UTF-8.")
+    if start.startswith(b"<string"):
+        raise InvalidEvent(f"{where} is a .NET string in XML: send the JSON text itself as the body.")
     if start.startswith(b"<"):
         raise InvalidEvent(f"{where} is XML, not JSON. {_XML_ADVICE}")
     if start.startswith((b"@", b"V")) or (media_type == "application/msbin1" and not start.startswith(b"{")):
@@ -394,11 +396,57 @@ def _document(body: bytes, media_type: str, where: str = "The body") -> _Object:
     return _object(document, where)
 
 
+# A string or a byte array that a .NET sender serialized, as Service Bus Explorer does by default: binary XML (MC-NBFX)
+# of one element with one namespace, then its content.
+_DOTNET_STRING: Final = re.compile(
+    rb"@(\x06string|\x0cbase64Binary)\x08\x33http://schemas\.microsoft\.com/2003/10/Serialization/"
+)
+# The records of content: the bytes of their length, and the encoding. The record after each (an odd number) is the same
+# and also ends the element.
+_CONTENT: Final = {
+    0x98: (1, "utf-8"),
+    0x9A: (2, "utf-8"),
+    0x9C: (4, "utf-8"),
+    0x9E: (1, ""),
+    0xA0: (2, ""),
+    0xA2: (4, ""),
+    0xA8: (0, ""),
+    0xB6: (1, "utf-16-le"),
+    0xB8: (2, "utf-16-le"),
+    0xBA: (4, "utf-16-le"),
+}
+_END_ELEMENT: Final = 0x01
+
+
+def _dotnet_text(records: bytes, where: str) -> bytes:
+    """Return the content of a serialized .NET string as UTF-8."""
+    content = b""
+    while records and records[0] != _END_ELEMENT:
+        size, encoding = _CONTENT.get(records[0] & 0xFE, (0, None))
+        length = int.from_bytes(records[1 : 1 + size], "little")
+        end = 1 + size + length
+        if encoding is None or end > len(records):
+            break
+        text = records[1 + size : end]
+        content += text.decode(encoding, "replace").encode() if encoding == "utf-16-le" else text
+        if records[0] & 1:
+            return content
+        records = records[end:]
+    else:
+        if records:
+            return content
+    raise InvalidEvent(
+        f"{where} is a .NET string in binary XML, and incomplete: send the JSON text itself as the body."
+    )
+
+
 def _members(pairs: Iterable[tuple[str, object]]) -> _Object:
     members: _Object = {}
     for name, value in pairs:
         key = name.lower()
-        members[key] = _REPEATED if key in members else value
+        # Twice the same text says one thing.
+        same = isinstance(value, str) and members.get(key) == value
+        members[key] = _REPEATED if key in members and not same else value
     return members
 
 

@@ -12,12 +12,15 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import DataverseUnavailable
+from shared.text import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Money in Dataverse stays below a quadrillion; far beyond that, exact arithmetic runs out of digits.
 _AMOUNT_BOUND = 10**15
+# More decimal places than any column has; an absurd exponent would make the arithmetic or a text explode.
+_MAX_PLACES = 30
 _LOOKUP_TABLE = "@Microsoft.Dynamics.CRM.lookuplogicalname"
 
 
@@ -44,20 +47,22 @@ class Record:
         value = self.columns.get(column)
         if value is None:
             return None
-        if (
-            isinstance(value, int | Decimal)
-            and not isinstance(value, bool)
-            and -_AMOUNT_BOUND < value < _AMOUNT_BOUND
-        ):
-            return Decimal(value)
-        raise self.unexpected(column)
+        # A bool is an int, and NaN is a float.
+        if not isinstance(value, int | Decimal) or isinstance(value, bool):
+            raise self.unexpected(column)
+        amount = Decimal(value)
+        if not -_AMOUNT_BOUND < amount < _AMOUNT_BOUND or abs(int(amount.as_tuple().exponent)) > _MAX_PLACES:
+            raise self.unexpected(column)
+        return amount
 
     def text(self, column: str) -> str | None:
-        """Return a text, or None for null."""
+        """Return a text that UTF-8 can encode, or None for null."""
         value = self.columns.get(column)
-        if value is None or isinstance(value, str):
-            return value
-        raise self.unexpected(column)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise self.unexpected(column)
+        return encodable(value)
 
     def guid(self, column: str) -> str:
         """Return a GUID in lower case with hyphens."""

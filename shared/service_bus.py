@@ -1,6 +1,6 @@
-"""The way out: publish an event, schedule a copy of a message, park it; each with a deadline that holds.
+"""Outbound messages: publish an event, schedule a retry, park a message; each within a deadline.
 
-What a copy says about its state is left to `message.py`, what is worth a retry to `handler.py`.
+What a retry says about its state is left to `message.py`, what is worth a retry to `handler.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from shared import message as names
 from shared.errors import InvoicingFailure, PublishFailed, RetryLater, ServiceBusUnavailable
 from shared.owner import Care, NotAnswered, Owner
 from shared.settings import ConnectionString
+from shared.text import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from shared.clock import Clock, Deadline
     from shared.invoice_created import InvoiceCreated
-    from shared.message import Message, RetryState
+    from shared.message import Delivery, Message, RetryState
     from shared.settings import Namespace, ServiceBusSettings
 
 _logger = logging.getLogger(__name__)
@@ -38,21 +39,23 @@ _logger = logging.getLogger(__name__)
 # send; a stuck owner is replaced together with its connection.
 _STUCK_AFTER = 15.0
 _TRY_SECONDS = 30.0
-# The pause before the next try doubles from one to the other.
+# The pause before the next attempt doubles from one to the other.
 _FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 15.0
-# A publication that fails is tried again by way of a copy, so it need not use the invocation's time up.
+_MAX_PAUSE_SECONDS = 15.0
+# A failed publication is retried by a scheduled retry, so it need not use up the time of the invocation.
 _PUBLISH_SECONDS = 40.0
 
 # Service Bus keeps at most 4,096 characters of a description.
-_DESCRIPTION_LENGTH = 4096
+_MAX_DESCRIPTION_LENGTH = 4096
 _SHORT_DESCRIPTION_LENGTH = 300
 _INT_RANGE = range(-(2**31), 2**31)
+# The properties that copies write, and copies of copies replace.
+_OF_COPIES = names.RETRY_PROPERTIES | names.PARKED_PROPERTIES
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message on its way to an entity. `due`: when it shall become available, aware; None for at once."""
+    """A message to send. `due`: when it becomes available, aware; None for at once."""
 
     body: bytes
     message_id: str
@@ -62,20 +65,39 @@ class Outgoing:
     due: datetime | None = None
     properties: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
+    @classmethod
+    def copy_of(
+        cls,
+        message: Message,
+        message_id: str,
+        properties: Mapping[str, str | int],
+        due: datetime | None = None,
+    ) -> Outgoing:
+        """Copy a message, with `properties` instead of those of earlier copies."""
+        return cls(
+            body=message.body,
+            message_id=message_id,
+            content_type=message.content_type,
+            correlation_id=message.correlation_id,
+            subject=message.subject,
+            due=due,
+            properties={**encodable_properties(message.properties, _OF_COPIES), **properties},
+        )
+
 
 class TooLarge(Exception):
-    """The broker takes no message of this size."""
+    """The broker accepts no message of this size."""
 
 
 class NotSent(Exception):
-    """The broker has not confirmed the message in time; whether it has taken it is not known."""
+    """The broker has not confirmed the message in time; whether it has accepted it is not known."""
 
 
 class Sender(Protocol):
-    """One try to send; safe under many threads."""
+    """One attempt to send; safe under many threads."""
 
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
-        """Return when the broker has taken the message; raises TooLarge or NotSent."""
+        """Return when the broker has accepted the message; raises TooLarge or NotSent."""
 
 
 class ServiceBus:
@@ -101,61 +123,36 @@ class ServiceBus:
         except (NotSent, TooLarge) as error:
             raise PublishFailed(f"The event of the invoice was not published: {error}") from error
 
-    def schedule(
-        self,
-        message: Message,
-        state: RetryState,
-        error: RetryLater,
-        due: datetime,
-        compact: bytes | None,
-        deadline: Deadline,
-    ) -> None:
-        """Send the copy at `state` to the queue; raises ServiceBusUnavailable.
+    def schedule(self, delivery: Delivery, retry: RetryState, error: RetryLater, due: datetime) -> None:
+        """Send the retry of a delivery to the queue; raises ServiceBusUnavailable."""
+        properties = retry.properties(error)
+        copy = Outgoing.copy_of(delivery.message, retry.message_id, properties, due)
+        compact = None
+        if delivery.compact_body is not None:
+            # For a message that fills the broker's limit and has no room for the properties of a retry.
+            compact = replace(
+                copy, body=delivery.compact_body, content_type="application/json", properties=properties
+            )
+        self._must_send(self._settings.opportunity_won_queue, copy, compact, delivery.deadline)
 
-        `compact`: the event in its plain form, for a message that has no room for what a copy says more.
-        """
-        copy = Outgoing(
-            body=message.body,
-            message_id=state.message_id,
-            content_type=message.content_type,
-            correlation_id=message.correlation_id,
-            subject=message.subject,
-            due=due,
-            properties={
-                **encodable_properties(message.properties, names.RETRY_PROPERTIES | names.PARKED_PROPERTIES),
-                **state.properties(error),
-            },
-        )
-        smaller = replace(
-            copy, body=compact or b"", content_type="application/json", properties=state.properties(error)
-        )
-        self._must_send(self._settings.opportunity_won_queue, copy, smaller if compact else None, deadline)
-
-    def park(self, message: Message, state: RetryState, error: InvoicingFailure, deadline: Deadline) -> None:
+    def park(self, delivery: Delivery, error: InvoicingFailure) -> None:
         """Send the message as it came, with the reason, to the failed queue; raises ServiceBusUnavailable."""
-        told: dict[str, str | int | float | bool] = {
+        message, state = delivery.message, delivery.state
+        properties: dict[str, str | int] = {
             names.DEAD_LETTER_REASON: error.reason,
-            names.DEAD_LETTER_DESCRIPTION: _description(error, _DESCRIPTION_LENGTH),
-            names.ORIGINAL_MESSAGE_ID: message.message_id or "",
+            names.DEAD_LETTER_DESCRIPTION: _description(error, _MAX_DESCRIPTION_LENGTH),
+            names.ORIGINAL_MESSAGE_ID: encodable(message.message_id or ""),
             names.ROOT: state.root,
             names.ATTEMPT: state.attempt,
             names.FIRST_SEEN: state.first_seen.isoformat(),
         }
-        parked = Outgoing(
-            body=message.body,
-            message_id=state.parked_message_id,
-            content_type=message.content_type,
-            correlation_id=message.correlation_id,
-            subject=message.subject,
-            properties={
-                **encodable_properties(message.properties, names.RETRY_PROPERTIES | names.PARKED_PROPERTIES),
-                **told,
-            },
+        parked = Outgoing.copy_of(message, state.parked_message_id, properties)
+        # For a message that fills the broker's limit. If this is too large as well, the broker dead-letters the
+        # message whole.
+        short = {**properties, names.DEAD_LETTER_DESCRIPTION: _description(error, _SHORT_DESCRIPTION_LENGTH)}
+        self._must_send(
+            self._settings.failed_queue, parked, replace(parked, properties=short), delivery.deadline
         )
-        # A message that fills the broker's limit has no room for all that. Should this be too large as well, it is
-        # left to the broker, which dead-letters the message whole.
-        short = {**told, names.DEAD_LETTER_DESCRIPTION: _description(error, _SHORT_DESCRIPTION_LENGTH)}
-        self._must_send(self._settings.failed_queue, parked, replace(parked, properties=short), deadline)
 
     def _must_send(
         self, entity: str, outgoing: Outgoing, smaller: Outgoing | None, deadline: Deadline
@@ -167,7 +164,8 @@ class ServiceBus:
                 if smaller is None:
                     raise
                 _logger.warning(
-                    "service bus: a copy for %s was too large and lost its own properties", entity
+                    "service bus: a message for %s is too large and is sent without its own properties",
+                    entity,
                 )
                 self._send(entity, smaller, deadline)
         except (NotSent, TooLarge) as error:
@@ -176,8 +174,8 @@ class ServiceBus:
     def _send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         """Try until it is sent or the deadline has passed.
 
-        What was taken though the answer was lost is sent again: harmless under the same message id where duplicates
-        are detected. The failed queue keeps them all, so the pauses grow.
+        A message whose confirmation was lost is sent again. Duplicate detection drops the second where it is on; the
+        failed queue keeps both, so the pauses grow.
         """
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -188,7 +186,7 @@ class ServiceBus:
                 if deadline.remaining <= pause:
                     raise
                 self._clock.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
             else:
                 return
 
@@ -270,7 +268,7 @@ def _amqp(outgoing: Outgoing) -> ServiceBusMessage:
 
 
 def _description(error: InvoicingFailure, length: int) -> str:
-    """Return what was wrong and what to do; the advice is kept whole where it does not all fit."""
+    """Return what is wrong and what to do; where not everything fits, the advice is kept whole."""
     advice = f" {error.advice}"
     return str(error)[: max(length - len(advice), 0)] + advice[:length]
 
@@ -278,7 +276,7 @@ def _description(error: InvoicingFailure, length: int) -> str:
 def encodable_properties(
     properties: Mapping[str, object], left_out: frozenset[str]
 ) -> dict[str, str | int | float | bool]:
-    """Return the properties that can be encoded; a stranger's property must never keep a copy from being sent."""
+    """Return the properties that can be encoded; a sender's property must never keep a copy from being sent."""
     kept: dict[str, str | int | float | bool] = {}
     for name, value in properties.items():
         if name in left_out:

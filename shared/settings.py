@@ -1,7 +1,7 @@
 """App settings → `Settings`, or every problem at once, each with the setting's name and what it should look like.
 
-In parts, because they fail differently: without connection and queues nothing can be put aside for later; with them,
-a message can wait until the other settings have been corrected.
+In two tiers, because they fail differently: without connection and queues no retry can be scheduled; with them, a
+message can wait until the other settings have been corrected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from shared.errors import InvalidSettings, RetryPolicy
@@ -18,12 +18,18 @@ from shared.invoice import OrderedOpportunity
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+Part = TypeVar("Part")
+
 CONNECTION = "ServiceBusConnection"
 # An invocation must end by itself before host.json's functionTimeout of five minutes ends its worker.
-_INVOCATION = 240
-_LONGEST_INVOCATION = 285
-# More is a slip.
+_DEADLINE = 240
+_MAX_DEADLINE = 285
+# Less leaves no time for a request and a retry, or is a delay that nobody can mean; more is a slip.
+_MIN_DEADLINE = 1
+_MIN_SECONDS = 0.001
 _ONE_YEAR = 366 * 24 * 60 * 60
+_ENTITY = re.compile(r"(?=.{1,260}$)(?!.*//)[A-Za-z0-9]([\w./~-]*[A-Za-z0-9])?", re.ASCII)
+_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -47,7 +53,7 @@ class ConnectionString:
 
 @dataclass(frozen=True)
 class ServiceBusSettings:
-    """Where messages go, and how long one invocation may take (seconds)."""
+    """Which entities messages are sent to, and how long one invocation may take (seconds)."""
 
     connection: Namespace | ConnectionString
     opportunity_won_queue: str
@@ -58,7 +64,7 @@ class ServiceBusSettings:
 
 @dataclass(frozen=True)
 class RetrySettings:
-    """For how long a message is tried again under each policy, and the back-off's first and longest delay."""
+    """For how long a message is retried under each policy, and the back-off's first and longest delay."""
 
     bounds: Mapping[RetryPolicy, timedelta]
     first_delay: timedelta
@@ -67,7 +73,7 @@ class RetrySettings:
 
 @dataclass(frozen=True)
 class DataverseSettings:
-    """Which environment is served, as whom, and how ordered opportunities are treated."""
+    """The environment, the identity, and how ordered opportunities are treated."""
 
     url: str
     client_id: str | None
@@ -75,47 +81,91 @@ class DataverseSettings:
     ordered_opportunity: OrderedOpportunity
 
 
+@dataclass(frozen=True)
+class Settings:
+    """All settings."""
+
+    service_bus: ServiceBusSettings
+    retry: RetrySettings
+    dataverse: DataverseSettings
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Settings:
+        """Read all settings; raises InvalidSettings with all their problems."""
+        read = _Reader(environment)
+        settings = cls(_service_bus(read), _retry(read), _dataverse(read))
+        read.raise_problems()
+        return settings
+
+
+def queue_settings(environment: Mapping[str, str]) -> ServiceBusSettings:
+    """Return what suffices to schedule a retry or to park, whatever else is wrong: no topic, the default deadline."""
+    read = _Reader(environment)
+    settings = _queues(read)
+    read.raise_problems()
+    return settings
+
+
 def service_bus_settings(environment: Mapping[str, str]) -> ServiceBusSettings:
-    """Return the settings of the way in and out; raises InvalidSettings with all their problems."""
-    read = _Reader(environment)
-    settings = replace(
-        _put_aside(read),
-        invoice_created_topic=read.text(
-            "INVOICE_CREATED_TOPIC", "the name of the topic, such as invoice-created"
-        ),
-        invocation_deadline=read.seconds(
-            "INVOCATION_DEADLINE_SECONDS", default=_INVOCATION, most=_LONGEST_INVOCATION
-        ).total_seconds(),
-    )
-    read.raise_problems()
-    return settings
-
-
-def settings_to_put_aside(environment: Mapping[str, str]) -> ServiceBusSettings:
-    """Return what suffices to put a message aside, whatever else is wrong: no topic, and the default deadline."""
-    read = _Reader(environment)
-    settings = _put_aside(read)
-    read.raise_problems()
-    return settings
-
-
-def _put_aside(read: _Reader) -> ServiceBusSettings:
-    return ServiceBusSettings(
-        connection=_connection(read),
-        opportunity_won_queue=read.text(
-            "OPPORTUNITY_WON_QUEUE", "the name of the queue, such as opportunity-won"
-        ),
-        failed_queue=read.text(
-            "OPPORTUNITY_WON_FAILED_QUEUE", "the name of the queue, such as opportunity-won-failed"
-        ),
-        invoice_created_topic="",
-        invocation_deadline=_INVOCATION,
-    )
+    """Return the settings of Service Bus; raises InvalidSettings with all their problems."""
+    return _all_of(_service_bus, environment)
 
 
 def retry_settings(environment: Mapping[str, str]) -> RetrySettings:
     """Return the bounds of retrying; raises InvalidSettings with all their problems."""
+    return _all_of(_retry, environment)
+
+
+def dataverse_settings(environment: Mapping[str, str]) -> DataverseSettings:
+    """Return the settings of Dataverse; raises InvalidSettings with all their problems."""
+    return _all_of(_dataverse, environment)
+
+
+def _all_of(part: Callable[[_Reader], Part], environment: Mapping[str, str]) -> Part:
     read = _Reader(environment)
+    settings = part(read)
+    read.raise_problems()
+    return settings
+
+
+def _queues(read: _Reader) -> ServiceBusSettings:
+    connection = _connection(read)
+    queue = read.entity("OPPORTUNITY_WON_QUEUE", "the name of the queue, such as opportunity-won")
+    failed_queue = read.entity(
+        "OPPORTUNITY_WON_FAILED_QUEUE", "the name of the queue, such as opportunity-won-failed"
+    )
+    # Service Bus does not distinguish case. Parked messages would be processed again, and for ever.
+    if failed_queue and failed_queue.lower() == queue.lower():
+        read.problem(
+            "OPPORTUNITY_WON_FAILED_QUEUE",
+            "is the same as OPPORTUNITY_WON_QUEUE",
+            "the name of another queue",
+        )
+    return ServiceBusSettings(
+        connection=connection,
+        opportunity_won_queue=queue,
+        failed_queue=failed_queue,
+        invoice_created_topic="",
+        invocation_deadline=_DEADLINE,
+    )
+
+
+def _service_bus(read: _Reader) -> ServiceBusSettings:
+    queues = _queues(read)
+    topic = read.entity("INVOICE_CREATED_TOPIC", "the name of the topic, such as invoice-created")
+    for name, queue in (
+        ("OPPORTUNITY_WON_QUEUE", queues.opportunity_won_queue),
+        ("OPPORTUNITY_WON_FAILED_QUEUE", queues.failed_queue),
+    ):
+        if topic and topic.lower() == queue.lower():
+            read.problem("INVOICE_CREATED_TOPIC", f"is the same as {name}", "the name of a topic")
+    deadline = read.seconds(
+        "INVOCATION_DEADLINE_SECONDS", default=_DEADLINE, least=_MIN_DEADLINE, most=_MAX_DEADLINE
+    )
+    return replace(queues, invoice_created_topic=topic, invocation_deadline=deadline.total_seconds())
+
+
+def _retry(read: _Reader) -> RetrySettings:
     settings = RetrySettings(
         bounds={
             RetryPolicy.OPEN: read.seconds("RETRY_OPEN_SECONDS", default=5 * 60),
@@ -125,14 +175,22 @@ def retry_settings(environment: Mapping[str, str]) -> RetrySettings:
         first_delay=read.seconds("RETRY_FIRST_DELAY_SECONDS", default=5),
         longest_delay=read.seconds("RETRY_MAX_DELAY_SECONDS", default=15 * 60),
     )
-    read.raise_problems()
+    if settings.first_delay > settings.longest_delay:
+        read.problem(
+            "RETRY_FIRST_DELAY_SECONDS", "is above RETRY_MAX_DELAY_SECONDS", "the shorter of the two delays"
+        )
+    # The outage policy bounds the whole: a longer record policy would never come to its end.
+    for policy, name in (
+        (RetryPolicy.OPEN, "RETRY_OPEN_SECONDS"),
+        (RetryPolicy.RECORD, "RETRY_RECORD_SECONDS"),
+    ):
+        if settings.bounds[policy] > settings.bounds[RetryPolicy.OUTAGE]:
+            read.problem(name, "is above RETRY_OUTAGE_SECONDS", "at most that, since it bounds all retries")
     return settings
 
 
-def dataverse_settings(environment: Mapping[str, str]) -> DataverseSettings:
-    """Return the settings of the Dataverse side; raises InvalidSettings with all their problems."""
-    read = _Reader(environment)
-    settings = DataverseSettings(
+def _dataverse(read: _Reader) -> DataverseSettings:
+    return DataverseSettings(
         url=read.checked(
             "DATAVERSE_URL",
             "the environment's address and nothing after it, such as https://contoso.crm.dynamics.com",
@@ -149,8 +207,6 @@ def dataverse_settings(environment: Mapping[str, str]) -> DataverseSettings:
             )
         ),
     )
-    read.raise_problems()
-    return settings
 
 
 class _Reader:
@@ -174,24 +230,22 @@ class _Reader:
             return default or ""
         return parsed
 
-    def text(self, name: str, looks_like: str) -> str:
-        # Service Bus entity names: up to 260 characters, without the ones that mean something in an address.
-        return self.checked(
-            name,
-            looks_like,
-            lambda value: value if re.fullmatch(r"[\w./~-]{1,260}", value, re.ASCII) else None,
-        )
+    def entity(self, name: str, looks_like: str) -> str:
+        """Return the name of a queue or a topic, by the naming rules of Service Bus."""
+        return self.checked(name, looks_like, lambda value: value if _ENTITY.fullmatch(value) else None)
 
     def optional_guid(self, name: str, meaning: str) -> str | None:
         looks_like = f"{meaning}, such as 00000000-0000-0000-0000-000000000000"
         guid = self.checked(name, looks_like, _guid, default="")
         return guid or None
 
-    def seconds(self, name: str, *, default: float, most: float = _ONE_YEAR) -> timedelta:
+    def seconds(
+        self, name: str, *, default: float, least: float = _MIN_SECONDS, most: float = _ONE_YEAR
+    ) -> timedelta:
         text = self.checked(
             name,
-            f"a number of seconds above 0 and up to {most}, such as {default}",
-            lambda value: value if _number_up_to(most, value) else None,
+            f"a number of seconds from {least:g} to {most:g}, such as {default:g}",
+            lambda value: value if _is_number(value, least, most) else None,
             default=str(default),
         )
         return timedelta(seconds=float(text))
@@ -209,17 +263,16 @@ class _Reader:
 
 
 def _connection(read: _Reader) -> Namespace | ConnectionString:
-    # As in the trigger's own extension, a connection string wins over an identity.
+    # Like in the trigger's own extension, a connection string wins over an identity.
     connection_string = read.value(CONNECTION)
     if connection_string is not None:
-        if not re.search(r"(^|;)\s*Endpoint\s*=\s*sb://", connection_string, re.IGNORECASE):
-            read.problem(CONNECTION, "is not valid", "a connection string that begins with Endpoint=sb://")
+        _check_connection_string(read, connection_string)
         return ConnectionString(connection_string)
     name = f"{CONNECTION}__fullyQualifiedNamespace"
     namespace = read.checked(
         name,
         f"the namespace's host name, such as contoso.servicebus.windows.net (or set {CONNECTION} instead)",
-        lambda value: value if re.fullmatch(r"[A-Za-z0-9.-]+", value) else None,
+        _namespace,
     )
     client_id = read.optional_guid(f"{CONNECTION}__clientId", "the client id of the user-assigned identity")
     return Namespace(
@@ -227,33 +280,71 @@ def _connection(read: _Reader) -> Namespace | ConnectionString:
     )
 
 
-def _environment_url(value: str) -> str | None:
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        return None
-    if (
-        parts.scheme.lower() != "https"
-        or not re.fullmatch(r"[a-z0-9.-]+", parts.hostname or "")
-        or parts.username
-        or parts.query
-        or parts.fragment
+def _check_connection_string(read: _Reader, value: str) -> None:
+    looks_like = (
+        "a connection string of the namespace: Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…"
+    )
+    pairs = [part.partition("=") for part in value.strip("; ").split(";")]
+    by_name = {name.strip().lower(): text.strip() for name, _, text in pairs}
+    endpoint = _Address.of(by_name.get("endpoint", ""))
+    if not all(by_name.values()) or len(by_name) < len(pairs) or endpoint is None or endpoint.scheme != "sb":
+        read.problem(CONNECTION, "is not valid", looks_like)
+    elif "entitypath" in by_name:
+        # It is valid for one entity only, and the SDK refuses to send to another when an invoice already exists.
+        read.problem(CONNECTION, "has an EntityPath", f"{looks_like}, without EntityPath")
+    elif not (
+        by_name.keys() >= {"sharedaccesskeyname", "sharedaccesskey"} or "sharedaccesssignature" in by_name
     ):
+        read.problem(CONNECTION, "has no key", looks_like)
+
+
+def _namespace(value: str) -> str | None:
+    """Return the host of a namespace, also from a URI, as Azure's own client accepts it."""
+    address = _Address.of(value if "://" in value else f"sb://{value}")
+    usual = address and address.scheme in ("sb", "amqps", "https") and address.port in (None, 443, 5671)
+    return address.host if address and usual else None
+
+
+def _environment_url(value: str) -> str | None:
+    address = _Address.of(value)
+    if address is None or address.scheme != "https":
         return None
-    if parts.path not in ("", "/"):
-        return None
-    return f"https://{parts.hostname}" + (f":{port}" if port else "")
+    # The address of the Web API in the developer resources. The token's scope, the event's source and the links need
+    # the address of the environment.
+    host = re.sub(r"^([^.]+)\.api\.(crm\d*\.)", r"\1.\2", address.host)
+    return f"https://{host}" + (f":{address.port}" if address.port not in (None, 443) else "")
+
+
+@dataclass(frozen=True)
+class _Address:
+    """A URI without path, query and user. `host` is in lower case, without a trailing dot."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+    @classmethod
+    def of(cls, uri: str) -> _Address | None:
+        try:
+            parts = urlsplit(uri)
+            port = parts.port
+        except ValueError:
+            return None
+        host = (parts.hostname or "").removesuffix(".")
+        if parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
+            return None
+        return cls(parts.scheme, host, port) if _HOST.fullmatch(host) else None
 
 
 def _guid(value: str) -> str | None:
     guid = value.lower().strip("{}")
-    return guid if _GUID.fullmatch(guid) else None
+    # The empty GUID is a placeholder that nobody has filled in.
+    return guid if _GUID.fullmatch(guid) and guid.strip("0-") else None
 
 
-def _number_up_to(most: float, value: str) -> bool:
+def _is_number(value: str, least: float, most: float) -> bool:
     try:
         # Comparisons with NaN are false.
-        return 0 < float(value) <= most
+        return least <= float(value) <= most
     except ValueError:
         return False

@@ -18,7 +18,7 @@ from shared.invoicing import claim_note, generate_invoice, invoices_of
 if TYPE_CHECKING:
     from operations.diagnosis.findings import Result
     from operations.web_api import WebApi
-    from shared.dataverse import Response
+    from shared.response import Response
 
 WARNING = (
     "One change set that must fail is tried on opportunity {opportunity}: a note, GenerateInvoiceFromOpportunity, the "

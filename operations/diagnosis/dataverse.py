@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from operations.diagnosis.identity import Identity
     from operations.web_api import Row, WebApi
     from shared.clock import Clock, Deadline
-    from shared.dataverse import Response
+    from shared.response import Response
 
 _NOT_A_MEMBER = "0x80072560"
 _USER_DISABLED = "0x80040225"

@@ -171,13 +171,13 @@ def a_send_that_never_returns() -> Report:
     ended: list[BaseException | None] = []
     with quiet():
         product = build(
-            {**SETTINGS, "INVOCATION_DEADLINE_SECONDS": "1", "DATAVERSE_URL": ""},
+            {**SETTINGS, "INVOCATION_DEADLINE_SECONDS": "1"},
             sender=AmqpSender(lambda: cast("ServiceBusClient", _SilentClient(blocked))),
         )
 
         def invoke() -> None:
             try:
-                product.handle(WIN)
+                product.handle(replace(WIN, body=b"unreadable"))
                 ended.append(None)
             except ServiceBusUnavailable as error:
                 ended.append(error)

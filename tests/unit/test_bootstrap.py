@@ -158,7 +158,7 @@ def test_the_way_out_has_the_identity_of_the_connection(
         {
             **ENVIRONMENT,
             "ServiceBusConnection__fullyQualifiedNamespace": "127.0.0.1",
-            "INVOCATION_DEADLINE_SECONDS": "0.5",
+            "INVOCATION_DEADLINE_SECONDS": "1",
         },
         clock=clock,
     )

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from shared.clock import Deadline, SystemClock
+from shared.clock import BrokerClock, Deadline, SystemClock
 
 if TYPE_CHECKING:
     from tests.unit.conftest import FakeClock
@@ -36,3 +36,36 @@ def test_a_part_of_the_work_ends_with_the_whole(clock: FakeClock) -> None:
     assert deadline.within(40).remaining == 10
     assert deadline.earlier(4).remaining == 6
     assert deadline.earlier(40).passed
+
+
+# ---------------------------------------------------------------------------------------------- the broker's time
+
+
+def test_without_a_message_the_workers_clock_counts(clock: FakeClock) -> None:
+    assert BrokerClock(clock).now() == clock.now()
+
+
+def test_messages_of_the_past_say_nothing(clock: FakeClock) -> None:
+    broker = BrokerClock(clock)
+    for moment in (datetime.min.replace(tzinfo=UTC), clock.now() - timedelta(days=1), clock.now()):
+        broker.observe(moment)
+        assert broker.now() == clock.now()
+
+
+def test_the_latest_message_shows_how_slow_the_clock_is(clock: FakeClock) -> None:
+    broker = BrokerClock(clock)
+    hour = timedelta(hours=1)
+    broker.observe(clock.now() + hour)
+    clock.advance(60)
+    broker.observe(clock.now())
+    assert broker.now() == clock.now() + hour, "an older message changes nothing"
+    broker.observe(clock.now() + 2 * hour)
+    clock.advance(60)
+    assert broker.now() == clock.now() + 2 * hour
+
+
+def test_the_system_clock_sleeps() -> None:
+    clock = SystemClock()
+    began = clock.monotonic()
+    clock.sleep(0.05)
+    assert clock.monotonic() - began >= 0.05

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
 from email import message_from_bytes, message_from_string, policy
 from typing import TYPE_CHECKING
 
@@ -13,21 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.clock import Deadline
-from shared.dataverse import ChangeSet, Dataverse, Read, Response, Write, _parts
+from shared.dataverse import ChangeSet, Dataverse, Read, Write, _parts
 from shared.errors import (
     DataverseForbidden,
-    DataverseNotFound,
     DataverseThrottled,
-    DataverseUnauthorized,
     DataverseUnavailable,
     DataverseUnreachable,
     InvoiceRefused,
     InvoicingFailure,
-    RecordNotFound,
 )
+from shared.response import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import requests
 
     from tests.unit.conftest import FakeClock, Reply, Wire
 
@@ -116,7 +116,9 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
     batch(SUCCESS)
     (request,) = wire.requests
     assert (request.method, request.url) == ("POST", f"{URL}/api/data/v9.2/$batch")
-    assert request.headers["Prefer"] == "odata.continue-on-error"
+    assert request.headers["Prefer"] == (
+        'odata.continue-on-error,odata.include-annotations="Microsoft.PowerApps.CDS.ErrorDetails*"'
+    )
     assert "If-None-Match" not in request.headers
     assert isinstance(request.body, bytes)
     assert b"\n" not in request.body.replace(b"\r\n", b""), "every line ends in CRLF"
@@ -145,6 +147,9 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
         assert (inner_request["OData-Version"], inner_request["OData-MaxVersion"]) == ("4.0", "4.0")
     for write in requests[:2]:
         assert write["Content-Type"] == "application/json; charset=utf-8"
+        assert write["Prefer"] == 'odata.include-annotations="Microsoft.PowerApps.CDS.ErrorDetails*"', (
+            "no trace text"
+        )
     for read in requests[2:]:
         assert read["If-None-Match"] == "null", "else a cache may answer"
         assert read["Prefer"] == 'odata.include-annotations="*"'
@@ -191,7 +196,7 @@ def test_a_change_set_that_failed_has_the_answer_of_the_write_that_did(
 ) -> None:
     """It comes as a single part, or as parts of its own: both are tolerated."""
     done, *reads = batch(batch_body(failed, Part(), Part()))
-    with pytest.raises(InvoiceRefused, match=r"Dataverse answered 400 0x80040265: No\."):
+    with pytest.raises(InvoiceRefused, match=r"Dataverse responded 400 0x80040265: No\."):
         done.json()
     assert [read.status for read in reads] == [200, 200]
 
@@ -249,7 +254,9 @@ def test_a_batch_may_fail_as_a_whole(batch: Callable[..., list[Response]]) -> No
         batch(b'{"error": {"code": "0x80072560", "message": "No user."}}', "application/json", 403)
 
 
-def test_a_429_inside_a_part_holds_everybody_back(batch: Callable[..., list[Response]], wire: Wire) -> None:
+def test_exceeded_limits_in_a_part_throttle_the_process(
+    batch: Callable[..., list[Response]], wire: Wire
+) -> None:
     busy = Part(429, b'{"error": {"code": "0x80072322", "message": "Busy."}}', {"Retry-After": "60"})
     done, *_ = batch(batch_body(busy, Part(), Part()))
     with pytest.raises(DataverseThrottled) as raised:
@@ -258,6 +265,114 @@ def test_a_429_inside_a_part_holds_everybody_back(batch: Callable[..., list[Resp
     with pytest.raises(DataverseThrottled):
         batch(SUCCESS)
     assert len(wire.requests) == 1
+
+
+@pytest.mark.parametrize("code", ["0x80040265", "0x80048d04", ""])
+def test_a_429_of_one_records_plug_in_throttles_nobody_else(
+    code: str, batch: Callable[..., list[Response]], wire: Wire
+) -> None:
+    busy = Part(429, b'{"error": {"code": "%s", "message": "Busy."}}' % code.encode())
+    done, *_ = batch(batch_body(busy, Part(), Part()))
+    with pytest.raises(DataverseThrottled):
+        done.raise_for_status()
+    batch(SUCCESS)
+    assert len(wire.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (429, b"<html>Too many requests"),
+        (429, b'{"error": {"code": "0x80072322", "message": "Busy."}}'),
+        (503, b'{"error": {"code": "0x80072322", "message": "Busy."}}'),
+    ],
+)
+def test_a_whole_response_throttles_the_process(
+    status: int, body: bytes, batch: Callable[..., list[Response]], wire: Wire
+) -> None:
+    with pytest.raises(DataverseThrottled):
+        batch(body, "application/json", status)
+    with pytest.raises(DataverseThrottled, match="throttles this process"):
+        batch(SUCCESS)
+    assert len(wire.requests) == 1
+
+
+# ---------------------------------------------------------------------------------------------- stopped batches
+
+
+@pytest.fixture
+def batches(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+) -> Callable[..., list[Response]]:
+    """Return a function that sends BATCH to a server with several responses: each a status and its parts."""
+
+    def send(*replies: tuple[int, bytes]) -> list[Response]:
+        content_type = {"Content-Type": "multipart/mixed; boundary=batchresponse_1"}
+        wire.replies = deque(make_reply(status, body, content_type) for status, body in replies)
+        return dataverse.batch(BATCH, Deadline.after(clock, 60))
+
+    return send
+
+
+def asked(request: requests.PreparedRequest) -> list[str]:
+    """Return the first line of each request in a batch."""
+    assert isinstance(request.body, bytes)
+    return re.findall(r"(?:GET|POST) \S+/v9.2/(\w+)", request.body.decode())
+
+
+STOPPED = b"""--batchresponse_1\r
+Content-Type: application/http\r
+Content-Transfer-Encoding: binary\r
+\r
+HTTP/1.1 400 Bad Request\r
+Content-Type: application/json; odata.metadata=minimal\r
+\r
+{"error":{"code":"0x80040265","message":"The price list is missing on the opportunity."}}\r
+--batchresponse_1--\r
+"""
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize(
+    "stopped", [STOPPED, batch_body(change_set(REFUSED))], ids=["a part", "a change set"]
+)
+def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
+    stopped: bytes, status: int, batches: Callable[..., list[Response]], wire: Wire
+) -> None:
+    """Whether an environment goes on after a failed change set is an assumption that nothing depends on."""
+    reads = batch_body(Part(), Part(body=b'{"value": [1]}'))
+    done, invoices, claims = batches((status, stopped), (200, reads))
+    with pytest.raises(InvoiceRefused):
+        done.raise_for_status()
+    assert (invoices.json(), claims.json()) == ({"value": []}, {"value": [1]})
+    assert [asked(request) for request in wire.requests] == [
+        ["annotations", "DoIt", "invoices", "annotations"],
+        ["invoices", "annotations"],
+    ]
+
+
+def test_a_batch_that_stops_at_every_part_is_still_answered(
+    batches: Callable[..., list[Response]], wire: Wire
+) -> None:
+    forbidden = batch_body(Part(403, b"{}"))
+    responses = batches((403, forbidden), (403, forbidden), (403, forbidden))
+    assert [response.status for response in responses] == [403, 403, 403]
+    assert len(wire.requests) == 3
+
+
+def test_one_batch_says_where_dataverse_stopped(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+) -> None:
+    headers = {"Content-Type": "multipart/mixed; boundary=batchresponse_1"}
+    wire.replies = deque([make_reply(400, STOPPED, headers)])
+    (done,) = dataverse.one_batch(BATCH, Deadline.after(clock, 60))
+    assert done.status == 400
+    assert len(wire.requests) == 1
+
+
+def test_a_second_request_that_fails_concludes_nothing(batches: Callable[..., list[Response]]) -> None:
+    with pytest.raises(DataverseUnreachable, match="broke off"):
+        batches((400, STOPPED), (200, batch_body(Part())))
 
 
 def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[Response]]) -> None:
@@ -276,132 +391,3 @@ def test_no_answer_whatever_is_a_bug(noise: bytes, at: int, instead_of: int) -> 
     except InvoicingFailure:
         return
     assert all(isinstance(part, Response) for part in parts)
-
-
-# ---------------------------------------------------------------------------------------------- values
-
-
-@pytest.mark.parametrize("body", [b"", b" \r\n"])
-def test_a_success_without_a_body_is_an_empty_object(body: bytes) -> None:
-    assert answer(204, body).json() == {}
-
-
-def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
-    assert answer(200, b'\xef\xbb\xbf{"a": "\xc3\xa4"}').json() == {"a": "ä"}
-
-
-@pytest.mark.parametrize(
-    "digits", ["1250.40", "0.1", "-0.005", "922337203685477.5807", "1e-10", "1.2345678901234567890"]
-)
-def test_money_is_exact(digits: str) -> None:
-    value = answer(200, b'{"totalamount": %s}' % digits.encode()).json()["totalamount"]
-    assert isinstance(value, Decimal)
-    assert value == Decimal(digits)
-
-
-def test_whole_numbers_stay_whole() -> None:
-    assert answer(201, b'{"a": 1250}').json() == {"a": 1250}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"<html>",
-        b"[1]",
-        b"1",
-        b"null",
-        b'{"a": ',
-        b'{"a": NaN}',
-        b'{"a": -Infinity}',
-        b'{"a": %s}' % (b"9" * 5000),
-        b'{"a": "\xff"}',
-        b'{"a":' * 100_000,
-        '{"a": 1}'.encode("utf-16"),
-    ],
-    ids=range(11),
-)
-def test_a_success_that_is_no_json_object_is_somebody_elses_answer(body: bytes) -> None:
-    with pytest.raises(
-        DataverseUnavailable, match="A response with status 200 is not Dataverse's JSON"
-    ) as raised:
-        answer(200, body).json()
-    assert raised.value.request_id == "r-1"
-
-
-# ---------------------------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "error"),
-    [
-        (404, "0x80040217", RecordNotFound),
-        (404, "0X80040217", RecordNotFound),
-        (404, "0x8006088a", DataverseNotFound),
-        (404, "", DataverseNotFound),
-        (404, None, DataverseNotFound),
-        (403, "0x80040220", DataverseForbidden),
-        (403, "0x80072560", DataverseForbidden),
-        (403, "0x80095ffc", DataverseForbidden),
-        (403, None, DataverseForbidden),
-        (401, None, DataverseUnauthorized),
-        (400, "0x80040265", InvoiceRefused),
-        (400, "0x80100010", InvoiceRefused),
-        (400, "0x80048d19", InvoiceRefused),
-        (400, "0x80040217", InvoiceRefused),
-        (400, "", DataverseUnavailable),
-        (400, None, DataverseUnavailable),
-        (412, "0x80040237", DataverseUnavailable),
-        (412, "0x80060882", DataverseUnavailable),
-        (412, "0x80060892", DataverseUnavailable),
-        (500, "0x80044150", DataverseUnavailable),
-        (500, "0x80040237", DataverseUnavailable),
-        (500, None, DataverseUnavailable),
-        (502, None, DataverseUnavailable),
-        (503, None, DataverseUnavailable),
-        (504, None, DataverseUnavailable),
-        (302, None, DataverseUnavailable),
-        (304, None, DataverseUnavailable),
-        (199, None, DataverseUnavailable),
-        (429, "0x80072322", DataverseThrottled),
-        (429, "0x80072321", DataverseThrottled),
-        (429, "0x80072326", DataverseThrottled),
-        (429, None, DataverseThrottled),
-        (503, "0x80072322", DataverseThrottled),
-    ],
-)
-def test_every_status_and_code_calls_for_a_decision(
-    status: int, code: str | None, error: type[InvoicingFailure]
-) -> None:
-    body = b"<html>" if code is None else json.dumps({"error": {"code": code, "message": "Why."}}).encode()
-    with pytest.raises(error) as raised:
-        answer(status, body).json()
-    assert type(raised.value) is error
-    told = f"Dataverse answered {status}" + ("." if code is None else f" {code.lower()}: Why.")
-    assert raised.value.description == told
-    assert raised.value.request_id == "r-1"
-
-
-def test_of_an_error_only_code_and_message_are_told_in_one_short_line() -> None:
-    """The annotations beside them can hold personal data."""
-    error = {
-        "code": "0x80040265" + "0" * 1000,
-        "message": "Refused:\r\n\tbecause\ud800. " + "x" * 1000,
-        "@Microsoft.PowerApps.CDS.TraceText": "secret",
-        "innererror": {"message": "secret"},
-    }
-    with pytest.raises(InvoiceRefused) as raised:
-        answer(400, json.dumps({"error": error}).encode()).json()
-    said = raised.value.description
-    assert said.startswith("Dataverse answered 400 0x80040265")
-    assert ": Refused: because?. xxx" in said
-    assert "secret" not in said
-    assert len(said) < 600
-    assert said.encode()
-
-
-@pytest.mark.parametrize(
-    "error", [None, "text", [], {}, {"code": None, "message": None}, {"code": 5, "message": {}}]
-)
-def test_an_error_may_have_any_form(error: object) -> None:
-    with pytest.raises(DataverseUnavailable):
-        answer(500, json.dumps({"error": error}).encode()).json()

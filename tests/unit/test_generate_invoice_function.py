@@ -136,7 +136,7 @@ def test_each_time_out_fits_into_the_next() -> None:
     """One invocation's deadline < the host's time-out for it <= how long the host keeps the message locked."""
     settings = service_bus_settings(
         {
-            "ServiceBusConnection": "Endpoint=sb://contoso/",
+            "ServiceBusConnection": "Endpoint=sb://contoso/;SharedAccessKeyName=n;SharedAccessKey=k",
             "OPPORTUNITY_WON_QUEUE": "a",
             "OPPORTUNITY_WON_FAILED_QUEUE": "b",
             "INVOICE_CREATED_TOPIC": "c",

@@ -52,6 +52,7 @@ INVOICE = Invoice(
     pricing_error_code=0,
     created_on=datetime(2026, 3, 1, 11, 59, tzinfo=UTC),
 )
+ROOT = "7@2026-03-01T11:59:58+00:00"
 SETTINGS = ServiceBusSettings(ConnectionString("Endpoint=sb://x/"), "won", "failed", "created", 240)
 RETRY = RetrySettings(
     {
@@ -71,6 +72,7 @@ LATER: list[RetryLater] = [
     DataverseUnreachable("x"),
     DataverseUnavailable("x"),
     DataverseThrottled("x", retry_after=7),
+    DataverseThrottled("x", retry_after=None),
     DataverseUnauthorized("x"),
     DataverseForbidden("x"),
     DataverseNotFound("x"),
@@ -156,7 +158,7 @@ def test_a_win_becomes_an_invoice_and_its_event(
     assert caplog.messages == [
         (
             f"published: opportunity={OPPORTUNITY} invoice={INVOICE.id} event={event.message_id} attempt=0 age=0s "
-            "root=win-1"
+            f"root={ROOT}"
         )
     ]
 
@@ -188,7 +190,7 @@ def test_an_event_that_wins_nothing_is_one_log_line(
     assert (stage.asked, stage.sent) == ([], [])
     (line,) = caplog.messages
     assert line.startswith("ignored: ")
-    assert line.endswith(" root=win-1")
+    assert line.endswith(f" opportunity=unknown attempt=0 age=0s root={ROOT}")
 
 
 def test_an_opportunity_that_is_not_ours_is_one_log_line(
@@ -197,7 +199,9 @@ def test_an_opportunity_that_is_not_ours_is_one_log_line(
     stage.outcome = Ignored("the opportunity is not won")
     stage.handler.handle(make_message())
     assert stage.sent == []
-    assert caplog.messages == [f"ignored: the opportunity is not won opportunity={OPPORTUNITY} root=win-1"]
+    assert caplog.messages == [
+        f"ignored: the opportunity is not won opportunity={OPPORTUNITY} attempt=0 age=0s root={ROOT}"
+    ]
 
 
 def test_a_win_that_stays_open_was_withdrawn(
@@ -234,7 +238,7 @@ def test_what_may_pass_is_tried_again_by_way_of_a_copy(
     assert copy.message_id != message.message_id, "duplicate detection would drop it"
     (line,) = caplog.messages
     assert line.startswith(f"retry: reason={error.reason} in=")
-    assert f"opportunity={OPPORTUNITY} attempt=0 age=0s root=win-1: x" in line
+    assert f"opportunity={OPPORTUNITY} attempt=0 age=0s root={ROOT}: x" in line
 
 
 def test_a_copy_is_accepted_before_the_original_is_completed(
@@ -293,6 +297,44 @@ def test_the_highest_backoff_still_has_a_delay(stage: Stage, make_message: Calla
     stage.outcome = DataverseUnreachable("x")
     stage.handler.handle(make_message(properties={"InvoicingBackoff": 1_000_000}))
     assert stage.the_only_one_sent("won").due is not None
+
+
+def test_throttling_without_a_time_backs_off_like_any_other_outage(
+    stage: Stage, make_message: Callable[..., Message], clock: FakeClock
+) -> None:
+    """The plug-in of one record may be busy for days, and says nothing of when to come back."""
+    stage.outcome, stage.random = DataverseThrottled("x", retry_after=None), 1.0
+    stage.handler.handle(aged(make_message(), RetryPolicy.OUTAGE, timedelta(hours=1)))
+    copy = stage.the_only_one_sent("won")
+    assert copy.due is not None
+    assert copy.due - clock.now() == timedelta(seconds=80)
+    assert copy.properties["InvoicingBackoff"] == 5
+
+
+def test_a_slow_worker_clock_makes_no_retry_due_in_the_past(
+    stage: Stage, make_message: Callable[..., Message], clock: FakeClock
+) -> None:
+    """Due at once, it would come back in a hot loop for as long as the outage lasts."""
+    stage.outcome, stage.random = DataverseUnreachable("x"), 1.0
+    stage.handler.handle(make_message(enqueued_at=clock.now() + timedelta(hours=1)))
+    clock.advance(30)
+    stage.handler.handle(make_message(enqueued_at=clock.now() - timedelta(days=1), sequence_number=8))
+    dues = [copy.due for _, copy in stage.sent]
+    broker = clock.now() + timedelta(hours=1)
+    assert dues == [broker - timedelta(seconds=25), broker + timedelta(seconds=5)]
+
+
+def test_no_text_from_outside_begins_a_log_line(
+    stage: Stage, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = "x\nparked: reason=InvalidEvent\x1b[2J\u2028y"
+    stage.outcome = InvoiceRefused(f"Dataverse responded: {forged}")
+    message = make_message(message_id=forged, correlation_id=forged, properties={"InvoicingRoot": forged})
+    stage.handler.handle(message)
+    stage.handler.handle(replace(message, body=b"<" + forged.encode()))
+    stage.handler.handle(aged(message, RetryPolicy.RECORD, timedelta(hours=1), InvoicingRoot=forged))
+    assert len(caplog.messages) == 3
+    assert all(line.isprintable() for line in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -448,5 +490,5 @@ def test_handling_needs_nothing_of_what_a_message_may_lack(
     stage.outcome = DataverseUnreachable("x")
     stage.handler.handle(make_message(**lacking))
     copy = stage.the_only_one_sent("won")
-    assert copy.properties["InvoicingRoot"] == "None@2026-03-01T11:59:58+00:00"
+    assert str(copy.properties["InvoicingRoot"]).endswith("@2026-03-01T11:59:58+00:00")
     assert (copy.content_type, copy.correlation_id, copy.subject) == (None, None, None)

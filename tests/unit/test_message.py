@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from azure.functions.servicebus import ServiceBusMessage
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import message as names
+from shared.clock import Deadline, SystemClock
 from shared.errors import DataverseThrottled, DataverseUnreachable, OpportunityStillOpen, RetryPolicy
-from shared.message import Message, RetryState
+from shared.message import Delivery, Message, RetryState
 
 if TYPE_CHECKING:
     import azure.functions
@@ -20,8 +22,16 @@ UNREACHABLE = DataverseUnreachable("No connection.")
 STILL_OPEN = OpportunityStillOpen("It is open.")
 
 
-def message(enqueued_at: datetime = NOON, **properties: object) -> Message:
-    return Message(b"{}", "win-1", 7, enqueued_at, None, None, None, properties)
+DELIVERY = "7@2026-03-01T12:00:00+00:00"
+
+
+def message(
+    enqueued_at: datetime = NOON,
+    number: int | None = 7,
+    /,
+    **properties: Any,  # noqa: ANN401 - a sender may set anything
+) -> Message:
+    return Message(b"{}", "win-1", number, enqueued_at, None, None, None, properties)
 
 
 def delivered(
@@ -37,17 +47,17 @@ def delivered(
 @pytest.mark.parametrize(
     ("attempt", "copy", "parked"),
     [
-        (0, "151dc9b9-edfd-52dd-a10b-c387f3d0441e", "42524a2f-ba14-544b-92bc-5a80661e396b"),
-        (1, "76c1f23a-dd01-5c94-8e24-496ef7a4b087", "4eb13fc6-e2e7-5530-b680-7cfa073016f9"),
-        (57, "32156373-ac6b-568b-b3a8-928a4b743bfa", "587f9f99-bdc3-52ac-b213-a04114756322"),
+        (0, "5d950742-e613-5725-a16e-29566c8b18fb", "02a2d61f-4f9d-5aae-85bf-422e650c897a"),
+        (1, "36599fbd-ad10-520c-87d4-e2af20b6da12", "b6100226-4729-5226-9642-6034b8df3db9"),
+        (57, "620c0a0a-ac60-5db3-9f38-6af70231540e", "ad3573e0-f058-5463-9737-ab96868ae851"),
     ],
 )
 def test_derived_message_ids_are_golden(attempt: int, copy: str, parked: str) -> None:
-    state = RetryState("win-1", attempt, 0, NOON, None, NOON, NOON)
+    state = RetryState(DELIVERY, "win-1", attempt, 0, NOON, None, NOON, NOON)
     assert (state.message_id, state.parked_message_id) == (copy, parked), (
-        "The ids of copies have changed. While the new version is rolled out, a copy that the old one has scheduled "
+        "The ids of retries have changed. While the new version is rolled out, a retry that the old one has scheduled "
         "and one that the new one schedules for the same delivery are two messages to duplicate detection: both are "
-        "handled. Do not change how they are derived."
+        "processed. Do not change how they are derived."
     )
 
 
@@ -70,7 +80,7 @@ def test_property_names_are_golden() -> None:
 
 
 def test_a_copy_carries_its_place_in_plain_types() -> None:
-    state = RetryState("win-1", 3, 2, NOON, RetryPolicy.OUTAGE, NOON, NOON)
+    state = RetryState(DELIVERY, "win-1", 3, 2, NOON, RetryPolicy.OUTAGE, NOON, NOON)
     assert state.properties(UNREACHABLE) == {
         "InvoicingRoot": "win-1",
         "InvoicingAttempt": 3,
@@ -86,12 +96,33 @@ def test_a_copy_carries_its_place_in_plain_types() -> None:
 
 
 def test_a_message_without_properties_is_a_root() -> None:
-    assert RetryState.of(message()) == RetryState("win-1", 0, 0, NOON, None, NOON, NOON)
+    assert RetryState.of(message()) == RetryState(DELIVERY, DELIVERY, 0, 0, NOON, None, NOON, NOON)
 
 
-def test_a_root_without_message_id_is_known_by_the_brokers_own_number_and_time() -> None:
-    anonymous = Message(b"{}", None, 7, NOON, None, None, None, {})
-    assert RetryState.of(anonymous).root == "7@2026-03-01T12:00:00+00:00"
+@pytest.mark.parametrize(
+    ("number", "enqueued_at"), [(8, NOON), (7, NOON + timedelta(hours=8))], ids=["number", "time"]
+)
+def test_messages_with_the_same_id_are_different_roots(number: int, enqueued_at: datetime) -> None:
+    """Senders reuse ids, such as an account's: with one id, the retries of two wins would be one to the broker."""
+    one, other = (RetryState.of(each) for each in (message(), message(enqueued_at, number)))
+    assert one.root != other.root
+    ids = [state.next(UNREACHABLE, backoff=0).message_id for state in (one, other)]
+    assert ids[0] != ids[1]
+    assert one.parked_message_id != other.parked_message_id
+
+
+def test_a_forged_root_takes_no_id_of_another_messages_retry() -> None:
+    """Otherwise a sender could have the retry of another win dropped as a duplicate."""
+    victim = RetryState.of(message()).next(UNREACHABLE, backoff=1)
+    forged = RetryState.of(message(NOON, 8, **RetryState.of(message()).properties(UNREACHABLE)))
+    assert forged.root == victim.root
+    assert forged.next(UNREACHABLE, backoff=1).message_id != victim.message_id
+
+
+def test_without_a_sequence_number_no_two_deliveries_are_taken_for_one() -> None:
+    one, other = (RetryState.of(message(NOON, None)) for _ in range(2))
+    assert one.message_id != other.message_id
+    assert one.root.endswith("@2026-03-01T12:00:00+00:00")
 
 
 def test_a_copy_is_the_next_of_its_chain() -> None:
@@ -100,7 +131,7 @@ def test_a_copy_is_the_next_of_its_chain() -> None:
     third = delivered(second, UNREACHABLE, NOON + timedelta(seconds=30))
     assert [state.attempt for state in (first, second, third)] == [0, 1, 2]
     assert [state.backoff for state in (first, second, third)] == [0, 1, 2]
-    assert {state.root for state in (first, second, third)} == {"win-1"}
+    assert {state.root for state in (first, second, third)} == {DELIVERY}
     assert [state.age.total_seconds() for state in (first, second, third)] == [0, 9, 30]
     assert len({state.message_id for state in (first, second, third)}) == 3
     assert len({state.parked_message_id for state in (first, second, third)} | {third.message_id}) == 4
@@ -140,9 +171,9 @@ def test_throttling_has_the_outage_policy() -> None:
 @pytest.mark.parametrize(
     "root", ["", None, 7, b"win-0", "half a \ud800", "line\nbreak", "x" * 129, ["win-0"], {"a": "b"}]
 )
-def test_a_root_that_no_message_id_could_be_is_not_taken(root: object) -> None:
+def test_a_root_that_no_retry_carries_is_not_used(root: object) -> None:
     state = RetryState.of(message(InvoicingRoot=root))
-    assert state.root == "win-1"
+    assert state.root == DELIVERY
     assert state.message_id
 
 
@@ -206,6 +237,7 @@ def test_no_property_makes_a_chain_fail_stand_still_or_live_for_ever(properties:
     assert timedelta(0) <= state.age_in(RetryPolicy.OUTAGE) <= state.seen - state.policy_since
     copy = delivered(state, UNREACHABLE, NOON + timedelta(days=4))
     assert copy.root == state.root
+    assert copy.root.isprintable()
     assert copy.message_id not in {state.message_id, state.parked_message_id}
     assert copy.age_in(RetryPolicy.OUTAGE) >= timedelta(days=4)
     assert copy.root.encode()
@@ -253,3 +285,15 @@ def test_times_without_a_zone_are_utc_and_others_become_it() -> None:
 def test_without_a_time_the_message_came_now() -> None:
     read = Message.from_trigger(trigger(enqueued_time_utc=None))
     assert abs(read.enqueued_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+# ---------------------------------------------------------------------------------------------- log lines
+
+
+def test_a_delivery_says_where_it_stands() -> None:
+    first = message(NOON - timedelta(seconds=90))
+    delivery = Delivery(first, RetryState.of(first), Deadline.after(SystemClock(), 60))
+    assert str(delivery) == "opportunity=unknown attempt=0 age=0s root=7@2026-03-01T11:58:30+00:00"
+    retry = message(NOON, 8, **delivery.state.next(UNREACHABLE, backoff=1).properties(UNREACHABLE))
+    delivery = replace(delivery, state=RetryState.of(retry), opportunity_id="o-1")
+    assert str(delivery) == "opportunity=o-1 attempt=1 age=90s root=7@2026-03-01T11:58:30+00:00"

@@ -29,7 +29,7 @@ from shared.errors import (
 )
 from shared.invoice import Invoice
 from shared.invoice_created import invoice_created
-from shared.message import RetryState
+from shared.message import Delivery, RetryState
 from shared.service_bus import (
     AmqpSender,
     NotSent,
@@ -55,7 +55,9 @@ CONNECTION = ConnectionString(
     f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}"
 )
 SETTINGS = ServiceBusSettings(CONNECTION, "won", "failed", "created", 240)
-STATE = RetryState("win-1", 2, 1, NOON, RetryPolicy.OUTAGE, NOON, NOON + timedelta(seconds=30))
+STATE = RetryState(
+    "9@2026-03-01T12:00:30+00:00", "win-1", 2, 1, NOON, RetryPolicy.OUTAGE, NOON, NOON + timedelta(seconds=30)
+)
 UNREACHABLE = DataverseUnreachable("No connection.", request_id="r-1")
 INVOICE_ID, OPPORTUNITY_ID = "0f8fad5b-d9cb-469f-a165-70867728950e", "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
 EVENT = invoice_created(
@@ -65,6 +67,10 @@ EVENT = invoice_created(
 )
 COMPACT = b'{"opportunityId": "x"}'
 BOUND = 20.0
+
+
+def delivery(message: Message, deadline: Deadline, compact: bytes | None = COMPACT) -> Delivery:
+    return Delivery(message, STATE, deadline, OPPORTUNITY_ID, compact)
 
 
 @pytest.fixture
@@ -147,7 +153,7 @@ def test_a_copy_is_the_message_with_its_place_in_the_chain(
     }
     message = make_message(properties={**of_strangers, **of_a_replay, "InvoicingAttempt": 77})
     due = NOON + timedelta(minutes=1)
-    service_bus.schedule(message, STATE, UNREACHABLE, due, COMPACT, deadline)
+    service_bus.schedule(delivery(message, deadline), STATE, UNREACHABLE, due)
     assert sender.sent == [
         (
             "won",
@@ -173,7 +179,7 @@ def test_a_copy_that_is_too_large_carries_the_event_in_its_plain_form(
     sender.failures.append(TooLarge("x"))
     message = make_message(content_type="text/odd", properties={"big": "x"})
     due = NOON + timedelta(minutes=1)
-    service_bus.schedule(message, STATE, UNREACHABLE, due, COMPACT, deadline)
+    service_bus.schedule(delivery(message, deadline), STATE, UNREACHABLE, due)
     ((entity, copy),) = sender.sent
     assert (entity, copy.body, copy.content_type, copy.due) == ("won", COMPACT, "application/json", due)
     assert copy.message_id == STATE.message_id
@@ -188,7 +194,7 @@ def test_without_a_plain_form_there_is_no_smaller_copy(
 ) -> None:
     sender.always = TooLarge("x")
     with pytest.raises(ServiceBusUnavailable):
-        service_bus.schedule(make_message(), STATE, UNREACHABLE, NOON, None, deadline)
+        service_bus.schedule(delivery(make_message(), deadline, None), STATE, UNREACHABLE, NOON)
     assert len(sender.tries) == 1
 
 
@@ -201,7 +207,7 @@ def test_a_copy_is_tried_until_the_deadline_and_then_left_to_the_broker(
 ) -> None:
     sender.always = NotSent("OperationTimeoutError")
     with pytest.raises(ServiceBusUnavailable, match="Nothing could be sent to won: OperationTimeoutError"):
-        service_bus.schedule(make_message(), STATE, UNREACHABLE, NOON, COMPACT, deadline)
+        service_bus.schedule(delivery(make_message(), deadline), STATE, UNREACHABLE, NOON)
     assert 180 <= 240 - deadline.remaining < 240
     assert clock.sleeps[:6] == [1, 2, 4, 8, 15, 15], "the pauses grow: the failed queue detects no duplicates"
     assert {outgoing.message_id for _, outgoing in sender.tries} == {STATE.message_id}
@@ -221,7 +227,7 @@ def test_a_broker_that_comes_back_takes_the_copy(
             sender.always = None
 
     clock.on_sleep = back_after_a_minute
-    service_bus.schedule(make_message(), STATE, UNREACHABLE, NOON, COMPACT, deadline)
+    service_bus.schedule(delivery(make_message(), deadline), STATE, UNREACHABLE, NOON)
     assert len(sender.sent) == 1
 
 
@@ -269,7 +275,7 @@ def test_a_parked_message_is_the_message_with_the_reason_and_what_to_do(
     deadline: Deadline,
 ) -> None:
     message = make_message(properties={"flag": True, "DeadLetterReason": "old", "InvoicingRhythm": "long"})
-    service_bus.park(message, STATE, UNREACHABLE, deadline)
+    service_bus.park(delivery(message, deadline), UNREACHABLE)
     ((entity, parked),) = sender.sent
     assert entity == "failed"
     assert (parked.body, parked.content_type) == (message.body, message.content_type)
@@ -292,7 +298,7 @@ def test_a_message_without_id_is_parked_too(
     make_message: Callable[..., Message],
     deadline: Deadline,
 ) -> None:
-    service_bus.park(make_message(message_id=None), STATE, UNREACHABLE, deadline)
+    service_bus.park(delivery(make_message(message_id=None), deadline), UNREACHABLE)
     assert sender.sent[0][1].properties["InvoicingOriginalMessageId"] == ""
 
 
@@ -302,7 +308,7 @@ def test_a_long_description_is_cut_and_its_advice_is_kept_whole(
     make_message: Callable[..., Message],
     deadline: Deadline,
 ) -> None:
-    service_bus.park(make_message(), STATE, InvalidEvent("x" * 10_000), deadline)
+    service_bus.park(delivery(make_message(), deadline), InvalidEvent("x" * 10_000))
     description = str(sender.sent[0][1].properties["DeadLetterErrorDescription"])
     assert len(description) == 4096
     assert description.endswith(f"x {InvalidEvent.advice}")
@@ -316,7 +322,7 @@ def test_a_message_that_is_too_large_to_park_loses_its_own_properties_and_words(
 ) -> None:
     sender.failures.append(TooLarge("x"))
     message = make_message(properties={"flag": True})
-    service_bus.park(message, STATE, ClaimedWithoutInvoice("x" * 10_000), deadline)
+    service_bus.park(delivery(message, deadline), ClaimedWithoutInvoice("x" * 10_000))
     ((entity, parked),) = sender.sent
     assert (entity, parked.body) == ("failed", message.body)
     assert "flag" not in parked.properties
@@ -334,7 +340,7 @@ def test_what_cannot_be_parked_at_all_is_left_to_the_broker(
 ) -> None:
     sender.always = TooLarge("x")
     with pytest.raises(ServiceBusUnavailable, match="failed"):
-        service_bus.park(make_message(), STATE, InvoiceRefused("No."), deadline)
+        service_bus.park(delivery(make_message(), deadline), InvoiceRefused("No."))
     assert len(sender.tries) == 2
 
 

@@ -10,7 +10,9 @@ from shared.invoice import OrderedOpportunity
 from shared.settings import (
     ConnectionString,
     Namespace,
+    Settings,
     dataverse_settings,
+    queue_settings,
     retry_settings,
     service_bus_settings,
 )
@@ -82,8 +84,8 @@ def test_every_problem_of_service_bus_is_told_at_once() -> None:
         "such as opportunity-won."
     )
     assert told[4] == (
-        "The app setting INVOCATION_DEADLINE_SECONDS is not valid: it should be a number of seconds above 0 "
-        "and up to 285, such as 240."
+        "The app setting INVOCATION_DEADLINE_SECONDS is not valid: it should be a number of seconds from 1 to "
+        "285, such as 240."
     )
 
 
@@ -112,7 +114,9 @@ def test_names_that_entities_can_have(name: str) -> None:
     assert settings.invoice_created_topic == name
 
 
-@pytest.mark.parametrize("name", ["in voices", "a?b", "a\\b", "a#b", "ü", "q" * 261])
+@pytest.mark.parametrize(
+    "name", ["in voices", "a?b", "a\\b", "a#b", "ü", "q" * 261, "/a", "a/", "a//b", "-a", "a.", "_a"]
+)
 def test_names_that_no_entity_can_have(name: str) -> None:
     (problem,) = problems(service_bus_settings, {**IDENTITY, **ENTITIES, "INVOICE_CREATED_TOPIC": name})
     assert "INVOICE_CREATED_TOPIC is not valid" in problem
@@ -125,10 +129,16 @@ def test_names_that_no_entity_can_have(name: str) -> None:
         (" https://contoso.crm4.dynamics.com/ ", "https://contoso.crm4.dynamics.com"),
         ("HTTPS://Contoso.CRM4.dynamics.com", "https://contoso.crm4.dynamics.com"),
         ("https://127.0.0.1:8443", "https://127.0.0.1:8443"),
+        ("https://contoso.crm4.dynamics.com:443/", "https://contoso.crm4.dynamics.com"),
+        ("https://contoso.crm4.dynamics.com./", "https://contoso.crm4.dynamics.com"),
+        ("https://contoso.api.crm4.dynamics.com", "https://contoso.crm4.dynamics.com"),
+        ("https://contoso.api.crm.dynamics.com", "https://contoso.crm.dynamics.com"),
+        ("https://api.crm.dynamics.com", "https://api.crm.dynamics.com"),
+        ("https://contoso.api.example.com", "https://contoso.api.example.com"),
     ],
 )
 def test_the_environments_address_has_one_form(value: str, url: str) -> None:
-    """The token's scope derives from it: no slash at the end."""
+    """The token's scope, the event's source and the links derive from it."""
     assert dataverse_settings({"DATAVERSE_URL": value}).url == url
 
 
@@ -145,6 +155,10 @@ def test_the_environments_address_has_one_form(value: str, url: str) -> None:
         "https://contoso.crm4.dynamics.com:99999",
         "https://[::1",
         "https://con toso.crm4.dynamics.com",
+        "https://contoso..crm4.dynamics.com",
+        "https://contoso-.crm4.dynamics.com",
+        "https://contoso.crm4.dynamics.com..",
+        "https://@contoso.crm4.dynamics.com",
     ],
 )
 def test_what_is_no_environments_address(value: str) -> None:
@@ -173,6 +187,16 @@ def test_dataverse_in_full() -> None:
     )
     assert (settings.client_id, settings.organization_id) == (CLIENT, OTHER)
     assert settings.ordered_opportunity is OrderedOpportunity.INVOICE
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["00000000-0000-0000-0000-000000000000", CLIENT[:-1], CLIENT.replace("-", ""), f"{CLIENT} {CLIENT}"],
+)
+def test_what_is_no_id(value: str) -> None:
+    """An empty GUID is what a template's placeholder leaves: no event would come from that organization."""
+    (problem,) = problems(dataverse_settings, {**DATAVERSE, "DATAVERSE_ORGANIZATION_ID": value})
+    assert "DATAVERSE_ORGANIZATION_ID is not valid" in problem
 
 
 def test_every_problem_of_dataverse_is_told_at_once() -> None:
@@ -205,7 +229,180 @@ def test_bounds_of_retrying_may_be_below_a_second() -> None:
     assert settings.first_delay == timedelta(milliseconds=10)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e9", "five", "5 s"])
+@pytest.mark.parametrize("value", ["0", "-1", "1e-9", "nan", "inf", "1e9", "five", "5 s"])
 def test_what_is_no_bound(value: str) -> None:
     (problem,) = problems(retry_settings, {"RETRY_OUTAGE_SECONDS": value})
-    assert "RETRY_OUTAGE_SECONDS is not valid" in problem
+    assert "RETRY_OUTAGE_SECONDS is not valid: it should be a number of seconds from 0.001 to" in problem
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"RETRY_FIRST_DELAY_SECONDS": "901"}, "RETRY_FIRST_DELAY_SECONDS is above RETRY_MAX_DELAY_SECONDS"),
+        ({"RETRY_RECORD_SECONDS": "259201"}, "RETRY_RECORD_SECONDS is above RETRY_OUTAGE_SECONDS"),
+        (
+            {"RETRY_OUTAGE_SECONDS": "3600", "RETRY_OPEN_SECONDS": "3601"},
+            "RETRY_OPEN_SECONDS is above RETRY_OUTAGE_SECONDS",
+        ),
+    ],
+)
+def test_bounds_that_contradict_each_other(environment: dict[str, str], says: str) -> None:
+    (problem,) = problems(retry_settings, environment)
+    assert says in problem
+
+
+def test_bounds_may_be_equal() -> None:
+    equal = dict.fromkeys(
+        ("RETRY_OPEN_SECONDS", "RETRY_RECORD_SECONDS", "RETRY_OUTAGE_SECONDS", "RETRY_FIRST_DELAY_SECONDS"),
+        "900",
+    )
+    assert retry_settings(equal).first_delay == timedelta(minutes=15)
+
+
+@pytest.mark.parametrize(("seconds", "valid"), [("1", True), ("285", True), ("0.9", False), ("1e-9", False)])
+def test_an_invocation_has_time_to_do_something(seconds: str, valid: bool) -> None:  # noqa: FBT001 - a case
+    environment = {**ENTITIES, **IDENTITY, "INVOCATION_DEADLINE_SECONDS": seconds}
+    if valid:
+        assert service_bus_settings(environment).invocation_deadline == float(seconds)
+    else:
+        (problem,) = problems(service_bus_settings, environment)
+        assert "INVOCATION_DEADLINE_SECONDS is not valid" in problem
+
+
+# ---------------------------------------------------------------------------------------------- what cannot work
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (f"{CONNECTION_STRING};EntityPath=opportunity-won", "has an EntityPath"),
+        (f"{CONNECTION_STRING};entitypath=x;", "has an EntityPath"),
+        ("Endpoint=sb://contoso.servicebus.windows.net/", "has no key"),
+        ("Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n", "has no key"),
+        (f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKey={KEY}", "has no key"),
+        (
+            "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=",
+            "is not valid",
+        ),
+        (f"Endpoint=sb:///;SharedAccessKeyName=n;SharedAccessKey={KEY}", "is not valid"),
+        (
+            f"Endpoint=https://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}",
+            "not valid",
+        ),
+        (f"Endpoint=sb://con toso/;SharedAccessKeyName=n;SharedAccessKey={KEY}", "is not valid"),
+        (f"{CONNECTION_STRING};SharedAccessKey=x", "is not valid"),
+        (f"{CONNECTION_STRING};;x=y", "is not valid"),
+        (f"{CONNECTION_STRING};TransportType", "is not valid"),
+        ("contoso.servicebus.windows.net", "is not valid"),
+    ],
+)
+def test_a_connection_string_that_cannot_work_is_found_before_anything_is_billed(
+    value: str, says: str
+) -> None:
+    (problem,) = problems(service_bus_settings, {**ENTITIES, "ServiceBusConnection": value})
+    assert f"The app setting ServiceBusConnection {says}" in problem or says in problem
+    assert KEY not in problem
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"{CONNECTION_STRING};",
+        f"Endpoint=sb://localhost:5672;SharedAccessKeyName=n;SharedAccessKey={KEY};UseDevelopmentEmulator=true;",
+        f"endpoint = sb://CONTOSO.servicebus.windows.net ; SharedAccessKeyName = n ; SharedAccessKey = {KEY}",
+        "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessSignature=SharedAccessSignature sr=a&sig=b&se=1",
+    ],
+)
+def test_connection_strings_that_work(value: str) -> None:
+    settings = service_bus_settings({**ENTITIES, "ServiceBusConnection": value})
+    assert settings.connection == ConnectionString(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "contoso.servicebus.windows.net",
+        "CONTOSO.servicebus.windows.net.",
+        "https://contoso.servicebus.windows.net:443/",
+        "sb://contoso.servicebus.windows.net",
+        "sb://contoso.servicebus.windows.net:5671/",
+        "amqps://contoso.servicebus.windows.net/",
+    ],
+)
+def test_a_namespace_is_a_host_or_a_uri_as_azures_own_client_accepts_it(value: str) -> None:
+    environment = {**ENTITIES, "ServiceBusConnection__fullyQualifiedNamespace": value}
+    assert service_bus_settings(environment).connection == Namespace("contoso.servicebus.windows.net", None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://contoso.servicebus.windows.net",
+        "https://contoso.servicebus.windows.net/opportunity-won",
+        "contoso.servicebus.windows.net:8080",
+        "https://user@contoso.servicebus.windows.net",
+        "contoso..servicebus.windows.net",
+        "-contoso.servicebus.windows.net",
+        "https://",
+        "sb://[::1",
+        f"a.{'b' * 260}",
+    ],
+)
+def test_what_is_no_namespace(value: str) -> None:
+    environment = {**ENTITIES, "ServiceBusConnection__fullyQualifiedNamespace": value}
+    (problem,) = problems(service_bus_settings, environment)
+    assert "ServiceBusConnection__fullyQualifiedNamespace is not valid" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"OPPORTUNITY_WON_FAILED_QUEUE": "Opportunity-WON"},
+            "FAILED_QUEUE is the same as OPPORTUNITY_WON_QUEUE",
+        ),
+        (
+            {"INVOICE_CREATED_TOPIC": "OPPORTUNITY-won"},
+            "INVOICE_CREATED_TOPIC is the same as OPPORTUNITY_WON_QUEUE",
+        ),
+        (
+            {"INVOICE_CREATED_TOPIC": "opportunity-won-Failed"},
+            "INVOICE_CREATED_TOPIC is the same as OPPORTUNITY_WON_FAILED_QUEUE",
+        ),
+    ],
+)
+def test_every_entity_is_another_one_without_regard_to_case(changes: dict[str, str], says: str) -> None:
+    """A parked message would be processed again, or be an event."""
+    (problem,) = problems(service_bus_settings, {**ENTITIES, **IDENTITY, **changes})
+    assert says in problem
+
+
+def test_without_a_failed_queue_of_its_own_nothing_can_be_parked() -> None:
+    same = {**ENTITIES, **IDENTITY, "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won"}
+    (problem,) = problems(queue_settings, same)
+    assert "is the same as" in problem
+
+
+def test_queues_suffice_for_messages_to_wait() -> None:
+    environment = {**ENTITIES, **IDENTITY, "INVOICE_CREATED_TOPIC": "", "INVOCATION_DEADLINE_SECONDS": "x"}
+    settings = queue_settings(environment)
+    assert (settings.opportunity_won_queue, settings.failed_queue) == (
+        "opportunity-won",
+        "opportunity-won-failed",
+    )
+    assert (settings.invoice_created_topic, settings.invocation_deadline) == ("", 240)
+
+
+def test_all_settings_have_all_problems() -> None:
+    told = problems(
+        Settings.of, {**ENTITIES, **IDENTITY, "RETRY_OPEN_SECONDS": "0", "INVOICE_CREATED_TOPIC": ""}
+    )
+    assert [sentence.split()[3] for sentence in told] == [
+        "INVOICE_CREATED_TOPIC",
+        "RETRY_OPEN_SECONDS",
+        "DATAVERSE_URL",
+    ]
+    settings = Settings.of({**ENTITIES, **IDENTITY, **DATAVERSE})
+    assert settings.service_bus == service_bus_settings({**ENTITIES, **IDENTITY})
+    assert settings.retry == retry_settings({})
+    assert settings.dataverse == dataverse_settings(DATAVERSE)

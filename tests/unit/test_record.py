@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shared.errors import DataverseUnavailable
+from shared.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+def record(value: object) -> Record:
+    return Record({"column": value}, "r-1")
+
+
+@pytest.mark.parametrize(
+    "value", [Decimal("1E+31"), Decimal("0E+31"), Decimal("1E-31"), Decimal(10) ** 15, 10**15]
+)
+def test_an_amount_that_no_column_can_hold_is_refused(value: object) -> None:
+    """Written out, some of them would have a billion digits."""
+    with pytest.raises(DataverseUnavailable, match="no usable column"):
+        record(value).amount("column")
+
+
+@pytest.mark.parametrize("value", [Decimal("1E-30"), Decimal(0), 10**15 - 1, -(10**15) + 1])
+def test_amounts_up_to_the_bounds(value: object) -> None:
+    assert record(value).amount("column") == value
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (True, Record.integer),
+        (True, Record.amount),
+        (float("nan"), Record.amount),
+        (float("nan"), Record.integer),
+        (None, Record.integer),
+        (7, Record.text),
+        (7, Record.guid),
+        (None, Record.guid),
+        ("x", Record.optional_guid),
+        ("1", Record.optional_integer),
+        ("12", Record.time),
+    ],
+)
+def test_a_value_of_another_type_comes_from_another_server(
+    value: object, read: Callable[[Record, str], object]
+) -> None:
+    with pytest.raises(DataverseUnavailable, match="no usable column") as raised:
+        read(record(value), "column")
+    assert raised.value.request_id == "r-1"
+
+
+def test_null_is_none_where_that_is_allowed() -> None:
+    null = record(None)
+    assert null.amount("column") is None
+    assert null.text("column") is None
+    assert null.optional_guid("column") is None
+    assert null.optional_integer("column") is None
+    assert null.expanded("column") is None
+    assert null.lookup_table("column") is None
+
+
+def test_values_have_one_form() -> None:
+    assert record(f"{{{GUID.upper()}}}").guid("column") == GUID
+    assert record(GUID.upper()).optional_guid("column") == GUID
+    assert record(3).optional_integer("column") == 3
+    assert record("half \ud800").text("column") == "half \ufffd"
+    assert record("2026-03-01T12:00:00+01:00").time("column").isoformat() == "2026-03-01T11:00:00+00:00"
+    expanded = record({"name": "x"}).expanded("column")
+    assert expanded == Record({"name": "x"}, "r-1")
