@@ -1,42 +1,70 @@
-"""`python -m operations`: look after messages that failed or wait, and after the environment around the function."""
+"""`python -m operations`: messages that failed or wait, and the environment around the function."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
+from typing import Any
 
 import click
-from azure.core.exceptions import ClientAuthenticationError
-from azure.servicebus.exceptions import ServiceBusError
 
 from operations.connect import connect, disconnect
+from operations.console import note, printable
 from operations.doctor import doctor
+from operations.environment import SettingsFile, environment_of
 from operations.events import events
 from operations.failed import failed
-from operations.namespace import environment_of
 from operations.reconcile import reconcile
+from operations.trouble import explain
 from operations.waiting import waiting
-from shared.errors import InvalidSettings, InvoicingFailure
 
 PROBLEM = 1
 INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Operations(click.Group):
+    """A group whose commands report trouble with connections, logins and settings in a sentence, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
+        """Run the command; raises ClickException for trouble that has a name."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            raise click.ClickException(_lines(error.message)) from error
+        except Exception as error:
+            trouble = explain(error)
+            if trouble is None:
+                raise
+            raise click.ClickException(_lines(str(trouble))) from error
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.splitlines()))
+
+
+@click.group(cls=Operations, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--settings",
-    type=click.Path(exists=True, dir_okay=False),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A local.settings.json with the function's app settings; they are read from the environment otherwise.",
 )
 @click.pass_context
-def operations(context: click.Context, settings: str | None) -> None:
-    """Look after the invoicing of won opportunities.
+def operations(context: click.Context, settings: Path | None) -> None:
+    """Operate the invoicing of won opportunities.
 
     Uses the app settings of the function (ServiceBusConnection__fullyQualifiedNamespace, OPPORTUNITY_WON_QUEUE, …)
-    and your own login of the Azure CLI. Where there is a managed identity, it is used: OPERATIONS_CLIENT_ID names it,
-    where it is another one than the function's.
+    and your own login of the Azure CLI. Where there is a managed identity, it is used: OPERATIONS_CLIENT_ID names it
+    if it is not the function's.
     """
-    context.obj = environment_of(settings)
+    # The SDKs log retries and warnings of their own; what matters is reported by the command.
+    logging.getLogger("azure").setLevel(logging.CRITICAL)
+    file = None if settings is None else SettingsFile.read(settings)
+    if file is not None and file.left_out:
+        note(f"Not read from {settings}, since no command uses it: {', '.join(file.left_out)}.")
+    context.obj = environment_of(file)
 
 
 operations.add_command(connect)
@@ -49,27 +77,15 @@ operations.add_command(events)
 
 
 def main() -> int:
-    """Run a command; return 0, 1 for a problem that is told in a sentence, 2 for wrong usage, 130 for Ctrl-C."""
-    logging.getLogger("azure").setLevel(logging.ERROR)
+    """Run a command; return 0, 1 for a reported problem, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         code = operations.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted: what was not finished is still where it was.", err=True)
+        click.echo("Interrupted: what was not finished is unchanged.", err=True)
         return INTERRUPTED
-    except InvalidSettings as error:
-        click.echo(str(error), err=True)
-        return PROBLEM
-    except InvoicingFailure as error:
-        # Its own advice is for who finds a parked message.
-        click.echo(f"{error}\nWhich link is broken, and what to do: operations doctor", err=True)
-        return PROBLEM
-    except (ServiceBusError, ClientAuthenticationError) as error:
-        first_line = str(error).partition("\n")[0]
-        click.echo(f"Service Bus: {type(error).__name__}: {first_line}", err=True)
-        return PROBLEM
     # Outside of standalone mode, a command's exit code is what main returns.
     return code if isinstance(code, int) else 0
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from operations.console import Column, confirm, show_rows
-from operations.login import namespace_address
+from operations.console import Column, confirm, note, say_json, say_table
+from operations.environment import namespace_address
 from operations.privileges import OPTIONAL_PRIVILEGES, PRIVILEGES, lacking, privilege_ids
 from operations.web_api import Row, WebApi, derived_id, quoted
 from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ROLE_NAME = "Opportunity Invoicing"
 ENDPOINT_NAME = "Opportunity Invoicing queue"
@@ -111,38 +111,37 @@ def connect(
         _sas_key(environment, from_stdin=sas_key_stdin),
     )
     who = api.row("WhoAmI")
-    click.echo(
-        f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}", err=True
-    )
+    note(f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}")
     if not dry_run:
-        confirm("Connect this environment?", yes=yes or as_json)
+        confirm("Connect this environment?", yes=yes)
     done = Connection(api, target, dry_run=dry_run).make()
-    show_rows("Connected", _COLUMNS, [_row(step) for step in done], as_json=as_json)
+    _say(done, as_json=as_json)
     if not dry_run:
         check_that_it_is_there(api, target)
-    click.echo(f"For the function's settings: DATAVERSE_ORGANIZATION_ID={who['OrganizationId']}", err=True)
+    note(f"For the function's settings: DATAVERSE_ORGANIZATION_ID={who['OrganizationId']}")
 
 
 @click.command()
 @click.option(
     "--application-id", required=True, type=click.UUID, help="The client id of the function's identity."
 )
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def disconnect(environment: Mapping[str, str], application_id: object, *, yes: bool, as_json: bool) -> None:
-    """Take away what connect made: the step, the service endpoint, the role; the application user is kept.
+def disconnect(
+    environment: Mapping[str, str], application_id: object, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Remove what connect made: the step, the service endpoint, the role; the application user is kept.
 
     Application users cannot be deleted, only deactivated, by an administrator; without its role it may do nothing.
     """
     api = WebApi.of(environment)
     who = api.row("WhoAmI")
-    click.echo(
-        f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}", err=True
-    )
-    confirm("Disconnect this environment? Wins are not invoiced any more.", yes=yes or as_json)
-    done = take_away(api, str(application_id))
-    show_rows("Disconnected", _COLUMNS, [_row(step) for step in done], as_json=as_json)
+    note(f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}")
+    if not dry_run:
+        confirm("Disconnect this environment? Wins are not invoiced any more.", yes=yes)
+    _say(take_away(api, str(application_id), dry_run=dry_run), as_json=as_json)
 
 
 class Connection:
@@ -413,8 +412,8 @@ def check_that_it_is_there(api: WebApi, target: Target) -> None:
         )
 
 
-def take_away(api: WebApi, application_id: str) -> list[Done]:
-    """Delete step, endpoint and role, in this order; returns what was done."""
+def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
+    """Delete step, endpoint and role, in this order; returns what was done, or would be."""
     done = []
     step, endpoint = find_step(api), find_service_endpoint(api)
     unit = api.first("businessunits?$select=businessunitid&$filter=_parentbusinessunitid_value eq null")
@@ -422,18 +421,18 @@ def take_away(api: WebApi, application_id: str) -> list[Done]:
     for name, path in (
         (
             "Step on Win of opportunity",
-            step and f"sdkmessageprocessingsteps({step['sdkmessageprocessingstepid']})",
+            f"sdkmessageprocessingsteps({step['sdkmessageprocessingstepid']})" if step else None,
         ),
-        ("Service endpoint", endpoint and f"serviceendpoints({endpoint['serviceendpointid']})"),
-        ("Role", role and f"roles({role})"),
+        ("Service endpoint", f"serviceendpoints({endpoint['serviceendpointid']})" if endpoint else None),
+        ("Role", f"roles({role})" if role else None),
     ):
-        if path:
+        if path is None:
+            done.append(Done(name, Outcome.ALREADY_THERE, "was not there"))
+        elif dry_run:
+            done.append(Done(name, Outcome.WOULD_BE_DONE, "would be deleted"))
+        else:
             api.delete(path)
-        done.append(
-            Done(
-                name, Outcome.DONE if path else Outcome.ALREADY_THERE, "deleted" if path else "was not there"
-            )
-        )
+            done.append(Done(name, Outcome.DONE, "deleted"))
     user = find_application_user(api, application_id)
     done.append(
         Done("Application user", Outcome.ALREADY_THERE, "kept, without a role" if user else "was not there")
@@ -500,12 +499,24 @@ def _solution_namespace(address: str) -> str:
 
 
 def _sas_key(environment: Mapping[str, str], *, from_stdin: bool) -> str | None:
-    if from_stdin:
-        return sys.stdin.readline().strip() or None
-    return environment.get(SAS_KEY_SETTING) or None
+    if not from_stdin:
+        return environment.get(SAS_KEY_SETTING, "").strip() or None
+    key = sys.stdin.readline().strip()
+    if not key:
+        # The program that should have written it failed. "Already there" would hide that, and the key in use expires.
+        raise click.UsageError("There is no key on standard input: the program before the pipe wrote none.")
+    return key
 
 
-_COLUMNS = [Column("Step", "step"), Column("Outcome", "outcome"), Column("Detail", "detail")]
+_COLUMNS = [Column("Step", "step"), Column("Outcome", "outcome"), Column("Detail", "detail", flexible=True)]
+
+
+def _say(done: Sequence[Done], *, as_json: bool) -> None:
+    rows = [_row(each) for each in done]
+    if as_json:
+        say_json(rows)
+    else:
+        say_table(_COLUMNS, rows)
 
 
 def _row(done: Done) -> dict[str, object]:

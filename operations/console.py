@@ -1,56 +1,88 @@
-"""What the commands print: tables for people, JSON for scripts, progress where it takes long.
+"""What the commands print: aligned columns for people, JSON for scripts, progress where it takes long.
 
-Tables and documents go to standard output, everything else to standard error. Without a terminal the output is plain;
-rich respects NO_COLOR.
+Results go to standard output, everything else to standard error. Message bodies, properties and reasons come from
+everybody who holds the Send key, so all output except JSON passes through `printable`, which keeps a terminal from
+interpreting it: no escape sequence is executed, and no tab or line break forges a row.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from dataclasses import dataclass
-from datetime import datetime
+import unicodedata
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Item = TypeVar("Item")
 
+# Also where the output is no terminal: a log or a chat has about this much room.
+_MIN_WIDTH = 80
+_GAP = "  "
+# Control and format characters (which can change direction), line and paragraph separators, half surrogates.
+_NOT_PRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
+
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, and the key of the rows' values that it shows."""
+    """A column of a table: its heading, and the key of the rows' values that it shows.
+
+    `flexible`: a value that does not fit is cut; the others are shown whole.
+    """
 
     heading: str
     key: str
     number: bool = False
+    flexible: bool = False
 
 
-def show_rows(
-    title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, object]], *, as_json: bool
-) -> None:
-    """Print rows as a table, as tab-separated lines without a terminal, or as JSON with all of their keys."""
-    if as_json:
-        click.echo(as_json_text(rows))
+def printable(value: object) -> str:
+    """Return a value as text in one line, with every character that a terminal might interpret written as an escape."""
+    return "".join(
+        character if unicodedata.category(character) not in _NOT_PRINTABLE else _escape(character)
+        for character in _text(value)
+    )
+
+
+def say(text: object = "") -> None:
+    """Print a line of a result; line breaks in it are escaped."""
+    click.echo(printable(text))
+
+
+def note(text: object) -> None:
+    """Print a line about the work to standard error; line breaks in it are escaped."""
+    click.echo(printable(text), err=True)
+
+
+def say_indented(text: str) -> None:
+    """Print a text of several lines, each indented so that it cannot pose as a line of ours."""
+    for line in text.splitlines() or [""]:
+        say(f"  | {line}")
+
+
+def say_json(document: object) -> None:
+    """Print a document for scripts."""
+    click.echo(as_json_text(document))
+
+
+def say_table(columns: Sequence[Column], rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as aligned columns that fit the terminal, or 80 columns where there is none."""
+    if not rows:
         return
-    if not sys.stdout.isatty():
-        click.echo("\t".join(column.heading for column in columns))
-        for row in rows:
-            click.echo("\t".join(_text(row.get(column.key)) for column in columns))
-        return
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_text(row.get(column.key))) for column in columns))
-    Console().print(table)
+    texts = [[printable(row.get(column.key)) for column in columns] for row in rows]
+    widths = _widths(columns, texts)
+    say(_line(columns, widths, [column.heading for column in columns]))
+    for row in texts:
+        say(_line(columns, widths, row))
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -70,20 +102,84 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be taken back; raises Abort on no, UsageError where nobody can answer."""
+    """Ask before something that cannot be undone; raises Abort on no, UsageError where nobody can answer.
+
+    Only `--yes` answers in advance: the format of the output says nothing about consent.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError("Nobody can be asked here: repeat the command with --yes.")
-    click.confirm(question, abort=True, err=True)
+        raise click.UsageError(
+            "This command asks for confirmation, and there is no terminal: repeat it with --yes."
+        )
+    click.confirm(printable(question), abort=True, err=True)
 
 
 def as_json_text(document: object) -> str:
     """Write a document for scripts; times in ISO 8601, as everywhere else."""
-    return json.dumps(document, indent=2, default=_text)
+    return json.dumps(document, indent=2, default=_json_value)
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Return "1 message", "2 messages"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def age_text(age: timedelta | None) -> str:
+    """Return an age in its largest unit: 45 s, 12 min, 3 h, 2 d."""
+    if age is None:
+        return ""
+    seconds = max(int(age.total_seconds()), 0)
+    for unit, size in (("d", 24 * 60 * 60), ("h", 60 * 60), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[int]:
+    widths = [
+        max(len(column.heading), *(len(row[index]) for row in texts)) for index, column in enumerate(columns)
+    ]
+    room = max(shutil.get_terminal_size((_MIN_WIDTH, 24)).columns, _MIN_WIDTH) - len(_GAP) * (
+        len(columns) - 1
+    )
+    flexible = [index for index, column in enumerate(columns) if column.flexible]
+    # The widest gives way first.
+    while flexible and sum(widths) > room:
+        widest = max(flexible, key=lambda index: widths[index])
+        if widths[widest] <= len(columns[widest].heading):
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], texts: Sequence[str]) -> str:
+    cells = []
+    for column, width, text in zip(columns, widths, texts, strict=True):
+        cut = text if len(text) <= width else text[: width - 1] + "…"
+        cells.append(cut.rjust(width) if column.number else cut.ljust(width))
+    return _GAP.join(cells).rstrip()
+
+
+def _escape(character: str) -> str:
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character) or (
+        f"\\x{ord(character):02x}" if ord(character) < 0x100 else f"\\u{ord(character):04x}"  # noqa: PLR2004
+    )
 
 
 def _text(value: object) -> str:
     if isinstance(value, datetime):
-        return value.isoformat()
+        return (value if value.tzinfo is None else value.astimezone(UTC)).isoformat(timespec="seconds")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "" if value is None else str(value)
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from operations.console import Column, confirm, progress, show_rows
+from operations.console import Column, confirm, progress, say_json, say_table
 from operations.diagnosis import network
 from operations.diagnosis.azure_resources import PUBLIC, Design, ResourceLinks, ResourceManager
 from operations.diagnosis.chain import Link, look_at
@@ -25,7 +25,7 @@ from operations.diagnosis.dataverse import DataverseLinks, Target
 from operations.diagnosis.findings import CannotSee, Finding, Found, State, found, ok
 from operations.diagnosis.identity import Identity
 from operations.diagnosis.service_bus import Right, ServiceBusLinks
-from operations.login import namespace_address
+from operations.environment import namespace_address
 from operations.web_api import WebApi
 from shared.clock import SystemClock
 from shared.errors import InvalidSettings
@@ -342,15 +342,16 @@ _COLUMNS = [
     Column("Link", "link"),
     Column("State", "state"),
     Column("Finding", "finding"),
-    Column("Seen", "seen"),
+    Column("Seen", "seen", flexible=True),
 ]
 
 
 def _show(looked: Sequence[Looked], *, as_json: bool) -> None:
     rows = [_row(link.name, result) for link in looked for result in link.results]
-    show_rows("Doctor", _COLUMNS, rows, as_json=as_json)
     if as_json:
+        say_json(rows)
         return
+    say_table(_COLUMNS, rows)
     for row in rows:
         if row["finding"]:
             click.echo(f"\n{row['finding']} ({row['link']})")

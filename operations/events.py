@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from operations.console import Column, show_rows
-from operations.login import dataverse_settings_of, service_bus_settings_of
+from operations.console import Column, say_json, say_table
+from operations.environment import dataverse_settings_of, service_bus_settings_of
 from shared.bootstrap import build_dataverse, build_sender
 from shared.clock import Deadline, SystemClock
 from shared.errors import RecordNotFound
@@ -54,4 +54,7 @@ def resend(environment: Mapping[str, str], invoice: uuid.UUID, *, as_json: bool)
         Column("Event", "event"),
         Column("Message", "message"),
     ]
-    show_rows("Published", columns, [row], as_json=as_json)
+    if as_json:
+        say_json([row])
+    else:
+        say_table(columns, [row])

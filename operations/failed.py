@@ -1,30 +1,184 @@
-"""`operations failed`: what failed for good, with its reason; sent round again, or discarded."""
+"""`operations failed`: messages that failed, with their reasons; replay, export or discard them.
+
+Beside the failed queue this covers its dead-letter queue and that of the queue of wins: whatever the broker gave up
+is listed, and can be replayed, in the same way.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from operations import namespace as bus
-from operations.console import Column, as_json_text, confirm, progress, show_rows
-from operations.selection import SEQUENCE_NUMBER, selecting
-from shared.message import ATTEMPT, FIRST_SEEN, PARKED_PROPERTIES, RETRY_PROPERTIES
+from operations.console import (
+    Column,
+    age_text,
+    confirm,
+    count,
+    note,
+    printable,
+    progress,
+    say,
+    say_indented,
+    say_json,
+    say_table,
+)
+from operations.following import Fate, Watch
+from operations.identity import operator
+from operations.messages import NotCopyable, Seen, body_as_text, copy_of, document_of, text_properties
+from operations.names import Names
+from operations.namespace import MessageId, Place, open_namespace, sequence_number
+from operations.selection import MessageIdType, Selection, check_reason, selecting
+from shared.message import CHAIN_PROPERTIES, PARKED_PROPERTIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
+    from azure.servicebus import ServiceBusReceivedMessage
+    from azure.servicebus.amqp import AmqpAnnotatedMessage
 
     from operations.namespace import Namespace
-    from operations.selection import Selection
 
-    CopyOf = Callable[[ServiceBusReceivedMessage], ServiceBusMessage]
+NOT_DONE = 1
+_NEW_ROOT = CHAIN_PROPERTIES | PARKED_PROPERTIES
+AUDIT_FILE = "OPERATIONS_AUDIT_FILE"
+_AUDIT_FILE = "operations-audit.jsonl"
+_FOLLOW_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class FailedMessage:
+    """A message that failed, and what it says about itself."""
+
+    id: MessageId
+    seen: Seen
+
+
+class Outcome(Enum):
+    """What became of a message that was to be replayed or discarded."""
+
+    DONE = "done"
+    GONE = "gone, or locked by somebody else"
+    NOT_COPYABLE = "not copied"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """One message that was to be replayed or discarded. `copy_id`: the message id of its copy."""
+
+    id: MessageId
+    outcome: Outcome
+    text: str = ""
+    copy_id: str = ""
+    opportunity_id: str | None = None
+
+
+def failed_messages(namespace: Namespace) -> Iterator[FailedMessage]:
+    """Yield every message that failed, wherever it is; nothing is moved."""
+    for place in Place:
+        for message in namespace.peek_all(place.source(namespace.settings)):
+            yield FailedMessage(MessageId(place, sequence_number(message)), Seen.of(message))
+
+
+def failed_message(namespace: Namespace, message_id: MessageId) -> ServiceBusReceivedMessage | None:
+    """Return one message that failed, or None where there is none with this id."""
+    return namespace.peek_one(message_id.place.source(namespace.settings), message_id.number)
+
+
+def select(namespace: Namespace, selection: Selection) -> list[MessageId]:
+    """Return the ids of the selected messages; raises ClickException where one is not there."""
+    if selection.ids:
+        # Without reading the whole queue for a few messages.
+        found = [each for each in dict.fromkeys(selection.ids) if failed_message(namespace, each)]
+        selection.check_found(found, "among the failed messages")
+        return found
+    # Their ids, not the messages: those may be thousands, with whole bodies.
+    messages = [(each.id, each.seen.reason) for each in progress(failed_messages(namespace), "Reading")]
+    check_reason(selection.reason, (reason for _, reason in messages))
+    return [message_id for message_id, reason in messages if selection.matches(message_id, reason)]
+
+
+def replay_copy(
+    message: ServiceBusReceivedMessage, *, drop_unsupported: bool = False
+) -> AmqpAnnotatedMessage:
+    """Return the message as it first came: a new root, without retry state and dead-letter properties."""
+    return copy_of(message, without=_NEW_ROOT, drop_unsupported=drop_unsupported)
+
+
+def replay_messages(
+    namespace: Namespace, ids: Iterable[MessageId], *, drop_unsupported: bool = False
+) -> Iterator[Settled]:
+    """Send each message to the queue again, then remove it; what cannot be copied faithfully stays."""
+    for message_id in ids:
+        source = message_id.place.source(namespace.settings)
+        # Checked before it is locked: a message that stays keeps its state.
+        message = failed_message(namespace, message_id)
+        if message is not None:
+            try:
+                replay_copy(message, drop_unsupported=drop_unsupported)
+            except NotCopyable as error:
+                yield Settled(message_id, Outcome.NOT_COPYABLE, str(error))
+                continue
+            message = namespace.lock(source, message_id.number)
+        if message is None:
+            yield Settled(message_id, Outcome.GONE)
+            continue
+        copy = replay_copy(message, drop_unsupported=drop_unsupported)
+        namespace.send(namespace.settings.opportunity_won_queue, copy)
+        namespace.complete(source, message)
+        copy_id = str(copy.properties.message_id) if copy.properties else ""
+        yield Settled(message_id, Outcome.DONE, "", copy_id, Seen.of(message).opportunity_id)
+
+
+def discard_messages(namespace: Namespace, ids: Iterable[MessageId]) -> Iterator[Settled]:
+    """Remove each message for good."""
+    for message_id in ids:
+        source = message_id.place.source(namespace.settings)
+        message = namespace.lock(source, message_id.number)
+        if message is None:
+            yield Settled(message_id, Outcome.GONE)
+            continue
+        seen = Seen.of(message)
+        namespace.complete(source, message)
+        yield Settled(message_id, Outcome.DONE, seen.reason, "", seen.opportunity_id)
+
+
+def export_messages(namespace: Namespace, ids: Iterable[MessageId], file: Path) -> int:
+    """Write the messages into a new file, one JSON document a line; return how many.
+
+    Only its owner can read the file: bodies may hold personal data. Raises FileExistsError.
+    """
+    by_place: dict[Place, set[int]] = defaultdict(set)
+    for message_id in ids:
+        by_place[message_id.place].add(message_id.number)
+    written = 0
+    with os.fdopen(
+        os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as output:
+        for place, numbers in by_place.items():
+            for message in namespace.peek_all(place.source(namespace.settings), min(numbers)):
+                number = sequence_number(message)
+                if number in numbers:
+                    document = {"id": str(MessageId(place, number)), **document_of(message)}
+                    output.write(json.dumps(document, default=str) + "\n")
+                    written += 1
+                if number >= max(numbers):
+                    break
+        output.flush()
+        os.fsync(output.fileno())
+    return written
 
 
 @click.group()
 def failed() -> None:
-    """Messages that failed for good: look at them, replay or discard them."""
+    """Messages that failed: list, show, replay, export or discard them."""
 
 
 @failed.command("list")
@@ -32,141 +186,325 @@ def failed() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
-    """List what is in the failed queue; nothing is moved."""
-    with bus.open_namespace(environment) as namespace:
-        messages = bus.peek_all(namespace, namespace.settings.failed_queue)
-        rows = [_row(message) for message in progress(messages, "Looking")]
-    rows = [row for row in rows if reason in (None, row["reason"])]
-    columns = [
-        Column("Number", "number", number=True),
-        Column("Reason", "reason"),
-        Column("Opportunity", "opportunity"),
-        Column("Since", "since"),
-        Column("Attempts", "attempts", number=True),
-    ]
-    show_rows(f"{len(rows)} failed", columns, rows, as_json=as_json)
+    """List the messages that failed, with a summary by reason; nothing is moved."""
+    with open_namespace(environment) as namespace:
+        messages = list(progress(failed_messages(namespace), "Reading"))
+    check_reason(reason, (each.seen.reason for each in messages))
+    messages = [each for each in messages if reason in (None, each.seen.reason)]
+    names = Names.of(environment, (each.seen.opportunity_id for each in messages))
+    rows = [_row(each, names) for each in messages]
+    if as_json:
+        say_json(rows)
+        return
+    if not messages:
+        say("No message has failed.")
+        return
+    say(f"{count(len(messages), 'failed message')}, by reason:")
+    say()
+    say_table(_SUMMARY_COLUMNS, _summary(messages))
+    say()
+    say_table(_LIST_COLUMNS, [_list_row(each, names) for each in messages])
+    if names.unavailable:
+        note(f"Ids instead of names: {names.unavailable}")
 
 
 @failed.command()
-@click.argument("number", type=SEQUENCE_NUMBER)
+@click.argument("message_id", type=MessageIdType(), metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
-    """Show one message whole: its reason, its properties and its body, which may hold personal data."""
-    with bus.open_namespace(environment) as namespace:
-        message = bus.peek_one(namespace, namespace.settings.failed_queue, number)
+def show(environment: Mapping[str, str], message_id: MessageId, *, as_json: bool) -> None:
+    """Show one message: its reason, its properties and its body, which may hold personal data."""
+    with open_namespace(environment) as namespace:
+        message = failed_message(namespace, message_id)
     if message is None:
-        raise click.ClickException(f"There is no message {number} in the failed queue: see failed list.")
-    reason, description = bus.reason_of(message)
-    document = {
-        **_row(message),
-        "description": description,
-        "messageId": message.message_id,
-        "correlationId": message.correlation_id,
-        "contentType": message.content_type,
-        "enqueued": message.enqueued_time_utc,
-        "properties": bus.text_properties(message),
-        "body": bus.body_of(message).decode("utf-8", errors="replace"),
-    }
+        raise click.ClickException(f"There is no failed message {message_id}: see failed list.")
+    failure = FailedMessage(message_id, Seen.of(message))
+    names = Names.of(environment, [failure.seen.opportunity_id])
     if as_json:
-        click.echo(as_json_text(document))
+        say_json({**_row(failure, names), **document_of(message)})
         return
-    click.echo(f"{reason}: {description}\n")
-    for name, value in document.items():
-        if name not in ("description", "body", "properties"):
-            click.echo(f"{name + ':':<15} {'' if value is None else value}")
-    for name, value in bus.text_properties(message).items():
-        click.echo(f"  {name} = {value}")
-    click.echo(f"\n{document['body']}")
+    say(f"{failure.seen.reason}: {failure.seen.description}")
+    say()
+    for name, value in (
+        *_row(failure, names).items(),
+        ("messageId", message.message_id),
+        ("correlationId", message.correlation_id),
+        ("contentType", message.content_type),
+        ("subject", message.subject),
+    ):
+        if name not in ("reason", "description"):
+            say(f"{name + ':':<17} {printable(value)}")
+    say("properties:")
+    for key, value in text_properties(message).items():
+        say(f"  {printable(key)} = {printable(value)}")
+    say("body:")
+    say_indented(body_as_text(message))
 
 
 @failed.command()
 @selecting
 @click.option("--dry-run", is_flag=True, help="Only say what would be replayed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--follow", "is_followed", is_flag=True, help="Wait, and report what became of each message.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=_FOLLOW_SECONDS,
+    show_default=True,
+    help="How long --follow waits.",
+)
+@click.option(
+    "--drop-unsupported-properties",
+    "drop_unsupported",
+    is_flag=True,
+    help="Replay also messages with properties that cannot be copied, without these properties.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def replay(environment: Mapping[str, str], *, selection: Selection, dry_run: bool, yes: bool) -> None:
-    """Send messages round again, each as a new root; harmless twice.
+def replay(
+    environment: Mapping[str, str],
+    *,
+    selection: Selection,
+    dry_run: bool,
+    yes: bool,
+    is_followed: bool,
+    seconds: float,
+    drop_unsupported: bool,
+    as_json: bool,
+) -> None:
+    """Send messages to the queue again, each as a new root. Replaying is idempotent: no second invoice is made.
 
-    A message leaves the failed queue only after its copy is accepted, so this may be interrupted at any time.
+    A message leaves the failed queue only after its copy is accepted, so this may be interrupted at any time. A message
+    that cannot be copied faithfully stays. Exit code 1 if a message was not replayed, or failed again (--follow).
     """
-    with bus.open_namespace(environment) as namespace:
-        chosen = choose(namespace, selection)
+    with open_namespace(environment) as namespace:
+        ids = select(namespace, selection)
         if dry_run:
-            click.echo(f"{len(chosen)} would be replayed.")
+            _say_dry_run(ids, "replayed", as_json=as_json)
             return
-        if len(chosen) > 1:
-            confirm(f"Replay {len(chosen)} messages?", yes=yes)
-        done = let_go(namespace, chosen, "Replaying", replay_copy)
-    click.echo(f"{done} replayed.")
+        if len(ids) > 1:
+            confirm(f"Replay {len(ids)} messages?", yes=yes)
+        started = Watch.of(namespace) if is_followed else None
+        replaying = replay_messages(namespace, ids, drop_unsupported=drop_unsupported)
+        settled = list(progress(replaying, "Replaying", len(ids)))
+        fates = {} if started is None else started.follow(_copies(settled), seconds)
+    rows = [_settled_row(each, fates.get(each.copy_id)) for each in settled]
+    _say_settled(settled, rows, "replayed", as_json=as_json)
+    if any(each.outcome is not Outcome.DONE for each in settled) or any(
+        fate.state.is_failure for fate in fates.values()
+    ):
+        raise click.exceptions.Exit(NOT_DONE)
+
+
+@failed.command()
+@selecting
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write, one JSON document a line.  [default: failed-TIME.jsonl]",
+)
+@click.pass_obj
+def export(environment: Mapping[str, str], *, selection: Selection, output: Path | None) -> None:
+    """Write messages with all that they hold into a file; nothing is moved."""
+    with open_namespace(environment) as namespace:
+        ids = select(namespace, selection)
+        if not ids:
+            say("No message has failed.")
+            return
+        file = output or _file("failed")
+        written = _export(namespace, ids, file)
+    say(f"{count(written, 'message')} written to {file}.")
 
 
 @failed.command()
 @selecting
 @click.option("--dry-run", is_flag=True, help="Only say what would be discarded.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to which the messages are exported first.  [default: discarded-TIME.jsonl]",
+)
+@click.option("--no-export", is_flag=True, help="Do not export the messages first: their bodies are lost.")
+@click.option("--because", default="", help="Why, for the record.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def discard(environment: Mapping[str, str], *, selection: Selection, dry_run: bool, yes: bool) -> None:
-    """Delete messages for good."""
-    with bus.open_namespace(environment) as namespace:
-        chosen = choose(namespace, selection)
-        if dry_run:
-            click.echo(f"{len(chosen)} would be discarded.")
+def discard(
+    environment: Mapping[str, str],
+    *,
+    selection: Selection,
+    dry_run: bool,
+    yes: bool,
+    output: Path | None,
+    no_export: bool,
+    because: str,
+    as_json: bool,
+) -> None:
+    """Delete messages for good, after they are exported to a file.
+
+    A record of who discarded what is appended to operations-audit.jsonl, or to the file that OPERATIONS_AUDIT_FILE
+    names.
+    """
+    audit = Path(environment.get(AUDIT_FILE, "") or _AUDIT_FILE)
+    with open_namespace(environment) as namespace:
+        ids = select(namespace, selection)
+        if dry_run or not ids:
+            _say_dry_run(ids, "discarded", as_json=as_json)
             return
-        confirm(f"Discard {len(chosen)} messages for good?", yes=yes)
-        done = let_go(namespace, chosen, "Discarding", None)
-    click.echo(f"{done} discarded.")
+        confirm(f"Discard {count(len(ids), 'message')} for good?", yes=yes)
+        # Before anything is deleted: a record that cannot be written, or names nobody, must not come too late.
+        who = operator(environment)
+        _append(
+            audit,
+            {"time": datetime.now(UTC), "who": who, "what": "discard begins", "ids": [str(i) for i in ids]},
+        )
+        file = None if no_export else output or _file("discarded")
+        if file is not None:
+            _export(namespace, ids, file)
+            note(f"Exported to {file}.")
+        settled: list[Settled] = []
+        try:
+            for each in progress(discard_messages(namespace, ids), "Discarding", len(ids)):
+                settled.append(each)  # noqa: PERF402 - what was done before an error belongs into the record
+        finally:
+            _append(audit, _record(who, settled, because, file))
+    _say_settled(settled, [_settled_row(each, None) for each in settled], "discarded", as_json=as_json)
+    if any(each.outcome is not Outcome.DONE for each in settled):
+        raise click.exceptions.Exit(NOT_DONE)
 
 
-def replay_copy(message: ServiceBusReceivedMessage) -> ServiceBusMessage:
-    """Return the message as it first came: a new root, without attempts, first time seen and dead-letter properties."""
-    return bus.copy_of(message, without=RETRY_PROPERTIES | PARKED_PROPERTIES)
+_SUMMARY_COLUMNS = [
+    Column("Reason", "reason"),
+    Column("Messages", "messages", number=True),
+    Column("Oldest", "oldest", number=True),
+]
+_LIST_COLUMNS = [
+    Column("Id", "id", number=True),
+    Column("Age", "ageText", number=True),
+    Column("Reason", "reason", flexible=True),
+    Column("Opportunity", "about", flexible=True),
+    Column("Text", "description", flexible=True),
+]
+_SETTLED_COLUMNS = [
+    Column("Id", "id", number=True),
+    Column("Outcome", "outcome"),
+    Column("Became", "became"),
+    Column("Detail", "detail", flexible=True),
+]
 
 
-def choose(namespace: Namespace, selection: Selection) -> list[int]:
-    """Return the sequence numbers of the messages that are meant."""
-    queue = namespace.settings.failed_queue
-    if selection.numbers:
-        # Not the whole queue for a few.
-        chosen = [
-            number for number in dict.fromkeys(selection.numbers) if bus.peek_one(namespace, queue, number)
-        ]
-        selection.check_found(chosen, "in the failed queue")
-        return chosen
-    messages = bus.peek_all(namespace, queue)
-    # Their numbers, not the messages: those may be thousands, with whole bodies.
+def _row(failure: FailedMessage, names: Names) -> dict[str, object]:
+    seen = failure.seen
+    name = names.by_id.get(seen.opportunity_id or "")
+    return {
+        "id": str(failure.id),
+        "number": failure.id.number,
+        "reason": seen.reason,
+        "description": seen.description,
+        "opportunity": seen.opportunity_id,
+        "opportunityName": name and name.name,
+        "customer": name and name.customer,
+        "since": seen.since,
+        "attempts": seen.attempts,
+    }
+
+
+def _list_row(failure: FailedMessage, names: Names) -> dict[str, object]:
+    seen = failure.seen
+    about = names.by_id.get(seen.opportunity_id or "") or seen.opportunity_id or "not known"
+    return {**_row(failure, names), "about": about, "ageText": age_text(seen.age)}
+
+
+def _summary(messages: Sequence[FailedMessage]) -> list[dict[str, object]]:
+    by_reason: dict[str, list[FailedMessage]] = defaultdict(list)
+    for each in messages:
+        by_reason[each.seen.reason].append(each)
     return [
-        bus.sequence_number(message)
-        for message in progress(messages, "Looking")
-        if selection.means(bus.sequence_number(message), bus.reason_of(message)[0])
+        {
+            "reason": reason,
+            "messages": len(some),
+            "oldest": age_text(max((each.seen.age for each in some if each.seen.age), default=None)),
+        }
+        for reason, some in sorted(by_reason.items(), key=lambda item: -len(item[1]))
     ]
 
 
-def let_go(namespace: Namespace, chosen: list[int], description: str, copy: CopyOf | None) -> int:
-    """Let the chosen messages go, each after its copy is accepted where there is one; return how many went."""
-    picker = bus.Picker(namespace, namespace.settings.failed_queue)
-    done = 0
-    for number in progress(chosen, description, total=len(chosen)):
-        message = picker.pick(number)
-        if message is None:
-            click.echo(f"{number} has left the failed queue since, or is held by somebody else.", err=True)
-            continue
-        if copy is not None:
-            queue = namespace.settings.opportunity_won_queue
-            namespace.sender(queue).send(copy(message))
-        picker.complete(message)
-        done += 1
-    return done
+def _copies(settled: Iterable[Settled]) -> dict[str, str | None]:
+    return {each.copy_id: each.opportunity_id for each in settled if each.copy_id}
 
 
-def _row(message: ServiceBusReceivedMessage) -> dict[str, object]:
-    properties = bus.text_properties(message)
-    attempt = properties.get(ATTEMPT)
+def _settled_row(settled: Settled, fate: Fate | None) -> dict[str, object]:
     return {
-        "number": message.sequence_number,
-        "reason": bus.reason_of(message)[0],
-        "opportunity": bus.opportunity_of(message),
-        "since": properties.get(FIRST_SEEN) or message.enqueued_time_utc,
-        # The first try counts; the broker counts for a message that never came so far as to be put aside.
-        "attempts": attempt + 1 if isinstance(attempt, int) else message.delivery_count,
+        "id": str(settled.id),
+        "outcome": settled.outcome.value,
+        "became": fate and fate.state.value,
+        "detail": fate.text if fate else settled.text,
+        "opportunity": settled.opportunity_id,
+        "messageId": settled.copy_id or None,
     }
+
+
+def _say_settled(
+    settled: Sequence[Settled], rows: Sequence[Mapping[str, object]], verb: str, *, as_json: bool
+) -> None:
+    if as_json:
+        say_json(rows)
+        return
+    interesting = [row for row in rows if row["outcome"] != Outcome.DONE.value or row["became"]]
+    say_table(_SETTLED_COLUMNS, interesting)
+    done = sum(each.outcome is Outcome.DONE for each in settled)
+    left = len(settled) - done
+    say(f"{done} {verb}." + (f" {left} not {verb}." if left else ""))
+
+
+def _say_dry_run(ids: Sequence[MessageId], verb: str, *, as_json: bool) -> None:
+    if as_json:
+        say_json([{"id": str(each), "outcome": f"would be {verb}"} for each in ids])
+    else:
+        say(f"{len(ids)} would be {verb}." if ids else "No message has failed.")
+
+
+def _export(namespace: Namespace, ids: Sequence[MessageId], file: Path) -> int:
+    try:
+        return export_messages(namespace, ids, file)
+    except OSError as error:
+        raise click.ClickException(
+            f"{file} cannot be written: {error.strerror}. Nothing was changed."
+        ) from error
+
+
+def _file(name: str) -> Path:
+    return Path(f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl")
+
+
+def _record(
+    who: Mapping[str, str], settled: Sequence[Settled], because: str, file: Path | None
+) -> dict[str, object]:
+    return {
+        "time": datetime.now(UTC),
+        "who": who,
+        "what": "discard",
+        "because": because,
+        "export": file and str(file.resolve()),
+        "messages": [
+            {
+                "id": str(each.id),
+                "outcome": each.outcome.value,
+                "reason": each.text,
+                "opportunity": each.opportunity_id,
+            }
+            for each in settled
+        ],
+    }
+
+
+def _append(audit: Path, record: Mapping[str, object]) -> None:
+    line = json.dumps(record, default=str)
+    try:
+        with os.fdopen(
+            os.open(audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
+        ) as log:
+            log.write(line + "\n")
+    except OSError as error:
+        raise click.ClickException(f"The record {audit} cannot be written: {error.strerror}.") from error
+    note(f"Recorded in {audit}.")

@@ -1,198 +1,207 @@
-"""The operator's way into the namespace: look by peeking only, pick single messages, send copies.
+"""The operator's access to the namespace: peek, lock single messages, send.
 
-A queue cannot be searched, and looking by receiving and abandoning wears messages out until they are dead-lettered.
-So looking is peeking; and to pick a message, those before it are deferred once: a deferred message stays in its queue,
-keeps its place when others are looked at, and is fetched by its sequence number.
+A queue cannot be searched, and receiving and abandoning wears messages out until they are dead-lettered. So reading is
+peeking. To lock one message, those before it are deferred once: a deferred message stays in its queue, keeps its
+number, and is fetched by it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
 
-import click
-from azure.servicebus import ServiceBusMessage
-from azure.servicebus.exceptions import MessageNotFoundError
+from azure.servicebus import ServiceBusSubQueue
+from azure.servicebus.exceptions import MessageNotFoundError, ServiceBusError
 
-from operations.login import answer_seconds, service_bus_settings_of
+from operations.bounded import TimedOut, bounded
+from operations.environment import answer_seconds, service_bus_settings_of
 from shared.credential import build_credential
-from shared.errors import InvalidEvent, OtherOrganization
-from shared.message import DEAD_LETTER_DESCRIPTION, DEAD_LETTER_REASON
-from shared.opportunity_won import OpportunityWon, parse_event
-from shared.owner import Care, NotAnswered, Owner
-from shared.service_bus import connect, encodable_properties
+from shared.service_bus import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from azure.servicebus import (
         ServiceBusClient,
+        ServiceBusMessage,
         ServiceBusReceivedMessage,
         ServiceBusReceiver,
         ServiceBusSender,
     )
+    from azure.servicebus.amqp import AmqpAnnotatedMessage
 
     from shared.settings import ServiceBusSettings
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _PAGE = 250
-# Seconds to wait for an answer, for more messages to come before a queue counts as empty, and for links to close.
-ANSWER = 60.0
+# Seconds to wait for a response, for more messages before a queue counts as empty, and for links to close.
+RESPONSE = 60.0
 _QUIET = 5.0
 _CLOSING = 5.0
+# The subscription that keeps every published event.
+AUDIT = "audit"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A queue, or a subscription of a topic, or the dead-letter queue of one."""
+
+    entity: str
+    subscription: str | None = None
+    dead_letters: bool = False
+
+
+class Place(Enum):
+    """Where messages that failed can be. The value is the prefix of their ids on the command line."""
+
+    FAILED = ""
+    FAILED_DEAD_LETTERS = "failed-dlq:"
+    WON_DEAD_LETTERS = "won-dlq:"
+
+    def source(self, settings: ServiceBusSettings) -> Source:
+        """Return the entity of this place."""
+        queue = settings.opportunity_won_queue if self is Place.WON_DEAD_LETTERS else settings.failed_queue
+        return Source(queue, dead_letters=self is not Place.FAILED)
+
+
+@dataclass(frozen=True)
+class MessageId:
+    """How an operator names a message that failed: 12, failed-dlq:12, won-dlq:12."""
+
+    place: Place
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.place.value}{self.number}"
+
+
+class NoResponse(Exception):
+    """Service Bus has not responded in time."""
 
 
 class Namespace:
-    """The entities by their names. Links are opened once: each takes a second.
+    """The entities by their names; each link is opened once, at its first use.
 
-    A thread of its own owns the client and carries out each call, since the SDK may hang for ever on a peer that takes
-    connections and says nothing. Whoever calls waits for `seconds` at most, then ClickException is raised.
+    Each call returns within `seconds`, or raises NoResponse: the SDK can block without end on a peer that accepts
+    connections and says nothing.
     """
 
     def __init__(
         self, settings: ServiceBusSettings, client: Callable[[], ServiceBusClient], seconds: float
     ) -> None:
         self.settings = settings
+        self._new_client = client
         self._seconds = seconds
-        self._owner = Owner("service bus", Care(build=lambda: Links(client()), close=Links.close))
-        self._is_open = False
+        self._closing = ExitStack()
+        self._client: ServiceBusClient | None = None
+        self._receivers: dict[Source, ServiceBusReceiver] = {}
+        self._senders: dict[str, ServiceBusSender] = {}
+        self._hangs = False
 
-    def receiver(self, queue: str) -> Receiver:
-        """Return the receiver of a queue, in peek-lock, with its link open."""
-        return Receiver(self, queue)
+    def peek(self, source: Source, first: int = 1, most: int = _PAGE) -> list[ServiceBusReceivedMessage]:
+        """Return a page of messages, from the sequence number `first` on; moves nothing."""
+        return self._bounded(
+            lambda: self._receiver(source).peek_messages(most, sequence_number=first, timeout=self._seconds)
+        )
 
-    def sender(self, queue: str) -> Sender:
-        """Return the sender of a queue, with its link open."""
-        return Sender(self, queue)
+    def peek_all(self, source: Source, first: int = 1) -> Iterator[ServiceBusReceivedMessage]:
+        """Yield every message in the order of sequence numbers, from `first` on; moves nothing."""
+        while page := self.peek(source, first):
+            yield from page
+            first = sequence_number(page[-1]) + 1
+
+    def peek_one(self, source: Source, number: int) -> ServiceBusReceivedMessage | None:
+        """Return the message with this sequence number, if it is there; moves nothing."""
+        page = self.peek(source, number, most=1)
+        return page[0] if page and page[0].sequence_number == number else None
+
+    def lock(self, source: Source, number: int) -> ServiceBusReceivedMessage | None:
+        """Lock the message with this sequence number; None if it has left, or somebody else holds it."""
+        locked = self._deferred(source, number)
+        if locked is None:
+            self._defer_up_to(source, number)
+            locked = self._deferred(source, number)
+        return locked
+
+    def complete(self, source: Source, message: ServiceBusReceivedMessage) -> None:
+        """Remove a locked message from its queue."""
+        self._bounded(lambda: self._receiver(source).complete_message(message))
+
+    def send(self, entity: str, message: ServiceBusMessage | AmqpAnnotatedMessage) -> None:
+        """Return when the broker has accepted the message."""
+        self._bounded(lambda: self._sender(entity).send_messages(message, timeout=self._seconds))
+
+    def cancel(self, entity: str, number: int) -> bool:
+        """Cancel a scheduled message; False if it was due in this moment and is not scheduled any more."""
+        try:
+            self._bounded(
+                lambda: self._sender(entity).cancel_scheduled_messages(number, timeout=self._seconds)
+            )
+        except MessageNotFoundError:
+            return False
+        return True
 
     def close(self) -> None:
-        """Close the links, and wait for that a little: what was asked for is done by now."""
-        if self._is_open:
-            with suppress(NotAnswered):
-                self._owner.call(Links.close, limit=_CLOSING, timeout=_CLOSING)
-        self._owner.close()
+        """Close the links. Nothing depends on it, so it may take only a moment."""
+        if self._client is not None and not self._hangs:
+            with suppress(TimedOut, ServiceBusError):
+                bounded(self._closing.close, _CLOSING)
 
-    def ask(self, do: Callable[[Links], Answer], *, quiet: float = 0.0) -> Answer:
-        """Have something done with the links; raises ClickException where there is no answer in time.
-
-        `quiet`: seconds for which the broker is asked to wait before it answers.
-        """
-        longest = self._seconds + quiet
+    def _deferred(self, source: Source, number: int) -> ServiceBusReceivedMessage | None:
         try:
-            answer = self._owner.call(do, limit=longest, timeout=longest)
-        except NotAnswered as error:
-            self._is_open = False
-            raise click.ClickException(
-                f"Service Bus did not answer within {longest:g} s; what was not finished is still where it was. "
-                "Something between here and the namespace may drop connections: operations doctor tells."
-            ) from error
-        self._is_open = True
-        return answer
-
-
-class Receiver:
-    """Looks at, and settles, the messages of one queue."""
-
-    def __init__(self, namespace: Namespace, queue: str) -> None:
-        self._namespace = namespace
-        self._queue = queue
-        self._ask(lambda _: None)
-
-    def _ask(self, do: Callable[[ServiceBusReceiver], Answer], *, quiet: float = 0.0) -> Answer:
-        return self._namespace.ask(lambda links: do(links.receiver(self._queue)), quiet=quiet)
-
-    def peek(self, following: int, most: int = _PAGE) -> list[ServiceBusReceivedMessage]:
-        """Return a page of messages from this sequence number on; moves nothing."""
-        return self._ask(lambda link: link.peek_messages(most, sequence_number=following, timeout=ANSWER))
-
-    def receive(self) -> list[ServiceBusReceivedMessage]:
-        """Lock a page of what is active; none come where the queue is quiet for some seconds."""
-        return self._ask(lambda link: link.receive_messages(_PAGE, max_wait_time=_QUIET), quiet=_QUIET)
-
-    def deferred(self, number: int) -> ServiceBusReceivedMessage | None:
-        """Lock the deferred message with this sequence number; None if there is none."""
-        try:
-            return next(
-                iter(self._ask(lambda link: link.receive_deferred_messages(number, timeout=ANSWER))), None
+            found = self._bounded(
+                lambda: self._receiver(source).receive_deferred_messages(number, timeout=self._seconds)
             )
         except MessageNotFoundError:
             return None
+        return next(iter(found), None)
 
-    def defer(self, message: ServiceBusReceivedMessage) -> None:
-        """Put a locked message aside: it stays in the queue."""
-        self._ask(lambda link: link.defer_message(message))
+    def _defer_up_to(self, source: Source, number: int) -> None:
+        """Defer what is active, in order, until the wanted one is: each message is received for this only once."""
+        while page := self._bounded(
+            lambda: self._receiver(source).receive_messages(_PAGE, max_wait_time=_QUIET), quiet=_QUIET
+        ):
+            for message in page:
+                self._bounded(lambda message=message: self._receiver(source).defer_message(message))  # type: ignore[misc]
+            if sequence_number(page[-1]) >= number:
+                return
 
-    def complete(self, message: ServiceBusReceivedMessage) -> None:
-        """Let a locked message go."""
-        self._ask(lambda link: link.complete_message(message))
+    def _receiver(self, source: Source) -> ServiceBusReceiver:
+        if source not in self._receivers:
+            sub_queue = ServiceBusSubQueue.DEAD_LETTER if source.dead_letters else None
+            client = self._opened()
+            receiver = (
+                client.get_queue_receiver(source.entity, sub_queue=sub_queue)
+                if source.subscription is None
+                else client.get_subscription_receiver(source.entity, source.subscription, sub_queue=sub_queue)
+            )
+            self._receivers[source] = self._closing.enter_context(receiver)
+        return self._receivers[source]
 
+    def _sender(self, entity: str) -> ServiceBusSender:
+        if entity not in self._senders:
+            # Queues and topics have the same address for a sender.
+            self._senders[entity] = self._closing.enter_context(self._opened().get_queue_sender(entity))
+        return self._senders[entity]
 
-class Sender:
-    """Sends to one queue."""
+    def _opened(self) -> ServiceBusClient:
+        if self._client is None:
+            self._client = self._closing.enter_context(self._new_client())
+        return self._client
 
-    def __init__(self, namespace: Namespace, queue: str) -> None:
-        self._namespace = namespace
-        self._queue = queue
-        self._ask(lambda _: None)
-
-    def _ask(self, do: Callable[[ServiceBusSender], Answer]) -> Answer:
-        return self._namespace.ask(lambda links: do(links.sender(self._queue)))
-
-    def send(self, message: ServiceBusMessage) -> None:
-        """Return when the broker has taken the message."""
-        self._ask(lambda link: link.send_messages(message, timeout=ANSWER))
-
-    def cancel(self, number: int) -> None:
-        """Cancel the scheduled message with this sequence number."""
-        self._ask(lambda link: link.cancel_scheduled_messages(number, timeout=ANSWER))
-
-
-class Links:
-    """A client with its links, each opened once; for the thread that owns it."""
-
-    def __init__(self, client: ServiceBusClient) -> None:
-        self._closing = ExitStack()
-        self._client = self._closing.enter_context(client)
-        self._receivers: dict[str, ServiceBusReceiver] = {}
-        self._senders: dict[str, ServiceBusSender] = {}
-
-    def receiver(self, queue: str) -> ServiceBusReceiver:
-        """Return the receiver of a queue."""
-        if queue not in self._receivers:
-            self._receivers[queue] = self._closing.enter_context(self._client.get_queue_receiver(queue))
-        return self._receivers[queue]
-
-    def sender(self, queue: str) -> ServiceBusSender:
-        """Return the sender of a queue."""
-        if queue not in self._senders:
-            self._senders[queue] = self._closing.enter_context(self._client.get_queue_sender(queue))
-        return self._senders[queue]
-
-    def close(self) -> None:
-        """Close everything."""
-        self._closing.close()
-
-
-def environment_of(settings_file: str | None) -> Mapping[str, str]:
-    """Return the environment, with the app settings of a local.settings.json put into it.
-
-    Into the process's own: the SDKs read there where the identity is and which certificates are trusted.
-    """
-    if settings_file is None:
-        return os.environ
-    try:
-        values = json.loads(Path(settings_file).read_text(encoding="utf-8-sig"))["Values"]
-        os.environ.update({str(name): str(value) for name, value in values.items()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise click.UsageError(
-            f'{settings_file} is no local.settings.json: it should be {{"Values": {{"NAME": "value", …}}}}.'
-        ) from error
-    return os.environ
+    def _bounded(self, call: Callable[[], Result], *, quiet: float = 0.0) -> Result:
+        """Return what the call returns. `quiet`: seconds for which the broker itself is asked to wait."""
+        try:
+            return bounded(call, self._seconds + quiet)
+        except TimedOut as error:
+            self._hangs = True
+            raise NoResponse(
+                f"Service Bus did not respond within {self._seconds + quiet:g} s; what was not finished is "
+                "unchanged. Something between here and the namespace may drop connections."
+            ) from error
 
 
 @contextmanager
@@ -202,7 +211,7 @@ def open_namespace(environment: Mapping[str, str]) -> Iterator[Namespace]:
     namespace = Namespace(
         settings,
         lambda: connect(settings, lambda one: build_credential(environment, one.client_id)),
-        answer_seconds(environment, ANSWER),
+        answer_seconds(environment, RESPONSE),
     )
     try:
         yield namespace
@@ -210,105 +219,9 @@ def open_namespace(environment: Mapping[str, str]) -> Iterator[Namespace]:
         namespace.close()
 
 
-def peek_all(namespace: Namespace, queue: str) -> Iterator[ServiceBusReceivedMessage]:
-    """Yield every message of a queue, in the order of sequence numbers; moves nothing."""
-    receiver = namespace.receiver(queue)
-    following = 1
-    while page := receiver.peek(following):
-        yield from page
-        following = sequence_number(page[-1]) + 1
-
-
-def peek_one(namespace: Namespace, queue: str, number: int) -> ServiceBusReceivedMessage | None:
-    """Return the message with this sequence number, if it is in the queue; moves nothing."""
-    page = namespace.receiver(queue).peek(number, most=1)
-    return page[0] if page and page[0].sequence_number == number else None
-
-
-class Picker:
-    """Locks single messages of a queue by sequence number and leaves all others where they are."""
-
-    def __init__(self, namespace: Namespace, queue: str) -> None:
-        self._receiver = namespace.receiver(queue)
-
-    def pick(self, number: int) -> ServiceBusReceivedMessage | None:
-        """Lock the message with this sequence number; None if it has left the queue or somebody else holds it."""
-        picked = self._receiver.deferred(number)
-        if picked is None:
-            self._defer_up_to(number)
-            picked = self._receiver.deferred(number)
-        return picked
-
-    def complete(self, message: ServiceBusReceivedMessage) -> None:
-        """Let a picked message go."""
-        self._receiver.complete(message)
-
-    def _defer_up_to(self, number: int) -> None:
-        """Defer what is active, in order, until the wanted one is: each message is received for this only once."""
-        while page := self._receiver.receive():
-            for message in page:
-                self._receiver.defer(message)
-            if sequence_number(page[-1]) >= number:
-                return
-
-
-def copy_of(message: ServiceBusReceivedMessage, *, without: frozenset[str]) -> ServiceBusMessage:
-    """Return a message to send, without the properties of these names.
-
-    Its message id is new: duplicate detection would drop the old one without a word.
-    """
-    properties: dict[str | bytes, Any] = dict(encodable_properties(text_properties(message), without).items())
-    return ServiceBusMessage(
-        body_of(message),
-        application_properties=properties,
-        content_type=message.content_type,
-        correlation_id=message.correlation_id,
-        subject=message.subject,
-        message_id=str(uuid.uuid4()),
-    )
-
-
-def text_properties(message: ServiceBusReceivedMessage) -> dict[str, object]:
-    """Return the application properties with their keys as text: the SDK gives bytes."""
-    return {
-        _text(name): value.decode(errors="replace") if isinstance(value, bytes) else value
-        for name, value in (message.application_properties or {}).items()
-    }
-
-
-def body_of(message: ServiceBusReceivedMessage) -> bytes:
-    """Return the body; a message with a value or a sequence instead of data has none that Dataverse would send."""
-    body = message.body
-    return b"".join(body) if hasattr(body, "__iter__") and not isinstance(body, str | bytes | dict) else b""
-
-
-def opportunity_of(message: ServiceBusReceivedMessage) -> str | None:
-    """Return the id of the opportunity that a message is about, where it can be read."""
-    try:
-        event = parse_event(body_of(message), text_properties(message), message.content_type)
-    except (InvalidEvent, OtherOrganization):
-        return None
-    return event.opportunity_id if isinstance(event, OpportunityWon) else None
-
-
-def reason_of(message: ServiceBusReceivedMessage) -> tuple[str, str]:
-    """Return the reason and the description of a message that failed.
-
-    A parked message and one that was forwarded from a dead-letter queue carry them as application properties.
-    """
-    properties = text_properties(message)
-    reason = properties.get(DEAD_LETTER_REASON) or message.dead_letter_reason or "unknown"
-    description = properties.get(DEAD_LETTER_DESCRIPTION) or message.dead_letter_error_description or ""
-    return str(reason), str(description)
-
-
 def sequence_number(message: ServiceBusReceivedMessage) -> int:
     """Return the number that the broker gave to a message."""
     number = message.sequence_number
     if number is None:
-        raise click.ClickException("The broker gave a message without a sequence number.")
+        raise ServiceBusError("The broker returned a message without a sequence number.")
     return number
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import click
 from azure.servicebus import ServiceBusMessage
 
-from operations import namespace as bus
-from operations.console import Column, confirm, progress, show_rows
+from operations.console import Column, confirm, note, progress, say_json, say_table
+from operations.namespace import open_namespace
 from operations.privileges import PRIVILEGES, lacking, privileges_of
 from operations.web_api import WebApi
 from shared.errors import DataverseForbidden
@@ -75,12 +75,16 @@ def reconcile(
     ordered = dataverse_settings(environment).ordered_opportunity
     wins = list(without_invoice(api, progress(_won(api, since), "Looking"), ordered))
     columns = [Column("Opportunity", "opportunity"), Column("Won", "won"), Column("State", "state")]
-    show_rows(f"Wins without an invoice: {len(wins)}", columns, [_row(win) for win in wins], as_json=as_json)
+    rows = [_row(win) for win in wins]
+    if as_json:
+        say_json(rows)
+    else:
+        say_table(columns, rows)
     missing = [win for win in wins if win.state is State.MISSING]
     if send and missing:
         confirm(f"Send an event for {len(missing)} opportunities?", yes=yes)
         _send(environment, missing)
-        click.echo(f"{len(missing)} sent.", err=True)
+        note(f"{len(missing)} sent.")
     elif missing:
         raise click.exceptions.Exit(FOUND)
 
@@ -90,9 +94,8 @@ def check_that_all_is_seen(api: WebApi) -> None:
     try:
         granted = privileges_of(api, str(api.row("WhoAmI")["UserId"]), sorted(_READS))
     except DataverseForbidden:
-        click.echo(
-            "Dataverse does not tell how far your login reads (prvReadUser): wins of other people may be missing.",
-            err=True,
+        note(
+            "Dataverse does not say how far your login reads (prvReadUser): wins of other people may be missing."
         )
         return
     shallow = lacking(_READS, granted)
@@ -132,15 +135,14 @@ def _won(api: WebApi, since: datetime) -> Iterator[Row]:
 
 
 def _send(environment: Mapping[str, str], wins: list[Win]) -> None:
-    with bus.open_namespace(environment) as namespace:
-        sender = namespace.sender(namespace.settings.opportunity_won_queue)
+    with open_namespace(environment) as namespace:
         for win in progress(wins, "Sending", total=len(wins)):
             event = ServiceBusMessage(
                 json.dumps({"opportunityId": win.opportunity_id}),
                 content_type="application/json",
                 message_id=str(uuid.uuid4()),
             )
-            sender.send(event)
+            namespace.send(namespace.settings.opportunity_won_queue, event)
 
 
 def _slices(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

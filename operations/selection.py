@@ -1,57 +1,86 @@
-"""Which messages a command means: by number, by reason, or all; the same options wherever messages are chosen."""
+"""Which messages a command applies to: by id, by reason, or all; the same options wherever messages are selected."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from operations.namespace import MessageId, Place
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# What a broker gives out: 64 bits, from one on.
+# What a broker assigns: 64 bits, from one on.
 SEQUENCE_NUMBER = click.IntRange(1, 2**63 - 1)
+
+
+class MessageIdType(click.ParamType["MessageId"]):
+    """A message id on the command line: 12, failed-dlq:12, won-dlq:12."""
+
+    name = "id"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> MessageId:
+        """Return the id; fails for anything else."""
+        if isinstance(value, MessageId):
+            return value
+        match = re.fullmatch(r"(failed-dlq:|won-dlq:|)(\d+)", str(value))
+        if match is None:
+            self.fail(
+                f"{value!r} is not an id: it should look like 12, failed-dlq:12 or won-dlq:12.", param, ctx
+            )
+        return MessageId(Place(match[1]), SEQUENCE_NUMBER.convert(int(match[2]), param, ctx))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for; raises UsageError unless in exactly one of the three ways."""
+    """What was asked for; raises UsageError unless it is exactly one of the three kinds."""
 
-    numbers: tuple[int, ...]
+    ids: tuple[MessageId, ...]
     reason: str | None
     everything: bool
 
     def __post_init__(self) -> None:
-        if sum((bool(self.numbers), self.reason is not None, self.everything)) != 1:
-            raise click.UsageError("Say which messages: their numbers, or --reason REASON, or --all.")
+        if sum((bool(self.ids), self.reason is not None, self.everything)) != 1:
+            raise click.UsageError("Say which messages: their ids, or --reason REASON, or --all.")
 
-    def means(self, number: int, reason: object) -> bool:
-        """Whether a message with this sequence number and this reason is meant."""
-        return self.everything or number in self.numbers or (reason is not None and reason == self.reason)
+    def matches(self, message_id: MessageId, reason: str) -> bool:
+        """Whether a message with this id and this reason is selected."""
+        return self.everything or message_id in self.ids or reason == self.reason
 
-    def check_found(self, found: Iterable[int], where: str) -> None:
-        """Raise ClickException if a number that was asked for is not among those that were found."""
-        absent = sorted(set(self.numbers) - set(found))
+    def check_found(self, found: Iterable[MessageId], where: str) -> None:
+        """Raise ClickException if an id that was asked for is not among those that were found."""
+        absent = [str(each) for each in self.ids if each not in set(found)]
         if absent:
-            raise click.ClickException(f"Not {where}: {', '.join(map(str, absent))}. Nothing was done.")
+            raise click.ClickException(f"Not {where}: {', '.join(absent)}. Nothing was done.")
+
+
+def check_reason(reason: str | None, reasons: Iterable[str]) -> None:
+    """Raise ClickException for a reason that no message has, with those that exist."""
+    existing = sorted(set(reasons))
+    if reason is None or reason in existing:
+        return
+    there = f"The reasons are: {', '.join(existing)}." if existing else "There are no messages."
+    raise click.ClickException(f"No message has the reason {reason}. {there}")
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a Selection, and the selection itself as `selection`."""
 
-    @click.argument("numbers", type=SEQUENCE_NUMBER, nargs=-1)
+    @click.argument("ids", type=MessageIdType(), nargs=-1)
     @click.option("--reason", help="All messages with this reason.")
     @click.option("--all", "everything", is_flag=True, help="All messages.")
     @wraps(command)
     def with_selection(
-        *arguments: Any,  # noqa: ANN401 - whatever click passes on
-        numbers: tuple[int, ...],
+        *arguments: Any,  # noqa: ANN401 - passed on from click
+        ids: tuple[MessageId, ...],
         reason: str | None,
         everything: bool,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        command(*arguments, selection=Selection(numbers, reason, everything), **options)
+        command(*arguments, selection=Selection(ids, reason, everything), **options)
 
     return with_selection

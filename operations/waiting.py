@@ -1,31 +1,99 @@
-"""`operations waiting`: the messages that are tried again later, and why they wait."""
+"""`operations waiting`: the scheduled retries, and why they wait."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 from azure.servicebus import ServiceBusMessageState
-from azure.servicebus.exceptions import ServiceBusError
 
-from operations import namespace as bus
-from operations.console import Column, confirm, progress, show_rows
-from operations.selection import selecting
-from shared.message import ATTEMPT, FIRST_SEEN, REASON
+from operations.console import (
+    Column,
+    age_text,
+    confirm,
+    count,
+    note,
+    printable,
+    progress,
+    say,
+    say_indented,
+    say_json,
+    say_table,
+)
+from operations.messages import (
+    NotCopyable,
+    Seen,
+    body_as_text,
+    copy_of,
+    document_of,
+    text_properties,
+)
+from operations.names import Names
+from operations.namespace import MessageId, Place, Source, open_namespace, sequence_number
+from operations.selection import SEQUENCE_NUMBER, Selection, check_reason, selecting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from azure.servicebus import ServiceBusReceivedMessage
 
     from operations.namespace import Namespace
-    from operations.selection import Selection
+
+NOT_DONE = 1
+
+
+@dataclass(frozen=True)
+class WaitingMessage:
+    """A scheduled message, and what it says about itself."""
+
+    number: int
+    seen: Seen
+    message: ServiceBusReceivedMessage
+
+
+@dataclass(frozen=True)
+class Retried:
+    """One message that was to be tried now. `problem`: why it still waits, or what else happened."""
+
+    number: int
+    is_sent: bool
+    problem: str = ""
+
+
+def waiting_messages(namespace: Namespace) -> Iterator[WaitingMessage]:
+    """Yield the scheduled messages of the queue; nothing is moved."""
+    for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
+        if message.state == ServiceBusMessageState.SCHEDULED:
+            yield WaitingMessage(sequence_number(message), Seen.of(message), message)
+
+
+def retry_messages(
+    namespace: Namespace, messages: Iterable[WaitingMessage], *, drop_unsupported: bool = False
+) -> Iterator[Retried]:
+    """Have each message tried at once: its copy is sent before it is canceled.
+
+    Both together are idempotent: the opportunity is only processed twice.
+    """
+    queue = namespace.settings.opportunity_won_queue
+    for waiting_message in messages:
+        try:
+            # With its retry state: it stays the same root.
+            copy = copy_of(waiting_message.message, without=frozenset(), drop_unsupported=drop_unsupported)
+        except NotCopyable as error:
+            yield Retried(waiting_message.number, is_sent=False, problem=str(error))
+            continue
+        namespace.send(queue, copy)
+        canceled = namespace.cancel(queue, waiting_message.number)
+        problem = (
+            "" if canceled else "It was due in this moment, so it is processed twice, which changes nothing."
+        )
+        yield Retried(waiting_message.number, is_sent=True, problem=problem)
 
 
 @click.group()
 def waiting() -> None:
-    """Messages that are tried again later: look at them, or try them now."""
+    """Messages that are scheduled for another try: list or show them, or have them tried now."""
 
 
 @waiting.command("list")
@@ -34,78 +102,130 @@ def waiting() -> None:
 @click.pass_obj
 def list_waiting(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
     """List the scheduled messages of the queue; nothing is moved."""
-    with bus.open_namespace(environment) as namespace:
-        rows = [_row(message) for message in _scheduled(namespace)]
-    rows = [row for row in rows if reason in (None, row["reason"])]
-    columns = [
-        Column("Number", "number", number=True),
-        Column("Reason", "reason"),
-        Column("Opportunity", "opportunity"),
-        Column("Age", "age", number=True),
-        Column("Attempt", "attempt", number=True),
-        Column("Tried next", "due"),
-    ]
-    show_rows(f"{len(rows)} waiting", columns, rows, as_json=as_json)
+    with open_namespace(environment) as namespace:
+        messages = list(progress(waiting_messages(namespace), "Reading"))
+    check_reason(reason, (each.seen.reason for each in messages))
+    messages = [each for each in messages if reason in (None, each.seen.reason)]
+    names = Names.of(environment, (each.seen.opportunity_id for each in messages))
+    if as_json:
+        say_json([_row(each, names) for each in messages])
+        return
+    if not messages:
+        say("No message waits for another try.")
+        return
+    say(f"{count(len(messages), 'message')} scheduled for another try:")
+    say()
+    say_table(_COLUMNS, [_list_row(each, names) for each in messages])
+    if names.unavailable:
+        note(f"Ids instead of names: {names.unavailable}")
+
+
+@waiting.command()
+@click.argument("number", type=SEQUENCE_NUMBER)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
+    """Show one scheduled message: its reason, its properties and its body, which may hold personal data."""
+    with open_namespace(environment) as namespace:
+        message = namespace.peek_one(Source(namespace.settings.opportunity_won_queue), number)
+    if message is None or message.state != ServiceBusMessageState.SCHEDULED:
+        raise click.ClickException(f"There is no scheduled message {number}: see waiting list.")
+    waiting_message = WaitingMessage(number, Seen.of(message), message)
+    row = _row(waiting_message, Names.of(environment, [waiting_message.seen.opportunity_id]))
+    if as_json:
+        say_json({**row, **document_of(message)})
+        return
+    for name, value in row.items():
+        say(f"{name + ':':<17} {printable(value)}")
+    say("properties:")
+    for key, value in text_properties(message).items():
+        say(f"  {printable(key)} = {printable(value)}")
+    say("body:")
+    say_indented(body_as_text(message))
 
 
 @waiting.command("retry-now")
 @selecting
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--drop-unsupported-properties",
+    "drop_unsupported",
+    is_flag=True,
+    help="Include messages with properties that cannot be copied, without these properties.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def retry_now(environment: Mapping[str, str], *, selection: Selection, yes: bool) -> None:
-    """Let scheduled messages be tried at once, as when an outage is known to be over.
+def retry_now(
+    environment: Mapping[str, str],
+    *,
+    selection: Selection,
+    yes: bool,
+    drop_unsupported: bool,
+    as_json: bool,
+) -> None:
+    """Have scheduled messages tried at once, as when an outage is known to be over.
 
-    The copy is sent before the scheduled one is canceled, so this may be interrupted; both together are harmless.
+    The copy is sent before the scheduled message is canceled, so this may be interrupted at any time.
     """
-    with bus.open_namespace(environment) as namespace:
-        chosen = [
-            message
-            for message in _scheduled(namespace)
-            if selection.means(bus.sequence_number(message), _reason(message))
-        ]
-        selection.check_found(map(bus.sequence_number, chosen), "waiting")
-        if len(chosen) > 1:
-            confirm(f"Try {len(chosen)} messages now?", yes=yes)
-        sender = namespace.sender(namespace.settings.opportunity_won_queue)
-        for message in progress(chosen, "Sending", total=len(chosen)):
-            # The same place in the chain.
-            sender.send(bus.copy_of(message, without=frozenset()))
-            try:
-                sender.cancel(bus.sequence_number(message))
-            except ServiceBusError as error:
-                # It fell due in this moment: the opportunity is tried twice, which changes nothing.
-                click.echo(f"{message.sequence_number} was not canceled: {type(error).__name__}.", err=True)
-    click.echo(f"{len(chosen)} sent.")
+    with open_namespace(environment) as namespace:
+        every = list(progress(waiting_messages(namespace), "Reading"))
+        check_reason(selection.reason, (each.seen.reason for each in every))
+        selected = [each for each in every if selection.matches(_id(each), each.seen.reason)]
+        selection.check_found(map(_id, selected), "waiting")
+        if len(selected) > 1:
+            confirm(f"Try {len(selected)} messages now?", yes=yes)
+        retrying = retry_messages(namespace, selected, drop_unsupported=drop_unsupported)
+        retried = list(progress(retrying, "Sending", len(selected)))
+    sent = sum(each.is_sent for each in retried)
+    if as_json:
+        say_json(
+            [
+                {"number": each.number, "sent": each.is_sent, "problem": each.problem or None}
+                for each in retried
+            ]
+        )
+    else:
+        for each in retried:
+            if each.problem:
+                note(f"{each.number}: {each.problem}")
+        say(f"{sent} sent." if retried else "No message waits for another try.")
+    if sent < len(retried):
+        raise click.exceptions.Exit(NOT_DONE)
 
 
-def _scheduled(namespace: Namespace) -> list[ServiceBusReceivedMessage]:
-    messages = bus.peek_all(namespace, namespace.settings.opportunity_won_queue)
-    return [
-        message
-        for message in progress(messages, "Looking")
-        if message.state == ServiceBusMessageState.SCHEDULED
-    ]
+_COLUMNS = [
+    Column("Number", "number", number=True),
+    Column("Age", "ageText", number=True),
+    Column("Next try", "dueText", number=True),
+    Column("Reason", "reason", flexible=True),
+    Column("Opportunity", "about", flexible=True),
+    Column("Text", "description", flexible=True),
+]
 
 
-def _reason(message: ServiceBusReceivedMessage) -> object:
-    return bus.text_properties(message).get(REASON)
+def _id(message: WaitingMessage) -> MessageId:
+    return MessageId(Place.FAILED, message.number)
 
 
-def _row(message: ServiceBusReceivedMessage) -> dict[str, object]:
-    properties = bus.text_properties(message)
+def _row(message: WaitingMessage, names: Names) -> dict[str, object]:
+    seen = message.seen
+    name = names.by_id.get(seen.opportunity_id or "")
     return {
-        "number": message.sequence_number,
-        "reason": _reason(message),
-        "opportunity": bus.opportunity_of(message),
-        "age": _age(properties.get(FIRST_SEEN)),
-        "attempt": properties.get(ATTEMPT),
-        "due": message.scheduled_enqueue_time_utc,
+        "number": message.number,
+        "reason": seen.reason,
+        "description": seen.description,
+        "opportunity": seen.opportunity_id,
+        "opportunityName": name and name.name,
+        "customer": name and name.customer,
+        "since": seen.since,
+        "age": None if seen.age is None else str(seen.age).partition(".")[0],
+        "attempt": max(seen.attempts - 1, 0),
+        "due": seen.due,
     }
 
 
-def _age(first_seen: object) -> str | None:
-    try:
-        since = datetime.now(UTC) - datetime.fromisoformat(str(first_seen))
-    except (ValueError, TypeError):
-        return None
-    return str(since).partition(".")[0]
+def _list_row(message: WaitingMessage, names: Names) -> dict[str, object]:
+    seen = message.seen
+    about = names.by_id.get(seen.opportunity_id or "") or seen.opportunity_id or "not known"
+    due = "" if seen.due is None else f"{seen.due:%H:%M:%S}"
+    return {**_row(message, names), "about": about, "ageText": age_text(seen.age), "dueText": due}

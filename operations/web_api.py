@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from operations.login import answer_seconds, dataverse_settings_of
+from operations.environment import answer_seconds, dataverse_settings_of
 from shared.bootstrap import build_dataverse
 from shared.clock import Clock, Deadline, SystemClock
 from shared.dataverse import API

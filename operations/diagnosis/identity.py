@@ -5,14 +5,11 @@ Whoever looks may be the function itself, or an operator: what the operator may 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from operations.diagnosis.findings import Finding, Found, ok
-from operations.login import operator_client_id
+from operations.environment import operator_client_id
+from operations.identity import SERVICE_BUS_SCOPE, owner_of
 from shared.credential import TokenSource, build_credential
 from shared.errors import TokenUnavailable
 from shared.settings import ConnectionString
@@ -21,39 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from operations.diagnosis.findings import Result
+    from operations.identity import TokenOwner
     from shared.clock import Deadline
     from shared.settings import DataverseSettings, ServiceBusSettings
-
-# As azure-servicebus asks for it.
-_SERVICE_BUS_SCOPE = "https://servicebus.azure.net//.default"
-
-
-@dataclass(frozen=True)
-class Owned:
-    """Whom a token belongs to, by what it says itself; empty where it says nothing."""
-
-    client_id: str
-    object_id: str
-    tenant_id: str
-
-    def __str__(self) -> str:
-        if not self.object_id:
-            return "an identity that the token does not tell"
-        return f"client id {self.client_id}, object id {self.object_id}, tenant {self.tenant_id}"
-
-
-def owner_of(token: str) -> Owned:
-    """Return whose a token is. It is not verified: that is for those to whom it is shown."""
-    try:
-        payload = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        texts = {str(name): str(value) for name, value in claims.items()}
-    except (IndexError, ValueError, AttributeError, binascii.Error):
-        # A token need not be readable for those who carry it.
-        texts = {}
-    return Owned(
-        texts.get("appid", texts.get("azp", "")).lower(), texts.get("oid", "").lower(), texts.get("tid", "")
-    )
 
 
 class Identity:
@@ -70,7 +37,7 @@ class Identity:
         self._is_operator = (
             "IDENTITY_ENDPOINT" not in environment or operator_client_id(environment) is not None
         )
-        self._owners: dict[str, Owned] = {}
+        self._owners: dict[str, TokenOwner] = {}
 
     @property
     def function_client_id(self) -> str | None:
@@ -99,7 +66,7 @@ class Identity:
                 Finding.TOKEN_OF_ANOTHER_IDENTITY,
                 f"ServiceBusConnection__clientId is {connection.client_id}, AZURE_CLIENT_ID is {ours}",
             )
-        return self._token("Service Bus", _SERVICE_BUS_SCOPE, connection.client_id, deadline)
+        return self._token("Service Bus", SERVICE_BUS_SCOPE, connection.client_id, deadline)
 
     def dataverse(self, deadline: Deadline) -> list[Result]:
         """Look at the token for Dataverse."""

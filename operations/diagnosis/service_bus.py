@@ -22,7 +22,8 @@ from azure.servicebus.exceptions import (
 )
 
 from operations.diagnosis.findings import CannotSee, Finding, Found, Result, State, found, ok
-from operations.namespace import sequence_number, text_properties
+from operations.messages import text_properties
+from operations.namespace import sequence_number
 from shared.credential import build_credential
 from shared.message import FIRST_SEEN, REASON
 from shared.owner import Care, NotAnswered, Owner

@@ -20,8 +20,8 @@ from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from click.testing import CliRunner
 
 from operations.__main__ import operations
-from operations.failed import choose, let_go, replay_copy
-from operations.namespace import open_namespace
+from operations.failed import Outcome, discard_messages, replay_copy, select
+from operations.namespace import MessageId, Place, open_namespace
 from operations.selection import Selection
 from sandbox.clock import SystemClock
 from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
@@ -223,7 +223,10 @@ def test_each_replay_is_another_root(namespace: Namespace) -> None:
     namespace.send(FAILED, [parked(1)])
     with namespace.client.get_queue_receiver(FAILED) as receiver:
         (message,) = receiver.peek_messages()
-    assert replay_copy(message).message_id != replay_copy(message).message_id
+    first, second = (replay_copy(message).properties for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.message_id != second.message_id
 
 
 def test_a_dry_run_does_nothing(namespace: Namespace) -> None:
@@ -283,9 +286,11 @@ def test_picking_wears_nothing_out(namespace: Namespace) -> None:
         for number in range(0, 100, 2):
             by_reason = Selection((), f"Reason{number}", everything=False)
             # The first message has the number 1.
-            by_number = Selection(tuple(range(number + 1, 5001, 100)), None, everything=False)
-            chosen = choose(opened, by_number if number % 8 else by_reason)
-            assert let_go(opened, chosen, "Discarding", None) == 50
+            numbers = (MessageId(Place.FAILED, each) for each in range(number + 1, 5001, 100))
+            by_number = Selection(tuple(numbers), None, everything=False)
+            selected = select(opened, by_number if number % 8 else by_reason)
+            settled = list(discard_messages(opened, selected))
+            assert [each.outcome for each in settled] == [Outcome.DONE] * 50
     left = Counter(str(row["reason"]) for row in namespace.listed("failed", "list"))
     assert left == {f"Reason{number}": 50 for number in range(1, 100, 2)}
     with namespace.client.get_queue_receiver(FAILED) as receiver:
@@ -363,7 +368,7 @@ def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(
         for process in [stack.enter_context(started(environment, *command)) for command in commands]:
             _, said = process.communicate(timeout=60)
             assert process.returncode == 1, said
-            assert "Service Bus did not answer within 0.5 s" in said
+            assert "Service Bus did not respond within 0.5 s" in said
             assert "operations doctor" in said
 
 
@@ -376,7 +381,7 @@ def test_a_command_ends_also_where_service_bus_falls_silent_under_way(namespace:
         with started(environment, "failed", "replay", "1") as process:
             _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
-    assert "Service Bus did not answer within 4 s" in said
+    assert "Service Bus did not respond within 4 s" in said
     assert len(namespace.listed("failed", "list")) == 1
 
 
@@ -409,7 +414,7 @@ def test_impatience_does_not_cut_short_the_wait_for_a_message_that_somebody_else
     with namespace.client.get_queue_receiver(FAILED) as receiver:
         assert receiver.receive_messages(max_wait_time=10)
         result = namespace.run("failed", "replay", "1")
-    assert "did not answer" not in result.output
+    assert "did not respond" not in result.output
     assert namespace.broker.counts(QUEUE).active == 0
     assert len(namespace.listed("failed", "list")) == 1
 

@@ -1,0 +1,258 @@
+"""What a received message says, and a faithful copy of it.
+
+The SDK returns strings, symbols and binary values alike as bytes, and every kind of number as int or float. A copy is
+therefore made only of values that come back the same; anything else raises `NotCopyable`, and the original stays
+where it is. A body of text in an AMQP value is sent as data with the same bytes: that is how the function reads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from azure.servicebus import ServiceBusMessage
+from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType, AmqpMessageProperties
+
+from shared.errors import InvalidEvent, OtherOrganization
+from shared.message import ATTEMPT, DEAD_LETTER_DESCRIPTION, DEAD_LETTER_REASON, FIRST_SEEN, REASON
+from shared.opportunity_won import OpportunityWon, parse_event
+
+if TYPE_CHECKING:
+    from azure.servicebus import ServiceBusReceivedMessage
+
+_INT = range(-(2**31), 2**31)
+_LONG = range(-(2**63), 2**63)
+UNKNOWN = "unknown"
+
+
+class NotCopyable(Exception):
+    """The message cannot be copied faithfully; the text says which part of it."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a message says about itself, as far as it can be read; nothing in it can be trusted."""
+
+    reason: str
+    description: str
+    opportunity_id: str | None
+    since: datetime | None
+    attempts: int
+    due: datetime | None
+
+    @property
+    def age(self) -> timedelta | None:
+        """How long ago the first try was; None where nothing says so."""
+        return None if self.since is None else max(datetime.now(UTC) - self.since, timedelta(0))
+
+    @classmethod
+    def of(cls, message: ServiceBusReceivedMessage) -> Seen:
+        """Read a message that failed, or that waits for its next try."""
+        properties = text_properties(message)
+        # A parked message, and one that was forwarded from a dead-letter queue, carry both as application properties.
+        reason = properties.get(DEAD_LETTER_REASON) or message.dead_letter_reason or properties.get(REASON)
+        description = (
+            properties.get(DEAD_LETTER_DESCRIPTION)
+            or message.dead_letter_error_description
+            or properties.get(RETRY_DESCRIPTION)
+        )
+        attempt = properties.get(ATTEMPT)
+        return cls(
+            reason=str(reason or UNKNOWN),
+            description=str(description or ""),
+            opportunity_id=opportunity_of(message),
+            since=_time(properties.get(FIRST_SEEN)) or _aware(message.enqueued_time_utc),
+            # The first try counts. A message that never was rescheduled has the broker's count.
+            attempts=attempt + 1 if isinstance(attempt, int) else message.delivery_count or 0,
+            due=_aware(message.scheduled_enqueue_time_utc),
+        )
+
+
+# The text of the error for which a message is retried.
+RETRY_DESCRIPTION = "InvoicingDescription"
+
+
+def copy_of(
+    message: ServiceBusReceivedMessage, *, without: frozenset[str], drop_unsupported: bool = False
+) -> AmqpAnnotatedMessage:
+    """Return a message to send: same body, properties and subject, without the properties of these names.
+
+    Its message id is new, since duplicate detection would silently drop the old one. Its time to live is the queue's.
+    `drop_unsupported`: leave out properties that cannot be copied. Raises NotCopyable.
+    """
+    properties: dict[str, Any] = {}
+    for key, value in (message.application_properties or {}).items():
+        name = _key(key)
+        if name in without:
+            continue
+        try:
+            properties[name] = _property(key, value)
+        except NotCopyable:
+            if not drop_unsupported:
+                raise
+    original = message.raw_amqp_message.properties
+    return AmqpAnnotatedMessage(
+        data_body=_data(message),
+        properties=AmqpMessageProperties(
+            message_id=str(uuid.uuid4()),
+            correlation_id=_identifier(original.correlation_id) if original else None,
+            subject=message.subject,
+            content_type=message.content_type,
+            content_encoding=_text_of(original.content_encoding) if original else None,
+            to=message.to,
+            reply_to=message.reply_to,
+            group_id=message.session_id,
+            reply_to_group_id=message.reply_to_session_id,
+        ),
+        application_properties=properties,
+    )
+
+
+def plain_message(body: bytes, *, content_type: str) -> ServiceBusMessage:
+    """Return a new message with a body of bytes."""
+    return ServiceBusMessage(body, content_type=content_type, message_id=str(uuid.uuid4()))
+
+
+def body_of(message: ServiceBusReceivedMessage) -> bytes:
+    """Return the body as the function would read it; empty where the message has no bytes or text."""
+    try:
+        return b"".join(_data(message))
+    except NotCopyable:
+        return b""
+
+
+def body_as_text(message: ServiceBusReceivedMessage) -> str:
+    """Return the body for people, whatever it is."""
+    try:
+        return b"".join(_data(message)).decode("utf-8", errors="backslashreplace")
+    except NotCopyable as error:
+        return f"({error}) {_shown(message)!r}"
+
+
+def document_of(message: ServiceBusReceivedMessage) -> dict[str, object]:
+    """Return everything of a message for a file: an export must keep what nobody else keeps any more."""
+    document: dict[str, object] = {
+        "sequenceNumber": message.sequence_number,
+        "messageId": _json(message.message_id),
+        "correlationId": _json(message.correlation_id),
+        "subject": _json(message.subject),
+        "contentType": _json(message.content_type),
+        "enqueued": _aware(message.enqueued_time_utc),
+        "deadLetterReason": _json(message.dead_letter_reason),
+        "deadLetterDescription": _json(message.dead_letter_error_description),
+        "deadLetterSource": _json(message.dead_letter_source),
+        "properties": {
+            _key(key): _json(value) for key, value in (message.application_properties or {}).items()
+        },
+        "bodyType": message.body_type.value if message.body_type else None,
+    }
+    try:
+        sections = _data(message)
+        document["bodyBase64"] = [base64.b64encode(section).decode() for section in sections]
+        document["body"] = b"".join(sections).decode("utf-8")
+    except NotCopyable:
+        document["body"] = _json(_shown(message))
+    except UnicodeDecodeError:
+        document["body"] = None
+    return document
+
+
+def text_properties(message: ServiceBusReceivedMessage) -> dict[str, object]:
+    """Return the application properties with names and strings as text: the SDK returns bytes."""
+    return {
+        _key(name): value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+        for name, value in (message.application_properties or {}).items()
+    }
+
+
+def opportunity_of(message: ServiceBusReceivedMessage) -> str | None:
+    """Return the id of the opportunity that a message is about, where it can be read."""
+    try:
+        event = parse_event(body_of(message), text_properties(message), message.content_type)
+    except (InvalidEvent, OtherOrganization):
+        return None
+    return event.opportunity_id if isinstance(event, OpportunityWon) else None
+
+
+def _data(message: ServiceBusReceivedMessage) -> list[bytes]:
+    """Return the data sections; raises NotCopyable for a body that is not bytes or text."""
+    if message.body_type is AmqpMessageBodyType.DATA:
+        return [bytes(section) for section in message.body]
+    value = _shown(message)
+    if message.body_type is AmqpMessageBodyType.VALUE and isinstance(value, str | bytes):
+        return [value.encode() if isinstance(value, str) else value]
+    if value is None:
+        raise NotCopyable("The message has no body.")
+    kind = (
+        "sequence" if message.body_type is AmqpMessageBodyType.SEQUENCE else f"value ({type(value).__name__})"
+    )
+    raise NotCopyable(
+        f"The body is an AMQP {kind}, not data: the function cannot read it, and it is not copied."
+    )
+
+
+def _shown(message: ServiceBusReceivedMessage) -> Any:  # noqa: ANN401 - any AMQP value
+    return list(message.body) if message.body_type is AmqpMessageBodyType.SEQUENCE else message.body
+
+
+def _property(key: object, value: object) -> object:
+    """Return a value in the form in which the SDK sends it unchanged; raises NotCopyable."""
+    name = _text_of(key)
+    if name is None:
+        raise NotCopyable(f"The property {_key(key)} has a name that is not text.")
+    if isinstance(value, bytes):
+        return value if (text := _text_of(value)) is None else text
+    if value is None or isinstance(value, bool | str | uuid.UUID):
+        return value
+    if isinstance(value, int) and value in _LONG:
+        # The SDK encodes every int in 32 bits unless it is named otherwise.
+        return value if value in _INT else {"TYPE": "LONG", "VALUE": value}
+    if isinstance(value, float) and not math.isnan(value):
+        return value
+    raise NotCopyable(
+        f"The property {name} has a value of the type {type(value).__name__}, which is not copied."
+    )
+
+
+def _identifier(value: object) -> Any:  # noqa: ANN401 - text, bytes, a UUID or a number
+    # A correlation id may be text, bytes, a UUID or a number; the SDK's own accessor returns only text.
+    return _text_of(value) if isinstance(value, bytes) and _text_of(value) is not None else value
+
+
+def _text_of(value: object) -> str | None:
+    if not isinstance(value, bytes):
+        return value if isinstance(value, str) else None
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _key(name: object) -> str:
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
+
+
+def _json(value: object) -> object:
+    if isinstance(value, bytes):
+        text = _text_of(value)
+        return {"base64": base64.b64encode(value).decode()} if text is None else text
+    if isinstance(value, dict):
+        return {_key(key): _json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+
+
+def _time(value: object) -> datetime | None:
+    try:
+        return _aware(datetime.fromisoformat(value)) if isinstance(value, str) else None
+    except (ValueError, OverflowError):
+        return None
