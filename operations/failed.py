@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from azure.servicebus.exceptions import ServiceBusError
 
 from operations.console import (
     Column,
@@ -39,12 +40,12 @@ from operations.selection import MessageIdType, Selection, check_reason, selecti
 from shared.message import CHAIN_PROPERTIES, PARKED_PROPERTIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from azure.servicebus import ServiceBusReceivedMessage
     from azure.servicebus.amqp import AmqpAnnotatedMessage
 
-    from operations.namespace import Namespace
+    from operations.namespace import Namespace, Peeked
 
 NOT_DONE = 1
 _NEW_ROOT = CHAIN_PROPERTIES | PARKED_PROPERTIES
@@ -80,14 +81,24 @@ class Settled:
     opportunity_id: str | None = None
 
 
-def failed_messages(namespace: Namespace) -> Iterator[FailedMessage]:
-    """Yield every message that failed, wherever it is; nothing is moved."""
+def failed_messages(namespace: Namespace, unreadable: Callable[[str], None]) -> Iterator[FailedMessage]:
+    """Yield every message that failed, wherever it is; nothing is moved.
+
+    `unreadable` is called with a sentence about a dead-letter queue that cannot be read: the failed queue is what
+    matters, and usually has all.
+    """
     for place in Place:
-        for message in namespace.peek_all(place.source(namespace.settings)):
-            yield FailedMessage(MessageId(place, sequence_number(message)), Seen.of(message))
+        source = place.source(namespace.settings)
+        try:
+            for peeked in namespace.peek_every(source):
+                yield FailedMessage(MessageId(place, peeked.number), Seen.of(peeked.message))
+        except ServiceBusError as error:
+            if place is Place.FAILED:
+                raise
+            unreadable(f"The dead-letter queue of {source.entity} cannot be read: {type(error).__name__}.")
 
 
-def failed_message(namespace: Namespace, message_id: MessageId) -> ServiceBusReceivedMessage | None:
+def failed_message(namespace: Namespace, message_id: MessageId) -> Peeked | None:
     """Return one message that failed, or None where there is none with this id."""
     return namespace.peek_one(message_id.place.source(namespace.settings), message_id.number)
 
@@ -100,15 +111,17 @@ def select(namespace: Namespace, selection: Selection) -> list[MessageId]:
         selection.check_found(found, "among the failed messages")
         return found
     # Their ids, not the messages: those may be thousands, with whole bodies.
-    messages = [(each.id, each.seen.reason) for each in progress(failed_messages(namespace), "Reading")]
+    messages = [(each.id, each.seen.reason) for each in progress(failed_messages(namespace, note), "Reading")]
     check_reason(selection.reason, (reason for _, reason in messages))
     return [message_id for message_id, reason in messages if selection.matches(message_id, reason)]
 
 
 def replay_copy(
-    message: ServiceBusReceivedMessage, *, drop_unsupported: bool = False
+    message: ServiceBusReceivedMessage | None, *, drop_unsupported: bool = False
 ) -> AmqpAnnotatedMessage:
     """Return the message as it first came: a new root, without retry state and dead-letter properties."""
+    if message is None:
+        raise NotCopyable("The message holds an AMQP type that this command cannot decode.")
     return copy_of(message, without=_NEW_ROOT, drop_unsupported=drop_unsupported)
 
 
@@ -119,14 +132,14 @@ def replay_messages(
     for message_id in ids:
         source = message_id.place.source(namespace.settings)
         # Checked before it is locked: a message that stays keeps its state.
-        message = failed_message(namespace, message_id)
-        if message is not None:
+        peeked = failed_message(namespace, message_id)
+        if peeked is not None:
             try:
-                replay_copy(message, drop_unsupported=drop_unsupported)
+                replay_copy(peeked.message, drop_unsupported=drop_unsupported)
             except NotCopyable as error:
                 yield Settled(message_id, Outcome.NOT_COPYABLE, str(error))
                 continue
-            message = namespace.lock(source, message_id.number)
+        message = None if peeked is None else namespace.lock(source, message_id.number)
         if message is None:
             yield Settled(message_id, Outcome.GONE)
             continue
@@ -188,7 +201,7 @@ def failed() -> None:
 def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
     """List the messages that failed, with a summary by reason; nothing is moved."""
     with open_namespace(environment) as namespace:
-        messages = list(progress(failed_messages(namespace), "Reading"))
+        messages = list(progress(failed_messages(namespace, note), "Reading"))
     check_reason(reason, (each.seen.reason for each in messages))
     messages = [each for each in messages if reason in (None, each.seen.reason)]
     names = Names.of(environment, (each.seen.opportunity_id for each in messages))
@@ -215,9 +228,14 @@ def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: 
 def show(environment: Mapping[str, str], message_id: MessageId, *, as_json: bool) -> None:
     """Show one message: its reason, its properties and its body, which may hold personal data."""
     with open_namespace(environment) as namespace:
-        message = failed_message(namespace, message_id)
-    if message is None:
+        peeked = failed_message(namespace, message_id)
+    if peeked is None:
         raise click.ClickException(f"There is no failed message {message_id}: see failed list.")
+    message = peeked.message
+    if message is None:
+        raise click.ClickException(
+            f"Message {message_id} holds an AMQP type that this command cannot decode."
+        )
     failure = FailedMessage(message_id, Seen.of(message))
     names = Names.of(environment, [failure.seen.opportunity_id])
     if as_json:

@@ -50,8 +50,10 @@ class Seen:
         return None if self.since is None else max(datetime.now(UTC) - self.since, timedelta(0))
 
     @classmethod
-    def of(cls, message: ServiceBusReceivedMessage) -> Seen:
-        """Read a message that failed, or that waits for its next try."""
+    def of(cls, message: ServiceBusReceivedMessage | None) -> Seen:
+        """Read a message that failed, or that waits for its next try; None for one that cannot be decoded."""
+        if message is None:
+            return cls(UNKNOWN, "The message cannot be decoded.", None, None, 0, None)
         properties = text_properties(message)
         # A parked message, and one that was forwarded from a dead-letter queue, carry both as application properties.
         reason = properties.get(DEAD_LETTER_REASON) or message.dead_letter_reason or properties.get(REASON)
@@ -205,7 +207,8 @@ def _property(key: object, value: object) -> object:
     if name is None:
         raise NotCopyable(f"The property {_key(key)} has a name that is not text.")
     if isinstance(value, bytes):
-        return value if (text := _text_of(value)) is None else text
+        # Bytes that are no text must be named, or the SDK takes them for text.
+        return {"TYPE": "BINARY", "VALUE": value} if (text := _text_of(value)) is None else text
     if value is None or isinstance(value, bool | str | uuid.UUID):
         return value
     if isinstance(value, int) and value in _LONG:

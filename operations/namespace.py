@@ -7,6 +7,7 @@ number, and is fetched by it.
 
 from __future__ import annotations
 
+import struct
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -41,6 +42,8 @@ _PAGE = 250
 RESPONSE = 60.0
 _QUIET = 5.0
 _CLOSING = 5.0
+_DECODER_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
+_MAX_PROBES = 1000
 # The subscription that keeps every published event.
 AUDIT = "audit"
 
@@ -78,6 +81,22 @@ class MessageId:
         return f"{self.place.value}{self.number}"
 
 
+@dataclass(frozen=True)
+class Peeked:
+    """A message in a queue. `message` is None where the SDK cannot decode it.
+
+    Then `number` is its own, and there may be more of the kind from `first` on.
+    """
+
+    number: int
+    message: ServiceBusReceivedMessage | None
+    first: int
+
+
+class Undecodable(Exception):
+    """A message holds an AMQP type that the SDK cannot decode."""
+
+
 class NoResponse(Exception):
     """Service Bus has not responded in time."""
 
@@ -99,24 +118,75 @@ class Namespace:
         self._client: ServiceBusClient | None = None
         self._receivers: dict[Source, ServiceBusReceiver] = {}
         self._senders: dict[str, ServiceBusSender] = {}
+        self._undecodable_in: dict[Source, int] = {}
         self._hangs = False
 
-    def peek(self, source: Source, first: int = 1, most: int = _PAGE) -> list[ServiceBusReceivedMessage]:
-        """Return a page of messages, from the sequence number `first` on; moves nothing."""
-        return self._bounded(
-            lambda: self._receiver(source).peek_messages(most, sequence_number=first, timeout=self._seconds)
+    def peek_all(self, source: Source, first: int = 1) -> Iterator[ServiceBusReceivedMessage]:
+        """Yield every message that the SDK can decode, by sequence number, from `first` on; moves nothing."""
+        return (each.message for each in self.peek_every(source, first) if each.message is not None)
+
+    def peek_every(self, source: Source, first: int = 1) -> Iterator[Peeked]:
+        """Yield every message, also those that the SDK cannot decode, by sequence number; moves nothing."""
+        most = _PAGE
+        while True:
+            try:
+                page = self._peek(source, first, most)
+            except Undecodable:
+                if most > 1:
+                    # One of them: approach it.
+                    most //= 2
+                    continue
+                undecodable = self._undecodable(source, first)
+                yield undecodable
+                first, most = undecodable.number + 1, _PAGE
+                continue
+            if not page:
+                return
+            yield from page
+            first = page[-1].number + 1
+
+    def peek_one(self, source: Source, number: int) -> Peeked | None:
+        """Return the message with this sequence number, if it is there; moves nothing."""
+        try:
+            page = self._peek(source, number, 1)
+        except Undecodable:
+            return Peeked(number, None, number)
+        return page[0] if page and page[0].number == number else None
+
+    def _peek(self, source: Source, first: int, most: int) -> list[Peeked]:
+        """Return a page of messages; raises Undecodable if the SDK cannot decode one of them."""
+        try:
+            page = self._bounded(
+                lambda: self._receiver(source).peek_messages(
+                    most, sequence_number=first, timeout=self._seconds
+                )
+            )
+        except ServiceBusError as error:
+            # The SDK has no class for it: what happened is the error that its decoder raised.
+            if type(error) is ServiceBusError and isinstance(error.inner_exception, _DECODER_ERRORS):
+                raise Undecodable from error
+            raise
+        return [Peeked(sequence_number(each), each, sequence_number(each)) for each in page]
+
+    def _undecodable(self, source: Source, first: int) -> Peeked:
+        """Return what stands at `first`, where a peek fails: as far as the next number from which one does not.
+
+        A peek that fails says no number, so this goes from number to number.
+        """
+        for number in range(first, first + _MAX_PROBES):
+            if not self._peek_fails(source, number + 1):
+                return Peeked(number, None, first)
+        raise Undecodable(
+            f"A message of {source.entity} from number {first} on cannot be decoded, and neither can those behind it "
+            "be reached: remove it with Service Bus Explorer."
         )
 
-    def peek_all(self, source: Source, first: int = 1) -> Iterator[ServiceBusReceivedMessage]:
-        """Yield every message in the order of sequence numbers, from `first` on; moves nothing."""
-        while page := self.peek(source, first):
-            yield from page
-            first = sequence_number(page[-1]) + 1
-
-    def peek_one(self, source: Source, number: int) -> ServiceBusReceivedMessage | None:
-        """Return the message with this sequence number, if it is there; moves nothing."""
-        page = self.peek(source, number, most=1)
-        return page[0] if page and page[0].sequence_number == number else None
+    def _peek_fails(self, source: Source, first: int) -> bool:
+        try:
+            self._peek(source, first, 1)
+        except Undecodable:
+            return True
+        return False
 
     def lock(self, source: Source, number: int) -> ServiceBusReceivedMessage | None:
         """Lock the message with this sequence number; None if it has left, or somebody else holds it."""
@@ -161,13 +231,31 @@ class Namespace:
 
     def _defer_up_to(self, source: Source, number: int) -> None:
         """Defer what is active, in order, until the wanted one is: each message is received for this only once."""
-        while page := self._bounded(
-            lambda: self._receiver(source).receive_messages(_PAGE, max_wait_time=_QUIET), quiet=_QUIET
-        ):
+        # A message that the SDK cannot decode ends the link, with all that came with it: then one comes at a time.
+        undecodable = self._count_undecodable(source)
+        most = 1 if undecodable else _PAGE
+        while True:
+            page = self._bounded(
+                lambda: self._receiver(source).receive_messages(most, max_wait_time=_QUIET), quiet=_QUIET
+            )
+            if not page and undecodable:
+                # It stays locked for a minute, and does not come again meanwhile.
+                undecodable -= 1
+                self._reopen(source)
+                continue
+            if not page:
+                return
             for message in page:
                 self._bounded(lambda message=message: self._receiver(source).defer_message(message))  # type: ignore[misc]
             if sequence_number(page[-1]) >= number:
                 return
+
+    def _count_undecodable(self, source: Source) -> int:
+        if source not in self._undecodable_in:
+            self._undecodable_in[source] = sum(
+                each.number - each.first + 1 for each in self.peek_every(source) if each.message is None
+            )
+        return self._undecodable_in[source]
 
     def _receiver(self, source: Source) -> ServiceBusReceiver:
         if source not in self._receivers:
@@ -180,6 +268,9 @@ class Namespace:
             )
             self._receivers[source] = self._closing.enter_context(receiver)
         return self._receivers[source]
+
+    def _reopen(self, source: Source) -> None:
+        self._bounded(self._receivers.pop(source).close)
 
     def _sender(self, entity: str) -> ServiceBusSender:
         if entity not in self._senders:

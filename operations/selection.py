@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from operations.console import printable
 from operations.namespace import MessageId, Place
 
 if TYPE_CHECKING:
@@ -63,8 +64,11 @@ def check_reason(reason: str | None, reasons: Iterable[str]) -> None:
     existing = sorted(set(reasons))
     if reason is None or reason in existing:
         return
-    there = f"The reasons are: {', '.join(existing)}." if existing else "There are no messages."
-    raise click.ClickException(f"No message has the reason {reason}. {there}")
+    # Neutralised one by one: a line break in a reason must not become one in the text.
+    there = (
+        f"The reasons are: {', '.join(map(printable, existing))}." if existing else "There are no messages."
+    )
+    raise click.ClickException(f"No message has the reason {printable(reason)}. {there}")
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:

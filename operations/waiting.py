@@ -127,7 +127,8 @@ def list_waiting(environment: Mapping[str, str], reason: str | None, *, as_json:
 def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
     """Show one scheduled message: its reason, its properties and its body, which may hold personal data."""
     with open_namespace(environment) as namespace:
-        message = namespace.peek_one(Source(namespace.settings.opportunity_won_queue), number)
+        peeked = namespace.peek_one(Source(namespace.settings.opportunity_won_queue), number)
+    message = None if peeked is None else peeked.message
     if message is None or message.state != ServiceBusMessageState.SCHEDULED:
         raise click.ClickException(f"There is no scheduled message {number}: see waiting list.")
     waiting_message = WaitingMessage(number, Seen.of(message), message)
