@@ -28,9 +28,9 @@ are declared in `schema`. What is not supported is refused with 501 and a text t
 
 from sandbox.dataverse.events import EventPipeline, Post, Poster, ServiceEndpoint
 from sandbox.dataverse.limits import Limits, ServiceProtection
+from sandbox.dataverse.organization import FailedChangeSet, LoserAnswer
 from sandbox.dataverse.security import Depth
 from sandbox.dataverse.server import AnswerLost, DataverseServer, WsgiAdapter
-from sandbox.dataverse.service import FailedChangeSet, LoserAnswer
 from sandbox.dataverse.store import Change, Commit, Store
 from sandbox.dataverse.web_api import DataverseApp, RequestRecord, VerifyToken
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from sandbox.dataverse.columns import InvalidValue, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, invalid_argument
-from sandbox.dataverse.events import Entity, Event, OptionSet
+from sandbox.dataverse.execution_context import Entity, Event, OptionSet
 from sandbox.dataverse.messages import EntityResult, Message, Parameters
 from sandbox.dataverse.payload import parse_entity
 from sandbox.dataverse.pricing import TOTALS

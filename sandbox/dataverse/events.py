@@ -1,9 +1,9 @@
-"""Telling the outside: steps → RemoteExecutionContext → a post to a service endpoint, at least once.
+"""Events on their way to service endpoints: steps, system jobs and posts, at least once.
 
-Asynchronous steps write a system job in the transaction that they belong to, and the job is posted after the
-commit, again and again with growing intervals. Synchronous ones post before the commit, and what is posted
-stays posted if the transaction is rolled back. How a post travels is the business of the callable that is
-given in; when jobs run is decided by whoever calls `run_due_jobs` or starts a `Poster`.
+Asynchronous steps write a system job in the transaction that they belong to, and the job is posted after the commit,
+again and again with growing intervals. Synchronous ones post before the commit, and what is posted stays posted if
+the transaction is rolled back. A callable that is injected carries a post; jobs run when `run_due_jobs` is called, or
+in the background by a `Poster`.
 """
 
 import base64
@@ -11,34 +11,28 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from dataclasses import dataclass
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Final, Self
-from xml.sax.saxutils import escape
 
 from sandbox.clock import Clock
-from sandbox.dataverse.columns import Kind, Row, Table, format_datetime, parse_datetime
+from sandbox.dataverse.columns import Row, format_datetime
 from sandbox.dataverse.errors import RequestRefused
+from sandbox.dataverse.execution_context import (
+    CONTENT_TYPES,
+    JSON,
+    Entity,
+    Event,
+    ExecutionContext,
+    Surroundings,
+)
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.security import Caller
 from sandbox.dataverse.store import Store, Transaction
 
 _log = logging.getLogger(__name__)
 
-CLAIMS: Final = "http://schemas.microsoft.com/xrm/2011/Claims/"
-_CONTRACTS: Final = "http://schemas.microsoft.com/xrm/2011/Contracts"
-MAX_BODY: Final = 192 * 1024
-NO_ID: Final = "00000000-0000-0000-0000-000000000000"
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _QUEUE_CONTRACTS: Final = frozenset({2, 5, 6})
-_BINARY_XML, _JSON, _TEXT_XML = 1, 2, 3
-_CONTENT_TYPES: Final = {
-    _BINARY_XML: "application/msbin1",
-    _JSON: "application/json",
-    _TEXT_XML: "application/xml",
-}
 # Retried in growing intervals, for a day; then the job counts as failed.
 RETRY_DELAYS: Final = tuple(
     timedelta(seconds=s) for s in (2, 5, 10, 20, 30, 60, 120, 300, 300, *([600] * 6), *([3600] * 22))
@@ -61,56 +55,6 @@ class ServiceEndpoint:
 
 Post = Callable[[ServiceEndpoint, bytes, Mapping[str, str], str], None]
 """Posts (endpoint, body, application properties, content type), or raises whatever went wrong."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """A message that was executed: on which row, with which parameters, and within which other message."""
-
-    message: str
-    table: str
-    record_id: str | None
-    inputs: Sequence[tuple[str, object]]
-    parent: "Event | None" = None
-
-
-@dataclass(frozen=True)
-class Entity:
-    """A row as a parameter of a message: the columns that the caller gave."""
-
-    table: Table
-    id: str
-    values: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A pointer to a row."""
-
-    table: str
-    id: str
-    name: str | None = None
-
-
-@dataclass(frozen=True)
-class OptionSet:
-    """A choice."""
-
-    value: int
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a context says besides the event: who, where, when."""
-
-    organization_id: str
-    organization_name: str
-    caller: Caller
-    caller_object_id: str | None
-    request_id: str
-    correlation_id: str
-    user_agent: str
-    traceparent: str | None = None
 
 
 class EventPipeline:
@@ -141,7 +85,7 @@ class EventPipeline:
         """Hand an event to every enabled step registered for it. Raises RequestRefused if a synchronous fails."""
         for step, endpoint in _steps(transaction, event):
             operation_id = self._new_id()
-            context = _Context(event, surroundings, step, operation_id, self._clock.now())
+            context = ExecutionContext(event, surroundings, step, operation_id, self._clock.now())
             if step["mode"] == 0:
                 self._post_now(endpoint, context)
             else:
@@ -152,7 +96,7 @@ class EventPipeline:
         event = Event("TriggerServiceEndpointCheck", "serviceendpoint", endpoint["serviceendpointid"], [])
         step: Row = {"sdkmessageprocessingstepid": None, "eventhandler": endpoint["serviceendpointid"]}
         step |= {"name": "ServiceEndpointCheck", "stage": 40, "mode": 1, "asyncautodelete": False}
-        context = _Context(event, surroundings, step, self._new_id(), self._clock.now())
+        context = ExecutionContext(event, surroundings, step, self._new_id(), self._clock.now())
         self._write_job(transaction, event, surroundings, step, context)
 
     def run_due_jobs(self, store: Store) -> int:
@@ -208,9 +152,9 @@ class EventPipeline:
             raise NotImplementedError(
                 f"The sandbox posts to queues and topics, not to contract {target.contract}."
             )
-        self.post(target, body, properties, _CONTENT_TYPES[target.message_format])
+        self.post(target, body, properties, CONTENT_TYPES[target.message_format])
 
-    def _post_now(self, endpoint: Row, context: "_Context") -> None:
+    def _post_now(self, endpoint: Row, context: "ExecutionContext") -> None:
         try:
             self._send(endpoint, *context.message(endpoint["messageformat"]))
         except Exception as error:
@@ -221,10 +165,15 @@ class EventPipeline:
             ) from error
 
     def _write_job(
-        self, transaction: Transaction, event: Event, around: Surroundings, step: Row, context: "_Context"
+        self,
+        transaction: Transaction,
+        event: Event,
+        around: Surroundings,
+        step: Row,
+        context: "ExecutionContext",
     ) -> None:
         endpoint = transaction.get(TABLES["serviceendpoint"], step["eventhandler"])
-        body, properties = context.message(endpoint["messageformat"] if endpoint else _JSON)
+        body, properties = context.message(endpoint["messageformat"] if endpoint else JSON)
         now = format_datetime(self._clock.now())
         transaction.insert(
             TABLES["asyncoperation"],
@@ -366,152 +315,3 @@ def _service_endpoint(row: Row) -> ServiceEndpoint:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
-
-
-# --- RemoteExecutionContext ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Context:
-    event: Event
-    around: Surroundings
-    step: Row
-    operation_id: str
-    at: datetime
-
-    def message(self, message_format: int) -> tuple[bytes, dict[str, str]]:
-        """Return body and application properties; what is too big goes out without its parameters."""
-        properties = self._properties()
-        body = _encode(self._fields(self.event), message_format)
-        if len(body) > MAX_BODY:
-            cut = replace(self.event, inputs=(), parent=None)
-            body = _encode(self._fields(cut), message_format)
-            properties[f"{CLAIMS}MessageMaxSizeExceeded"] = "True"
-        return body, properties
-
-    def _properties(self) -> dict[str, str]:
-        user = self.around.caller.user_id
-        trace = self.around.traceparent
-        return {
-            # Dataverse has no trace to carry on; this is for a client that sends one on purpose.
-            **({"Diagnostic-Id": trace, "traceparent": trace} if trace else {}),
-            f"{CLAIMS}Organization": self.around.organization_name,
-            f"{CLAIMS}User": user,
-            f"{CLAIMS}InitiatingUser": user,
-            f"{CLAIMS}EntityLogicalName": self.event.table,
-            f"{CLAIMS}RequestName": self.event.message,
-            f"{CLAIMS}InitiatingUserAgent": self.around.user_agent,
-        }
-
-    def _fields(self, event: Event) -> dict[str, object]:
-        around, user = self.around, self.around.caller.user_id
-        return {
-            "BusinessUnitId": around.caller.business_unit_id,
-            "CorrelationId": around.correlation_id,
-            "Depth": 2 if event.parent else 1,
-            "InitiatingUserAgent": around.user_agent,
-            "InitiatingUserAzureActiveDirectoryObjectId": around.caller_object_id or NO_ID,
-            "InitiatingUserId": user,
-            "InputParameters": _pairs(event.inputs),
-            "IsExecutingOffline": False,
-            "IsInTransaction": self.step["mode"] == 0,
-            "IsOfflinePlayback": False,
-            "IsolationMode": 1,
-            "MessageName": event.message,
-            "Mode": self.step["mode"],
-            "OperationCreatedOn": _date(self.at),
-            "OperationId": self.operation_id,
-            "OrganizationId": around.organization_id,
-            "OrganizationName": around.organization_name,
-            "OutputParameters": [],
-            "OwningExtension": _typed(
-                "EntityReference",
-                Id=self.step["sdkmessageprocessingstepid"] or NO_ID,
-                KeyAttributes=[],
-                LogicalName="sdkmessageprocessingstep",
-                Name=self.step["name"],
-                RowVersion=None,
-            ),
-            "ParentContext": self._fields(event.parent) if event.parent else None,
-            "PostEntityImages": [],
-            "PreEntityImages": [],
-            "PrimaryEntityId": event.record_id or NO_ID,
-            "PrimaryEntityName": event.table,
-            "RequestId": around.request_id,
-            "SecondaryEntityName": "none",
-            "SharedVariables": [],
-            "Stage": self.step["stage"],
-            "UserAzureActiveDirectoryObjectId": around.caller_object_id or NO_ID,
-            "UserId": user,
-        }
-
-
-def _encode(fields: Mapping[str, object], message_format: int) -> bytes:
-    text = json.dumps(fields, ensure_ascii=False)
-    if message_format == _JSON:
-        # DataContractJsonSerializer escapes every slash.
-        return text.replace("/", "\\/").encode()
-    # XML in either form is for consumers that refuse it: the shape is only hinted at.
-    xml = f'<RemoteExecutionContext xmlns="{_CONTRACTS}">{escape(text)}</RemoteExecutionContext>'
-    return xml.encode() if message_format == _TEXT_XML else b"@\x16RemoteExecutionContext\x08" + xml.encode()
-
-
-def _typed(kind: str, **fields: object) -> dict[str, object]:
-    return {"__type": f"{kind}:{_CONTRACTS}", **fields}
-
-
-def _pairs(items: Sequence[tuple[str, object]]) -> list[dict[str, object]]:
-    return [{"key": key, "value": _value(value)} for key, value in items]
-
-
-def _value(value: object) -> object:
-    match value:
-        case Entity():
-            return _typed(
-                "Entity",
-                Attributes=[
-                    {"key": name, "value": _attribute(value.table, name, item)}
-                    for name, item in value.values.items()
-                    if not value.table.columns[name].secret
-                ],
-                EntityState=None,
-                FormattedValues=[],
-                Id=value.id,
-                KeyAttributes=[],
-                LogicalName=value.table.name,
-                RelatedEntities=[],
-                RowVersion=None,
-            )
-        case Reference():
-            return _typed(
-                "EntityReference",
-                Id=value.id,
-                KeyAttributes=[],
-                LogicalName=value.table,
-                Name=value.name,
-                RowVersion=None,
-            )
-        case OptionSet():
-            return _typed("OptionSetValue", Value=value.value)
-        case _:
-            return value
-
-
-def _attribute(table: Table, name: str, value: object) -> object:
-    column = table.columns[name]
-    if value is None:
-        return None
-    if column.lookup and isinstance(value, str):
-        # A polymorphic lookup's row does not say which table it leads to; the first one is the usual.
-        return _value(Reference(next(iter(column.lookup.targets)), value))
-    if column.kind is Kind.CHOICE and isinstance(value, int):
-        return _value(OptionSet(value))
-    if column.kind is Kind.MONEY and isinstance(value, Decimal):
-        return _typed("Money", Value=float(value))
-    if column.kind in (Kind.DATE, Kind.DATETIME):
-        return _date(datetime.fromisoformat(parse_datetime(value)))
-    return float(value) if isinstance(value, Decimal) else value
-
-
-def _date(moment: datetime) -> str:
-    return f"/Date({(moment - _EPOCH) // timedelta(milliseconds=1)})/"

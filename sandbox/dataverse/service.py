@@ -1,15 +1,13 @@
 """What a caller does to rows: create, retrieve, query, update, delete, under privileges and with events.
 
-`Organization` is what everything shares; `Session` is one caller within one transaction. Messages that belong
-to Sales (win, generate an invoice, …) are built on it in `actions`.
+`Session` is one caller within one transaction. Messages that belong to Sales (win, generate an invoice, …) are built
+on it in `actions`; what a table does by itself is given to it as rules.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from http import HTTPStatus
 
-from sandbox.clock import Clock
 from sandbox.dataverse.columns import Column, Row, Table, format_datetime
 from sandbox.dataverse.errors import (
     RequestRefused,
@@ -19,8 +17,9 @@ from sandbox.dataverse.errors import (
     user_disabled,
     version_mismatch,
 )
-from sandbox.dataverse.events import Entity, Event, EventPipeline, OptionSet, Reference, Surroundings
+from sandbox.dataverse.execution_context import Entity, Event, OptionSet, Reference, Surroundings
 from sandbox.dataverse.filters import Condition
+from sandbox.dataverse.organization import LoserAnswer, Organization, RequestInfo
 from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES
 from sandbox.dataverse.security import (
     Caller,
@@ -31,50 +30,19 @@ from sandbox.dataverse.security import (
     require,
     visible,
 )
-from sandbox.dataverse.store import DuplicateKey, Store, Transaction
+from sandbox.dataverse.store import DuplicateKey, Transaction
 
 _ACCESS_TEAM = 1
 
 
-class LoserAnswer(Enum):
-    """How whoever comes second with the same primary key is answered; the real service has several ways."""
+@dataclass(frozen=True)
+class Query:
+    """What to read of a table: a condition, terms of ORDER BY, and a window."""
 
-    DUPLICATE_412 = "412 0x80040237"
-    ALTERNATE_KEY_412 = "412 0x80060892"
-    DUPLICATE_500 = "500 0x80040237"
-    DEADLOCK_500 = "500 0x80044150"
-    THROTTLED_429 = "429 0x80072321"
-
-    def error(self, table: Table) -> RequestRefused:
-        """Return the refusal."""
-        status, code = self.value.split()
-        headers = {"Retry-After": "1"} if self is LoserAnswer.THROTTLED_429 else {}
-        return RequestRefused(HTTPStatus(int(status)), code, _LOSER_TEXTS[self].format(table.name), headers)
-
-
-_LOSER_TEXTS = {
-    LoserAnswer.DUPLICATE_412: "A record with matching key values already exists.",
-    LoserAnswer.ALTERNATE_KEY_412: "Entity Key {} violated. A record with the same value already exists.",
-    LoserAnswer.DUPLICATE_500: "Cannot insert duplicate key.",
-    LoserAnswer.DEADLOCK_500: (
-        "Sql error: Generic SQL error. CRM ErrorCode: -2147204784 Sql ErrorCode: -2146232060 Sql Number: 1205"
-    ),
-    LoserAnswer.THROTTLED_429: (
-        "Combined execution time of incoming requests exceeded limit of 1200000 milliseconds over time window "
-        "of 300 seconds. Decrease number of concurrent requests or reduce the duration of requests and try again later."
-    ),
-}
-
-
-class FailedChangeSet(Enum):
-    """What becomes of the rest of a batch that asked to go on after a failure, once a change set has failed.
-
-    The documentation says that it goes on; some reports say that it stops, with either status.
-    """
-
-    CONTINUES = "continues"
-    STOPS_WITH_200 = "stops, 200"
-    STOPS_WITH_400 = "stops, 400"
+    where: Sequence[Condition] = ()
+    order: Sequence[str] = ()
+    limit: int | None = None
+    offset: int = 0
 
 
 class TableRules:
@@ -96,44 +64,6 @@ _NO_RULES = TableRules()
 
 
 @dataclass
-class Organization:
-    """One environment: its identity, rows, clock, and the switches that a test may set."""
-
-    id: str
-    unique_name: str
-    url: str
-    clock: Clock
-    store: Store
-    pipeline: EventPipeline
-    new_id: Callable[[], str]
-    rules: Mapping[str, TableRules]
-    loser_answer: LoserAnswer = LoserAnswer.DUPLICATE_412
-    failed_change_set: FailedChangeSet = FailedChangeSet.CONTINUES
-
-
-@dataclass(frozen=True)
-class RequestInfo:
-    """What the events of a request tell of it."""
-
-    request_id: str
-    correlation_id: str
-    user_agent: str = ""
-    object_id: str | None = None
-    # The trace context of the request, which its events carry on.
-    traceparent: str | None = None
-
-
-@dataclass(frozen=True)
-class Query:
-    """What to read of a table: a condition, terms of ORDER BY, and a window."""
-
-    where: Sequence[Condition] = ()
-    order: Sequence[str] = ()
-    limit: int | None = None
-    offset: int = 0
-
-
-@dataclass
 class Session:
     """A caller within a transaction; every refusal is a RequestRefused."""
 
@@ -141,6 +71,8 @@ class Session:
     transaction: Transaction
     caller: Caller
     request: RequestInfo
+    # What tables do by themselves, by their names.
+    rules: Mapping[str, TableRules]
     # The messages that are being executed: an Update that a Win entails has the Win as its parent.
     parents: list[Event] = field(default_factory=list)
 
@@ -416,7 +348,7 @@ class Session:
         return stamps
 
     def _rules(self, table: Table) -> TableRules:
-        return self.organization.rules.get(table.name, _NO_RULES)
+        return self.rules.get(table.name, _NO_RULES)
 
     def _check_lookups(self, table: Table, values: Mapping[str, object]) -> None:
         """Lookups must lead somewhere; between rows that people own they need Append and AppendTo."""

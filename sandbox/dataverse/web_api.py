@@ -18,16 +18,18 @@ from sandbox.clock import Clock, SystemClock
 from sandbox.dataverse.base_data import ORGANIZATION_ID, base_image
 from sandbox.dataverse.batch import ChangeSet, Part, parse_batch, write_batch
 from sandbox.dataverse.errors import RequestRefused, no_segment
-from sandbox.dataverse.events import NO_ID, RETRY_DELAYS, EventPipeline, Post
+from sandbox.dataverse.events import RETRY_DELAYS, EventPipeline, Post
+from sandbox.dataverse.execution_context import NO_ID
 from sandbox.dataverse.limits import ServiceProtection
 from sandbox.dataverse.operation import Operation, Reply
+from sandbox.dataverse.organization import FailedChangeSet, Organization, RequestInfo
 from sandbox.dataverse.payload import included_annotations, write_json
 from sandbox.dataverse.platform_rules import RULES as PLATFORM_RULES
 from sandbox.dataverse.resources import execute
 from sandbox.dataverse.sales_rules import RULES as SALES_RULES
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Caller, acting, application_user
-from sandbox.dataverse.service import FailedChangeSet, Organization, RequestInfo, Session, TableRules
+from sandbox.dataverse.service import Session, TableRules
 from sandbox.dataverse.store import Store, Transaction
 from sandbox.identity import Claims, InvalidToken
 
@@ -140,7 +142,7 @@ class DataverseApp:
             row = transaction.rows(TABLES["organization"])[0]
         pipeline = EventPipeline(clock, new_id, post, retry_delays)
         self.organization = Organization(
-            row["organizationid"], row["uniquename"], url, clock, store, pipeline, new_id, _RULES
+            row["organizationid"], row["uniquename"], url, clock, store, pipeline, new_id
         )
         self.protection = protection
         self._verify_token = verify_token
@@ -275,7 +277,7 @@ class DataverseApp:
             return execute(self._session(opened, user, info), operation)
 
     def _session(self, transaction: Transaction, caller: Caller, info: RequestInfo) -> Session:
-        return Session(self.organization, transaction, caller, info)
+        return Session(self.organization, transaction, caller, info, _RULES)
 
     # --- a batch ---
 

@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from sandbox.dataverse.errors import RequestRefused
+from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.payload import included_annotations
-from sandbox.dataverse.service import FailedChangeSet
 from sandbox.dataverse.web_api import FAILED_CHANGE_SET
 from sandbox.faults.http import PAGE, SIGN_IN, Answer, FaultyApplication, Request, Run, Service, retry_after
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire

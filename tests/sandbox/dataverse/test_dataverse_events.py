@@ -11,7 +11,7 @@ import pytest
 
 from sandbox.dataverse import DataverseApp, Poster, ServiceEndpoint, seed
 from sandbox.dataverse.actions import win_opportunity
-from sandbox.dataverse.events import CLAIMS, MAX_BODY
+from sandbox.dataverse.execution_context import CLAIMS, MAX_BODY
 from sandbox.dataverse.schema import TABLES
 
 if TYPE_CHECKING:

@@ -1,0 +1,80 @@
+"""One environment: what everything in it shares, and the switches for behaviour on which sources differ."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+
+from sandbox.clock import Clock
+from sandbox.dataverse.columns import Table
+from sandbox.dataverse.errors import RequestRefused
+from sandbox.dataverse.events import EventPipeline
+from sandbox.dataverse.store import Store
+
+
+class LoserAnswer(Enum):
+    """The response to the second create of a row with one primary key; Dataverse is reported to have several."""
+
+    DUPLICATE_412 = "412 0x80040237"
+    ALTERNATE_KEY_412 = "412 0x80060892"
+    DUPLICATE_500 = "500 0x80040237"
+    DEADLOCK_500 = "500 0x80044150"
+    THROTTLED_429 = "429 0x80072321"
+
+    def error(self, table: Table) -> RequestRefused:
+        """Return the refusal."""
+        status, code = self.value.split()
+        headers = {"Retry-After": "1"} if self is LoserAnswer.THROTTLED_429 else {}
+        return RequestRefused(HTTPStatus(int(status)), code, _LOSER_TEXTS[self].format(table.name), headers)
+
+
+_LOSER_TEXTS = {
+    LoserAnswer.DUPLICATE_412: "A record with matching key values already exists.",
+    LoserAnswer.ALTERNATE_KEY_412: "Entity Key {} violated. A record with the same value already exists.",
+    LoserAnswer.DUPLICATE_500: "Cannot insert duplicate key.",
+    LoserAnswer.DEADLOCK_500: (
+        "Sql error: Generic SQL error. CRM ErrorCode: -2147204784 Sql ErrorCode: -2146232060 Sql Number: 1205"
+    ),
+    LoserAnswer.THROTTLED_429: (
+        "Combined execution time of incoming requests exceeded limit of 1200000 milliseconds over time window "
+        "of 300 seconds. Decrease number of concurrent requests or reduce the duration of requests and try again later."
+    ),
+}
+
+
+class FailedChangeSet(Enum):
+    """What becomes of the rest of a batch that asked to go on after a failure, once a change set has failed.
+
+    The documentation says that it goes on; some reports say that it stops, with either status.
+    """
+
+    CONTINUES = "continues"
+    STOPS_WITH_200 = "stops, 200"
+    STOPS_WITH_400 = "stops, 400"
+
+
+@dataclass
+class Organization:
+    """One environment: its identity, rows, clock, and the switches that a test may set."""
+
+    id: str
+    unique_name: str
+    url: str
+    clock: Clock
+    store: Store
+    pipeline: EventPipeline
+    new_id: Callable[[], str]
+    loser_answer: LoserAnswer = LoserAnswer.DUPLICATE_412
+    failed_change_set: FailedChangeSet = FailedChangeSet.CONTINUES
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """What the events of a request tell of it."""
+
+    request_id: str
+    correlation_id: str
+    user_agent: str = ""
+    object_id: str | None = None
+    # The trace context of the request, which its events carry on.
+    traceparent: str | None = None
