@@ -224,7 +224,7 @@ class ReceivedEvent:
 
 
 class Consumer:
-    """Receives what is published, from the subscription that gets everything, and completes it."""
+    """Receives and completes what is published, from the subscription that gets everything."""
 
     def __init__(self, cloud: Cloud, subscription: str = AUDIT_SUBSCRIPTION) -> None:
         self._connector = Connector(_connection(cloud), str(cloud.certificates.bundle))
@@ -242,7 +242,7 @@ class Consumer:
             return list(self._events)
 
     def wait_for(self, count: int, timeout: float) -> bool:
-        """Wait until `count` events have come, `timeout` seconds at most; tell whether they have."""
+        """Wait until `count` events have come, `timeout` seconds at most; returns whether they have."""
         with self._arrived:
             return self._arrived.wait_for(lambda: len(self._events) >= count, timeout)
 

@@ -8,7 +8,7 @@
     endpoint = seed.add_service_endpoint(app, namespace_address="sb://…/", path="opportunity-won", sas_key="…")
     seed.add_step(app, endpoint)                                          # Win of opportunity, asynchronous
 
-Over the wire (posts events in the background, and tells the application its URL):
+Over HTTPS (posts events in the background, and sets the URL of the application):
 
     with DataverseServer(app, ssl_context, port=0) as server:
         ...                                                               # server.url, https
@@ -20,34 +20,35 @@ In-process, without sockets or threads; `app.organization.url` is the host to us
     session.mount(app.organization.url, WsgiAdapter(app))
     app.run_due_jobs()                                                    # posts what is due
 
-Watching from outside: `app.requests` (every request) and `app.store.commits` (every committed change). Faults
-wrap the application as WSGI middleware; raising `AnswerLost` there, before or after calling the application,
-breaks the connection off. `app.organization.loser_answer` sets how a taken primary key is answered. Tables
-are declared in `schema`. What is not supported is refused with 501 and a text that says so.
+`app.requests` has every request and `app.store.commits` every committed change. Faults wrap the application as WSGI
+middleware; `ResponseLost`, raised before or after the application is called, breaks the connection.
+`app.organization` has switches: `duplicate_response` for a primary key that exists, `failed_change_set` for the rest
+of a batch. Tables are declared in `sales_tables` and `platform_tables`. What is not supported is refused with 501 and
+a text that names it.
 """
 
 from sandbox.dataverse.events import EventPipeline, Post, Poster, ServiceEndpoint
 from sandbox.dataverse.limits import Limits, ServiceProtection
-from sandbox.dataverse.organization import FailedChangeSet, LoserAnswer
+from sandbox.dataverse.organization import DuplicateResponse, FailedChangeSet
 from sandbox.dataverse.security import Depth
-from sandbox.dataverse.server import AnswerLost, DataverseServer, WsgiAdapter
+from sandbox.dataverse.server import DataverseServer, ResponseLost, WsgiAdapter
 from sandbox.dataverse.store import Change, Commit, Store
 from sandbox.dataverse.web_api import DataverseApp, RequestRecord, VerifyToken
 
 __all__ = [
-    "AnswerLost",
     "Change",
     "Commit",
     "DataverseApp",
     "DataverseServer",
     "Depth",
+    "DuplicateResponse",
     "EventPipeline",
     "FailedChangeSet",
     "Limits",
-    "LoserAnswer",
     "Post",
     "Poster",
     "RequestRecord",
+    "ResponseLost",
     "ServiceEndpoint",
     "ServiceProtection",
     "Store",

@@ -1,7 +1,6 @@
 """`$batch`: multipart/mixed in and out.
 
-A batch is a list of operations and change sets, in order. What a change set *means* (one transaction) is up to
-whoever executes it.
+A batch is a list of operations and change sets, in order. That a change set is one transaction is up to its caller.
 """
 
 import re
@@ -27,7 +26,7 @@ class ChangeSet:
 
 @dataclass(frozen=True)
 class Part:
-    """One operation's answer, ready to be written."""
+    """One operation's response, ready to be written."""
 
     status: int
     phrase: str
@@ -53,7 +52,7 @@ def parse_batch(content_type: str, body: bytes) -> list[Operation | ChangeSet]:
 
 
 def write_batch(parts: Sequence[Part | Sequence[Part]], boundary: str, change_set_boundary: str) -> bytes:
-    """Write the answers; those of a change set that was committed are nested."""
+    """Write the responses; those of a change set are nested."""
     pieces = []
     for index, part in enumerate(parts):
         pieces.append(f"--{boundary}\r\n".encode())
@@ -115,7 +114,7 @@ def _operation(part: Message) -> Operation:
 
 
 def _normalised(payload: bytes) -> bytes:
-    """Let a part's head end its lines in CRLF, also where a client wrote LF only."""
+    """Return a part whose head has CRLF line ends, also where a client wrote LF only."""
     head = payload[: payload.find(b"\n\n")] if b"\n\n" in payload else b""
     if head and b"\r" not in head:
         return head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + payload[len(head) + 2 :]

@@ -1,4 +1,4 @@
-"""What Dataverse answers when it will not do a thing: one exception, and a function per refusal.
+"""Refusals of the Web API: one exception, and a function for each refusal.
 
 The codes and texts are those of Microsoft's documentation as far as they are known; a text that is nobody's
 but ours says so by naming the sandbox.
@@ -84,14 +84,14 @@ def no_segment(segment: str) -> RequestRefused:
 
 
 def no_record(entity: str, record_id: str) -> RequestRefused:
-    """Say that there is no such row."""
+    """Refuse a row that does not exist."""
     return RequestRefused(
         HTTPStatus.NOT_FOUND, "0x80040217", f"{entity} With Id = {record_id} Does Not Exist"
     )
 
 
 def not_supported(what: str) -> RequestRefused:
-    """Say that the stand-in does not do what the real service may."""
+    """Refuse what Dataverse offers and the emulator does not."""
     return RequestRefused(
         HTTPStatus.NOT_IMPLEMENTED, "0x80060888", f"The sandbox's Dataverse does not support {what}."
     )

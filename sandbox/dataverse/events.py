@@ -54,7 +54,7 @@ class ServiceEndpoint:
 
 
 Post = Callable[[ServiceEndpoint, bytes, Mapping[str, str], str], None]
-"""Posts (endpoint, body, application properties, content type), or raises whatever went wrong."""
+"""Posts (endpoint, body, application properties, content type), or raises any exception."""
 
 
 class EventPipeline:
@@ -136,7 +136,7 @@ class EventPipeline:
         try:
             # The endpoint as it is now: a key that was rotated meanwhile is the one to use.
             self._send(endpoint, base64.b64decode(prepared["body"]), prepared["properties"])
-        except Exception as error:  # noqa: BLE001 - whatever a post fails of is the job's to record and repeat
+        except Exception as error:  # noqa: BLE001 - the job records any failure of a post, and is repeated
             self._record_failure(store, job, error)
             return 0
         self._record_success(store, job_id, delete=bool(step and step["asyncautodelete"]))
@@ -144,7 +144,7 @@ class EventPipeline:
 
     def _send(self, endpoint: Row | None, body: bytes, properties: Mapping[str, str]) -> None:
         if self.post is None:
-            raise ConnectionError("The sandbox's Dataverse was not told how to post.")
+            raise ConnectionError("The sandbox's Dataverse has nothing to post with.")
         if endpoint is None:
             raise LookupError("The service endpoint does not exist any more.")
         target = _service_endpoint(endpoint)
@@ -292,7 +292,7 @@ def _steps(transaction: Transaction, event: Event) -> list[tuple[Row, Row]]:
 
 
 def _concerns(step: Row, event: Event) -> bool:
-    """Tell whether an Update touches one of the columns that the step filters on."""
+    """Return whether an Update touches one of the columns that the step filters on."""
     names = {name.strip() for name in (step["filteringattributes"] or "").split(",")} - {""}
     if event.message != "Update" or not names:
         return True

@@ -104,7 +104,7 @@ def parse_orderby(text: str, table: Table) -> Sequence[str]:
 
 
 def _column_sql(path: str, table: Table) -> tuple[str, Column]:
-    """Find a column, through single-valued navigation properties if need be."""
+    """Find a column, through single-valued navigation properties where the path has them."""
     *steps, name = path.split("/")
     current, key, wrap = table, "t", "{}"
     for depth, step in enumerate(steps):

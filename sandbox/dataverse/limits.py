@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass
 class _Usage:
-    """One user's dealings with one web server."""
+    """What one user has asked of one web server."""
 
     requests: deque[datetime] = field(default_factory=deque)
     executions: deque[tuple[datetime, float]] = field(default_factory=deque)
@@ -57,7 +57,7 @@ class ServiceProtection:
 
     @contextmanager
     def admitted(self, user_id: str, server: int) -> Iterator[dict[str, str]]:
-        """Let a request in, or raise RequestRefused (429); gives the headers that tell what is left."""
+        """Admit a request, or raise RequestRefused (429); gives the headers that say what is left."""
         with self._lock:
             usage = self._usage.setdefault((user_id, server), _Usage())
             headers = self._admit(usage)
@@ -73,7 +73,7 @@ class ServiceProtection:
         now = self._clock.now()
         self._forget(usage, now)
         if usage.blocked_until and now < usage.blocked_until:
-            # Requests that were refused at one moment count once; who asks again later waits anew.
+            # Requests that were refused at one moment count once; a later one begins a new wait.
             usage.blocked_until = max(usage.blocked_until, now + usage.penalty)
             raise self._refusal(usage, now)
         spent = sum(seconds for _, seconds in usage.executions)

@@ -12,7 +12,7 @@ from sandbox.dataverse.events import EventPipeline
 from sandbox.dataverse.store import Store
 
 
-class LoserAnswer(Enum):
+class DuplicateResponse(Enum):
     """The response to the second create of a row with one primary key; Dataverse is reported to have several."""
 
     DUPLICATE_412 = "412 0x80040237"
@@ -24,18 +24,18 @@ class LoserAnswer(Enum):
     def error(self, table: Table) -> RequestRefused:
         """Return the refusal."""
         status, code = self.value.split()
-        headers = {"Retry-After": "1"} if self is LoserAnswer.THROTTLED_429 else {}
+        headers = {"Retry-After": "1"} if self is DuplicateResponse.THROTTLED_429 else {}
         return RequestRefused(HTTPStatus(int(status)), code, _LOSER_TEXTS[self].format(table.name), headers)
 
 
 _LOSER_TEXTS = {
-    LoserAnswer.DUPLICATE_412: "A record with matching key values already exists.",
-    LoserAnswer.ALTERNATE_KEY_412: "Entity Key {} violated. A record with the same value already exists.",
-    LoserAnswer.DUPLICATE_500: "Cannot insert duplicate key.",
-    LoserAnswer.DEADLOCK_500: (
+    DuplicateResponse.DUPLICATE_412: "A record with matching key values already exists.",
+    DuplicateResponse.ALTERNATE_KEY_412: "Entity Key {} violated. A record with the same value already exists.",
+    DuplicateResponse.DUPLICATE_500: "Cannot insert duplicate key.",
+    DuplicateResponse.DEADLOCK_500: (
         "Sql error: Generic SQL error. CRM ErrorCode: -2147204784 Sql ErrorCode: -2146232060 Sql Number: 1205"
     ),
-    LoserAnswer.THROTTLED_429: (
+    DuplicateResponse.THROTTLED_429: (
         "Combined execution time of incoming requests exceeded limit of 1200000 milliseconds over time window "
         "of 300 seconds. Decrease number of concurrent requests or reduce the duration of requests and try again later."
     ),
@@ -64,13 +64,13 @@ class Organization:
     store: Store
     pipeline: EventPipeline
     new_id: Callable[[], str]
-    loser_answer: LoserAnswer = LoserAnswer.DUPLICATE_412
+    duplicate_response: DuplicateResponse = DuplicateResponse.DUPLICATE_412
     failed_change_set: FailedChangeSet = FailedChangeSet.CONTINUES
 
 
 @dataclass(frozen=True)
 class RequestInfo:
-    """What the events of a request tell of it."""
+    """What the events of a request say about it."""
 
     request_id: str
     correlation_id: str

@@ -158,7 +158,7 @@ class Shape:
     annotations: tuple[str, ...] = ()
 
     def wants(self, annotation: str) -> bool:
-        """Tell whether an annotation was asked for."""
+        """Return whether an annotation was asked for."""
         return any(fnmatchcase(annotation, pattern) for pattern in self.annotations)
 
 

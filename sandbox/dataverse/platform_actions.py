@@ -14,7 +14,7 @@ from sandbox.dataverse.service import Session, access_rights
 
 
 def who_am_i(session: Session, _: Parameters) -> dict[str, object]:
-    """Tell the caller who it is."""
+    """Return the caller's ids."""
     return {
         "BusinessUnitId": session.caller.business_unit_id,
         "UserId": session.caller.user_id,
@@ -40,9 +40,9 @@ def add_privileges_role(session: Session, role: Row, parameters: Parameters) -> 
 def grant(session: Session, role_id: str, privilege_id: str, depth: Depth) -> None:
     """Give a privilege to a role, or another depth."""
     table = TABLES["roleprivileges"]
-    there = session.transaction.rows(table, "roleid = ? AND privilegeid = ?", (role_id, privilege_id))
-    if there:
-        session.transaction.update(table, there[0][table.key], {"privilegedepthmask": int(depth)})
+    found = session.transaction.rows(table, "roleid = ? AND privilegeid = ?", (role_id, privilege_id))
+    if found:
+        session.transaction.update(table, found[0][table.key], {"privilegedepthmask": int(depth)})
     else:
         session.add(table, {"roleid": role_id, "privilegeid": privilege_id, "privilegedepthmask": int(depth)})
 
@@ -85,7 +85,7 @@ def _privileges(session: Session, depths: Mapping[str, Depth], unit: str) -> dic
 
 
 def retrieve_principal_access(session: Session, user: Row, parameters: Parameters) -> dict[str, object]:
-    """Tell what a user may do with one row."""
+    """Return what a user may do with one row."""
     target = parameters.get("Target")
     if isinstance(target, str):
         target = json.loads(target.replace("'", '"'))

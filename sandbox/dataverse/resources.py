@@ -108,7 +108,7 @@ class _Execution:
                 raise no_record(table.name, row_id)
             return self._create(table, row_id)
         if self._operation.header("if-none-match") == "*":
-            raise self._session.organization.loser_answer.error(table)
+            raise self._session.organization.duplicate_response.error(table)
         values = parse_entity(table, read_json(self._operation.body, table.name))
         if values.pop(table.key, row_id) != row_id:
             raise bad_request("The key in the body is not that of the URL.", "0x80048d19")

@@ -76,7 +76,7 @@ def reprice(session: Session, document: Document, header: Row) -> None:
 
 
 def prices_by_itself(session: Session) -> bool:
-    """Tell whether the system's own price calculation is switched on."""
+    """Return whether the system's own price calculation is switched on."""
     return bool(_organization(session)["oobpricecalculationenabled"])
 
 

@@ -61,7 +61,7 @@ class Caller:
 
 
 def application_user(transaction: Transaction, client_id: str, organization_id: str) -> Caller:
-    """Return the application user of a client id. Raises RequestRefused (403) if there is none in order."""
+    """Return the application user of a client id. Raises RequestRefused (403) without one, or if it is disabled."""
     users = transaction.rows(TABLES["systemuser"], '"applicationid" = ?', (client_id.lower(),))
     if not users:
         raise _not_a_member()
@@ -198,7 +198,7 @@ def _places(values: tuple[str, ...]) -> str:
 
 
 def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
-    """Tell whether the caller's privilege, if there is one, reaches this row."""
+    """Return whether the caller has the privilege, and it reaches this row."""
     depth = caller.depth(f"prv{verb}{table.privilege}")
     if depth is None:
         return False

@@ -16,7 +16,7 @@ from sandbox.dataverse.security import Depth
 from sandbox.dataverse.web_api import DataverseApp
 
 # What the deployed function's role has: the documented privileges of GenerateInvoiceFromOpportunity, the claim's, those
-# to read what an event tells, and those to assign the invoice.
+# to read what the event contains, and those to assign the invoice.
 INVOICING_PRIVILEGES: Final = (
     "prvCreateInvoice", "prvReadInvoice", "prvAppendInvoice", "prvAppendToInvoice",
     "prvReadOpportunity", "prvAppendToOpportunity", "prvAppendToAccount", "prvAppendToContact",
@@ -50,7 +50,7 @@ def add_application_user(
     business_unit: str | None = None,
     name: str | None = None,
 ) -> str:
-    """Make an application user with these roles, in the root business unit unless told; returns its id."""
+    """Make an application user with these roles, in the root business unit by default; returns its id."""
     with app.session() as session:
         user = session.add(
             TABLES["systemuser"],

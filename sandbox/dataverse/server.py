@@ -1,4 +1,4 @@
-"""The two ways to the application: HTTPS on a loopback address, and in-process through a requests adapter."""
+"""Access to the application: HTTPS on a loopback address, and in-process through a requests adapter."""
 
 import errno
 import io
@@ -31,17 +31,17 @@ _MAX_BODY = 16 * 1024 * 1024
 _MAX_HEADERS = 64 * 1024
 
 
-class AnswerLost(ConnectionResetError):
-    """Raised by a WSGI application to break the connection off without an answer, after whatever it did."""
+class ResponseLost(ConnectionResetError):
+    """Raised by a WSGI application to break the connection without a response."""
 
     def __init__(self) -> None:
-        super().__init__(errno.ECONNRESET, "the answer is lost")
+        super().__init__(errno.ECONNRESET, "the response is lost")
 
 
 class DataverseServer:
     """Serves a `DataverseApp` over HTTPS (HTTP/1.1, keep-alive) and posts its events in the background.
 
-    Starting tells the application its URL. `middleware` wraps it, for faults. Port 0 takes any free one.
+    Starting sets the URL of the application. `middleware` wraps it, for faults. Port 0 takes any free one.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DataverseServer:
 
 
 class _Gateway(wsgi.Gateway_10):
-    """Shows the application its connection, so that a fault can break it in the way that it wants to."""
+    """Shows the application its connection, so that a fault can break it."""
 
     def __init__(self, req: Any) -> None:  # noqa: ANN401 - cheroot's types
         super().__init__(req)
@@ -113,7 +113,7 @@ class _Gateway(wsgi.Gateway_10):
 
 
 class _Connection(HTTPConnection):
-    """A connection that ends quietly where TLS does not come about, or breaks."""
+    """A connection that ends without a traceback where TLS fails or breaks."""
 
     def communicate(self) -> bool:
         try:
@@ -134,7 +134,7 @@ class _Server(wsgi.Server):
 class _TlsAdapter:
     """Cheroot's TLS, with a context that is given, and the handshake in the worker's thread.
 
-    Cheroot's own shakes hands in the thread that accepts: one silent client would hold up all others.
+    Cheroot's own does the handshake in the thread that accepts: one silent client would block all others.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -157,7 +157,7 @@ class _TlsAdapter:
 class WsgiAdapter(BaseAdapter):
     """A transport for `requests` that calls a WSGI application instead of opening a socket.
 
-    `session.mount("https://…", WsgiAdapter(app))`. An application that raises `AnswerLost` ends in the
+    `session.mount("https://…", WsgiAdapter(app))`. An application that raises `ResponseLost` ends in the
     ConnectionError that a reset connection gives.
     """
 
@@ -174,7 +174,7 @@ class WsgiAdapter(BaseAdapter):
         cert: object = None,  # noqa: ARG002
         proxies: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> requests.Response:
-        """Call the application and wrap its answer."""
+        """Call the application and wrap its response."""
         started: list[tuple[str, list[tuple[str, str]]]] = []
 
         def start_response(
@@ -185,7 +185,7 @@ class WsgiAdapter(BaseAdapter):
 
         try:
             body = b"".join(_call(self._app, _environ(request), start_response))
-        except AnswerLost as error:
+        except ResponseLost as error:
             raise requests.ConnectionError(error, request=request) from error
         status, headers = started[-1]
         return _response(request, status, headers, body)

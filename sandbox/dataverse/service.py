@@ -19,7 +19,7 @@ from sandbox.dataverse.errors import (
 )
 from sandbox.dataverse.execution_context import Entity, Event, OptionSet, Reference, Surroundings
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.organization import LoserAnswer, Organization, RequestInfo
+from sandbox.dataverse.organization import DuplicateResponse, Organization, RequestInfo
 from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES
 from sandbox.dataverse.security import (
     Caller,
@@ -88,7 +88,7 @@ class Session:
     # --- reading ---
 
     def find(self, table: Table, record_id: str) -> Row:
-        """Return a row whoever may see it. Raises 404."""
+        """Return a row without a check of privileges. Raises 404."""
         row = self.transaction.get(table, record_id)
         if row is None:
             raise no_record(table.name, record_id)
@@ -102,7 +102,7 @@ class Session:
         return row
 
     def query(self, table: Table, query: Query) -> list[Row]:
-        """Return the rows that the caller may see; others are missing without a word."""
+        """Return the rows that the caller may see; others are missing without an error."""
         where, parameters = self._condition(table, query.where)
         order = ", ".join([*query.order, f't."{table.key}"'])
         limit = -1 if query.limit is None else query.limit
@@ -131,7 +131,7 @@ class Session:
     # --- writing ---
 
     def create(self, table: Table, values: Mapping[str, object]) -> Row:
-        """Add a row for the caller. Raises 403, 404 for a lookup to nowhere, or the loser's answer."""
+        """Add a row for the caller. Raises 403, 404 for a lookup to nowhere, or the response to a duplicate."""
         require(self.caller, "Create", table)
         self._check_lookups(table, values)
         self._check_unique(table, values)
@@ -154,7 +154,7 @@ class Session:
         try:
             return self.transaction.insert(table, full)
         except DuplicateKey as error:
-            raise self.organization.loser_answer.error(table) from error
+            raise self.organization.duplicate_response.error(table) from error
 
     def update(
         self, table: Table, record_id: str, values: Mapping[str, object], if_match: str | None = None
@@ -189,7 +189,7 @@ class Session:
         self.fire(Event("Update", table.name, record_id, self._target(table, record_id, values)))
 
     def delete(self, table: Table, record_id: str, if_match: str | None = None) -> None:
-        """Take a row away, with what belongs to it. Raises 403, 404, 412, and 400 where others need it."""
+        """Delete a row, with what belongs to it. Raises 403, 404, 412, and 400 where others need it."""
         row = self.find(table, record_id)
         check_access(self.caller, table, "Delete", row)
         check_version(table, row, if_match)
@@ -305,7 +305,7 @@ class Session:
     # --- events ---
 
     def fire(self, event: Event) -> None:
-        """Tell the steps that are registered for a message."""
+        """Hand a message to the steps that are registered for it."""
         parent = self.parents[-1] if self.parents else None
         placed = Event(event.message, event.table, event.record_id, event.inputs, parent)
         self.organization.pipeline.fire(self.transaction, placed, self.surroundings)
@@ -367,9 +367,9 @@ class Session:
     def _check_unique(self, table: Table, values: Mapping[str, object]) -> None:
         for name, value in values.items():
             if table.columns[name].unique and value is not None:
-                there = self.transaction.rows(table, f't."{name}" = ?', (value,))
-                if any(row[table.key] != values.get(table.key) for row in there):
-                    raise LoserAnswer.DUPLICATE_412.error(table)
+                found = self.transaction.rows(table, f't."{name}" = ?', (value,))
+                if any(row[table.key] != values.get(table.key) for row in found):
+                    raise DuplicateResponse.DUPLICATE_412.error(table)
 
 
 def check_version(table: Table, row: Row, if_match: str | None) -> None:

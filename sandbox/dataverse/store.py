@@ -44,7 +44,7 @@ class Commit:
 
 
 class DuplicateKey(Exception):
-    """A row with this primary key is there already."""
+    """A row with this primary key exists already."""
 
 
 class Transaction:
@@ -86,7 +86,7 @@ class Transaction:
         return full
 
     def update(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
-        """Change columns of a row that is there, and its version."""
+        """Change columns of a row, and its version."""
         stamped = {**values, "versionnumber": self.next_number("version")}
         assignments = ", ".join(f'"{name}" = ?' for name in stamped)
         self._connection.execute(
@@ -96,7 +96,7 @@ class Transaction:
         self.changes.append(Change("update", table.name, record_id, stamped))
 
     def delete(self, table: Table, row: Row) -> None:
-        """Take a row away."""
+        """Delete a row."""
         self._connection.execute(
             f'DELETE FROM "{table.name}" WHERE "{table.key}" = ?',  # noqa: S608
             (row[table.key],),
@@ -116,7 +116,7 @@ class Store:
     """The database of one organization. Close it in the end.
 
     `image` is what `image()` of another store returned, or nothing for empty tables; with a `directory` the
-    rows live in a file there, else in memory.
+    rows live in a file there, otherwise in memory.
     """
 
     def __init__(self, clock: Clock, image: bytes | None = None, directory: Path | None = None) -> None:

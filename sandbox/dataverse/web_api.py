@@ -1,4 +1,4 @@
-"""The Web API as a WSGI application: who is it, may it, one operation or a batch, and the log of it all."""
+"""The Web API as a WSGI application: authentication, limits, one operation or a batch, and the log of requests."""
 
 import logging
 import re
@@ -84,7 +84,7 @@ class RequestRecord:
 
 @dataclass
 class _Exchange:
-    """One request while it is being answered."""
+    """One request under way."""
 
     request: Request
     service_request_id: str
@@ -96,7 +96,7 @@ class _Exchange:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -122,7 +122,7 @@ class DataverseApp:
     ids, for histories that are to be the same every time. Thread-safe. Close it in the end.
     """
 
-    def __init__(  # noqa: PLR0913 - the composition of the stand-in: each part may be exchanged
+    def __init__(  # noqa: PLR0913 - the composition root: each part may be replaced
         self,
         verify_token: VerifyToken,
         *,
@@ -162,7 +162,7 @@ class DataverseApp:
 
     @property
     def requests(self) -> Sequence[RequestRecord]:
-        """Every request so far, in the order of their answers; only ever appended to."""
+        """Every request so far, in the order of their responses; only ever appended to."""
         return self._requests
 
     @contextmanager
@@ -182,15 +182,15 @@ class DataverseApp:
         self.store.close()
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer one request."""
+        """Respond to one request."""
         exchange = self._exchange(environ)
         try:
-            answer = self._handle(exchange)
+            response = self._handle(exchange)
         except RequestRefused as error:
-            answer = _refusal(error, exchange.request.headers.get("Prefer", ""))
-        self._record(exchange, answer.status)
+            response = _refusal(error, exchange.request.headers.get("Prefer", ""))
+        self._record(exchange, response.status)
         headers = {
-            **answer.headers,
+            **response.headers,
             **exchange.headers,
             "OData-Version": "4.0",
             "REQ_ID": exchange.service_request_id,
@@ -198,10 +198,10 @@ class DataverseApp:
             "Set-Cookie": f"{_AFFINITY}={exchange.server:032x}; Path=/; Secure; HttpOnly",
             "Cache-Control": "no-cache",
         }
-        if answer.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
-            headers["Content-Length"] = str(len(answer.body))
-        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(headers.items()))
-        return [answer.body]
+        if response.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+            headers["Content-Length"] = str(len(response.body))
+        start_response(f"{response.status} {HTTPStatus(response.status).phrase}", list(headers.items()))
+        return [response.body]
 
     # --- one request ---
 
@@ -216,7 +216,7 @@ class DataverseApp:
                 server = self._turn % self._servers
         return _Exchange(request, str(uuid.uuid4()), server, self.organization.clock.now())
 
-    def _handle(self, exchange: _Exchange) -> _Answer:
+    def _handle(self, exchange: _Exchange) -> _Response:
         request = exchange.request
         if not request.path.startswith("/api/data/v9."):
             raise no_segment(request.path.strip("/").split("/")[0])
@@ -233,10 +233,10 @@ class DataverseApp:
             request.headers.get("traceparent"),
         )
         if self.protection is None:
-            return self._answer(exchange, caller, info)
+            return self._respond(exchange, caller, info)
         with self.protection.admitted(caller.user_id, exchange.server) as headers:
             exchange.headers = {**headers, "x-ms-dop-hint": "4"}
-            return self._answer(exchange, caller, info)
+            return self._respond(exchange, caller, info)
 
     def _authenticate(self, request: Request) -> Claims | None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -249,7 +249,7 @@ class DataverseApp:
             return None
 
     def _caller(self, client_id: str) -> Caller:
-        """Return the application user; what roles say is read again after any change to them."""
+        """Return the application user; its roles are read again after any change to them."""
         version = self.store.version(_SECURITY_TABLES)
         known = self._callers.get(client_id)
         if known is None or known[0] != version:
@@ -258,7 +258,7 @@ class DataverseApp:
             self._callers[client_id] = known
         return known[1]
 
-    def _answer(self, exchange: _Exchange, caller: Caller, info: RequestInfo) -> _Answer:
+    def _respond(self, exchange: _Exchange, caller: Caller, info: RequestInfo) -> _Response:
         request = exchange.request
         headers = {name.lower(): value for name, value in request.headers.items()}
         if request.path.endswith("/$batch"):
@@ -268,7 +268,7 @@ class DataverseApp:
         url = request.path + (f"?{request.query_string.decode('latin-1')}" if request.query_string else "")
         operation = Operation(request.method, url, headers, request.get_data())
         part = _part(self._execute(operation, caller, info), None)
-        return _Answer(part.status, part.headers, part.body)
+        return _Response(part.status, part.headers, part.body)
 
     def _execute(self, operation: Operation, caller: Caller, info: RequestInfo) -> Reply:
         transaction = self.store.writing if operation.may_write else self.store.reading
@@ -283,7 +283,7 @@ class DataverseApp:
 
     def _batch(
         self, exchange: _Exchange, headers: Mapping[str, str], caller: Caller, info: RequestInfo
-    ) -> _Answer:
+    ) -> _Response:
         items = parse_batch(headers.get("content-type", ""), exchange.request.get_data())
         with self.store.reading() as transaction:
             caller = acting(transaction, caller, headers)
@@ -302,7 +302,7 @@ class DataverseApp:
                     break
         boundary = f"batchresponse_{uuid.uuid4()}"
         body = write_batch(parts, boundary, f"changesetresponse_{uuid.uuid4()}")
-        return _Answer(status, {"Content-Type": f"multipart/mixed; boundary={boundary}"}, body)
+        return _Response(status, {"Content-Type": f"multipart/mixed; boundary={boundary}"}, body)
 
     def _status_of_stop(
         self, exchange: _Exchange, item: Operation | ChangeSet, *, goes_on: bool
@@ -406,18 +406,18 @@ def _part(reply: Reply, content_id: str | None) -> Part:
     return Part(reply.status, reply.status.phrase, headers, body, content_id)
 
 
-def _refusal(error: RequestRefused, prefer: str) -> _Answer:
+def _refusal(error: RequestRefused, prefer: str) -> _Response:
     headers = {**error.headers, "OData-Version": "4.0", "Content-Type": _JSON_TYPE}
-    return _Answer(error.status, headers, write_json(error.body(included_annotations(prefer))))
+    return _Response(error.status, headers, write_json(error.body(included_annotations(prefer))))
 
 
-def _unauthorized(url: str) -> _Answer:
+def _unauthorized(url: str) -> _Response:
     challenge = (
         "Bearer authorization_uri=https://login.microsoftonline.com/common/oauth2/authorize, "
         f"resource_id={url}/"
     )
-    # Without a JSON body, as the real one.
-    return _Answer(HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": challenge}, b"")
+    # Without a JSON body, like Dataverse.
+    return _Response(HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": challenge}, b"")
 
 
 def _correlation(request: Request) -> str:

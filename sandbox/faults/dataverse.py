@@ -10,7 +10,7 @@ from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.payload import included_annotations
 from sandbox.dataverse.web_api import FAILED_CHANGE_SET
-from sandbox.faults.http import PAGE, SIGN_IN, Answer, FaultyApplication, Request, Run, Service, retry_after
+from sandbox.faults.http import PAGE, SIGN_IN, FaultyApplication, Request, Response, Run, Service, retry_after
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
 
 if TYPE_CHECKING:
@@ -63,28 +63,28 @@ class DataverseService(Service):
             return "change-set" if b"multipart/mixed" in request.body else "batch"
         return "read" if request.environ["REQUEST_METHOD"] == "GET" else "write"
 
-    def answer(self, fault: Fault, plan: FaultPlan, request: Request) -> Answer:
+    def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
         """Return a response in Dataverse's words, or a gateway's where the fault has no code."""
         match fault.kind:
             case Kind.HTML:
                 return PAGE
             case Kind.REDIRECT:
-                return Answer(302, {"Location": fault.location or SIGN_IN})
+                return Response(302, {"Location": fault.location or SIGN_IN})
             case Kind.UNAUTHORIZED:
-                return Answer(401, {"WWW-Authenticate": "Bearer authorization_uri=https://login.invalid/"})
+                return Response(401, {"WWW-Authenticate": "Bearer authorization_uri=https://login.invalid/"})
             case Kind.EMPTY:
-                return Answer(fault.http_status)
+                return Response(fault.http_status)
         headers = _retry_after(fault, plan)
         if not fault.error_code and fault.kind is not Kind.ERROR:
             page = b"<html><body>The gateway says no.</body></html>"
-            return Answer(fault.http_status, {**headers, **PAGE.headers}, page)
+            return Response(fault.http_status, {**headers, **PAGE.headers}, page)
         error = RequestRefused(
             HTTPStatus(fault.http_status),
             fault.error_code,
             fault.text or _TEXTS.get(fault.error_code.lower(), "A fault of the sandbox."),
             source=fault.source,
         )
-        return Answer(
+        return Response(
             error.status,
             {**headers, "Content-Type": "application/json; odata.metadata=minimal", "OData-Version": "4.0"},
             json.dumps(error.body(_annotations(request))).encode(),
@@ -98,9 +98,9 @@ class DataverseService(Service):
         mode = FailedChangeSet.STOPS_WITH_200 if with_200 else FailedChangeSet.STOPS_WITH_400
         return {**request.again(), FAILED_CHANGE_SET: mode}
 
-    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Answer:
+    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Response:
         """Return the batch's response with one part's replaced; without `after` that part is not carried out."""
-        struck = self.answer(fault, plan, request)
+        struck = self.respond(fault, plan, request)
         parts = _split(request.environ.get("CONTENT_TYPE", ""), request.body)
         index = fault.part or 0
         if not index < len(parts):
@@ -112,7 +112,7 @@ class DataverseService(Service):
             parts.pop(index)
         if not parts:
             content_type = "multipart/mixed; boundary=batchresponse_fault"
-            return Answer(
+            return Response(
                 fault.stop or 200,
                 {"Content-Type": content_type, "OData-Version": "4.0"},
                 _join(_boundary(content_type), [replacement]),
@@ -123,7 +123,7 @@ class DataverseService(Service):
         responses = _split(content_type, response.body)
         responses[index : index + (1 if fault.after else 0)] = [replacement]
         status = response.status if fault.stop is None else fault.stop
-        return Answer(status, response.headers, _join(_boundary(content_type), responses))
+        return Response(status, response.headers, _join(_boundary(content_type), responses))
 
 
 def _retry_after(fault: Fault, plan: FaultPlan) -> "Mapping[str, str]":
@@ -137,7 +137,7 @@ def _annotations(request: Request) -> tuple[str, ...]:
     return included_annotations(request.environ.get("HTTP_PREFER", "") + request.body.decode("latin-1"))
 
 
-def _replacement(fault: Fault, part: bytes, struck: Answer) -> bytes:
+def _replacement(fault: Fault, part: bytes, struck: Response) -> bytes:
     """Return the struck part of a response: that of a change set is nested, with the id of the one that failed."""
     ids = _CONTENT_ID.findall(part)
     if b"multipart/mixed" not in part:
@@ -170,13 +170,13 @@ def _join(boundary: bytes, parts: list[bytes]) -> bytes:
     )
 
 
-def _part(answer: Answer, content_id: bytes | None) -> bytes:
+def _part(response: Response, content_id: bytes | None) -> bytes:
     lines = [
         "Content-Type: application/http",
         "Content-Transfer-Encoding: binary",
         *([f"Content-ID: {content_id.decode('latin-1')}"] if content_id else []),
         "",
-        f"HTTP/1.1 {answer.status_line}",
-        *(f"{name}: {value}" for name, value in answer.headers.items()),
+        f"HTTP/1.1 {response.status_line}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
     ]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + answer.body + b"\r\n"
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + response.body + b"\r\n"

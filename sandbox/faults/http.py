@@ -1,8 +1,8 @@
-"""Faults of a WSGI application: connections that break, answers that are lost, late, cut or somebody else's.
+"""Faults of a WSGI application: connections that break, responses that are lost, late, cut or a fault's own.
 
 The same middleware serves sockets and callers in the same process. A broken connection is an exception, `Broken`, that
-ends the connection under a server and is one of `requests`' own under `FaultyAdapter`. What the answers look like
-is left to whoever knows the service that is wrapped.
+ends the connection under a server and is one of `requests`' own under `FaultyAdapter`. A `Service` knows what the
+responses of the wrapped application look like.
 """
 
 import io
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from sandbox.dataverse.server import SOCKET, AnswerLost, WsgiAdapter
+from sandbox.dataverse.server import SOCKET, ResponseLost, WsgiAdapter
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-# Where a redirect leads: a page that answers 200, so that who follows it believes to have been answered.
+# Where a redirect leads: a page with the status 200, which a client that follows it takes for a response.
 SIGN_IN = "/sign-in"
 
 _DROPS = 40
@@ -32,16 +32,16 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class How(Enum):
-    """How a connection ended for whoever waits at its other side."""
+    """How a connection ended for its other side."""
 
     REFUSED = "refused"
     RESET = "reset"
-    TIMED_OUT = "no answer"
+    TIMED_OUT = "timeout"
     CUT = "cut"
 
 
-class Broken(AnswerLost):
-    """The connection ends here, without an answer or in the middle of one."""
+class Broken(ResponseLost):
+    """The connection ends here, without a response or in the middle of one."""
 
     def __init__(self, how: How) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class Broken(AnswerLost):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An HTTP answer, whole."""
+class Response:
+    """An HTTP response, whole."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Service:
         """Return which of the wire's operations a request is."""
         raise NotImplementedError
 
-    def answer(self, fault: Fault, plan: FaultPlan, request: Request) -> Answer:
+    def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
         """Return the service's response for a response fault."""
         raise NotImplementedError
 
@@ -103,19 +103,19 @@ class Service:
         """Return the request as the service gets it, for a fault that only changes this; None for others."""
         return None
 
-    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: "Run") -> Answer:
-        """Return the answer to a batch of which one part is struck."""
+    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: "Run") -> Response:
+        """Return the response to a batch of which one part is struck."""
         raise NotImplementedError
 
 
-Run = Callable[["WSGIEnvironment"], Answer]
+Run = Callable[["WSGIEnvironment"], Response]
 
 
 class FaultyApplication:
     """A WSGI application in which the plan's faults strike.
 
-    `wait` is called with the seconds of a silence or delay: by default they pass, in a test's own time they need not.
-    `concerns` tells whose requests may be struck; those of others are served as ever, and not counted.
+    `wait` is called with the seconds of a silence or delay; by default they pass. `concerns` says which requests may be
+    struck; others are served without a fault, and not counted.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class FaultyApplication:
         return f"<{type(self).__name__} {self._service.wire} {self._plan!r}>"
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer one request, if it comes to that; raises Broken."""
+        """Respond to one request, or raise Broken."""
         if not self._concerns(environ):
             return self._application(environ, start_response)
         request = Request(environ, _body(environ))
@@ -151,33 +151,35 @@ class FaultyApplication:
         changed = self._service.changed(fault, request)
         if changed is not None:
             return self._application(changed, start_response)
-        answers = self._answers(fault)
-        if answers is not None:
-            return answers(self._carry_out(request.again()), start_response)
+        change = self._changed_response(fault)
+        if change is not None:
+            return change(self._carry_out(request.again()), start_response)
         if fault.part is not None:
             return _respond(self._service.partly(fault, self._plan, request, self._carry_out), start_response)
         if fault.after:
             self._carry_out(request.again())
         if fault.kind in _BREAKING:
             self._break(fault, request)
-        return _respond(self._service.answer(fault, self._plan, request), start_response)
+        return _respond(self._service.respond(fault, self._plan, request), start_response)
 
-    def _answers(self, fault: Fault) -> "Callable[[Answer, StartResponse], Iterable[bytes]] | None":
-        """Return what becomes of the service's own answer, for the faults that leave it one."""
+    def _changed_response(
+        self, fault: Fault
+    ) -> "Callable[[Response, StartResponse], Iterable[bytes]] | None":
+        """Return how a fault changes the service's own response; None where it replaces it."""
         match fault.kind:
             case Kind.DELAY:
                 self._wait(fault.seconds)
                 return _respond
             case Kind.DRIBBLE:
-                return lambda answer, start: self._dribble(answer, start, fault.seconds)
+                return lambda response, start: self._dribble(response, start, fault.seconds)
             case Kind.CUT:
                 return _cut
             case Kind.TRUNCATED:
-                return lambda answer, start: _respond(_halved(answer), start)
+                return lambda response, start: _respond(_halved(response), start)
             case _:
                 return None
 
-    def _carry_out(self, environ: "WSGIEnvironment") -> Answer:
+    def _carry_out(self, environ: "WSGIEnvironment") -> Response:
         started: list[tuple[str, list[tuple[str, str]]]] = []
 
         def start_response(
@@ -188,7 +190,7 @@ class FaultyApplication:
 
         body = b"".join(self._application(environ, start_response))
         status, headers = started[-1]
-        return Answer(int(status.split(" ")[0]), dict(headers), body)
+        return Response(int(status.split(" ")[0]), dict(headers), body)
 
     def _break(self, fault: Fault, request: Request) -> None:
         how = How.RESET
@@ -205,17 +207,19 @@ class FaultyApplication:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         raise Broken(how)
 
-    def _dribble(self, answer: Answer, start_response: "StartResponse", seconds: float) -> Iterator[bytes]:
-        start_response(answer.status_line, list(answer.headers.items()))
-        size = max(1, len(answer.body) // _DROPS)
-        for position in range(0, len(answer.body), size):
+    def _dribble(
+        self, response: Response, start_response: "StartResponse", seconds: float
+    ) -> Iterator[bytes]:
+        start_response(response.status_line, list(response.headers.items()))
+        size = max(1, len(response.body) // _DROPS)
+        for position in range(0, len(response.body), size):
             self._wait(seconds / _DROPS)
-            yield answer.body[position : position + size]
+            yield response.body[position : position + size]
 
 
 _BREAKING = frozenset({Kind.REFUSE, Kind.RESET, Kind.SILENT, Kind.SWALLOW, Kind.KILL})
 
-PAGE = Answer(
+PAGE = Response(
     200,
     {"Content-Type": "text/html; charset=utf-8"},
     b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Sign in to your account.</body></html>",
@@ -253,18 +257,18 @@ def _body(environ: "WSGIEnvironment") -> bytes:
     return bytes(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
 
 
-def _respond(answer: Answer, start_response: "StartResponse") -> list[bytes]:
-    headers = {**answer.headers, "Content-Length": str(len(answer.body))}
-    start_response(answer.status_line, list(headers.items()))
-    return [answer.body]
+def _respond(response: Response, start_response: "StartResponse") -> list[bytes]:
+    headers = {**response.headers, "Content-Length": str(len(response.body))}
+    start_response(response.status_line, list(headers.items()))
+    return [response.body]
 
 
-def _cut(answer: Answer, start_response: "StartResponse") -> Iterator[bytes]:
-    headers = {**answer.headers, "Content-Length": str(len(answer.body))}
-    start_response(answer.status_line, list(headers.items()))
-    yield answer.body[: len(answer.body) // 2]
+def _cut(response: Response, start_response: "StartResponse") -> Iterator[bytes]:
+    headers = {**response.headers, "Content-Length": str(len(response.body))}
+    start_response(response.status_line, list(headers.items()))
+    yield response.body[: len(response.body) // 2]
     raise Broken(How.CUT)
 
 
-def _halved(answer: Answer) -> Answer:
-    return Answer(answer.status, answer.headers, answer.body[: len(answer.body) // 2])
+def _halved(response: Response) -> Response:
+    return Response(response.status, response.headers, response.body[: len(response.body) // 2])

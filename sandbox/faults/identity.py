@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from sandbox.faults.http import PAGE, SIGN_IN, Answer, FaultyApplication, Request, Run, Service, retry_after
+from sandbox.faults.http import PAGE, SIGN_IN, FaultyApplication, Request, Response, Run, Service, retry_after
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
 
 if TYPE_CHECKING:
@@ -28,19 +28,19 @@ class IdentityService(Service):
         """There is one operation: to ask for a token."""
         return "token"
 
-    def answer(self, fault: Fault, plan: FaultPlan, request: Request) -> Answer:  # noqa: ARG002 - there is but one
+    def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:  # noqa: ARG002 - there is but one
         """Return an error with a correlation id, as the endpoint has it."""
         if fault.kind is Kind.HTML:
             return PAGE
         if fault.kind is Kind.REDIRECT:
-            return Answer(302, {"Location": fault.location or SIGN_IN})
+            return Response(302, {"Location": fault.location or SIGN_IN})
         if fault.kind is Kind.EMPTY:
-            return Answer(fault.http_status)
+            return Response(fault.http_status)
         status = fault.http_status
         headers = retry_after(fault, plan) if fault.kind is Kind.THROTTLED else {}
         error = {"statusCode": status, "message": "A fault of the sandbox.", "correlationId": "0" * 8}
-        return Answer(status, {**headers, "Content-Type": "application/json"}, json.dumps(error).encode())
+        return Response(status, {**headers, "Content-Type": "application/json"}, json.dumps(error).encode())
 
-    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Answer:  # noqa: ARG002 - no batches
+    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Response:  # noqa: ARG002 - no batches
         """Strike the whole: there are no batches."""
-        return self.answer(fault, plan, request)
+        return self.respond(fault, plan, request)

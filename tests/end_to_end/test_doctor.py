@@ -28,7 +28,7 @@ from operations.__main__ import operations
 from operations.diagnosis.findings import Finding, State
 from operations.diagnosis.identity import owner_of
 from sandbox.certificates import CertificateAuthority
-from sandbox.dataverse import AnswerLost, DataverseApp, DataverseServer, seed
+from sandbox.dataverse import DataverseApp, DataverseServer, ResponseLost, seed
 from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, InvalidToken, TokenAuthority
@@ -99,7 +99,7 @@ class Organization(DataverseApp):
         is_change = self.loses_answers and self._changes(environ)
         answer = super().__call__(environ, start_response)
         if is_change:
-            raise AnswerLost
+            raise ResponseLost
         return answer
 
     @staticmethod

@@ -17,7 +17,7 @@ import pytest
 from sandbox import demo
 from sandbox.actors import Consumer, ReceivedEvent, Salesperson
 from sandbox.cloud import CONNECTION, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions, Mode
-from sandbox.dataverse import AnswerLost
+from sandbox.dataverse import ResponseLost
 from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
 from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import Happened, Observation
@@ -140,7 +140,7 @@ class Gate:
             if self._moment == "after":
                 application(environ, lambda *_: lambda _: None)
             self.released.wait(PATIENCE)
-            raise AnswerLost
+            raise ResponseLost
 
         return gated
 

@@ -20,7 +20,7 @@ from simulation import NoRest
 from story import Story, expected_of
 
 from operations.failed import replay_copy
-from sandbox.dataverse import LoserAnswer
+from sandbox.dataverse import DuplicateResponse
 from sandbox.dataverse.actions import lose_opportunity, win_opportunity
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import Fault, Kind, Rule, When, Wire
@@ -98,7 +98,7 @@ class _History:
         self.world = World(
             random, Shape(self.organization, workers=random.choice((1, 1, 2)), settings=settings)
         )
-        self.world.app.organization.loser_answer = random.choice(list(LoserAnswer))
+        self.world.app.organization.duplicate_response = random.choice(list(DuplicateResponse))
         self.world.message_ids = random.random() < 0.7
         ids = random.sample(self.organization.demo.opportunities, random.choice((1, 1, 1, 2)))
         self.stories = {id_: Story(id_) for id_ in ids}

@@ -29,7 +29,7 @@ from contract import validate_event
 from report import follow, show
 
 from sandbox.cloud import Cloud, CloudOptions
-from sandbox.dataverse import LoserAnswer
+from sandbox.dataverse import DuplicateResponse
 from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.schema import TABLES
 from shared.bootstrap import build
@@ -117,7 +117,7 @@ def run(rounds: int) -> Outcome:
         workers = _start(cloud, barrier, stack)
         problems: list[str] = []
         for number, opportunity in enumerate(follow(cloud.demo.opportunities, "Rounds", rounds)):
-            cloud.dataverse.organization.loser_answer = list(LoserAnswer)[number % len(LoserAnswer)]
+            cloud.dataverse.organization.duplicate_response = list(DuplicateResponse)[number % len(DuplicateResponse)]
             message = _won(cloud, opportunity)
             for worker in workers:
                 worker.send(message)

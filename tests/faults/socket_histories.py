@@ -19,7 +19,7 @@ from checker import QUEUE, Expectations, body_of, judge
 from matrix import cells
 from story import Story, expected_of
 
-from sandbox.dataverse import LoserAnswer
+from sandbox.dataverse import DuplicateResponse
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import Fault, Kind, Rule, When, Wire
 
@@ -107,7 +107,7 @@ class _History:
     def happen(self) -> bool:
         """Play it, and bring it to rest; return whether that came about."""
         stage, random = self._stage, self._random
-        stage.cloud.dataverse.organization.loser_answer = random.choice(list(LoserAnswer))
+        stage.cloud.dataverse.organization.duplicate_response = random.choice(list(DuplicateResponse))
         stage.look_anew()
         stage.plan.add(*self._faults())
         scripts = [threading.Thread(target=script, daemon=True) for script in self._scripts()]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.dataverse import FailedChangeSet, LoserAnswer
+from sandbox.dataverse import DuplicateResponse, FailedChangeSet
 
 if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import Client, World
@@ -158,18 +158,18 @@ def test_reads_are_barred_from_change_sets(world: World) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "0x80048d19")
 
 
-@pytest.mark.parametrize("answer", list(LoserAnswer))
-def test_the_losers_answer_is_one_part(world: World, answer: LoserAnswer) -> None:
+@pytest.mark.parametrize("answer", list(DuplicateResponse))
+def test_the_losers_answer_is_one_part(world: World, answer: DuplicateResponse) -> None:
     client, opportunity = world.function, world.demo.opportunities[0]
     items = client.change_set(claim(client, opportunity), generate(client, opportunity))
     client.batch(items)
-    world.app.organization.loser_answer = answer
+    world.app.organization.duplicate_response = answer
     response = client.batch(items, client.operation("GET", invoices(opportunity)))
     refused, read = client.answers(response)
     (loser,) = refused.nested
     assert response.status_code == 200
     assert f"{loser.status} {json.loads(loser.body)['error']['code']}" == answer.value
-    assert ("Retry-After: 1" in loser.head) == (answer is LoserAnswer.THROTTLED_429)
+    assert ("Retry-After: 1" in loser.head) == (answer is DuplicateResponse.THROTTLED_429)
     assert len(json.loads(read.body)["value"]) == 1
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.dataverse import LoserAnswer
+from sandbox.dataverse import DuplicateResponse
 
 if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import World
@@ -90,23 +90,23 @@ def test_reads_may_be_conditional(world: World) -> None:
 @pytest.mark.parametrize(
     ("answer", "status", "code"),
     [
-        (LoserAnswer.DUPLICATE_412, 412, "0x80040237"),
-        (LoserAnswer.ALTERNATE_KEY_412, 412, "0x80060892"),
-        (LoserAnswer.DUPLICATE_500, 500, "0x80040237"),
-        (LoserAnswer.DEADLOCK_500, 500, "0x80044150"),
-        (LoserAnswer.THROTTLED_429, 429, "0x80072321"),
+        (DuplicateResponse.DUPLICATE_412, 412, "0x80040237"),
+        (DuplicateResponse.ALTERNATE_KEY_412, 412, "0x80060892"),
+        (DuplicateResponse.DUPLICATE_500, 500, "0x80040237"),
+        (DuplicateResponse.DEADLOCK_500, 500, "0x80044150"),
+        (DuplicateResponse.THROTTLED_429, 429, "0x80072321"),
     ],
 )
 def test_a_taken_key_is_answered_in_each_of_the_ways_that_the_real_one_may(
-    world: World, answer: LoserAnswer, status: int, code: str
+    world: World, answer: DuplicateResponse, status: int, code: str
 ) -> None:
     note = {"annotationid": KEY, "subject": "first"}
     world.admin.create("annotations", note)
-    world.app.organization.loser_answer = answer
+    world.app.organization.duplicate_response = answer
     refused = world.admin.post("annotations", {**note, "subject": "second"}, status)
     assert refused.json()["error"]["code"] == code
-    assert ("1205" in refused.text) == (answer is LoserAnswer.DEADLOCK_500)
-    assert ("Retry-After" in refused.headers) == (answer is LoserAnswer.THROTTLED_429)
+    assert ("1205" in refused.text) == (answer is DuplicateResponse.DEADLOCK_500)
+    assert ("Retry-After" in refused.headers) == (answer is DuplicateResponse.THROTTLED_429)
     assert world.admin.get(f"annotations({KEY})")["subject"] == "first"
 
 

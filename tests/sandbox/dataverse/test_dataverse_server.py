@@ -21,7 +21,14 @@ from PowerPlatform.Dataverse.core.config import DataverseConfig
 from PowerPlatform.Dataverse.core.errors import HttpError
 
 from sandbox.clock import SystemClock
-from sandbox.dataverse import AnswerLost, DataverseApp, DataverseServer, LoserAnswer, WsgiAdapter, seed
+from sandbox.dataverse import (
+    DataverseApp,
+    DataverseServer,
+    DuplicateResponse,
+    ResponseLost,
+    WsgiAdapter,
+    seed,
+)
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, TokenAuthority
 
@@ -45,11 +52,11 @@ class Faults:
         def faulty(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             if self.lose_before:
                 self.lose_before -= 1
-                raise AnswerLost
+                raise ResponseLost
             answer = app(environ, start_response)
             if self.lose_after:
                 self.lose_after -= 1
-                raise AnswerLost
+                raise ResponseLost
             return answer
 
         return faulty
@@ -205,9 +212,9 @@ def claim_and_call(opportunity: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-@pytest.mark.parametrize("answer", [LoserAnswer.DUPLICATE_412, LoserAnswer.DEADLOCK_500])
-def test_of_many_simultaneous_claims_one_commits(served: Served, answer: LoserAnswer) -> None:
-    served.app.organization.loser_answer = answer
+@pytest.mark.parametrize("answer", [DuplicateResponse.DUPLICATE_412, DuplicateResponse.DEADLOCK_500])
+def test_of_many_simultaneous_claims_one_commits(served: Served, answer: DuplicateResponse) -> None:
+    served.app.organization.duplicate_response = answer
     opportunity, start = served.demo.opportunities[0], threading.Barrier(16)
 
     def attempt(_: int) -> str:
