@@ -331,7 +331,7 @@ def _copy_lines(session: Session, source: Document, target: Document, made: Row,
 
 def _fire_create(session: Session, table: Table, made: Row, values: Row) -> None:
     shown = {name: value for name, value in values.items() if not table.columns[name].secret}
-    target = Entity(table, made[table.key], shown)
+    target = session.entity(table, made[table.key], shown)
     session.fire(Event("Create", table.name, made[table.key], [("Target", target)]))
 
 

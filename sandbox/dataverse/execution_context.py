@@ -204,18 +204,17 @@ def _value(value: object) -> object:
 
 def _attribute(table: Table, name: str, value: object) -> object:
     column = table.columns[name]
-    if value is None:
-        return None
-    if column.lookup and isinstance(value, str):
-        # A polymorphic lookup's row does not say which table it leads to; the first one is the usual.
-        return _value(Reference(next(iter(column.lookup.targets)), value))
-    if column.kind is Kind.CHOICE and isinstance(value, int):
-        return _value(OptionSet(value))
-    if column.kind is Kind.MONEY and isinstance(value, Decimal):
-        return _typed("Money", Value=float(value))
-    if column.kind in (Kind.DATE, Kind.DATETIME):
-        return _date(datetime.fromisoformat(parse_datetime(value)))
-    return float(value) if isinstance(value, Decimal) else value
+    match value:
+        case str() if column.lookup:
+            return _value(Reference(next(iter(column.lookup.targets)), value))
+        case str() if column.kind in (Kind.DATE, Kind.DATETIME):
+            return _date(datetime.fromisoformat(parse_datetime(value)))
+        case int() if column.kind is Kind.CHOICE:
+            return _value(OptionSet(value))
+        case Decimal():
+            return _typed("Money", Value=float(value)) if column.kind is Kind.MONEY else float(value)
+        case _:
+            return _value(value)
 
 
 def _date(moment: datetime) -> str:

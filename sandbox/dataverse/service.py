@@ -325,7 +325,19 @@ class Session:
         )
 
     def _target(self, table: Table, record_id: str, values: Mapping[str, object]) -> list[tuple[str, object]]:
-        return [("Target", Entity(table, record_id, {**values, table.key: record_id}))]
+        return [("Target", self.entity(table, record_id, values))]
+
+    def entity(self, table: Table, record_id: str, values: Mapping[str, object]) -> Entity:
+        """Return a row as a parameter of a message; lookups to several tables name theirs."""
+        shown: dict[str, object] = {**values, table.key: record_id}
+        for name, value in values.items():
+            lookup = table.columns[name].lookup
+            found = (
+                self.target(table.columns[name], str(value)) if lookup and len(lookup.targets) > 1 else None
+            )
+            if found is not None:
+                shown[name] = Reference(found[0].name, str(value))
+        return Entity(table, record_id, shown)
 
     def _fire_set_state(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
         inputs: list[tuple[str, object]] = [

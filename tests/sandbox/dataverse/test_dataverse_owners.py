@@ -183,6 +183,17 @@ def test_an_assignment_is_a_message_of_its_own(world: World) -> None:
     }
 
 
+def test_an_update_names_the_table_of_its_owner(world: World) -> None:
+    endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="opportunity-won")
+    seed.add_step(world.app, endpoint, "Update", "invoice")
+    invoice = world.function.generate(world.demo.opportunities[0])["invoiceid"]
+    world.function.patch(f"invoices({invoice})", to("teams", world.demo.teams[0]))
+    world.app.run_due_jobs()
+    ((_, target),) = [item.values() for item in json.loads(world.outside.posted[0].body)["InputParameters"]]
+    (owner,) = [item["value"] for item in target["Attributes"] if item["key"] == "ownerid"]
+    assert (owner["LogicalName"], owner["Id"]) == ("team", world.demo.teams[0])
+
+
 def test_opportunities_have_different_owners(https_world: World) -> None:
     with https_world.app.store.reading() as transaction:
         owners = {row["ownerid"] for row in transaction.rows(TABLES["opportunity"])}
