@@ -7,6 +7,7 @@ an entity's properties. Strict where it matters: an unknown property, a wrong ty
 the broker cannot honour are problems, and all of them are reported at once, each with its path in the file.
 """
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,7 +20,8 @@ import json5
 
 from sandbox.service_bus.filters import CorrelationFilter, Filter, FilterError, SqlFilter, TrueFilter
 
-DEFAULT_ENTITIES = Path(__file__).with_name("entities.json")
+# The entities that Bicep creates in Azure.
+DEFAULT_ENTITIES = Path(__file__).resolve().parents[2] / "infrastructure" / "entities.json"
 MAX_FORWARD_HOPS = 4
 
 T = TypeVar("T")
@@ -133,7 +135,7 @@ class TopicSettings:
     status: Status = Status.ACTIVE
 
 
-# The emulator's own published key, so that its connection string works with a file that names no rules.
+# The emulator's own published key, so that its connection string works with a namespace that names no rules.
 EMULATOR_RULE = SasRule("RootManageSharedAccessKey", ("SAS_KEY_VALUE",), ALL_RIGHTS)
 
 
@@ -292,7 +294,9 @@ def _namespace(node: _Node) -> Configuration:
         if path.lower() in seen:
             node.problem("", f"{path} is there twice (names differ by more than case)")
         seen.add(path.lower())
-    return Configuration(name, tuple(queues), tuple(topics), tuple(rules) or (EMULATOR_RULE,), tuple(roles))
+    if all(rule.scope for rule in rules):
+        rules.append(EMULATOR_RULE)
+    return Configuration(name, tuple(queues), tuple(topics), tuple(rules), tuple(roles))
 
 
 _FOREVER = timedelta(days=3653059)
@@ -397,7 +401,8 @@ def _sas_rules(node: _Node, scope: str) -> Iterator[SasRule]:
             rights |= Right[str(text).upper()]
         if not rights:
             rule.problem("Rights", "must name at least one of Listen, Send, Manage")
-        name, primary = rule.required("Name"), rule.required("PrimaryKey")
+        # A rule without a key gets a random one, as in Azure.
+        name, primary = rule.required("Name"), rule.take("PrimaryKey", str, "") or secrets.token_urlsafe(32)
         secondary = rule.take("SecondaryKey", str, "")
         rule.end()
         # Manage includes the others, as in Azure.

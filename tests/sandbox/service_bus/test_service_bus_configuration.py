@@ -196,7 +196,6 @@ def test_all_problems_are_told_at_once() -> None:
     assert [each.split(":")[0].removeprefix("UserConfig.Namespaces[n].") for each in found] == [
         "AuthorizationRules[a].Rights",
         "AuthorizationRules[a].Rights",
-        "AuthorizationRules[a].PrimaryKey",
         "Queues[q].Properties.LockDuration",
         "Queues[q].Properties.MaxDeliveryCount",
         "Topics[t].Subscriptions[s].Rules[r].Properties.FilterType",
@@ -289,7 +288,10 @@ def test_keys_and_roles_belong_to_their_scope() -> None:
             "RoleAssignments": [{"ClientId": "ABC", "Role": "sender"}]}],
           "RoleAssignments": [{"ClientId": "abc", "Role": "Owner"}]}]}}"""
     )
-    assert configuration.sas_rules == (SasRule("s", ("k", "l"), Right.SEND, "q"),)
+    assert configuration.sas_rules == (
+        SasRule("s", ("k", "l"), Right.SEND, "q"),
+        SasRule("RootManageSharedAccessKey", ("SAS_KEY_VALUE",), ALL_RIGHTS),
+    )
     assert configuration.role_assignments == (
         RoleAssignment("abc", Role.OWNER),
         RoleAssignment("abc", Role.SENDER, "q"),
@@ -297,7 +299,15 @@ def test_keys_and_roles_belong_to_their_scope() -> None:
     assert "k" not in repr(configuration.sas_rules[0]).replace("keys", "")
 
 
-def test_the_default_file_is_shipped_and_can_be_loaded_by_path(tmp_path: Path) -> None:
+def test_a_file_is_loaded_by_path(tmp_path: Path) -> None:
     copy = tmp_path / "entities.json"
     copy.write_bytes(DEFAULT_ENTITIES.read_bytes())
-    assert Configuration.load(copy) == Configuration.load()
+    loaded, default = Configuration.load(copy), Configuration.load()
+    assert (loaded.queues, loaded.topics) == (default.queues, default.topics)
+
+
+def test_a_rule_without_a_key_gets_a_random_one() -> None:
+    (first, root), (second, _) = Configuration.load().sas_rules, Configuration.load().sas_rules
+    assert (first.name, first.scope, root.name) == ("dataverse", "opportunity-won", "RootManageSharedAccessKey")
+    assert len(first.keys[0]) > 40
+    assert first.keys != second.keys
