@@ -20,7 +20,7 @@ CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start test test-all faults fuzz mutants bench package scan check format clean lock
+.PHONY: help demo start test test-all faults fuzz mutants bench package scan check snapshot format clean lock
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -70,10 +70,14 @@ package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip
 scan: .venv-scan/.installed ## look for weaknesses in the Bicep files
 	@.venv-scan/bin/checkov --config-file infrastructure/checkov.yaml
 
-check: $(VENV)/.dev ## lint, format and types
+check: $(VENV)/.dev ## lint, format and types; with a Bicep compiler (BICEP=path, or on the path) also the Bicep files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(wildcard $(CODE))
+	@$(BIN)/python -m infrastructure.bicep check
+
+snapshot: $(VENV)/.dev ## write anew what each environment would deploy, for review (needs a Bicep compiler)
+	@$(BIN)/python -m infrastructure.bicep snapshot
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .

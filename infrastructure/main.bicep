@@ -1,142 +1,198 @@
-// Everything that the function needs in Azure, for one environment in one resource group.
-//
-// No compiler has seen this file: its syntax was checked with a tree-sitter grammar, its names with the tests of this
-// repository, and nothing of it was deployed yet. `az deployment group what-if` is the first to judge it for good.
+// Everything that the function needs in Azure, for one environment in one resource group. Nothing of it has been deployed
+// yet; the Bicep compiler accepts it without warnings, with every linter rule on.
 //
 //   az deployment group what-if --resource-group <group> --parameters infrastructure/environments/dev.bicepparam
 
 targetScope = 'resourceGroup'
 
-@description('The environment: part of the names, so that dev, test and prod are told apart at a glance.')
+import { RetryBounds, Tags } from 'types.bicep'
+
+@description('The environment. It is part of the names of all resources.')
 @allowed(['dev', 'test', 'prod'])
 param environmentName string
 
-@description('Region of all resources. Flex Consumption must be offered there: az functionapp list-flexconsumption-locations.')
+@description('Region of all resources. Flex Consumption must be available there: az functionapp list-flexconsumption-locations.')
 param location string = resourceGroup().location
 
-@description('The Dataverse environment, for example https://contoso.crm.dynamics.com. Always https, nothing after the host.')
+@description('The Dataverse environment, for example https://contoso.crm.dynamics.com: https, and nothing after the host.')
 @minLength(20)
 param dataverseUrl string
 
-@description('Id of the Dataverse organization. With it, events of another environment are parked instead of processed. `operations connect` prints it.')
+@description('Id of the Dataverse organization. If it is set, events of another environment are parked instead of processed. operations connect prints it.')
 param dataverseOrganizationId string = ''
 
 @description('What to do with a won opportunity that has a sales order: skip (it is billed through its order) or invoice.')
 @allowed(['skip', 'invoice'])
 param orderedOpportunity string = 'skip'
 
-// Flex Consumption once took no fewer than 40; documentation now says 1.
-@description('How many instances at most. Calls to Dataverse at once = instances x maxConcurrentCalls of host.json, to be kept below 52: docs/deploy.md has the sum.')
+// Flex Consumption once required at least 40; its documentation now says 1.
+@description('Maximum number of instances. Concurrent calls to Dataverse = instances x maxConcurrentCalls of host.json; keep it below 52 (docs/deploy.md).')
 @minValue(1)
 @maxValue(100)
 param maximumInstanceCount int = 3
 
-@description('Instances that never sleep, for a first invoice without the seconds of a cold start. They cost money all the time.')
+@description('Number of instances that are always running, which spares the first invoice a cold start. They are charged all the time.')
 @minValue(0)
 @maxValue(3)
 param alwaysReadyInstanceCount int = 0
 
-@description('true: messages are accepted and kept, but nobody receives them.')
+@description('true: the queue accepts and keeps messages, and the function receives none.')
 param paused bool = false
 
-@description('Who gets the alerts.')
+@description('Addresses that receive the alerts.')
 @minLength(1)
-param alertEmailAddresses array
-
-@description('Object id of the Entra group whose members may list, replay and discard failed messages; empty: nobody is given these rights here.')
-param operatorsGroupId string = ''
+param alertEmailAddresses string[]
 
 @description('How many days logs are kept.')
 @minValue(30)
 @maxValue(730)
 param logRetentionDays int = 30
 
-// Names that the whole system agrees on. A test compares them with function.json, the sandbox and the documentation.
-var opportunityWonQueueName = 'opportunity-won'
-var failedQueueName = 'opportunity-won-failed'
-var invoiceCreatedTopicName = 'invoice-created'
+@description('How long the function retries a win whose opportunity is still open, in seconds.')
+@minValue(60)
+@maxValue(3600)
+param retryOpenSeconds int = 300
 
+@description('How long the function retries a win that a person can fix, such as a missing price list, in seconds.')
+@minValue(60)
+@maxValue(604800)
+param retryRecordSeconds int = 3600
+
+@description('How long the function retries during an outage, in seconds. Stay well below the 14 days after which the queue expires a message.')
+@minValue(3600)
+@maxValue(864000)
+param retryOutageSeconds int = 259200
+
+@description('The delay before the first retry, in seconds. It doubles with each attempt.')
+@minValue(1)
+@maxValue(300)
+param retryFirstDelaySeconds int = 5
+
+@description('The upper limit of the delay between two attempts, in seconds.')
+@minValue(10)
+@maxValue(3600)
+param retryMaxDelaySeconds int = 900
+
+@description('Whether the app\'s own HTTP endpoint accepts connections. The function has no HTTP trigger. Whether Azure still lists the function, which the verification needs, with Deny is not confirmed.')
+param httpInbound 'Allow' | 'Deny' = 'Allow'
+
+@description('true: nothing in the Service Bus namespace can be deleted until somebody removes the lock.')
+param preventDeletion bool = environmentName == 'prod'
+
+@description('Maximum size of a queue or topic, in MB: the highest that the Standard tier permits.')
+var maxSizeInMegabytes = 5120
+
+@description('Makes names unique that must be unique in all of Azure.')
 var suffix = uniqueString(resourceGroup().id)
-var tags = {
+
+@description('Name of the Service Bus namespace.')
+var namespaceName = 'sb-invoicing-${environmentName}-${suffix}'
+
+@description('Name of the Log Analytics workspace.')
+var workspaceName = 'log-invoicing-${environmentName}-${suffix}'
+
+@description('Tags of every resource.')
+var tags Tags = {
   application: 'invoice-from-opportunity'
   environment: environmentName
 }
 
-// User-assigned: it outlives the function app, so that its application user in Dataverse stays valid when the app is recreated.
+@description('For how long, and how often, the function retries.')
+var retryBounds RetryBounds = {
+  openSeconds: retryOpenSeconds
+  recordSeconds: retryRecordSeconds
+  outageSeconds: retryOutageSeconds
+  firstDelaySeconds: retryFirstDelaySeconds
+  maxDelaySeconds: retryMaxDelaySeconds
+}
+
+// User-assigned: it survives the function app, so that its application user in Dataverse stays valid when the app is recreated.
 resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' = {
   name: 'id-invoicing-${environmentName}-${suffix}'
   location: location
   tags: tags
 }
 
-module serviceBus 'modules/service-bus.bicep' = {
-  name: 'service-bus'
-  params: {
-    namespaceName: 'sb-invoicing-${environmentName}-${suffix}'
-    location: location
-    tags: tags
-    opportunityWonQueueName: opportunityWonQueueName
-    failedQueueName: failedQueueName
-    invoiceCreatedTopicName: invoiceCreatedTopicName
-    paused: paused
-    functionPrincipalId: identity.properties.principalId
-    operatorsGroupId: operatorsGroupId
-  }
-}
-
 module monitoring 'modules/monitoring.bicep' = {
-  name: 'monitoring'
   params: {
-    workspaceName: 'log-invoicing-${environmentName}-${suffix}'
+    workspaceName: workspaceName
     componentName: 'appi-invoicing-${environmentName}-${suffix}'
     location: location
     tags: tags
     retentionDays: logRetentionDays
+    functionIdentityId: identity.id
     functionPrincipalId: identity.properties.principalId
   }
 }
 
+module serviceBus 'modules/service-bus.bicep' = {
+  params: {
+    namespaceName: namespaceName
+    location: location
+    tags: tags
+    paused: paused
+    functionIdentityId: identity.id
+    functionPrincipalId: identity.properties.principalId
+    workspaceName: workspaceName
+    maxSizeInMegabytes: maxSizeInMegabytes
+    preventDeletion: preventDeletion
+  }
+  dependsOn: [monitoring]
+}
+
 module functionApp 'modules/function-app.bicep' = {
-  name: 'function-app'
   params: {
     functionAppName: 'invoicing-${environmentName}-${suffix}'
     storageAccountName: 'stinvoicing${suffix}'
     location: location
     tags: tags
-    identityId: identity.id
-    identityClientId: identity.properties.clientId
+    functionIdentityId: identity.id
     functionPrincipalId: identity.properties.principalId
-    serviceBusHost: serviceBus.outputs.host
-    opportunityWonQueueName: opportunityWonQueueName
-    failedQueueName: failedQueueName
-    invoiceCreatedTopicName: invoiceCreatedTopicName
+    functionClientId: identity.properties.clientId
+    serviceBusHost: '${namespaceName}.servicebus.windows.net'
     dataverseUrl: dataverseUrl
     dataverseOrganizationId: dataverseOrganizationId
     orderedOpportunity: orderedOpportunity
+    retryBounds: retryBounds
     maximumInstanceCount: maximumInstanceCount
     alwaysReadyInstanceCount: alwaysReadyInstanceCount
     applicationInsightsConnectionString: monitoring.outputs.connectionString
+    httpInbound: httpInbound
   }
 }
 
 module alerts 'modules/alerts.bicep' = {
-  name: 'alerts'
   params: {
     environmentName: environmentName
     location: location
     tags: tags
     emailAddresses: alertEmailAddresses
-    namespaceId: serviceBus.outputs.namespaceId
-    workspaceId: monitoring.outputs.workspaceId
-    opportunityWonQueueName: opportunityWonQueueName
-    failedQueueName: failedQueueName
-    invoiceCreatedTopicName: invoiceCreatedTopicName
+    namespaceName: namespaceName
+    workspaceName: workspaceName
+    maxSizeInMegabytes: maxSizeInMegabytes
     paused: paused
   }
+  dependsOn: [monitoring, serviceBus]
 }
 
-// What the pipeline, the command line and people need to know. No key is ever an output.
+module workbook 'modules/workbook.bicep' = {
+  params: {
+    environmentName: environmentName
+    location: location
+    tags: tags
+    workspaceName: workspaceName
+  }
+  dependsOn: [monitoring]
+}
+
+@description('Name of the function app.')
 output functionAppName string = functionApp.outputs.name
+
+@description('Client id of the function\'s identity: the application id of its user in Dataverse.')
 output identityClientId string = identity.properties.clientId
-output serviceBusNamespaceName string = serviceBus.outputs.namespaceName
+
+@description('Name of the Service Bus namespace.')
+output serviceBusNamespaceName string = namespaceName
+
+@description('Resource id of the Service Bus namespace, for operations doctor.')
 output serviceBusNamespaceId string = serviceBus.outputs.namespaceId

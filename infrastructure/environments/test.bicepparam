@@ -1,5 +1,4 @@
-// What is particular to the environment "test". Put your own values in place of Contoso's: the pipeline refuses these.
-// No compiler has seen this file; see main.bicep.
+// The parameters of the environment "test". Replace Contoso's values with your own: the pipeline refuses these.
 using '../main.bicep'
 
 param environmentName = 'test'

@@ -1,30 +1,68 @@
 // The function app on Flex Consumption, the storage that it needs, and its settings.
-//
-// No compiler has seen this file; see main.bicep.
 
+import { RetryBounds, Tags } from '../types.bicep'
+
+@description('Name of the function app.')
 param functionAppName string
+
+@description('Name of the storage account.')
 param storageAccountName string
+
+@description('Region.')
 param location string
-param tags object
-param identityId string
-param identityClientId string
+
+@description('Tags of the resources.')
+param tags Tags
+
+@description('Resource id of the function\'s identity. It is known before the deployment, so that names derive from it.')
+param functionIdentityId string
+
+@description('Principal id of the function\'s identity.')
 param functionPrincipalId string
+
+@description('Client id of the function\'s identity.')
+param functionClientId string
+
+@description('Host name of the Service Bus namespace.')
 param serviceBusHost string
-param opportunityWonQueueName string
-param failedQueueName string
-param invoiceCreatedTopicName string
+
+@description('The Dataverse environment.')
 param dataverseUrl string
+
+@description('Id of the Dataverse organization; empty: not checked.')
 param dataverseOrganizationId string
+
+@description('What to do with a won opportunity that has a sales order.')
 param orderedOpportunity string
+
+@description('For how long, and how often, the function retries.')
+param retryBounds RetryBounds
+
+@description('Maximum number of instances.')
 param maximumInstanceCount int
+
+@description('Number of instances that are always running.')
 param alwaysReadyInstanceCount int
+
+@description('Connection string of Application Insights.')
 param applicationInsightsConnectionString string
 
-// Each of these stands in one file only, from which whoever needs it takes it.
+@description('Whether the app\'s HTTP endpoint accepts connections.')
+param httpInbound 'Allow' | 'Deny'
+
+@description('The version of Python, which the package is built for too.')
 var pythonVersion = trim(loadTextContent('../python-version.txt'))
+
+@description('The configuration that the Functions host reads.')
 var hostConfiguration = loadJsonContent('../../host.json')
+
+@description('The entities of the namespace.')
+var entities = loadJsonContent('../entities.json').UserConfig.Namespaces[0]
+
+@description('The blob container for the package.')
 var deploymentContainerName = 'deployment'
 
+@description('Always-ready instances of the function.')
 var alwaysReady = [
   {
     name: 'function:GenerateInvoiceFunction'
@@ -32,12 +70,15 @@ var alwaysReady = [
   }
 ]
 
+@description('The setting that exists only where the organization is known.')
 var organizationSetting = {
   DATAVERSE_ORGANIZATION_ID: dataverseOrganizationId
 }
 
-// Built-in roles.
+@description('Built-in role: Storage Blob Data Owner.')
 var storageBlobDataOwner = 'b7e6dc6d-f1e8-4753-8033-0f276bb0955b'
+
+@description('Built-in role: Storage Table Data Contributor.')
 var storageTableDataContributor = '0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3'
 
 resource storage 'Microsoft.Storage/storageAccounts@2025-06-01' = {
@@ -50,7 +91,7 @@ resource storage 'Microsoft.Storage/storageAccounts@2025-06-01' = {
   kind: 'StorageV2'
   properties: {
     allowBlobPublicAccess: false
-    // No keys: the host, the deployment and people all come with Entra tokens.
+    // No keys: the host, the deployment and people authenticate with Entra tokens.
     allowSharedKeyAccess: false
     defaultToOAuthAuthentication: true
     minimumTlsVersion: 'TLS1_2'
@@ -73,7 +114,7 @@ resource deploymentContainer 'Microsoft.Storage/storageAccounts/blobServices/con
 
 // The host's locks, and the package.
 resource functionOwnsBlobs 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(storage.id, functionPrincipalId, storageBlobDataOwner)
+  name: guid(storage.id, functionIdentityId, storageBlobDataOwner)
   scope: storage
   properties: {
     principalId: functionPrincipalId
@@ -84,7 +125,7 @@ resource functionOwnsBlobs 'Microsoft.Authorization/roleAssignments@2022-04-01' 
 
 // The host's diagnostic events.
 resource functionWritesTables 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(storage.id, functionPrincipalId, storageTableDataContributor)
+  name: guid(storage.id, functionIdentityId, storageTableDataContributor)
   scope: storage
   properties: {
     principalId: functionPrincipalId
@@ -115,14 +156,21 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
   identity: {
     type: 'UserAssigned'
     userAssignedIdentities: {
-      '${identityId}': {}
+      '${functionIdentityId}': {}
     }
   }
   properties: {
     serverFarmId: plan.id
     httpsOnly: true
+    publicNetworkAccess: 'Enabled'
     siteConfig: {
       minTlsVersion: '1.2'
+      scmMinTlsVersion: '1.2'
+      // The function has no HTTP trigger, so no client needs the app's own endpoint.
+      ipSecurityRestrictionsDefaultAction: httpInbound
+      // Microsoft-hosted agents deploy from addresses that are not known beforehand, with an Entra token.
+      scmIpSecurityRestrictionsUseMain: false
+      scmIpSecurityRestrictionsDefaultAction: 'Allow'
     }
     functionAppConfig: {
       runtime: {
@@ -135,7 +183,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
           value: '${storage.properties.primaryEndpoints.blob}${deploymentContainerName}'
           authentication: {
             type: 'UserAssignedIdentity'
-            userAssignedIdentityResourceId: identityId
+            userAssignedIdentityResourceId: functionIdentityId
           }
         }
       }
@@ -153,7 +201,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
   ]
 }
 
-// Nobody deploys with a password.
+// Deployments with a password are off.
 resource noPasswordForDeployment 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-03-01' = {
   parent: app
   name: 'scm'
@@ -174,34 +222,35 @@ resource settings 'Microsoft.Web/sites/config@2025-03-01' = {
   parent: app
   name: 'appsettings'
   properties: union(empty(dataverseOrganizationId) ? {} : organizationSetting, {
-    // The platform's.
+    // Read by the platform.
     AzureWebJobsStorage__accountName: storage.name
     AzureWebJobsStorage__credential: 'managedidentity'
-    AzureWebJobsStorage__clientId: identityClientId
+    AzureWebJobsStorage__clientId: functionClientId
     APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsightsConnectionString
-    APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${identityClientId};Authorization=AAD'
-    // As many threads as the host hands out messages at once: with fewer, messages wait with their lock ticking.
+    APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${functionClientId};Authorization=AAD'
+    // One thread for each message that the host delivers at once: with fewer, messages wait while their lock expires.
     PYTHON_THREADPOOL_THREAD_COUNT: string(hostConfiguration.extensions.serviceBus.maxConcurrentCalls)
 
-    // The trigger's and ours.
+    // Read by the trigger and by the function.
     ServiceBusConnection__fullyQualifiedNamespace: serviceBusHost
     ServiceBusConnection__credential: 'managedidentity'
-    ServiceBusConnection__clientId: identityClientId
-    OPPORTUNITY_WON_QUEUE: opportunityWonQueueName
+    ServiceBusConnection__clientId: functionClientId
+    OPPORTUNITY_WON_QUEUE: entities.Queues[0].Name
 
-    // Ours.
-    OPPORTUNITY_WON_FAILED_QUEUE: failedQueueName
-    INVOICE_CREATED_TOPIC: invoiceCreatedTopicName
+    // Read by the function.
+    OPPORTUNITY_WON_FAILED_QUEUE: entities.Queues[1].Name
+    INVOICE_CREATED_TOPIC: entities.Topics[0].Name
     DATAVERSE_URL: dataverseUrl
-    AZURE_CLIENT_ID: identityClientId
+    AZURE_CLIENT_ID: functionClientId
     ORDERED_OPPORTUNITY: orderedOpportunity
-    RETRY_OPEN_SECONDS: '300'
-    RETRY_RECORD_SECONDS: '3600'
-    RETRY_OUTAGE_SECONDS: '259200'
-    RETRY_FIRST_DELAY_SECONDS: '5'
-    RETRY_MAX_DELAY_SECONDS: '900'
+    RETRY_OPEN_SECONDS: string(retryBounds.openSeconds)
+    RETRY_RECORD_SECONDS: string(retryBounds.recordSeconds)
+    RETRY_OUTAGE_SECONDS: string(retryBounds.outageSeconds)
+    RETRY_FIRST_DELAY_SECONDS: string(retryBounds.firstDelaySeconds)
+    RETRY_MAX_DELAY_SECONDS: string(retryBounds.maxDelaySeconds)
     INVOCATION_DEADLINE_SECONDS: '240'
   })
 }
 
+@description('Name of the function app.')
 output name string = app.name

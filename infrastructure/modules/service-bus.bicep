@@ -1,23 +1,61 @@
-// The namespace with its queues and its topic, and who may do what with each of them.
-//
-// No compiler has seen this file; see main.bicep.
+// The namespace with its queues and its topic, and the rights of the function. The entities' values come from
+// entities.json. The rights of people are in operators.bicep.
 
+import { Tags } from '../types.bicep'
+
+@description('Name of the namespace.')
 param namespaceName string
-param location string
-param tags object
-param opportunityWonQueueName string
-param failedQueueName string
-param invoiceCreatedTopicName string
-param paused bool
-param functionPrincipalId string
-param operatorsGroupId string
 
-// Built-in roles.
+@description('Region.')
+param location string
+
+@description('Tags of the resources.')
+param tags Tags
+
+@description('true: the queue accepts messages and delivers none.')
+param paused bool
+
+@description('Resource id of the function\'s identity. It is known before the deployment, so that names derive from it.')
+param functionIdentityId string
+
+@description('Principal id of the function\'s identity.')
+param functionPrincipalId string
+
+@description('Name of the Log Analytics workspace that receives the namespace\'s logs.')
+param workspaceName string
+
+@description('Maximum size of a queue or topic, in MB.')
+param maxSizeInMegabytes int
+
+@description('true: nothing in the namespace can be deleted until the lock is removed.')
+param preventDeletion bool
+
+@description('The entities and their values.')
+var entities = loadJsonContent('../entities.json').UserConfig.Namespaces[0]
+
+@description('The queue that Dynamics posts to.')
+var wonQueue = entities.Queues[0]
+
+@description('The queue for messages that failed for good.')
+var failedQueue = entities.Queues[1]
+
+@description('The topic for created invoices.')
+var createdTopic = entities.Topics[0]
+
+@description('The subscription that keeps published events for operators.')
+var auditSubscription = createdTopic.Subscriptions[0]
+
+@description('Built-in role: Azure Service Bus Data Receiver.')
 var dataReceiver = '4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0'
+
+@description('Built-in role: Azure Service Bus Data Sender.')
 var dataSender = '69a216fc-b8fb-44d8-bc22-1f3c2cd27a39'
 
+@description('Built-in role: Reader.')
+var reader = 'acdd72a7-3385-48ef-bd42-f606fba81ae7'
+
 // Standard: Basic has neither topics nor duplicate detection.
-resource namespace 'Microsoft.ServiceBus/namespaces@2024-01-01' = {
+resource namespace 'Microsoft.ServiceBus/namespaces@2026-01-01' = {
   name: namespaceName
   location: location
   tags: tags
@@ -27,79 +65,74 @@ resource namespace 'Microsoft.ServiceBus/namespaces@2024-01-01' = {
   }
   properties: {
     minimumTlsVersion: '1.2'
-    // Dataverse's service endpoint comes from the internet and authenticates with a SAS key: neither can be switched off.
+    // Dataverse's service endpoint connects from the internet and authenticates with a SAS key, so both stay enabled.
     publicNetworkAccess: 'Enabled'
     disableLocalAuth: false
   }
 }
 
-resource opportunityWon 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = {
+resource failed 'Microsoft.ServiceBus/namespaces/queues@2026-01-01' = {
   parent: namespace
-  name: opportunityWonQueueName
+  name: failedQueue.Name
+  properties: {
+    lockDuration: failedQueue.Properties.LockDuration
+    maxDeliveryCount: failedQueue.Properties.MaxDeliveryCount
+    requiresDuplicateDetection: failedQueue.Properties.RequiresDuplicateDetection
+    defaultMessageTimeToLive: failedQueue.Properties.DefaultMessageTimeToLive
+    deadLetteringOnMessageExpiration: failedQueue.Properties.DeadLetteringOnMessageExpiration
+    maxSizeInMegabytes: maxSizeInMegabytes
+  }
+}
+
+resource opportunityWon 'Microsoft.ServiceBus/namespaces/queues@2026-01-01' = {
+  parent: namespace
+  name: wonQueue.Name
   properties: {
     status: paused ? 'ReceiveDisabled' : 'Active'
-    lockDuration: 'PT1M'
-    maxDeliveryCount: 10
-    // Not to be changed once the queue is there: Azure refuses it.
-    requiresDuplicateDetection: true
-    duplicateDetectionHistoryTimeWindow: 'PT10M'
-    // Far above the longest retry (3 days). What waits longer is shown to people, not dropped.
-    defaultMessageTimeToLive: 'P14D'
-    deadLetteringOnMessageExpiration: true
-    // One place to look: dead letters come to where the function parks what it gives up.
-    forwardDeadLetteredMessagesTo: failed.name
+    lockDuration: wonQueue.Properties.LockDuration
+    maxDeliveryCount: wonQueue.Properties.MaxDeliveryCount
+    requiresDuplicateDetection: wonQueue.Properties.RequiresDuplicateDetection
+    duplicateDetectionHistoryTimeWindow: wonQueue.Properties.DuplicateDetectionHistoryTimeWindow
+    defaultMessageTimeToLive: wonQueue.Properties.DefaultMessageTimeToLive
+    deadLetteringOnMessageExpiration: wonQueue.Properties.DeadLetteringOnMessageExpiration
+    forwardDeadLetteredMessagesTo: wonQueue.Properties.ForwardDeadLetteredMessagesTo
+    maxSizeInMegabytes: maxSizeInMegabytes
   }
+  dependsOn: [failed]
 }
 
-resource failed 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = {
+resource invoiceCreated 'Microsoft.ServiceBus/namespaces/topics@2026-01-01' = {
   parent: namespace
-  name: failedQueueName
+  name: createdTopic.Name
   properties: {
-    lockDuration: 'PT1M'
-    // The highest there is: looking for one message among many must not wear out the others.
-    maxDeliveryCount: 2000
-    requiresDuplicateDetection: false
-    // No end: nothing leaves this queue except by somebody's decision.
-    defaultMessageTimeToLive: 'P10675199DT2H48M5.4775807S'
-    deadLetteringOnMessageExpiration: true
+    requiresDuplicateDetection: createdTopic.Properties.RequiresDuplicateDetection
+    duplicateDetectionHistoryTimeWindow: createdTopic.Properties.DuplicateDetectionHistoryTimeWindow
+    maxSizeInMegabytes: maxSizeInMegabytes
   }
 }
 
-resource invoiceCreated 'Microsoft.ServiceBus/namespaces/topics@2024-01-01' = {
-  parent: namespace
-  name: invoiceCreatedTopicName
-  properties: {
-    // Not to be changed once the topic is there.
-    requiresDuplicateDetection: true
-    duplicateDetectionHistoryTimeWindow: 'P7D'
-  }
-}
-
-// Every event of the last 14 days, for whoever wants to look. It forgets, because a subscription that nobody reads would
-// fill the topic and stop publishing for all.
-resource audit 'Microsoft.ServiceBus/namespaces/topics/subscriptions@2024-01-01' = {
+resource audit 'Microsoft.ServiceBus/namespaces/topics/subscriptions@2026-01-01' = {
   parent: invoiceCreated
-  name: 'audit'
+  name: auditSubscription.Name
   properties: {
-    lockDuration: 'PT1M'
-    maxDeliveryCount: 10
-    defaultMessageTimeToLive: 'P14D'
-    deadLetteringOnMessageExpiration: false
+    lockDuration: auditSubscription.Properties.LockDuration
+    maxDeliveryCount: auditSubscription.Properties.MaxDeliveryCount
+    defaultMessageTimeToLive: auditSubscription.Properties.DefaultMessageTimeToLive
+    deadLetteringOnMessageExpiration: auditSubscription.Properties.DeadLetteringOnMessageExpiration
   }
 }
 
-// The one key of the system, for Dataverse's service endpoint: it can send to this queue and do nothing else.
-resource dataverseSends 'Microsoft.ServiceBus/namespaces/queues/authorizationRules@2024-01-01' = {
+// The only key of the system, for Dataverse's service endpoint. It can send to this queue and nothing else.
+resource dataverseSends 'Microsoft.ServiceBus/namespaces/queues/authorizationRules@2026-01-01' = {
   parent: opportunityWon
-  name: 'dataverse'
+  name: wonQueue.AuthorizationRules[0].Name
   properties: {
-    rights: ['Send']
+    rights: wonQueue.AuthorizationRules[0].Rights
   }
 }
 
-// The function: receives wins, schedules copies of them, parks what failed, publishes invoices.
 resource functionReceivesWins 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(opportunityWon.id, functionPrincipalId, dataReceiver)
+  name: guid(opportunityWon.id, functionIdentityId, dataReceiver)
   scope: opportunityWon
   properties: {
     principalId: functionPrincipalId
@@ -108,8 +141,8 @@ resource functionReceivesWins 'Microsoft.Authorization/roleAssignments@2022-04-0
   }
 }
 
-resource functionSchedulesCopies 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(opportunityWon.id, functionPrincipalId, dataSender)
+resource functionSchedulesRetries 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
+  name: guid(opportunityWon.id, functionIdentityId, dataSender)
   scope: opportunityWon
   properties: {
     principalId: functionPrincipalId
@@ -119,7 +152,7 @@ resource functionSchedulesCopies 'Microsoft.Authorization/roleAssignments@2022-0
 }
 
 resource functionParks 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(failed.id, functionPrincipalId, dataSender)
+  name: guid(failed.id, functionIdentityId, dataSender)
   scope: failed
   properties: {
     principalId: functionPrincipalId
@@ -129,7 +162,7 @@ resource functionParks 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
 }
 
 resource functionPublishes 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(invoiceCreated.id, functionPrincipalId, dataSender)
+  name: guid(invoiceCreated.id, functionIdentityId, dataSender)
   scope: invoiceCreated
   properties: {
     principalId: functionPrincipalId
@@ -138,74 +171,49 @@ resource functionPublishes 'Microsoft.Authorization/roleAssignments@2022-04-01' 
   }
 }
 
-// Scaling by the length of the queue reads its counters. Without this right it degrades without a word.
-resource entityReader 'Microsoft.Authorization/roleDefinitions@2022-04-01' = {
-  name: guid(resourceGroup().id, 'service-bus-entity-reader')
-  properties: {
-    roleName: 'Service Bus entity reader (${resourceGroup().name})'
-    description: 'Reads the properties and the counters of queues, topics and subscriptions, not their messages and no keys.'
-    type: 'CustomRole'
-    permissions: [
-      {
-        actions: ['Microsoft.ServiceBus/namespaces/*/read']
-        notActions: []
-      }
-    ]
-    assignableScopes: [resourceGroup().id]
-  }
-}
-
+// Target-based scaling reads the queue's counters; without this right it degrades silently. A Reader sees properties and
+// counters, and neither messages nor keys. A custom role could permit less, but whoever deploys it could also widen it.
 resource functionScales 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(namespace.id, functionPrincipalId, 'service-bus-entity-reader')
+  name: guid(namespace.id, functionIdentityId, reader)
   scope: namespace
   properties: {
     principalId: functionPrincipalId
     principalType: 'ServicePrincipal'
-    roleDefinitionId: entityReader.id
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', reader)
   }
 }
 
-// The operators: python -m operations failed, waiting, events, reconcile.
-resource operatorsReceiveWins 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(operatorsGroupId)) {
-  name: guid(opportunityWon.id, operatorsGroupId, dataReceiver)
-  scope: opportunityWon
+resource workspace 'Microsoft.OperationalInsights/workspaces@2025-07-01' existing = {
+  name: workspaceName
+}
+
+// Changes of entities and rules, and refused connections. Who sent or received a message (RuntimeAuditLogs) is recorded in
+// the Premium tier only; the category group takes it in as soon as the namespace has it.
+// The only other version, 2016-09-01, has no category groups.
+#disable-next-line use-recent-api-versions
+resource logs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
+  name: 'to-workspace'
+  scope: namespace
   properties: {
-    principalId: operatorsGroupId
-    principalType: 'Group'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', dataReceiver)
+    workspaceId: workspace.id
+    logAnalyticsDestinationType: 'Dedicated'
+    logs: [
+      {
+        categoryGroup: 'allLogs'
+        enabled: true
+      }
+    ]
   }
 }
 
-resource operatorsSendWins 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(operatorsGroupId)) {
-  name: guid(opportunityWon.id, operatorsGroupId, dataSender)
-  scope: opportunityWon
+resource lock 'Microsoft.Authorization/locks@2020-05-01' = if (preventDeletion) {
+  name: 'prevent-deletion'
+  scope: namespace
   properties: {
-    principalId: operatorsGroupId
-    principalType: 'Group'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', dataSender)
+    level: 'CanNotDelete'
+    notes: 'The queues contain wins that have no invoice yet. Remove this lock only to take the environment down.'
   }
 }
 
-resource operatorsReceiveFailed 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(operatorsGroupId)) {
-  name: guid(failed.id, operatorsGroupId, dataReceiver)
-  scope: failed
-  properties: {
-    principalId: operatorsGroupId
-    principalType: 'Group'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', dataReceiver)
-  }
-}
-
-resource operatorsResendEvents 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(operatorsGroupId)) {
-  name: guid(invoiceCreated.id, operatorsGroupId, dataSender)
-  scope: invoiceCreated
-  properties: {
-    principalId: operatorsGroupId
-    principalType: 'Group'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', dataSender)
-  }
-}
-
+@description('Resource id of the namespace.')
 output namespaceId string = namespace.id
-output namespaceName string = namespace.name
-output host string = '${namespace.name}.servicebus.windows.net'

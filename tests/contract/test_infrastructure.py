@@ -1,54 +1,45 @@
-"""What a compiler would say about the Bicep files, as far as it can be said without one, and that names agree.
+"""What Bicep would deploy, as the reviewed snapshots show it, against the code, the sandbox and the docs.
 
-There is no Bicep compiler here. A grammar checks the syntax; this module checks that what a file names is declared,
-that modules are given what they ask for, and that settings, entities and alerts are called the same in Bicep, in the
-code, in the sandbox and in the documentation.
+The snapshots are compared with the Bicep files where a compiler is found; everything else here needs none.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import json5
 import pytest
-import tree_sitter_bicep
 import yaml
-from tree_sitter import Language, Node, Parser
 
+from infrastructure import bicep
 from operations import connect, login
-from shared import bootstrap, errors
-from shared.errors import RetryPolicy
-from shared.message import Message
+from sandbox.service_bus.configuration import DEFAULT_ENTITIES, Configuration
+from shared import errors
 from shared.settings import dataverse_settings, retry_settings, service_bus_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from shared.clock import Deadline
-    from shared.service_bus import Outgoing
+    from collections.abc import Callable, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRASTRUCTURE = ROOT / "infrastructure"
-PARSER = Parser(Language(tree_sitter_bicep.language()))
-BICEP = sorted(INFRASTRUCTURE.rglob("*.bicep"))
-PARAMETERS = sorted(INFRASTRUCTURE.rglob("*.bicepparam"))
+ENVIRONMENTS = ("dev", "test", "prod")
+ALL_LINTER_RULES = 50
 
 RUNBOOK = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 
-# What Bicep itself brings, of which these files use so much.
-FUNCTIONS = {
-    "allowed", "description", "empty", "guid", "loadJsonContent", "loadTextContent", "maxValue", "minLength",
-    "minValue", "resourceGroup", "string", "subscriptionResourceId", "trim", "union", "uniqueString",
-}  # fmt: skip
-
+ROLES = {
+    "Azure Service Bus Data Receiver": "4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0",
+    "Azure Service Bus Data Sender": "69a216fc-b8fb-44d8-bc22-1f3c2cd27a39",
+    "Monitoring Metrics Publisher": "3913510d-42f4-4e42-8a64-420c390055eb",
+    "Reader": "acdd72a7-3385-48ef-bd42-f606fba81ae7",
+    "Storage Blob Data Owner": "b7e6dc6d-f1e8-4753-8033-0f276bb0955b",
+    "Storage Table Data Contributor": "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
+}
 # Settings that the platform reads: the Functions host, its Service Bus extension, the Python worker.
 PLATFORM_SETTINGS = {
     "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
@@ -62,154 +53,94 @@ PLATFORM_SETTINGS = {
     "ServiceBusConnection__fullyQualifiedNamespace",
 }
 # Read where they are set, but an identity takes their place in Azure.
-NOT_IN_AZURE = {"ServiceBusConnection"}
+NOT_IN_AZURE = {"DATAVERSE_ORGANIZATION_ID", "ServiceBusConnection"}
 
 
-@dataclass
-class Bicep:
-    """A Bicep file, as far as the tests ask."""
+class Snapshot:
+    """What one environment would deploy."""
 
-    path: Path
-    root: Node
-    parameters: dict[str, bool] = field(default_factory=dict)  # name → has a default
-    variables: dict[str, Node] = field(default_factory=dict)
-    resources: dict[str, tuple[str, Node]] = field(default_factory=dict)  # symbol → (type, what it is)
-    modules: dict[str, tuple[Path, dict[str, Node]]] = field(default_factory=dict)
-    outputs: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> Bicep:
-        """Read a Bicep file, or a file of parameters."""
-        source = path.read_text(encoding="utf-8")
-        if path.suffix == ".bicepparam":
-            # The grammar knows no parameter files. What they lack is a type.
-            source = re.sub(r"^param (\w+) =", r"param \1 object =", source, flags=re.MULTILINE)
-        file = cls(path, PARSER.parse(source.encode()).root_node)
-        for node in file.root.named_children:
-            if node.type.endswith("_declaration"):
-                file._declare(node)
-        return file
-
-    def _declare(self, node: Node) -> None:
-        name, *rest = (child for child in node.named_children if child.type != "compatible_identifier")
-        symbol = text(name)
-        match node.type:
-            case "parameter_declaration":
-                self.parameters[symbol] = len(rest) > 1
-            case "variable_declaration":
-                self.variables[symbol] = rest[-1]
-            case "resource_declaration":
-                self.resources[symbol] = (text(rest[0]).strip("'"), rest[-1])
-            case "module_declaration":
-                given = entries(entries(rest[-1])["params"])
-                self.modules[symbol] = (self.path.parent / text(rest[0]).strip("'"), given)
-            case "output_declaration":
-                self.outputs.append(symbol)
-            case other:
-                pytest.fail(f"{self.path.name}: these tests do not know {other}")
-
-    @property
-    def symbols(self) -> set[str]:
-        """Everything that an expression may refer to."""
-        return {*self.parameters, *self.variables, *self.resources, *self.modules}
+    def __init__(self, environment: str) -> None:
+        path = INFRASTRUCTURE / "environments" / f"{environment}.snapshot.json"
+        document = json.loads(path.read_bytes())
+        self.resources: list[dict[str, Any]] = document["predictedResources"]
+        self.diagnostics = document["diagnostics"]
+        self.outputs: dict[str, str] = document["outputs"]
 
     def of_type(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Return the resources of a type (without version): symbol → name, parent and properties as values."""
-        names = {symbol: value(node) for symbol, node in self.variables.items()}
+        """Return the resources of a type by the last part of their names."""
+        found = [each for each in self.resources if each["type"] == kind]
+        return {each["name"].rsplit("/", 1)[-1]: each for each in found}
+
+    def only(self, kind: str) -> dict[str, Any]:
+        """Return the only resource of a type."""
+        (resource,) = self.of_type(kind).values()
+        return resource
+
+    @property
+    def app_settings(self) -> dict[str, str]:
+        """The app settings; what only Azure knows is an expression in brackets."""
+        settings: dict[str, str] = self.of_type("Microsoft.Web/sites/config")["appsettings"]["properties"]
+        return settings
+
+    @property
+    def assignments(self) -> set[tuple[str, str]]:
+        """The role assignments: the last part of the scope, and the role's name."""
+        names = {role: name for name, role in ROLES.items()}
         return {
-            symbol: value(node, names)
-            for symbol, (typed, node) in self.resources.items()
-            if typed.split("@")[0] == kind and node.type == "object"
+            (
+                each["id"].split("/providers/Microsoft.Authorization/")[0].rsplit("/", 1)[-1],
+                names[each["properties"]["roleDefinitionId"].rsplit("/", 1)[-1]],
+            )
+            for each in self.of_type("Microsoft.Authorization/roleAssignments").values()
         }
 
-
-def text(node: Node) -> str:
-    return (node.text or b"").decode()
-
-
-def walk(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children:
-        yield from walk(child)
-
-
-def entries(node: Node) -> dict[str, Node]:
-    assert node.type == "object", text(node)
-    return {
-        text(each.named_children[0]).strip("'"): each.named_children[-1]
-        for each in node.named_children
-        if each.type == "object_property"
-    }
+    @property
+    def alerts(self) -> dict[str, dict[str, Any]]:
+        """The properties of all alert rules, by name without application and environment."""
+        rules = {
+            **self.of_type("Microsoft.Insights/metricAlerts"),
+            **self.of_type("Microsoft.Insights/scheduledQueryRules"),
+        }
+        return {name.split("-", 2)[2]: each["properties"] for name, each in rules.items()}
 
 
-def value(node: Node, names: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON's values
-    """Return a literal as Python has it, a known name's value, and the source of everything else."""
-    match node.type:
-        case "string" if not any(child.type == "interpolation" for child in node.named_children):
-            return text(node)[1:-1]
-        case "number":
-            return int(text(node))
-        case "array":
-            return [value(each, names) for each in node.named_children if each.type != "comment"]
-        case "object":
-            return {key: value(each, names) for key, each in entries(node).items()}
-        case _:
-            source = text(node)
-            return {"true": True, "false": False}.get(source, (names or {}).get(source, source))
+@pytest.fixture(scope="module", params=ENVIRONMENTS)
+def snapshot(request: pytest.FixtureRequest) -> Snapshot:
+    """Give each environment in turn."""
+    return Snapshot(request.param)
 
 
-def used_symbols(node: Node, local: frozenset[str] = frozenset()) -> Iterator[tuple[str, Node]]:
-    """Yield the names that an expression refers to, without those of its own loops."""
-    if node.type == "identifier":
-        if text(node) not in local:
-            yield text(node), node
-        return
-    children = list(node.named_children)
-    if node.type == "for_statement":
-        local |= {text(children[0])}
-    if node.type == "object_property" and children[0].type in {"identifier", "compatible_identifier"}:
-        children = children[1:]
-    if node.type.endswith("_declaration"):
-        children = children[1:]
-    for child in children:
-        yield from used_symbols(child, local)
+@pytest.fixture(scope="module")
+def prod() -> Snapshot:
+    """Give the production environment."""
+    return Snapshot("prod")
 
 
-def read_main() -> Bicep:
-    return Bicep.read(INFRASTRUCTURE / "main.bicep")
-
-
-def in_service_bus() -> Bicep:
-    """Return the Service Bus module with the names that main.bicep gives it."""
-    main = read_main()
-    path, given = main.modules["serviceBus"]
-    file = Bicep.read(path)
-    for name, node in given.items():
-        file.variables[name] = main.variables.get(text(node), node)
-    return file
-
-
-def app_settings() -> dict[str, str]:
-    """Return the app settings that Bicep sets: name → source of the value."""
-    file = Bicep.read(INFRASTRUCTURE / "modules" / "function-app.bicep")
-    _, settings = file.resources["settings"]
-    found = {}
-    for node in [entries(settings)["properties"], file.variables["organizationSetting"]]:
-        for each in walk(node):
-            if each.type == "object":
-                found.update({name: text(given) for name, given in entries(each).items()})
+@pytest.fixture(scope="module")
+def compiler() -> bicep.Compiler:
+    """Give the Bicep compiler, or skip."""
+    found = bicep.Compiler.find()
+    if found is None:
+        pytest.skip(bicep.MISSING)
     return found
 
 
+def entities() -> dict[str, Any]:
+    """Return the namespace of entities.json."""
+    document = json5.loads((INFRASTRUCTURE / "entities.json").read_text(encoding="utf-8"))
+    (namespace,) = document["UserConfig"]["Namespaces"]
+    return dict(namespace)
+
+
 class Recording(dict[str, str]):
-    """An environment that remembers what it was asked for."""
+    """An environment that records which names are read."""
 
     def __init__(self, *given: Mapping[str, str]) -> None:
         super().__init__(*given)
         self.asked: set[str] = set()
 
-    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401 - as dict has it
-        """Remember the question, and answer it."""
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401 - like dict
+        """Record the name."""
         self.asked.add(key)
         return super().get(key, default)
 
@@ -219,7 +150,7 @@ class Recording(dict[str, str]):
 
 
 def settings_read() -> set[str]:
-    """Return the names that the code asks its environment for, whatever it finds there."""
+    """Return the names that the code reads from its environment."""
     readers: list[Callable[[Mapping[str, str]], object]] = [
         service_bus_settings,
         retry_settings,
@@ -229,287 +160,409 @@ def settings_read() -> set[str]:
     for connection in ({}, {"ServiceBusConnection": "Endpoint=sb://localhost;"}):
         for read in readers:
             environment = Recording(connection)
-            with suppress(errors.InvalidSettings):  # what is missing was asked for nevertheless
+            with suppress(errors.InvalidSettings):  # a missing name was read nevertheless
                 read(environment)
             asked |= environment.asked
     return asked
 
 
-@pytest.mark.parametrize("path", [*BICEP, *PARAMETERS], ids=lambda path: path.name)
-def test_syntax(path: Path) -> None:
-    wrong = [node for node in walk(Bicep.read(path).root) if node.is_error or node.is_missing]
-
-    assert [f"line {node.start_point[0] + 1}: {text(node)[:60]}" for node in wrong] == []
+# The compiler.
 
 
-@pytest.mark.parametrize("path", [*BICEP, *PARAMETERS], ids=lambda path: path.name)
-def test_says_that_no_compiler_has_seen_it(path: Path) -> None:
-    head = re.split(r"\n(?:\nparam |targetScope|using )", path.read_text(encoding="utf-8"))[0]
-
-    assert "No compiler has seen this file" in head
+def test_the_compiler_accepts_all_files_and_the_snapshots_are_current(compiler: bicep.Compiler) -> None:
+    assert bicep.problems(compiler) == []
 
 
-@pytest.mark.parametrize("path", BICEP, ids=lambda path: path.name)
-def test_every_name_is_declared_and_every_declaration_is_used(path: Path) -> None:
-    file = Bicep.read(path)
-    used = {
-        name: node.start_point[0] + 1
-        for declaration in file.root.named_children
-        for name, node in used_symbols(declaration)
+def test_a_warning_of_the_compiler_is_a_failure(compiler: bicep.Compiler, tmp_path: Path) -> None:
+    """The compiler itself exits with 0: an unknown property is only a warning to it."""
+    wrong = tmp_path / "wrong.bicep"
+    wrong.write_text(
+        "resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' = {\n"
+        "  name: 'x'\n  location: 'westeurope'\n  propertys: {}\n}\n",
+        encoding="utf-8",
+    )
+
+    with pytest.raises(bicep.CheckFailed, match="propertys"):
+        compiler.lint(wrong)
+
+
+def test_a_snapshot_that_differs_is_a_failure(compiler: bicep.Compiler, tmp_path: Path) -> None:
+    parameters, template = tmp_path / "small.bicepparam", tmp_path / "small.bicep"
+    template.write_text(
+        "param name string\n"
+        "resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' = {\n"
+        "  name: name\n  location: 'westeurope'\n}\n",
+        encoding="utf-8",
+    )
+    parameters.write_text("using 'small.bicep'\nparam name = 'before'\n", encoding="utf-8")
+    compiler.write_snapshot(parameters)
+    compiler.validate_snapshot(parameters)
+    parameters.write_text("using 'small.bicep'\nparam name = 'after'\n", encoding="utf-8")
+
+    with pytest.raises(bicep.CheckFailed, match="after"):
+        compiler.validate_snapshot(parameters)
+
+
+def test_every_linter_rule_is_an_error() -> None:
+    rules = json.loads((INFRASTRUCTURE / "bicepconfig.json").read_bytes())["analyzers"]["core"]["rules"]
+
+    assert len(rules) == ALL_LINTER_RULES
+    assert {rule["level"] for rule in rules.values()} == {"error"}
+
+
+# What-if.
+
+
+def test_every_name_is_known_before_the_deployment(snapshot: Snapshot) -> None:
+    """Resources whose names derive from values of the deployment are missing in what-if."""
+    assert snapshot.diagnostics == []
+    assert [each["id"] for each in snapshot.resources if "[" in each["id"]] == []
+
+
+def test_nothing_but_ids_of_the_identity_and_addresses_is_unknown_before(snapshot: Snapshot) -> None:
+    unknown = re.findall(r'"(\w+)": "\[([a-z]+)\(', json.dumps(snapshot.resources))
+
+    assert {name for name, _ in unknown} == {
+        "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
+        "APPLICATIONINSIGHTS_CONNECTION_STRING",
+        "AZURE_CLIENT_ID",
+        "AzureWebJobsStorage__clientId",
+        "ServiceBusConnection__clientId",
+        "principalId",
+        "value",  # the address of the storage account
     }
 
-    unknown = {name: f"line {line}" for name, line in used.items() if name not in file.symbols | FUNCTIONS}
-    assert unknown == {}
-    assert {*file.parameters, *file.variables} - set(used) == set()
+
+# App settings.
 
 
-@pytest.mark.parametrize("path", BICEP, ids=lambda path: path.name)
-def test_modules_get_the_parameters_that_they_ask_for_and_give_the_outputs_that_are_used(path: Path) -> None:
-    file = Bicep.read(path)
-
-    for symbol, (module_path, given) in file.modules.items():
-        module = Bicep.read(module_path)
-        required = {name for name, has_default in module.parameters.items() if not has_default}
-        assert required - set(given) == set(), symbol
-        assert set(given) - set(module.parameters) == set(), symbol
-        used = set(re.findall(rf"\b{symbol}\.outputs\.(\w+)", text(file.root)))
-        assert used - set(module.outputs) == set(), symbol
+def test_every_setting_that_the_code_reads_is_set(snapshot: Snapshot) -> None:
+    assert settings_read() - set(snapshot.app_settings) - NOT_IN_AZURE == set()
 
 
-def test_files_that_bicep_loads_are_there() -> None:
-    for path in BICEP:
-        for name in re.findall(r"load(?:Json|Text)Content\('([^']+)'\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / name).is_file(), f"{path.name}: {name}"
+def test_no_setting_is_set_that_nobody_reads(snapshot: Snapshot) -> None:
+    assert set(snapshot.app_settings) - settings_read() - PLATFORM_SETTINGS == set()
 
 
-@pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.name)
-def test_environments_set_parameters_that_exist_and_all_that_are_required(path: Path) -> None:
-    main = read_main()
-    given = Bicep.read(path).parameters
-
-    assert set(given) - set(main.parameters) == set()
-    assert {name for name, has_default in main.parameters.items() if not has_default} - set(given) == set()
-    assert f"environmentName = '{path.stem}'" in path.read_text(encoding="utf-8")
-
-
-def test_every_setting_that_the_code_reads_is_set() -> None:
-    assert settings_read() - set(app_settings()) - NOT_IN_AZURE == set()
-
-
-def test_no_setting_is_set_that_nobody_reads() -> None:
-    assert set(app_settings()) - settings_read() - PLATFORM_SETTINGS == set()
-
-
-def test_the_trigger_asks_for_settings_that_are_set() -> None:
+def test_the_trigger_reads_settings_that_are_set(snapshot: Snapshot) -> None:
     (trigger,) = json.loads((ROOT / "GenerateInvoiceFunction" / "function.json").read_bytes())["bindings"]
 
-    assert trigger["queueName"].strip("%") in app_settings()
-    assert f"{trigger['connection']}__fullyQualifiedNamespace" in app_settings()
-    assert f"{trigger['connection']}__credential" in app_settings()
+    assert trigger["queueName"].strip("%") in snapshot.app_settings
+    assert f"{trigger['connection']}__fullyQualifiedNamespace" in snapshot.app_settings
+    assert f"{trigger['connection']}__credential" in snapshot.app_settings
 
 
-def test_the_values_that_bicep_sets_are_accepted_by_the_code() -> None:
-    """Literals as they are; what is known only in Azure in the form in which Azure gives it."""
-    known_in_azure = {
-        "identityClientId": "11111111-2222-3333-4444-555555555555",
-        "serviceBusHost": "sb-invoicing-dev.servicebus.windows.net",
-        "dataverseUrl": "https://contoso.crm.dynamics.com",
-        "dataverseOrganizationId": "11111111-2222-3333-4444-555555555555",
-        "orderedOpportunity": "skip",
-        "opportunityWonQueueName": "opportunity-won",
-        "failedQueueName": "opportunity-won-failed",
-        "invoiceCreatedTopicName": "invoice-created",
-    }
+def test_the_values_that_bicep_sets_are_accepted_by_the_code(snapshot: Snapshot) -> None:
+    """What only Azure knows is replaced by a value of the same form."""
+    client_id = "11111111-2222-3333-4444-555555555555"
     environment = {
-        name: known_in_azure.get(source, source.strip("'")) for name, source in app_settings().items()
+        name: client_id if value.startswith("[") else value for name, value in snapshot.app_settings.items()
     }
 
     assert service_bus_settings(environment).invocation_deadline == 240
     assert retry_settings(environment) == retry_settings({})
-    assert dataverse_settings(environment).url == "https://contoso.crm.dynamics.com"
+    assert dataverse_settings(environment).url == snapshot.app_settings["DATAVERSE_URL"]
 
 
-def test_times_of_one_invocation_contain_each_other() -> None:
+def test_the_organization_is_set_where_it_is_known() -> None:
+    source = (INFRASTRUCTURE / "modules" / "function-app.bicep").read_text(encoding="utf-8")
+
+    assert "empty(dataverseOrganizationId) ? {} : organizationSetting" in source
+    assert "DATAVERSE_ORGANIZATION_ID: dataverseOrganizationId" in source
+
+
+def test_the_time_limits_of_one_invocation_contain_each_other(snapshot: Snapshot) -> None:
     """An invocation's own deadline < functionTimeout < lock renewal."""
     host = json.loads((ROOT / "host.json").read_bytes())
-    deadline = float(app_settings()["INVOCATION_DEADLINE_SECONDS"].strip("'"))
+    deadline = float(snapshot.app_settings["INVOCATION_DEADLINE_SECONDS"])
     renewal = host["extensions"]["serviceBus"]["maxAutoLockRenewalDuration"]
 
     assert deadline < _seconds(host["functionTimeout"]) < _seconds(renewal)
 
 
-def test_as_many_threads_as_messages_at_once_and_fewer_calls_than_dataverse_allows() -> None:
-    file = Bicep.read(INFRASTRUCTURE / "modules" / "function-app.bicep")
-    at_once = json.loads((ROOT / "host.json").read_bytes())["extensions"]["serviceBus"]["maxConcurrentCalls"]
-    instances = int(re.findall(r"param maximumInstanceCount int = (\d+)", text(read_main().root))[0])
+def test_the_bounds_of_retries_fit_into_the_life_of_a_message(snapshot: Snapshot) -> None:
+    (won, _) = Configuration.load().queues
+    longest = max(int(value) for name, value in snapshot.app_settings.items() if name.startswith("RETRY_"))
 
-    threads = app_settings()["PYTHON_THREADPOOL_THREAD_COUNT"]
-    assert threads == "string(hostConfiguration.extensions.serviceBus.maxConcurrentCalls)"
-    assert text(file.variables["hostConfiguration"]) == "loadJsonContent('../../host.json')"
-    assert at_once * instances < 52
+    assert won.default_time_to_live is not None
+    assert 2 * longest < won.default_time_to_live.total_seconds()
 
 
-def test_the_sandbox_has_the_entities_of_azure() -> None:
-    """Entity by entity and property by property; what the sandbox leaves out is listed here."""
-    left_out = {
-        "defaultMessageTimeToLive",
-        "status",
-    }  # nothing in the sandbox lives for days, or is switched off
-    defaults = {"requiresDuplicateDetection": False, "deadLetteringOnMessageExpiration": False}
-    file = in_service_bus()
-    (namespace,) = json5.loads((ROOT / "sandbox/service_bus/entities.json").read_text(encoding="utf-8"))[
-        "UserConfig"
-    ]["Namespaces"]
-
-    queues = _by_name(file.of_type("Microsoft.ServiceBus/namespaces/queues"))
-    topics = _by_name(file.of_type("Microsoft.ServiceBus/namespaces/topics"))
-    subscriptions = _by_name(file.of_type("Microsoft.ServiceBus/namespaces/topics/subscriptions"))
-    (topic,) = namespace["Topics"]
-    pairs = [
-        *((queues.pop(each["Name"]), each) for each in namespace["Queues"]),
-        (topics.pop(topic["Name"]), topic),
-        *((subscriptions.pop(each["Name"]), each) for each in topic["Subscriptions"]),
+def test_as_many_threads_as_concurrent_messages_and_fewer_calls_than_dataverse_allows(
+    snapshot: Snapshot,
+) -> None:
+    concurrent = json.loads((ROOT / "host.json").read_bytes())["extensions"]["serviceBus"][
+        "maxConcurrentCalls"
     ]
+    scale = snapshot.only("Microsoft.Web/sites")["properties"]["functionAppConfig"]["scaleAndConcurrency"]
 
-    assert (queues, topics, subscriptions) == ({}, {}, {})
-    for azure, sandbox in pairs:
-        there = {name[0].lower() + name[1:]: given for name, given in sandbox["Properties"].items()}
-        for name in left_out:
-            there.pop(name, None)
-        here = {name: given for name, given in azure.items() if name not in left_out}
-        if here.get("forwardDeadLetteredMessagesTo") == "failed.name":
-            here["forwardDeadLetteredMessagesTo"] = "opportunity-won-failed"
-        if sandbox["Name"] == "opportunity-won-failed":
-            here.pop("deadLetteringOnMessageExpiration")  # nothing expires there
-        assert defaults | here == defaults | there, sandbox["Name"]
+    assert snapshot.app_settings["PYTHON_THREADPOOL_THREAD_COUNT"] == str(concurrent)
+    assert concurrent * scale["maximumInstanceCount"] < 52
 
 
-def test_the_published_contract_has_the_entities_of_azure() -> None:
-    """What the AsyncAPI document tells others of queues and topics is what Bicep creates."""
-    file = in_service_bus()
-    created = {
-        **_by_name(file.of_type("Microsoft.ServiceBus/namespaces/queues")),
-        **_by_name(file.of_type("Microsoft.ServiceBus/namespaces/topics")),
+# Entities.
+
+
+def test_azure_has_the_entities_of_the_file(snapshot: Snapshot) -> None:
+    """Entity by entity and property by property; Bicep adds a size, and the status that `paused` says."""
+    namespace = entities()
+    (topic,) = namespace["Topics"]
+    designed = {
+        "queues": namespace["Queues"],
+        "topics": namespace["Topics"],
+        "topics/subscriptions": topic["Subscriptions"],
     }
-    created["opportunity-won"]["forwardDeadLetteredMessagesTo"] = "opportunity-won-failed"
+
+    for kind, expected in designed.items():
+        deployed = snapshot.of_type(f"Microsoft.ServiceBus/namespaces/{kind}")
+        assert set(deployed) == {each["Name"] for each in expected}
+        for each in expected:
+            properties = deployed[each["Name"]]["properties"]
+            added: dict[str, Any] = {"maxSizeInMegabytes": 5120} if kind != "topics/subscriptions" else {}
+            if each["Name"] == "opportunity-won":
+                added["status"] = "Active"
+            lowered = {name[0].lower() + name[1:]: value for name, value in each["Properties"].items()}
+            assert properties == lowered | added, each["Name"]
+
+
+def test_the_sandbox_has_the_same_entities() -> None:
+    assert DEFAULT_ENTITIES == INFRASTRUCTURE / "entities.json"
+
+
+def test_the_app_uses_the_entities_of_the_file(snapshot: Snapshot) -> None:
+    won, failed = (queue["Name"] for queue in entities()["Queues"])
+    (created,) = (topic["Name"] for topic in entities()["Topics"])
+
+    assert snapshot.app_settings["OPPORTUNITY_WON_QUEUE"] == won
+    assert snapshot.app_settings["OPPORTUNITY_WON_FAILED_QUEUE"] == failed
+    assert snapshot.app_settings["INVOICE_CREATED_TOPIC"] == created
+
+
+def test_the_published_contract_has_the_entities_of_azure(prod: Snapshot) -> None:
+    """What the AsyncAPI document says about queues and topics is what Bicep creates."""
+    created = {
+        **prod.of_type("Microsoft.ServiceBus/namespaces/queues"),
+        **prod.of_type("Microsoft.ServiceBus/namespaces/topics"),
+    }
     contract = yaml.safe_load((ROOT / "shared/contracts/asyncapi.yaml").read_text(encoding="utf-8"))
 
     assert {channel["address"] for channel in contract["channels"].values()} == set(created)
     for channel in contract["channels"].values():
-        told = channel["x-azure-service-bus"]
-        del told["entity"]
-        assert told.items() <= created[channel["address"]].items(), channel["address"]
+        documented = channel["x-azure-service-bus"]
+        del documented["entity"]
+        assert documented.items() <= created[channel["address"]]["properties"].items(), channel["address"]
 
 
-def test_dataverse_may_send_to_one_queue_and_nothing_else_has_a_key() -> None:
-    file = in_service_bus()
-    kinds = [typed.split("@")[0] for typed, _ in file.resources.values() if "authorizationRules" in typed]
+# Keys and rights.
 
-    (rule,) = file.of_type("Microsoft.ServiceBus/namespaces/queues/authorizationRules").values()
-    assert kinds == ["Microsoft.ServiceBus/namespaces/queues/authorizationRules"]
-    assert (rule["parent"], rule["properties"]) == ("opportunityWon", {"rights": ["Send"]})
-    # The name belongs to the key: with another one Dataverse is refused.
+
+def test_dataverse_may_send_to_one_queue_and_no_other_rule_exists(snapshot: Snapshot) -> None:
+    (rule,) = [each for each in snapshot.resources if "authorizationRules" in each["type"]]
+
+    assert rule["name"].endswith("/opportunity-won/dataverse")
+    assert rule["properties"] == {"rights": ["Send"]}
+    # The name belongs to the key: Dataverse is refused with another one.
     for page in (DEPLOY, RUNBOOK):
-        assert set(re.findall(r"--sas-key-name (\S+)", page)) == {rule["name"]}
+        assert set(re.findall(r"--sas-key-name (\S+)", page)) == {"dataverse"}
 
 
-def test_no_key_is_read_or_given_out() -> None:
-    for path in BICEP:
-        assert not re.search(
-            r"\blist(Keys|Accounts|Secrets)|primaryKey|connectionStrings", path.read_text(encoding="utf-8")
-        )
+def test_no_key_is_read_or_is_an_output(snapshot: Snapshot) -> None:
+    document = json.dumps([snapshot.resources, snapshot.outputs])
 
-
-def test_the_function_has_the_rights_of_the_design_and_no_other() -> None:
-    sender, receiver = "69a216fc-b8fb-44d8-bc22-1f3c2cd27a39", "4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0"
-    given = {
-        (each["scope"], each["properties"]["roleDefinitionId"])
-        for each in in_service_bus().of_type("Microsoft.Authorization/roleAssignments").values()
-    }
-
-    def role(name: str) -> str:
-        return f"subscriptionResourceId('Microsoft.Authorization/roleDefinitions', {name})"
-
-    file = in_service_bus()
-    assert (value(file.variables["dataSender"]), value(file.variables["dataReceiver"])) == (sender, receiver)
-    assert given == {
-        ("opportunityWon", role("dataReceiver")),
-        ("opportunityWon", role("dataSender")),
-        ("failed", role("dataSender")),
-        ("invoiceCreated", role("dataSender")),
-        ("namespace", "entityReader.id"),
+    assert not re.search(r"list(Keys|Accounts|Secrets)|primaryKey|connectionStrings", document)
+    assert set(snapshot.outputs) == {
+        "functionAppName",
+        "identityClientId",
+        "serviceBusNamespaceId",
+        "serviceBusNamespaceName",
     }
 
 
-class _Discarding:
-    def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
-        """Nothing is sent: only what is logged counts."""
+def test_the_function_has_the_rights_of_the_design_and_no_other(snapshot: Snapshot) -> None:
+    storage = snapshot.only("Microsoft.Storage/storageAccounts")["name"]
+    namespace = snapshot.only("Microsoft.ServiceBus/namespaces")["name"]
+    component = snapshot.only("Microsoft.Insights/components")["name"]
 
-
-def test_the_query_of_the_alert_understands_the_line_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A retry is logged by the deployed code, and read with the pattern of the alert's query."""
-    settings = {
-        "ServiceBusConnection__fullyQualifiedNamespace": "sb.servicebus.windows.net",
-        "OPPORTUNITY_WON_QUEUE": "opportunity-won",
-        "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won-failed",
-        "INVOICE_CREATED_TOPIC": "invoice-created",
+    assert snapshot.assignments == {
+        ("opportunity-won", "Azure Service Bus Data Receiver"),
+        ("opportunity-won", "Azure Service Bus Data Sender"),
+        ("opportunity-won-failed", "Azure Service Bus Data Sender"),
+        ("invoice-created", "Azure Service Bus Data Sender"),
+        (namespace, "Reader"),
+        (storage, "Storage Blob Data Owner"),
+        (storage, "Storage Table Data Contributor"),
+        (component, "Monitoring Metrics Publisher"),
     }
-    handler = bootstrap.build(settings, sender=_Discarding(), random=lambda: 0.5)
-    message = Message(
-        body=b'{"opportunityId": "5b1ce8a8-6c39-4c1b-9b0b-3d6a5a6ce0a1"}',
-        message_id="root: of all",
-        sequence_number=1,
-        enqueued_at=datetime.now(UTC),
-        content_type="application/json",
-        correlation_id=None,
-        subject=None,
-        properties={
-            "InvoicingRoot": "root: of all",
-            "InvoicingAttempt": 3,
-            "InvoicingFirstSeen": (datetime.now(UTC) - timedelta(seconds=2000)).isoformat(),
-        },
-    )
-
-    with caplog.at_level(logging.WARNING):
-        handler.handle(message)
-
-    (line,) = [record.message for record in caplog.records if record.message.startswith("retry: ")]
-    (pattern,) = re.findall(
-        r"parse Message with (.+)", (INFRASTRUCTURE / "queries/old-retries.kql").read_text()
-    )
-    found = re.fullmatch(_as_regular_expression(pattern), line, re.DOTALL)
-    assert found
-    assert found["Reason"] == "InvalidSettings"
-    assert found["Opportunity"] == "5b1ce8a8-6c39-4c1b-9b0b-3d6a5a6ce0a1"
-    assert int(found["Attempt"]) == 3
-    assert 1990 <= int(found["AgeSeconds"]) <= 2010
 
 
-def test_the_query_for_throttling_asks_for_a_reason_that_exists() -> None:
-    query = (INFRASTRUCTURE / "queries/dataverse-throttled.kql").read_text(encoding="utf-8")
-
-    assert f'"retry: reason={errors.DataverseThrottled.reason} "' in query
-
-
-def test_the_runbook_knows_every_alert() -> None:
-    alerts = re.findall(
-        r"^    name: '([\w-]+)'", (INFRASTRUCTURE / "modules/alerts.bicep").read_text("utf-8"), re.MULTILINE
-    )
-
-    assert len(alerts) == 6
-    assert [name for name in alerts if f"\n| `{name}` |" not in RUNBOOK] == []
+def test_the_pipeline_assigns_roles_to_the_function_identity_only(snapshot: Snapshot) -> None:
+    """So the condition on its right to assign roles can name service principals and these roles."""
+    for each in snapshot.of_type("Microsoft.Authorization/roleAssignments").values():
+        assert each["properties"]["principalType"] == "ServicePrincipal"
+        assert "/userAssignedIdentities/id-invoicing-" in each["properties"]["principalId"]
+    assert snapshot.of_type("Microsoft.Authorization/roleDefinitions") == {}
 
 
-def test_the_runbook_knows_every_reason_and_no_other() -> None:
+def test_reading_and_publishing_are_different_roles_of_people() -> None:
+    source = (INFRASTRUCTURE / "operators.bicep").read_text(encoding="utf-8")
+    given = re.findall(r"name: guid\((\w+)\.id, (\w+), (\w+)\)\n  scope: (\w+)\n", source)
+
+    assert {(who, role, scope) for _, who, role, scope in given} == {
+        ("operatorsGroupId", "dataReceiver", "opportunityWon"),
+        ("operatorsGroupId", "dataSender", "opportunityWon"),
+        ("operatorsGroupId", "dataReceiver", "failed"),
+        ("operatorsGroupId", "dataReceiver", "audit"),
+        ("publishersGroupId", "dataSender", "invoiceCreated"),
+        ("readPrincipalId", "dataReceiver", "opportunityWon"),
+        ("readPrincipalId", "dataReceiver", "failed"),
+    }
+    assert all(named == scope for named, _, _, scope in given)
+
+
+def test_nothing_accepts_a_key_or_password_but_the_queue_that_dataverse_posts_to(snapshot: Snapshot) -> None:
+    storage = snapshot.only("Microsoft.Storage/storageAccounts")["properties"]
+    passwords = snapshot.of_type("Microsoft.Web/sites/basicPublishingCredentialsPolicies")
+    workspace = snapshot.only("Microsoft.OperationalInsights/workspaces")["properties"]
+
+    assert storage["allowSharedKeyAccess"] is False
+    assert storage["allowBlobPublicAccess"] is False
+    assert {name: each["properties"]["allow"] for name, each in passwords.items()} == {
+        "scm": False,
+        "ftp": False,
+    }
+    assert workspace["features"]["disableLocalAuth"] is True
+    assert snapshot.only("Microsoft.Insights/components")["properties"]["DisableLocalAuth"] is True
+
+
+def test_inbound_rules_and_tls_versions_are_stated(snapshot: Snapshot) -> None:
+    site = snapshot.only("Microsoft.Web/sites")["properties"]
+
+    assert site["publicNetworkAccess"] == "Enabled"
+    assert site["siteConfig"] == {
+        "minTlsVersion": "1.2",
+        "scmMinTlsVersion": "1.2",
+        "ipSecurityRestrictionsDefaultAction": "Allow",
+        "scmIpSecurityRestrictionsUseMain": False,
+        "scmIpSecurityRestrictionsDefaultAction": "Allow",
+    }
+    assert snapshot.only("Microsoft.ServiceBus/namespaces")["properties"]["minimumTlsVersion"] == "1.2"
+
+
+def test_the_namespace_of_production_cannot_be_deleted() -> None:
+    locks = {name: Snapshot(name).of_type("Microsoft.Authorization/locks") for name in ENVIRONMENTS}
+
+    (lock,) = locks["prod"].values()
+    assert lock["properties"]["level"] == "CanNotDelete"
+    assert "/providers/Microsoft.ServiceBus/namespaces/sb-invoicing-prod-" in lock["id"]
+    assert (locks["dev"], locks["test"]) == ({}, {})
+
+
+# Logs and alerts.
+
+
+@pytest.mark.parametrize(("environment", "days"), [("dev", 30), ("test", 30), ("prod", 90)])
+def test_logs_are_kept_as_long_as_promised(environment: str, days: int) -> None:
+    """Without a retention of their own, Azure keeps the tables of Application Insights for 90 days."""
+    snapshot = Snapshot(environment)
+    tables = snapshot.of_type("Microsoft.OperationalInsights/workspaces/tables")
+
+    assert {"AppTraces", "AppRequests", "AppExceptions", "AppDependencies", "AppMetrics"} <= set(tables)
+    for table in tables.values():
+        assert table["properties"] == {"retentionInDays": days, "totalRetentionInDays": days}
+    assert snapshot.only("Microsoft.OperationalInsights/workspaces")["properties"]["retentionInDays"] == days
+    assert "30 days, prod 90 (`logRetentionDays`)" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def test_changes_of_the_namespace_are_logged(snapshot: Snapshot) -> None:
+    (setting,) = snapshot.of_type("Microsoft.Insights/diagnosticSettings").values()
+
+    assert "/Microsoft.ServiceBus/namespaces/sb-invoicing-" in setting["id"]
+    assert setting["properties"]["logs"] == [{"categoryGroup": "allLogs", "enabled": True}]
+
+
+def test_the_runbook_describes_every_alert(snapshot: Snapshot) -> None:
+    assert [name for name in snapshot.alerts if f"\n| `{name}` |" not in RUNBOOK] == []
+
+
+def test_an_open_alert_hides_no_later_failure(snapshot: Snapshot) -> None:
+    """A stateful alert notifies once until its condition ends, and a failed message may wait for weeks."""
+    parked, reminder = snapshot.alerts["parked"], snapshot.alerts["failed-messages-daily"]
+    (rule,) = snapshot.of_type("Microsoft.AlertsManagement/actionRules").values()
+    (recurrence,) = rule["properties"]["schedule"]["recurrences"]
+
+    assert parked["autoMitigate"] is False
+    assert reminder["autoMitigate"] is False
+    # Azure notifies after one to two evaluations, so at least once in the hour that the rule opens.
+    assert reminder["evaluationFrequency"] == "PT30M"
+    assert recurrence == {"recurrenceType": "Daily", "startTime": "07:00:00", "endTime": "08:00:00"}
+    assert rule["properties"]["conditions"][0]["values"] == [rule["name"]]
+    assert reminder["actions"] == []
+    # Retries for one reason must not hide the retries for another.
+    (criterion,) = snapshot.alerts["old-retries"]["criteria"]["allOf"]
+    assert criterion["dimensions"] == [{"name": "Reason", "operator": "Include", "values": ["*"]}]
+
+
+def test_every_alert_but_the_reminder_reaches_the_operators(snapshot: Snapshot) -> None:
+    group = snapshot.only("Microsoft.Insights/actionGroups")
+    reminder = snapshot.only("Microsoft.AlertsManagement/actionRules")["properties"]["actions"]
+
+    for name, alert in snapshot.alerts.items():
+        if name != "failed-messages-daily":
+            assert group["id"] in json.dumps(alert["actions"]), name
+    assert reminder == [{"actionType": "AddActionGroups", "actionGroupIds": [group["id"]]}]
+    assert [each["emailAddress"] for each in group["properties"]["emailReceivers"]] == [
+        "invoicing-operations@contoso.com"
+    ]
+
+
+def test_the_alert_on_size_fires_before_the_queue_is_full(snapshot: Snapshot) -> None:
+    (criterion,) = snapshot.alerts["queue-size"]["criteria"]["allOf"]
+    queue = snapshot.of_type("Microsoft.ServiceBus/namespaces/queues")["opportunity-won"]["properties"]
+
+    assert (criterion["metricName"], criterion["timeAggregation"]) == ("Size", "Maximum")
+    assert criterion["threshold"] == 0.8 * queue["maxSizeInMegabytes"] * 1024 * 1024
+
+
+def test_the_workbook_has_a_tile_for_each_query(snapshot: Snapshot) -> None:
+    workbook = snapshot.only("Microsoft.Insights/workbooks")["properties"]
+    parameters, *tiles = json.loads(workbook["serializedData"])["items"]
+    queries = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in (INFRASTRUCTURE / "queries/workbook").iterdir()
+    }
+
+    assert {tile["name"]: tile["content"]["query"] for tile in tiles} == queries
+    (time_range,) = parameters["content"]["parameters"]
+    assert {tile["content"]["timeContextFromParameter"] for tile in tiles} == {time_range["name"]}
+
+
+def test_the_alerts_have_the_queries_of_the_files(snapshot: Snapshot) -> None:
+    queries = {
+        path.stem: path.read_text(encoding="utf-8") for path in (INFRASTRUCTURE / "queries/alerts").iterdir()
+    }
+    deployed = {
+        name: alert["criteria"]["allOf"][0]["query"]
+        for name, alert in snapshot.alerts.items()
+        if "query" in alert["criteria"]["allOf"][0]
+    }
+
+    assert deployed == queries
+
+
+# The documentation.
+
+
+def test_the_runbook_describes_every_reason_and_no_other() -> None:
     """Those of the error tree, and those that the broker gives itself."""
-    reasons = {error.reason for error in _leaves(errors.InvoicingFailure)}
+    decisions = (errors.RetryLater, errors.ParkNow, errors.ServiceBusUnavailable)
+    reasons = {leaf.reason for decision in decisions for leaf in _leaves(decision)}
     table = RUNBOOK.split("## Reasons")[1].split("## Log lines")[0]
 
     known = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     assert known == reasons | {"MaxDeliveryCountExceeded", "TTLExpiredException"}
 
 
-def test_the_runbook_knows_every_line_that_is_logged() -> None:
+def test_the_runbook_describes_every_line_that_is_logged() -> None:
     lines = {
         prefix
         for path in (ROOT / "shared").glob("*.py")
@@ -521,35 +574,27 @@ def test_the_runbook_knows_every_line_that_is_logged() -> None:
 
 
 def test_the_runbook_shows_the_query_of_the_alert() -> None:
-    query = (INFRASTRUCTURE / "queries/old-retries.kql").read_text("utf-8")
+    query = (INFRASTRUCTURE / "queries/alerts/old-retries.kql").read_text("utf-8")
 
     assert "\n".join(line for line in query.splitlines() if not line.startswith("//")) in RUNBOOK
 
 
-def test_the_sum_in_the_documentation_is_the_one_that_is_deployed() -> None:
-    at_once = json.loads((ROOT / "host.json").read_bytes())["extensions"]["serviceBus"]["maxConcurrentCalls"]
-    (instances,) = re.findall(r"param maximumInstanceCount int = (\d+)", text(read_main().root))
+def test_the_product_in_the_documentation_is_the_one_that_is_deployed(prod: Snapshot) -> None:
+    concurrent = int(prod.app_settings["PYTHON_THREADPOOL_THREAD_COUNT"])
+    scale = prod.only("Microsoft.Web/sites")["properties"]["functionAppConfig"]["scaleAndConcurrency"]
+    instances = scale["maximumInstanceCount"]
 
-    factors = f"= {instances} * 1 * {at_once} = **{int(instances) * at_once}**"
+    factors = f"= {instances} * 1 * {concurrent} = **{instances * concurrent}**"
     assert factors.replace("*", "\N{MULTIPLICATION SIGN}", 2) in DEPLOY
 
 
-def test_the_page_of_settings_has_each_setting_and_the_defaults_of_the_code() -> None:
+def test_the_page_of_settings_has_each_setting_and_the_values_of_azure(prod: Snapshot) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", _settings_page("App settings"), re.MULTILINE))
     read_by_azure = {"PYTHON_THREADPOOL_THREAD_COUNT", "ServiceBusConnection__credential"}
-    defaults = retry_settings({})
-    seconds = {
-        "RETRY_OPEN_SECONDS": defaults.bounds[RetryPolicy.OPEN],
-        "RETRY_RECORD_SECONDS": defaults.bounds[RetryPolicy.RECORD],
-        "RETRY_OUTAGE_SECONDS": defaults.bounds[RetryPolicy.OUTAGE],
-        "RETRY_FIRST_DELAY_SECONDS": defaults.first_delay,
-        "RETRY_MAX_DELAY_SECONDS": defaults.longest_delay,
-    }
+    retries = {name: value for name, value in prod.app_settings.items() if name.startswith("RETRY_")}
 
     assert set(rows) == settings_read() | read_by_azure
-    assert {name: rows[name] for name in seconds} == {
-        name: f"{time.total_seconds():.0f}" for name, time in seconds.items()
-    }
+    assert {name: rows[name] for name in retries} == retries
 
 
 def test_the_page_of_settings_has_the_values_of_host_json() -> None:
@@ -578,30 +623,18 @@ def test_the_page_of_settings_has_what_the_commands_read_besides() -> None:
     assert set(rows) == {login.CLIENT_ID, login.ANSWER_SECONDS, connect.SAS_KEY_SETTING}
 
 
-def test_nothing_can_be_reached_with_a_key_but_the_queue_that_dataverse_posts_to() -> None:
-    app = Bicep.read(INFRASTRUCTURE / "modules" / "function-app.bicep")
-    (storage,) = app.of_type("Microsoft.Storage/storageAccounts").values()
-    passwords = app.of_type("Microsoft.Web/sites/basicPublishingCredentialsPolicies").values()
-    (logs,) = (
-        Bicep.read(INFRASTRUCTURE / "modules" / "monitoring.bicep")
-        .of_type("Microsoft.Insights/components")
-        .values()
-    )
-
-    assert storage["properties"]["allowSharedKeyAccess"] is False
-    assert storage["properties"]["allowBlobPublicAccess"] is False
-    assert {each["name"]: each["properties"]["allow"] for each in passwords} == {"scm": False, "ftp": False}
-    assert logs["properties"]["DisableLocalAuth"] is True
-
-
-def test_the_providers_to_register_are_those_of_the_resources() -> None:
+def test_the_providers_to_register_are_those_of_the_resources(prod: Snapshot) -> None:
     """In an empty subscription none is; that of authorization always is."""
-    used = {typed.partition("/")[0] for path in BICEP for typed, _ in Bicep.read(path).resources.values()} - {
-        "Microsoft.Authorization"
-    }
+    used = {each["type"].partition("/")[0] for each in prod.resources} - {"Microsoft.Authorization"}
     (named,) = re.findall(r"for provider in (.*?); do", DEPLOY, re.DOTALL)
 
     assert set(named.replace("\\\n", " ").split()) == used
+
+
+def test_the_documentation_says_how_much_a_deployment_creates() -> None:
+    counts = [len(Snapshot(environment).resources) for environment in ENVIRONMENTS]
+
+    assert f"{counts[0]} resources" in DEPLOY
 
 
 def _settings_page(heading: str) -> str:
@@ -609,22 +642,9 @@ def _settings_page(heading: str) -> str:
     return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
-def _leaves(error: type[errors.InvoicingFailure]) -> list[type[errors.InvoicingFailure]]:
-    below = [leaf for each in error.__subclasses__() for leaf in _leaves(each)]
-    return below or [error]
-
-
-def _as_regular_expression(pattern: str) -> str:
-    """Translate the pattern of KQL's `parse`: literals in quotes, columns with a type between them."""
-    kinds = {"string": ".*?", "int": r"\d+"}
-    parts = re.findall(r'"([^"]*)"|(\w+):(\w+)', pattern)
-    return "".join(
-        re.escape(literal) if literal else f"(?P<{column}>{kinds[kind]})" for literal, column, kind in parts
-    )
-
-
-def _by_name(resources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {each["name"]: each["properties"] for each in resources.values()}
+def _leaves(decision: Any) -> list[Any]:  # noqa: ANN401 - a class of the error tree
+    below = [leaf for each in decision.__subclasses__() for leaf in _leaves(each)]
+    return below or [decision]
 
 
 def _seconds(duration: str) -> int:
