@@ -15,12 +15,14 @@ WORKERS ?= 4
 FUZZ_INPUTS ?= 1000000
 # pip, with a progress that fits on the screen.
 PIP := $(BIN)/python sandbox/install.py
+# Where a build server reads the results of the tests.
+junit = $(if $(RESULTS),--junit-xml=$(RESULTS)/$(1).xml)
 # In the sandbox, Dataverse is set up by the same command as in a real environment.
 CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start test test-all faults fuzz mutants bench package scan check snapshot format clean lock
+.PHONY: help demo start test test-all faults fuzz mutants bench package sbom audit scan templates check snapshot format clean lock
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -31,10 +33,11 @@ demo: $(VENV)/.sandbox ## win opportunities and watch the invoices come: N=200 f
 start: $(VENV)/.sandbox ## run the sandbox until Ctrl-C
 	@$(BIN)/python -m sandbox start --connect-with '$(CONNECT)'
 
-test: $(VENV)/.dev ## run all tests
-	$(BIN)/coverage run -m pytest tests/unit tests/contract
+test: $(VENV)/.dev ## run all tests; RESULTS=folder also writes reports for a build server
+	$(BIN)/coverage run -m pytest $(call junit,unit) tests/unit tests/contract
 	$(BIN)/coverage report --fail-under=100
-	$(BIN)/python -m pytest -n $(WORKERS) tests/sandbox tests/end_to_end tests/faults
+	$(if $(RESULTS),$(BIN)/coverage xml -o $(RESULTS)/coverage/coverage.xml)
+	$(BIN)/python -m pytest $(call junit,sockets) -n $(WORKERS) tests/sandbox tests/end_to_end tests/faults
 
 test-all: ## run all tests on every supported Python: VERSIONS=3.12 for fewer
 	@for version in $(VERSIONS); do \
@@ -64,11 +67,22 @@ mutants: $(VENV)/.dev ## change the deployed code in small ways and see that a t
 bench: $(VENV)/.dev ## compare the product with a bare loop and with the usual sample: BENCH='--rounds 3' for options
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip
-	@$(BIN)/python -m infrastructure.package
+package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip; TELEMETRY=1 adds OpenTelemetry
+	@$(BIN)/python -m infrastructure.package $(if $(TELEMETRY),--telemetry)
 
-scan: .venv-scan/.installed ## look for weaknesses in the Bicep files
+sbom: build/function.requirements.txt .venv-scan/.installed ## list what the package contains, as CycloneDX
+	@.venv-scan/bin/cyclonedx-py requirements --output-reproducible --of JSON \
+		-o build/function.cdx.json build/function.requirements.txt
+	@echo build/function.cdx.json
+
+audit: build/function.requirements.txt .venv-scan/.installed ## look for known vulnerabilities in what is deployed and in operations
+	@.venv-scan/bin/python -m infrastructure.audit build/function.requirements.txt requirements-operations.txt
+
+scan: .venv-scan/.installed ## scan the Bicep files for weaknesses
 	@.venv-scan/bin/checkov --config-file infrastructure/checkov.yaml
+
+templates: $(VENV)/.dev ## compile the Bicep files to build/template (needs a Bicep compiler)
+	@$(BIN)/python -m infrastructure.bicep build
 
 check: $(VENV)/.dev ## lint, format and types; with a Bicep compiler (BICEP=path, or on the path) also the Bicep files
 	$(BIN)/ruff check .
@@ -89,10 +103,16 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 	lock pyproject.toml -o requirements.txt; \
 	lock pyproject.toml --group sandbox -c requirements.txt -o requirements-sandbox.txt; \
 	lock pyproject.toml --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
-	lock --group pyproject.toml:scan -o requirements-scan.txt
+	lock pyproject.toml --group operations -c requirements-sandbox.txt -o requirements-operations.txt; \
+	lock pyproject.toml --group telemetry -c requirements.txt -o requirements-telemetry.txt; \
+	lock --group pyproject.toml:scan -o requirements-scan.txt; \
+	lock --group pyproject.toml:azure -o requirements-azure.txt
 
 clean: ## remove what the commands above made
 	rm -rf .venv .venv-* build .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+build/function.requirements.txt:
+	@$(MAKE) package
 
 $(VENV)/.python: | sandbox/prerequisites.py
 	@$(PYTHON) sandbox/prerequisites.py

@@ -1,6 +1,6 @@
-"""Questions to Azure through the Azure CLI, with its login.
+"""Queries to Azure through the Azure CLI, with its login.
 
-That is `az login` on a desk and the service connection in the pipeline, so nothing here ever sees a credential.
+That is `az login` on a workstation and the read connection in the pipeline, so no credential is handled here.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import subprocess
 from typing import Any
 
 SECONDS = 60
-# What the deployments of main.bicep are called, here, in the pipeline and in docs/deploy.md.
+# A person names the deployment of main.bicep "invoicing"; the pipeline adds a hyphen and the id of its run.
 DEPLOYMENT = "invoicing"
 
 
-class NoAnswerError(Exception):
-    """Azure did not answer this question this time; the text is the CLI's own."""
+class AzureCommandFailed(Exception):
+    """The Azure CLI did not give a usable response; the text is its own message."""
 
 
-def ask(*arguments: str) -> Any:  # noqa: ANN401 - JSON's values
-    """Return the answer to an `az` command; raises NoAnswerError."""
+def query(*arguments: str) -> Any:  # noqa: ANN401 - JSON's values
+    """Return the output of an `az` command; raises AzureCommandFailed."""
     try:
         done = subprocess.run(  # noqa: S603 - our own commands, no shell
             ["az", *arguments, "--output", "json"],  # noqa: S607 - wherever the CLI is installed
@@ -29,29 +29,40 @@ def ask(*arguments: str) -> Any:  # noqa: ANN401 - JSON's values
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoAnswerError(str(error)) from error
+        raise AzureCommandFailed(str(error)) from error
     if done.returncode != 0:
-        raise NoAnswerError(done.stderr.strip()[-500:])
+        raise AzureCommandFailed(done.stderr.strip()[-500:])
     try:
         return json.loads(done.stdout)
     except ValueError as error:
-        raise NoAnswerError(f"no JSON, but {done.stdout[:100]!r}") from error
+        raise AzureCommandFailed(f"no JSON, but {done.stdout[:100]!r}") from error
 
 
-def function_app_of(resource_group: str) -> str:
-    """Return the name of the function app that was deployed into a resource group; raises NoAnswerError."""
-    query = "properties.outputs.functionAppName.value"
-    name = ask(
-        "deployment",
-        "group",
-        "show",
-        "--name",
-        DEPLOYMENT,
-        "--resource-group",
-        resource_group,
-        "--query",
-        query,
+def outputs_of(resource_group: str, deployment: str | None = None) -> dict[str, str]:
+    """Return the outputs of a deployment of main.bicep, by default of the newest that succeeded.
+
+    Raises AzureCommandFailed.
+    """
+    names = (
+        f"name=='{DEPLOYMENT}' || starts_with(name, '{DEPLOYMENT}-')"
+        if deployment is None
+        else f"name=='{deployment}'"
     )
-    if not isinstance(name, str):
-        raise NoAnswerError(f"the deployment {DEPLOYMENT} in {resource_group} has no output functionAppName")
-    return name
+    succeeded = f"[?({names}) && properties.provisioningState=='Succeeded']"
+    found = query(
+        *("deployment", "group", "list", "--resource-group", resource_group),
+        *("--query", f"{succeeded} | sort_by(@, &properties.timestamp) | [-1].properties.outputs"),
+    )
+    if not isinstance(found, dict):
+        raise AzureCommandFailed(
+            f"{resource_group} has no deployment {deployment or DEPLOYMENT} that succeeded"
+        )
+    return {name: str(output["value"]) for name, output in found.items()}
+
+
+def function_app_of(resource_group: str, deployment: str | None = None) -> str:
+    """Return the name of the function app in a resource group; raises AzureCommandFailed."""
+    try:
+        return outputs_of(resource_group, deployment)["functionAppName"]
+    except KeyError as error:
+        raise AzureCommandFailed(f"the deployment in {resource_group} has no output {error}") from error

@@ -1,9 +1,9 @@
-"""Wait until the package that was deployed is the one that runs, or say why not.
+"""Wait until the package that was deployed is the one that runs, or report why it does not.
 
-The deployment task reports success while a deployment to Flex Consumption is still going on or has failed
-(microsoft/azure-pipelines-tasks#22315). So this asks Azure, through the Azure CLI and its login, what it lists: the
-function must be there, enabled, and carry the version that `infrastructure/package.py` wrote into the package.
-Whether the function also reaches everything that it needs is left to `python -m operations doctor`.
+The deployment task reports success while a deployment to Flex Consumption is still running or has failed
+(microsoft/azure-pipelines-tasks#22315). So this module queries what Azure lists, through the Azure CLI and its login:
+the function must exist, be enabled, and have the version that `infrastructure/package.py` wrote into the package.
+Whether the function also reaches its dependencies is left to `python -m operations doctor`.
 
     python -m infrastructure.verify --resource-group GROUP --package build/function.zip
 """
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from infrastructure.azure_cli import NoAnswerError, ask, function_app_of
-from infrastructure.package import FUNCTION
+from infrastructure import FUNCTION
+from infrastructure.azure_cli import AzureCommandFailed, function_app_of, query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,53 +28,53 @@ API_VERSION = "2025-03-01"
 PAUSE_SECONDS = 15.0
 
 
-class NotVerifiedError(Exception):
-    """The new version was not seen in time; the text says what was seen last."""
+class NotVerified(Exception):
+    """The new version was not listed in time; the text says what was listed last."""
 
 
 def version_of(package: Path) -> str:
-    """Return the version that is stamped into a package; raises NotVerifiedError."""
+    """Return the version that is stamped into a package; raises NotVerified."""
     try:
         with zipfile.ZipFile(package) as archive:
             listing = json.loads(archive.read(f"{FUNCTION}/function.json"))
         return str(listing["generatedBy"])
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise NotVerifiedError(f"{package} is no package of infrastructure/package.py: {error}") from error
+        raise NotVerified(f"{package} is not a package of infrastructure/package.py: {error}") from error
 
 
 def wait_for(
     version: str,
-    look: Callable[[], Mapping[str, Any]],
+    listed: Callable[[], Mapping[str, Any]],
     *,
     seconds: float,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-    tell: Callable[[str], None] = click.echo,
+    report: Callable[[str], None] = click.echo,
 ) -> None:
-    """Ask for the function's listing until it shows `version`, for at most `seconds`.
+    """Query the function's listing until it shows `version`, for at most `seconds`.
 
-    `look` returns the function as Azure Resource Manager lists it, or raises NoAnswerError. Raises NotVerifiedError.
+    `listed` returns the function as Azure Resource Manager lists it, or raises AzureCommandFailed. Raises NotVerified.
     """
     deadline = now() + seconds
     last = None
     while True:
-        seen = _seen(version, look)
-        if seen is None:
-            tell(f"{FUNCTION} runs version {version}.")
+        difference = _difference(version, listed)
+        if difference is None:
+            report(f"{FUNCTION} runs version {version}.")
             return
-        if seen != last:
-            tell(seen)
-            last = seen
+        if difference != last:
+            report(difference)
+            last = difference
         if now() + PAUSE_SECONDS > deadline:
-            raise NotVerifiedError(f"After {seconds:.0f} s: {seen}")
+            raise NotVerified(f"After {seconds:.0f} s: {difference}")
         sleep(PAUSE_SECONDS)
 
 
-def _seen(version: str, look: Callable[[], Mapping[str, Any]]) -> str | None:
-    """Return what is not yet as it should be, or None."""
+def _difference(version: str, listed: Callable[[], Mapping[str, Any]]) -> str | None:
+    """Return what differs from what was deployed, or None."""
     try:
-        properties = look().get("properties", {})
-    except NoAnswerError as error:
+        properties = listed().get("properties", {})
+    except AzureCommandFailed as error:
         return f"The function is not listed: {error}"
     running = (properties.get("config") or {}).get("generatedBy")
     if running != version:
@@ -84,30 +84,32 @@ def _seen(version: str, look: Callable[[], Mapping[str, Any]]) -> str | None:
     return None
 
 
-def listing(resource_group: str) -> Mapping[str, Any]:
-    """Return the function as Azure Resource Manager lists it; raises NoAnswerError."""
-    # The Azure CLI puts the subscription that is logged in to into {subscriptionId}.
+def listing(resource_group: str, app: str) -> Mapping[str, Any]:
+    """Return the function as Azure Resource Manager lists it; raises AzureCommandFailed."""
+    # The Azure CLI replaces {subscriptionId} with the subscription of its login.
     url = (
         f"/subscriptions/{{subscriptionId}}/resourceGroups/{resource_group}/providers/Microsoft.Web"
-        f"/sites/{function_app_of(resource_group)}/functions/{FUNCTION}?api-version={API_VERSION}"
+        f"/sites/{app}/functions/{FUNCTION}?api-version={API_VERSION}"
     )
-    answer = ask("rest", "--method", "get", "--url", url)
-    if not isinstance(answer, dict):
-        raise NoAnswerError(f"no object, but {answer!r}"[:200])
-    return answer
+    response = query("rest", "--method", "get", "--url", url)
+    if not isinstance(response, dict):
+        raise AzureCommandFailed(f"no object, but {response!r}"[:200])
+    return response
 
 
 @click.command()
 @click.option("--resource-group", required=True)
+@click.option("--deployment", help="By default the newest one that succeeded.")
 @click.option("--package", type=click.Path(path_type=Path), required=True, help="The zip that was deployed.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0), default=900, show_default=True, help="How long to wait."
 )
-def main(resource_group: str, package: Path, seconds: float) -> None:
+def main(resource_group: str, deployment: str | None, package: Path, seconds: float) -> None:
     """Wait until the deployed package is the one that Azure lists."""
     try:
-        wait_for(version_of(package), lambda: listing(resource_group), seconds=seconds)
-    except NotVerifiedError as error:
+        version, app = version_of(package), function_app_of(resource_group, deployment)
+        wait_for(version, lambda: listing(resource_group, app), seconds=seconds)
+    except (AzureCommandFailed, NotVerified) as error:
         raise click.ClickException(str(error)) from error
 
 

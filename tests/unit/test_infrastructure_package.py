@@ -3,17 +3,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import pytest
 from click.testing import CliRunner
 
 from infrastructure import package
-from infrastructure.package import EARLIEST, PROJECT, PYTHON_VERSION, Package, PackagingError, build
+from infrastructure.package import (
+    EARLIEST,
+    PROJECT,
+    PYTHON_VERSION,
+    Package,
+    PackageNotBuilt,
+    build,
+    interpreter_of,
+)
 
 SITE_PACKAGES = ".python_packages/lib/site-packages/"
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHER_PYTHON = "3.12" if THIS_PYTHON != "3.12" else "3.13"
 
 
 def locked(*names: str) -> str:
@@ -66,7 +80,7 @@ def test_the_same_sources_give_the_same_bytes(built: Package, tmp_path: Path) ->
 
 
 def test_contains_what_runs_and_nothing_else(built: Package) -> None:
-    own = [name for name in names(built) if not name.startswith(SITE_PACKAGES)]
+    own = [name for name in names(built) if not name.startswith(SITE_PACKAGES) and not name.endswith(".pyc")]
     code = [
         path.relative_to(PROJECT).as_posix()
         for folder in ("GenerateInvoiceFunction", "shared")
@@ -96,7 +110,7 @@ def test_nothing_tells_of_the_machine_that_built_it(built: Package) -> None:
     assert {entry.external_attr >> 16 for entry in entries} == {0o100644}
     assert [entry.filename for entry in entries] == sorted(entry.filename for entry in entries)
     forbidden = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
-    assert not [name for name in names(built) if name.endswith((".pyc", *forbidden)) or "/bin/" in name]
+    assert not [name for name in names(built) if name.endswith(forbidden) or "/bin/" in name]
 
 
 def test_the_version_stands_where_azure_shows_it(built: Package) -> None:
@@ -107,11 +121,123 @@ def test_the_version_stands_where_azure_shows_it(built: Package) -> None:
     assert function == json.loads((PROJECT / "GenerateInvoiceFunction/function.json").read_bytes())
 
 
-def test_the_hash_stands_beside_it(built: Package) -> None:
-    sha256 = hashlib.sha256(built.path.read_bytes()).hexdigest()
+def test_the_packages_in_it_are_listed_beside_it(built: Package) -> None:
+    """Pins with hashes and without markers, for the bill of materials and the vulnerability scan."""
+    listed = built.requirements.read_text(encoding="utf-8").splitlines()
+    installed = {
+        name.removeprefix(SITE_PACKAGES).split(".dist-info")[0]
+        for name in names(built)
+        if ".dist-info/" in name
+    }
 
-    assert built.sha256 == sha256
-    assert Path(f"{built.path}.sha256").read_text(encoding="ascii") == f"{sha256}  function.zip\n"
+    assert built.requirements.name == "function.requirements.txt"
+    assert all("==" in line and "--hash=sha256:" in line and ";" not in line for line in listed)
+    assert {line.split(" ")[0].replace("==", "-").replace("-", "_").lower() for line in listed} == {
+        name.replace("-", "_").lower() for name in installed
+    }
+
+
+def unpacked(package: Package, folder: Path) -> Path:
+    """Unpack a package into a folder that cannot be written to."""
+    with zipfile.ZipFile(package.path) as archive:
+        archive.extractall(folder)
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return folder
+
+
+def imported(python: str, folder: Path) -> str:
+    """Import `shared` of an unpacked package in a new process, and return what its `source` says."""
+    code = "import shared; print(shared.source)"
+    environment = {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
+    done = subprocess.run(  # noqa: S603 - our own command, no shell
+        [python, "-c", code], env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout.strip()
+
+
+def with_other_source(package: Package) -> Package:
+    """Replace the source of `shared` in a package, and not its bytecode."""
+    changed = package.path.with_name("changed.zip")
+    with zipfile.ZipFile(package.path) as old, zipfile.ZipFile(changed, "w") as new:
+        for entry in old.infolist():
+            text = b"source = 'compiled here'" if entry.filename == "shared/__init__.py" else old.read(entry)
+            new.writestr(entry, text)
+    return replace(package, path=changed)
+
+
+def test_every_module_has_bytecode_of_the_apps_python(tmp_path: Path) -> None:
+    root = project(tmp_path / "project", locked("idna"))
+
+    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+
+    tag = f"cpython-{THIS_PYTHON.replace('.', '')}"
+    expected = {
+        f"{path.parent}/__pycache__/{path.stem}.{tag}.pyc"
+        for path in map(PurePosixPath, names(compiled))
+        if path.suffix == ".py"
+    }
+    assert {name for name in names(compiled) if name.endswith(".pyc")} == expected
+    assert f"{SITE_PACKAGES}idna/__pycache__/core.{tag}.pyc" in expected
+
+
+def test_bytecode_is_used_without_a_check_in_a_read_only_folder(tmp_path: Path) -> None:
+    """Its flags say "unchecked": neither time nor hash of the source is compared."""
+    root = project(tmp_path / "project", locked("idna"))
+    (root / "shared/__init__.py").write_text("source = 'bytecode'", encoding="utf-8")
+    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+
+    folder = unpacked(with_other_source(compiled), tmp_path / "unpacked")
+
+    assert imported(sys.executable, folder) == "bytecode"
+
+
+def test_another_python_ignores_the_bytecode(tmp_path: Path) -> None:
+    interpreter = interpreter_of(OTHER_PYTHON)
+    if interpreter is None:
+        pytest.skip(f"there is no Python {OTHER_PYTHON} here")
+    root = project(tmp_path / "project", locked("idna"))
+    (root / "shared/__init__.py").write_text("source = 'bytecode'", encoding="utf-8")
+    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+
+    folder = unpacked(with_other_source(compiled), tmp_path / "unpacked")
+
+    assert imported(interpreter, folder) == "compiled here"
+
+
+def test_bytecode_is_the_same_in_every_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another folder, with another hash seed, and with sets among the constants."""
+    root = project(tmp_path / "project", locked("idna", "certifi"))
+    (root / "shared/__init__.py").write_text(
+        "def is_vowel(letter): return letter in {'a', 'e', 'i', 'o', 'u'}", encoding="utf-8"
+    )
+    built = []
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        built.append(build(root, tmp_path / f"{seed}.zip", THIS_PYTHON).sha256)
+
+    assert built[0] == built[1]
+
+
+def test_the_version_names_sources_and_not_bytecode(tmp_path: Path) -> None:
+    """A machine without the app's Python builds a package of the same version."""
+    root = project(tmp_path / "project", locked("idna"))
+
+    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+    plain = build(root, tmp_path / "plain.zip", THIS_PYTHON, bytecode=False)
+
+    assert compiled.version == plain.version
+    assert plain.bytecode == 0
+    assert compiled.size - compiled.bytecode == plain.size
+
+
+def test_a_module_that_does_not_compile_is_named(tmp_path: Path) -> None:
+    root = project(tmp_path / "project", locked("idna"))
+    (root / "shared/broken.py").write_text("def", encoding="utf-8")
+
+    with pytest.raises(PackageNotBuilt, match=r"broken\.py"):
+        build(root, tmp_path / "function.zip", THIS_PYTHON)
 
 
 def test_any_change_is_another_version(tmp_path: Path) -> None:
@@ -161,7 +287,7 @@ def test_markers_are_evaluated_for_the_app_and_not_for_the_builder(
 def test_what_is_wrong_with_the_lock_is_said(tmp_path: Path, requirements: str, says: str) -> None:
     root = project(tmp_path / "project", requirements)
 
-    with pytest.raises(PackagingError, match=says):
+    with pytest.raises(PackageNotBuilt, match=says):
         build(root, tmp_path / "function.zip", PYTHON_VERSION)
 
     assert list(tmp_path.glob("function.zip*")) == []
@@ -174,27 +300,63 @@ def test_what_is_missing_is_said(tmp_path: Path, missing: str) -> None:
     root = project(tmp_path / "project", locked("idna"))
     (root / missing).unlink()
 
-    with pytest.raises(PackagingError, match=missing):
+    with pytest.raises(PackageNotBuilt, match=missing):
         build(root, tmp_path / "function.zip", PYTHON_VERSION)
 
 
 def test_pip_that_never_ends_is_given_up(tmp_path: Path) -> None:
     root = project(tmp_path / "project", locked("idna"))
 
-    with pytest.raises(PackagingError, match="pip did not finish"):
+    with pytest.raises(PackageNotBuilt, match="pip did not finish"):
         build(root, tmp_path / "function.zip", PYTHON_VERSION, pip_seconds=0.001)
 
 
-def test_the_command_prints_what_came_out(tmp_path: Path) -> None:
+def test_the_command_prints_the_properties(tmp_path: Path) -> None:
     root = project(tmp_path / "project", locked("idna"))
     output = tmp_path / "function.zip"
 
-    result = CliRunner().invoke(package.main, ["--project", str(root), "--output", str(output)])
+    arguments = ["--project", str(root), "--output", str(output), "--python", THIS_PYTHON]
+    result = CliRunner().invoke(package.main, arguments)
 
     assert result.exit_code == 0
-    assert f"Python {PYTHON_VERSION} on Linux" in result.output
+    assert f"Python {THIS_PYTHON} on Linux" in result.output
+    assert re.search(r"bytecode   \d\.\d MB of it; \d\.\d MB without\n", result.output)
     assert f"({output.stat().st_size:,} bytes, " in result.output
     assert hashlib.sha256(output.read_bytes()).hexdigest() in result.output
+
+
+def test_the_command_reports_that_there_is_no_python_to_compile_with(tmp_path: Path) -> None:
+    root = project(tmp_path / "project", locked("idna"))
+
+    arguments = ["--project", str(root), "--output", str(tmp_path / "function.zip"), "--python", "3.99"]
+    result = CliRunner().invoke(package.main, arguments)
+
+    assert "bytecode   none: there is no Python 3.99 here to compile with\n" in result.output
+
+
+def test_telemetry_has_a_lock_of_its_own_and_its_size_is_shown(tmp_path: Path) -> None:
+    root = project(tmp_path / "project", locked("idna"))
+    (root / "requirements-telemetry.txt").write_text(locked("idna", "certifi"), encoding="utf-8")
+    output = tmp_path / "function.zip"
+
+    arguments = ["--project", str(root), "--output", str(output), "--python", THIS_PYTHON, "--telemetry"]
+    result = CliRunner().invoke(package.main, arguments)
+
+    assert re.search(r"telemetry  0\.1 MB of it, of which 0\.1 MB are not bytecode\n", result.output)
+    with zipfile.ZipFile(output) as archive:
+        assert f"{SITE_PACKAGES}certifi/core.py" in archive.namelist()
+
+
+def test_the_lock_with_telemetry_has_the_versions_of_the_one_without() -> None:
+    def pins(name: str) -> set[str]:
+        return set(re.findall(r"^[\w-]+==\S+", (PROJECT / name).read_text(encoding="utf-8"), re.MULTILINE))
+
+    added = {pin.split("==")[0] for pin in pins("requirements-telemetry.txt") - pins("requirements.txt")}
+
+    assert pins("requirements.txt") <= pins("requirements-telemetry.txt")
+    assert {"opentelemetry-sdk", "azure-monitor-opentelemetry-exporter"} <= added
+    # The distribution would bring instrumentation of Django, Flask and others.
+    assert not [name for name in added if "instrumentation" in name]
 
 
 def test_the_command_fails_in_a_sentence(tmp_path: Path) -> None:
