@@ -78,8 +78,10 @@ sbom: build/function.requirements.txt .venv-scan/.installed ## list what the pac
 audit: build/function.requirements.txt .venv-scan/.installed ## look for known vulnerabilities in what is deployed and in operations
 	@.venv-scan/bin/python -m infrastructure.audit build/function.requirements.txt requirements-operations.txt
 
-scan: .venv-scan/.installed ## scan the Bicep files for weaknesses
-	@.venv-scan/bin/checkov --config-file infrastructure/checkov.yaml
+scan: .venv-scan/.installed ## scan what would be deployed for weaknesses
+	@.venv-scan/bin/python -m infrastructure.bicep flatten --output build/scan
+	@.venv-scan/bin/checkov --config-file infrastructure/checkov.yaml >build/scan.txt; result=$$?; cat build/scan.txt; \
+		grep -q 'Passed checks: [1-9]' build/scan.txt || { echo "Nothing was scanned." >&2; exit 1; }; exit $$result
 
 templates: $(VENV)/.dev ## compile the Bicep files to build/template (needs a Bicep compiler)
 	@$(BIN)/python -m infrastructure.bicep build

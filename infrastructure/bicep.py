@@ -6,10 +6,12 @@ warning and still exits with 0, so this module treats every diagnostic as a fail
     python -m infrastructure.bicep check
     python -m infrastructure.bicep snapshot
     python -m infrastructure.bicep build --output build/template
+    python -m infrastructure.bicep flatten --output build/scan
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +35,7 @@ SNAPSHOT_TARGET = (
     *("--subscription-id", "00000000-0000-0000-0000-000000000000"),
     *("--location", "westeurope"),
 )
+SCHEMA = "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#"
 MISSING = "There is no Bicep compiler: set BICEP to its path, or install it on the path."
 
 
@@ -176,6 +179,21 @@ def build(compiler: Compiler | None, output: Path) -> None:
         found.build(file, output / f"{file.stem}{suffix}")
 
     _for_each(compiler, [TEMPLATES[0], *environments()], one)
+
+
+@main.command()
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/scan"), show_default=True)
+def flatten(output: Path) -> None:
+    """Write the resources of each snapshot as one template, for scanners that do not understand Bicep's types."""
+    output.mkdir(parents=True, exist_ok=True)
+    for parameters in environments():
+        reviewed = json.loads(parameters.with_suffix(".snapshot.json").read_bytes())
+        template = {
+            "$schema": SCHEMA,
+            "contentVersion": "1.0.0.0",
+            "resources": reviewed["predictedResources"],
+        }
+        (output / f"{parameters.stem}.json").write_text(json.dumps(template, indent=2), encoding="utf-8")
 
 
 def _for_each(compiler: Compiler | None, files: list[Path], action: Callable[[Compiler, Path], None]) -> None:
