@@ -37,7 +37,7 @@ from operations.messages import NotCopyable, Seen, body_as_text, copy_of, docume
 from operations.names import Names
 from operations.namespace import MessageId, Place, open_namespace, sequence_number
 from operations.selection import MessageIdType, Selection, check_reason, selecting
-from shared.message import CHAIN_PROPERTIES, PARKED_PROPERTIES
+from shared.message import PARKED_PROPERTIES, RETRY_PROPERTIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from operations.namespace import Namespace, Peeked
 
 NOT_DONE = 1
-_NEW_ROOT = CHAIN_PROPERTIES | PARKED_PROPERTIES
+_NEW_ROOT = RETRY_PROPERTIES | PARKED_PROPERTIES
 AUDIT_FILE = "OPERATIONS_AUDIT_FILE"
 _AUDIT_FILE = "operations-audit.jsonl"
 _FOLLOW_SECONDS = 60.0

@@ -10,8 +10,7 @@ from operations.environment import dataverse_settings_of
 from operations.web_api import WebApi
 from shared.clock import Deadline, SystemClock
 from shared.dataverse import Read
-from shared.errors import InvoicingError
-from shared.invoicing import rows_of
+from shared.errors import InvoicingFailure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -52,7 +51,7 @@ class Names:
             dataverse_settings_of(environment)
             api = WebApi.of(environment).until(Deadline.after(SystemClock(), _SECONDS))
             return cls(dict(_names(api, ids)))
-        except InvoicingError as error:
+        except InvoicingFailure as error:
             return cls({}, str(error))
 
 
@@ -64,9 +63,9 @@ def _names(api: WebApi, ids: list[str]) -> Iterator[tuple[str, OpportunityName]]
     while some := list(islice(filters, _READS)):
         reads = [Read(f"opportunities?$select=name,_customerid_value&$filter={each}") for each in some]
         for response in api.batch(reads):
-            for row in rows_of(response):
-                customer = row.get(f"_customerid_value{_FORMATTED}")
+            for row in response.records():
+                name = row.text("name") or ""
                 yield (
-                    str(row["opportunityid"]),
-                    OpportunityName(str(row.get("name") or ""), None if customer is None else str(customer)),
+                    row.guid("opportunityid"),
+                    OpportunityName(name, row.text(f"_customerid_value{_FORMATTED}")),
                 )

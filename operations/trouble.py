@@ -21,7 +21,7 @@ from azure.servicebus.exceptions import (
 )
 
 from operations.namespace import NoResponse
-from shared.errors import InvalidSettings, InvoicingError, TokenUnavailable
+from shared.errors import InvalidSettings, InvoicingFailure, TokenUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,9 @@ class Trouble:
 
 def explain(error: BaseException) -> Trouble | None:
     """Return what an error of a connection, a login or the settings means; None for anything else, which is a bug."""
-    if not isinstance(error, InvoicingError | AzureError | NoResponse | OSError | requests.RequestException):
+    if not isinstance(
+        error, InvoicingFailure | AzureError | NoResponse | OSError | requests.RequestException
+    ):
         return None
     if isinstance(error, InvalidSettings):
         return Trouble(str(error), "Correct the app settings that are named, then repeat the command.")
@@ -106,7 +108,7 @@ _SENTENCES: dict[type[ServiceBusError], str] = {
 
 
 def _other(error: BaseException) -> Trouble | None:
-    if isinstance(error, InvoicingError):
+    if isinstance(error, InvoicingFailure):
         # Its own advice is for a parked message.
         return Trouble(str(error))
     if isinstance(
@@ -124,7 +126,7 @@ def is_entity_missing(error: BaseException) -> bool:
 
 
 def _is_dataverse(error: BaseException) -> bool:
-    return isinstance(error, InvoicingError | requests.RequestException)
+    return isinstance(error, InvoicingFailure | requests.RequestException)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

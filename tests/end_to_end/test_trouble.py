@@ -1,0 +1,277 @@
+"""Trouble with logins, keys, the network and TLS: each command says it in a sentence with the next step."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from operations.environment import SettingsFile, environment_of
+from sandbox.certificates import CertificateAuthority
+from sandbox.dataverse import DataverseApp, DataverseServer
+from sandbox.identity import TokenAuthority
+from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+_AMQPS = 5671
+APPLICATION = "00000000-0000-0000-0000-000000000001"
+COMMANDS = {
+    "failed list": ("failed", "list"),
+    "failed show": ("failed", "show", "1"),
+    "failed replay": ("failed", "replay", "1"),
+    "failed discard": ("failed", "discard", "1", "--yes"),
+    "failed export": ("failed", "export", "--all"),
+    "waiting list": ("waiting", "list"),
+    "waiting show": ("waiting", "show", "1"),
+    "waiting retry-now": ("waiting", "retry-now", "--all", "--yes"),
+    "connect": ("connect", "--application-id", APPLICATION, "--yes"),
+    "disconnect": ("disconnect", "--application-id", APPLICATION, "--yes"),
+    "reconcile": ("reconcile", "--since", "2026-01-01"),
+    "events resend": ("events", "resend", APPLICATION),
+}
+# What `az account get-access-token` writes to standard error.
+LOGINS = {
+    "not logged in": "ERROR: Please run 'az login' to setup account.",
+    "expired": (
+        "ERROR: AADSTS70043: The refresh token has expired or is invalid due to sign-in frequency checks. "
+        "Interactive authentication is needed. Please run: az login"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def azure_cli(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function that makes an Azure CLI which fails with a text, and returns a PATH with it."""
+
+    def make(text: str) -> str:
+        folder = tmp_path_factory.mktemp("az")
+        command = folder / "az"
+        command.write_text(f'#!/bin/sh\necho "{text}" >&2\nexit 1\n')
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+        return f"{folder}:{os.environ['PATH']}"
+
+    return make
+
+
+def free_host() -> str:
+    """Return a loopback address whose port 5671 is free: clients with tokens know no other port."""
+    # From a random one on: other tests look for theirs at the same time.
+    start = random.randrange(240)  # noqa: S311 - nothing secret
+    for offset in range(240):
+        host = f"127.0.1.{10 + (start + offset) % 240}"
+        with socket.socket() as attempt:
+            try:
+                attempt.bind((host, _AMQPS))
+            except OSError:
+                continue
+        return host
+    pytest.fail("port 5671 is taken on every loopback address")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Serve Service Bus and Dataverse on this machine; gives the environment of a command that reaches them."""
+    certificates = CertificateAuthority(tmp_path_factory.mktemp("certificates"))
+    configuration = Configuration.load()
+    broker = Broker(configuration)
+    app = DataverseApp(TokenAuthority().verify)
+    host = free_host()
+    with (
+        ServiceBusServer(
+            broker,
+            host=host,
+            port=_AMQPS,
+            ssl_context=certificates.server_context(host),
+            authenticator=Authenticator(configuration),
+        ) as service_bus,
+        DataverseServer(app, certificates.server_context("127.0.0.1")) as dataverse,
+    ):
+        yield {
+            "PATH": os.environ["PATH"],
+            **certificates.settings,
+            "DATAVERSE_URL": dataverse.url,
+            "ServiceBusConnection__fullyQualifiedNamespace": service_bus.host,
+            "OPPORTUNITY_WON_QUEUE": "opportunity-won",
+            "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won-failed",
+            "INVOICE_CREATED_TOPIC": "invoice-created",
+            "OPERATIONS_ANSWER_SECONDS": "30",
+        }
+    app.close()
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own command, no shell
+        [sys.executable, "-m", "operations", *arguments],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def check_sentence(done: subprocess.CompletedProcess[str], sentence: str, next_step: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert sentence in done.stderr
+    assert next_step in done.stderr
+    assert len(done.stderr.splitlines()) <= 3, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_missing_login_is_a_sentence_in_every_command(
+    servers: dict[str, str], azure_cli: Callable[[str], str], command: tuple[str, ...]
+) -> None:
+    environment = servers | {"PATH": azure_cli(LOGINS["not logged in"])}
+    check_sentence(
+        run(environment, *command), "The login of the Azure CLI is missing or has expired.", "Run az login"
+    )
+
+
+@pytest.mark.parametrize("command", ["failed list", "reconcile"])
+def test_an_expired_login_is_a_sentence_on_both_connections(
+    servers: dict[str, str], azure_cli: Callable[[str], str], command: str
+) -> None:
+    environment = servers | {"PATH": azure_cli(LOGINS["expired"])}
+    check_sentence(
+        run(environment, *COMMANDS[command]),
+        "The login of the Azure CLI is missing or has expired.",
+        "Run az login",
+    )
+
+
+@pytest.mark.parametrize("command", ["failed list", "reconcile"])
+def test_a_machine_without_the_azure_cli_is_a_sentence(
+    servers: dict[str, str], tmp_path: Path, command: str
+) -> None:
+    check_sentence(
+        run(servers | {"PATH": str(tmp_path)}, *COMMANDS[command]),
+        "the Azure CLI is not installed",
+        "Install the Azure CLI",
+    )
+
+
+def key(host: str, value: str = "SAS_KEY_VALUE") -> dict[str, str]:
+    return {
+        "ServiceBusConnection": f"Endpoint=sb://{host}/;SharedAccessKeyName=RootManageSharedAccessKey;"
+        f"SharedAccessKey={value}"
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "value", "sentence"),
+    [
+        ("", "wrong", "Service Bus refuses the key or the login"),
+        ("127.0.2.1", "", "Service Bus refuses the connection"),
+        ("contoso.invalid", "", "The host name of Service Bus has no address"),
+    ],
+    ids=["wrong key", "refused", "no address"],
+)
+def test_a_broken_connection_to_service_bus_is_a_sentence_that_names_doctor(
+    servers: dict[str, str], host: str, value: str, sentence: str
+) -> None:
+    connection = key(
+        host or servers["ServiceBusConnection__fullyQualifiedNamespace"], value or "SAS_KEY_VALUE"
+    )
+    check_sentence(run(servers | connection, *COMMANDS["failed list"]), sentence, "operations doctor")
+
+
+def test_a_certificate_that_is_not_trusted_is_a_sentence(servers: dict[str, str], tmp_path: Path) -> None:
+    other = CertificateAuthority(tmp_path)
+    environment = servers | key(servers["ServiceBusConnection__fullyQualifiedNamespace"]) | other.settings
+    check_sentence(
+        run(environment, *COMMANDS["failed list"]),
+        "The certificate of Service Bus is not trusted",
+        "SSL_CERT_FILE",
+    )
+
+
+# ------------------------------------------------------------------------------------- the settings file
+
+SETTINGS = {
+    "DATAVERSE_URL": "https://contoso.crm.dynamics.com",
+    "OPPORTUNITY_WON_QUEUE": "opportunity-won",
+    "FUNCTIONS_WORKER_RUNTIME": "python",
+}
+DANGEROUS = (
+    "BASH_ENV",
+    "PATH",
+    "LD_PRELOAD",
+    "HTTPS_PROXY",
+    "PYTHONPATH",
+    "SSL_CERT_FILE",
+    "IDENTITY_ENDPOINT",
+)
+
+
+def settings_file(folder: Path, values: dict[str, str]) -> Path:
+    file = folder / "settings.json"
+    file.write_text(json.dumps({"IsEncrypted": False, "Values": values}))
+    return file
+
+
+def test_only_the_settings_of_the_function_are_read_from_a_file(tmp_path: Path) -> None:
+    """Everybody who may write app settings in Azure can put a name there."""
+    evil = dict.fromkeys(DANGEROUS, "http://evil.example")
+    before = dict(os.environ)
+    file = SettingsFile.read(settings_file(tmp_path, SETTINGS | evil))
+    environment = environment_of(file)
+    assert {name: environment.get(name) for name in DANGEROUS} == {
+        name: before.get(name) for name in DANGEROUS
+    }
+    assert environment["DATAVERSE_URL"] == SETTINGS["DATAVERSE_URL"]
+    assert dict(os.environ) == before
+    assert file.left_out == tuple(sorted(DANGEROUS))
+
+
+def test_what_is_left_out_of_a_file_is_reported(servers: dict[str, str], tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    script = tmp_path / "script"
+    script.write_text(f"touch {marker}\n")
+    file = settings_file(
+        tmp_path,
+        {**servers, **key(servers["ServiceBusConnection__fullyQualifiedNamespace"]), "BASH_ENV": str(script)},
+    )
+    done = run(
+        {"PATH": os.environ["PATH"], "SSL_CERT_FILE": servers["SSL_CERT_FILE"]},
+        "--settings",
+        str(file),
+        "failed",
+        "list",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "BASH_ENV" in done.stderr
+    assert not marker.exists()
+
+
+def test_the_sandboxs_own_file_says_where_its_identities_are(tmp_path: Path) -> None:
+    sandbox = {
+        "IDENTITY_ENDPOINT": "http://127.0.0.1:1/token",
+        "IDENTITY_HEADER": "x",
+        "SSL_CERT_FILE": "/ca.pem",
+    }
+    file = SettingsFile.read(settings_file(tmp_path, SETTINGS | sandbox))
+    assert dict(file.sandbox) == sandbox
+    assert file.left_out == ()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"Values": []}', '{"Other": {}}', "[" * 100_000])
+def test_a_file_that_is_no_settings_file_is_a_sentence(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(text)
+    done = run({"PATH": os.environ["PATH"]}, "--settings", str(file), "failed", "list")
+    assert done.returncode == 2
+    assert "is not a local.settings.json" in done.stderr
+    assert "Traceback" not in done.stderr
