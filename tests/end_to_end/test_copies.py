@@ -158,7 +158,7 @@ def test_a_property_that_cannot_be_copied_is_refused_unless_one_agrees_to_drop_i
 
 def test_retry_now_copies_as_faithfully_as_replay(namespace: Namespace) -> None:
     due = datetime.now(UTC) + timedelta(hours=1)
-    namespace.broker.send(QUEUE, Message(AmqpSequence((EVENT,)), scheduled_enqueue_time=due))
+    namespace.broker.send(QUEUE, Message(AmqpSequence(((EVENT,),)), scheduled_enqueue_time=due))
     namespace.broker.send(
         QUEUE,
         Message(
@@ -172,7 +172,7 @@ def test_retry_now_copies_as_faithfully_as_replay(namespace: Namespace) -> None:
     assert (result.exit_code, result.stdout) == (1, "1 sent.\n")
     assert "AMQP sequence" in result.stderr
     left, copy = sorted(in_queue(namespace, QUEUE), key=lambda each: each.scheduled_enqueue_time is None)
-    assert left.body == AmqpSequence((EVENT,))
+    assert left.body == AmqpSequence(((EVENT,),))
     assert (copy.body, copy.subject, copy.application_properties) == (
         EVENT.encode(),
         "label",

@@ -26,7 +26,7 @@ from click.testing import CliRunner
 
 from operations.__main__ import operations
 from operations.diagnosis.findings import Finding, State
-from operations.diagnosis.identity import owner_of
+from operations.identity import owner_of
 from sandbox.certificates import CertificateAuthority
 from sandbox.dataverse import DataverseApp, DataverseServer, ResponseLost, seed
 from sandbox.dataverse.errors import RequestRefused

@@ -14,6 +14,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from azure.servicebus.amqp import AmqpMessageBodyType
 from checker import FAILED_QUEUE, QUEUE, Cause, Expectations, Violation, body_of, judge, judge_requests
 from rig import STEPS, Shape, World, organization, quiet
 from simulation import NoRest
@@ -462,15 +463,16 @@ class _History:
                 broker.release(FAILED_QUEUE, token)
                 continue
             copy = replay_copy(_received(message))
-            properties = {str(name): value for name, value in (copy.application_properties or {}).items()}
+            properties: Any = dict(copy.application_properties or {})
+            written: Any = copy.properties
             broker.send(
                 QUEUE,
                 BrokerMessage(
                     body=b"".join(cast("list[bytes]", copy.body)),
-                    message_id=copy.message_id,
-                    content_type=copy.content_type,
-                    correlation_id=copy.correlation_id,
-                    subject=copy.subject,
+                    message_id=written.message_id,
+                    content_type=written.content_type,
+                    correlation_id=written.correlation_id,
+                    subject=written.subject,
                     application_properties=properties,
                 ),
             )
@@ -531,6 +533,12 @@ def _received(message: Any) -> ServiceBusReceivedMessage:  # noqa: ANN401 - the 
         "ServiceBusReceivedMessage",
         SimpleNamespace(
             body=[inner.body],
+            body_type=AmqpMessageBodyType.DATA,
+            raw_amqp_message=SimpleNamespace(properties=None),
+            to=None,
+            reply_to=None,
+            session_id=None,
+            reply_to_session_id=None,
             application_properties=dict(inner.application_properties),
             message_id=inner.message_id,
             content_type=inner.content_type,

@@ -117,7 +117,9 @@ def run(rounds: int) -> Outcome:
         workers = _start(cloud, barrier, stack)
         problems: list[str] = []
         for number, opportunity in enumerate(follow(cloud.demo.opportunities, "Rounds", rounds)):
-            cloud.dataverse.organization.duplicate_response = list(DuplicateResponse)[number % len(DuplicateResponse)]
+            cloud.dataverse.organization.duplicate_response = list(DuplicateResponse)[
+                number % len(DuplicateResponse)
+            ]
             message = _won(cloud, opportunity)
             for worker in workers:
                 worker.send(message)

@@ -308,6 +308,10 @@ def test_a_file_is_loaded_by_path(tmp_path: Path) -> None:
 
 def test_a_rule_without_a_key_gets_a_random_one() -> None:
     (first, root), (second, _) = Configuration.load().sas_rules, Configuration.load().sas_rules
-    assert (first.name, first.scope, root.name) == ("dataverse", "opportunity-won", "RootManageSharedAccessKey")
+    assert (first.name, first.scope, root.name) == (
+        "dataverse",
+        "opportunity-won",
+        "RootManageSharedAccessKey",
+    )
     assert len(first.keys[0]) > 40
     assert first.keys != second.keys
