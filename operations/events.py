@@ -12,6 +12,7 @@ from operations.console import Column, say_json, say_table
 from operations.environment import dataverse_settings_of, service_bus_settings_of
 from shared.bootstrap import build_dataverse, build_sender
 from shared.clock import Deadline, SystemClock
+from shared.credential import Identities
 from shared.errors import RecordNotFound
 from shared.invoice_created import invoice_created
 from shared.invoicing import retrieve_invoice
@@ -37,16 +38,16 @@ def resend(environment: Mapping[str, str], invoice: uuid.UUID, *, as_json: bool)
 
     The invoice is read as it is now; consumers that know the event's id drop it.
     """
-    clock = SystemClock()
+    clock, identities = SystemClock(), Identities(environment)
     deadline = Deadline.after(clock, _SECONDS)
     settings, outward = dataverse_settings_of(environment), service_bus_settings_of(environment)
     try:
-        found = retrieve_invoice(build_dataverse(settings, environment, clock), str(invoice), deadline)
+        found = retrieve_invoice(build_dataverse(settings, identities, clock), str(invoice), deadline)
     except RecordNotFound as error:
         raise click.ClickException(f"There is no invoice {invoice} in {settings.url}.") from error
     event = invoice_created(found, dataverse_url=settings.url)
     sent = replace(event, message_id=str(uuid.uuid4()))
-    ServiceBus(build_sender(outward, environment), outward, clock).publish(sent, deadline)
+    ServiceBus(build_sender(outward, identities), outward, clock).publish(sent, deadline)
     row = {"invoice": found.id, "number": found.number, "event": event.message_id, "message": sent.message_id}
     columns = [
         Column("Invoice", "invoice"),

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from operations.environment import answer_seconds, dataverse_settings_of
 from shared.bootstrap import build_dataverse
 from shared.clock import Clock, Deadline, SystemClock
+from shared.credential import Identities
 from shared.dataverse import API
 from shared.errors import DataverseThrottled, RecordNotFound
 
@@ -60,7 +61,7 @@ class WebApi:
         """Return the environment that DATAVERSE_URL names; raises InvalidSettings."""
         settings, clock = dataverse_settings_of(environment), SystemClock()
         seconds = answer_seconds(environment, _SECONDS)
-        return cls(settings.url, build_dataverse(settings, environment, clock), clock, seconds)
+        return cls(settings.url, build_dataverse(settings, Identities(environment), clock), clock, seconds)
 
     def until(self, deadline: Deadline) -> WebApi:
         """Return the same environment for somebody who waits no longer than this."""

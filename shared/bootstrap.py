@@ -12,7 +12,7 @@ from random import random as system_random
 from typing import TYPE_CHECKING
 
 from shared.clock import SystemClock
-from shared.credential import TokenSource, build_credential
+from shared.credential import Identities
 from shared.dataverse import Dataverse
 from shared.errors import InvalidSettings
 from shared.handler import Environment, Handler
@@ -60,15 +60,16 @@ def build(
     With these, every message is retried until the others are corrected.
     """
     clock = clock or SystemClock()
+    identities = Identities(environment)
     try:
         settings = Settings.of(environment)
     except InvalidSettings as invalid:
         _logger.error("settings: %s", invalid)  # noqa: TRY400 - the text says everything, a stack trace nothing
         return _handler_of_invalid_settings(environment, invalid, clock, random, sender)
-    dataverse = dataverse or build_dataverse(settings.dataverse, environment, clock, random)
+    dataverse = dataverse or build_dataverse(settings.dataverse, identities, clock, random)
     return Handler(
         Invoicing(dataverse, settings.dataverse.ordered_opportunity).ensure_invoice,
-        ServiceBus(sender or build_sender(settings.service_bus, environment), settings.service_bus, clock),
+        ServiceBus(sender or build_sender(settings.service_bus, identities), settings.service_bus, clock),
         Environment(settings.dataverse.url, settings.dataverse.organization_id),
         settings.retry,
         invocation_deadline=settings.service_bus.invocation_deadline,
@@ -95,7 +96,7 @@ def _handler_of_invalid_settings(
 
     return Handler(
         ensure_invoice,
-        ServiceBus(sender or build_sender(queues, environment), queues, clock),
+        ServiceBus(sender or build_sender(queues, Identities(environment)), queues, clock),
         Environment(url="", organization_id=None),
         retry_settings({}),
         invocation_deadline=queues.invocation_deadline,
@@ -106,19 +107,19 @@ def _handler_of_invalid_settings(
 
 def build_dataverse(
     settings: DataverseSettings,
-    environment: Mapping[str, str],
+    identities: Identities,
     clock: Clock,
     random: Callable[[], float] = system_random,
 ) -> Dataverse:
-    """Return the Web API of the environment, as the identity of the settings or the developer who is signed in."""
-    tokens = TokenSource(
-        f"{settings.url}/.default", lambda: build_credential(environment, settings.client_id)
-    )
-    return Dataverse(settings.url, token=tokens.token, clock=clock, random=random)
+    """Return the Web API of the environment, as the identity of the settings or the developer who is logged in."""
+    tokens = identities.of(settings.client_id).tokens(f"{settings.url}/.default")
+    return Dataverse(settings.url, tokens=tokens, clock=clock, random=random)
 
 
-def build_sender(settings: ServiceBusSettings, environment: Mapping[str, str]) -> Sender:
+def build_sender(settings: ServiceBusSettings, identities: Identities) -> AmqpSender:
     """Return the connection to the namespace of the settings."""
+    # The sender reopens a broken link itself: the SDK would do it in the caller's thread, where nothing bounds name
+    # resolution.
     return AmqpSender(
-        lambda: connect(settings, lambda namespace: build_credential(environment, namespace.client_id))
+        lambda: connect(settings, lambda namespace: identities.of(namespace.client_id), retries=0)
     )

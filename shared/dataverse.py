@@ -13,8 +13,7 @@ import re
 import threading
 import time
 import uuid
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.parser import BytesParser
 from email.policy import compat32
 from typing import TYPE_CHECKING, Any
@@ -27,16 +26,18 @@ from shared.errors import (
     DataverseUnavailable,
     DataverseUnreachable,
 )
-from shared.owner import Care, NotAnswered, Owner
+from shared.http_exchange import ConnectionBroken, HttpExchange, NoResponse, Request
 from shared.response import Json, Response, bounded
-from shared.session import Bearer, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from email.message import Message
 
+    from requests.adapters import BaseAdapter
+
     from shared.clock import Clock, Deadline
+    from shared.credential import Tokens
 
 _logger = logging.getLogger(__name__)
 
@@ -76,24 +77,23 @@ class ChangeSet:
 class Dataverse:
     """One environment's Web API, safe under many threads.
 
-    `token` gives an access token before a deadline, `random` numbers from 0 to 1 for the jitter. `session` makes what
-    the requests go through.
+    `tokens` gives access tokens, `random` numbers from 0 to 1 for the jitter. `adapter` is what the requests go through
+    instead of sockets.
     """
 
     def __init__(
         self,
         url: str,
         *,
-        token: Callable[[Deadline], str],
+        tokens: Tokens,
         clock: Clock,
         random: Callable[[], float],
-        session: Callable[[], Session] = Session,
+        adapter: BaseAdapter | None = None,
     ) -> None:
         self._root = url + API
-        self._token = token
+        self._tokens = tokens
         self._clock = clock
-        self._care: Care[Session] = Care(build=session, close=Session.close, abandon=Session.cut)
-        self._owners: deque[Owner[Session]] = deque()
+        self._exchange = HttpExchange(url, adapter=adapter)
         self._throttle = _Throttle(clock, random)
 
     def __repr__(self) -> str:
@@ -143,79 +143,58 @@ class Dataverse:
         return responses
 
     def close(self) -> None:
-        """Let the threads and connections go that are not in use."""
-        while (owner := self._idle_owner()) is not None:
-            owner.close()
-
-    def _idle_owner(self) -> Owner[Session] | None:
-        # Not "if there is one, take it": another thread may take it in between.
-        try:
-            return self._owners.pop()
-        except IndexError:
-            return None
+        """Close the connections that are not in use."""
+        self._exchange.close()
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: Deadline
     ) -> Response:
-        """Return the answer to one request, which must be repeatable; raises where there is no whole answer."""
-        token = self._token(deadline)
+        """Return the response to one request, which must be repeatable; raises where there is no whole response."""
+        request = Request(method, API + path, {**_COMMON_HEADERS, **headers}, body)
+        token = self._tokens.token(deadline)
+        response = self._send_with(token, request, deadline)
+        if response.status == requests.codes.unauthorized:
+            # The token may have been revoked. Where a new one is refused too, something is set up wrong.
+            renewed = self._tokens.renewed(token, deadline)
+            if renewed is not None:
+                response = self._send_with(renewed, request, deadline)
+        self._throttle.note(response)
+        return response
+
+    def _send_with(self, token: str, request: Request, deadline: Deadline) -> Response:
+        authorized = replace(request, headers={**request.headers, "Authorization": f"Bearer {token}"})
         try:
-            answer = self._send(method, path, headers, body, token, deadline)
+            return self._send(authorized, deadline)
         except _BrokenConnection:
             # A connection that died while it was idle shows only now. Every request made here is repeatable.
-            answer = self._send(method, path, headers, body, token, deadline)
-        self._throttle.note(answer)
-        return answer
+            return self._send(authorized, deadline)
 
-    def _send(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, token: str, deadline: Deadline
-    ) -> Response:
+    def _send(self, request: Request, deadline: Deadline) -> Response:
         # The last thing before each request, a repeated one included: others may have been told to hold back since.
         self._throttle.wait(deadline)
         request_id = str(uuid.uuid4())
+        what = f"{request.method} {_name(request.path)}"
         timeout = min(deadline.remaining, _ANSWER_LIMIT)
         if timeout <= 0:
-            raise DataverseUnreachable(f"No time was left for {method} {_name(path)}.", request_id=request_id)
-
-        def send(session: Session) -> requests.Response:
-            return session.request(
-                method,
-                self._root + path,
-                data=body or None,
-                headers={**_COMMON_HEADERS, **headers, "x-ms-client-request-id": request_id},
-                auth=Bearer(token),
-                timeout=(min(timeout, 10.0), timeout),
-                allow_redirects=False,
-            )
-
+            raise DataverseUnreachable(f"No time was left for {what}.", request_id=request_id)
         started = time.monotonic()
-        owner = self._idle_owner() or Owner("dataverse", self._care)
         try:
-            response = owner.call(send, limit=timeout, timeout=timeout)
-        except (NotAnswered, requests.RequestException) as error:
-            broken = isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
-            kind = _BrokenConnection if broken else DataverseUnreachable
-            what = type(error).__name__
-            _logger.warning("dataverse: %s %s failed: %s (request %s)", method, _name(path), what, request_id)
-            raise kind(f"{method} {_name(path)} has no answer: {what}.", request_id=request_id) from error
-        finally:
-            self._owners.append(owner)
+            response = self._exchange.send(
+                replace(request, headers={**request.headers, "x-ms-client-request-id": request_id}), timeout
+            )
+        except NoResponse as error:
+            kind = _BrokenConnection if isinstance(error, ConnectionBroken) else DataverseUnreachable
+            _logger.warning("dataverse: %s failed: %s (request %s)", what, error, request_id)
+            raise kind(f"{what} got no whole response: {error}.", request_id=request_id) from error
         _logger.info(
-            "dataverse: %s %s %d in %d ms (request %s, service request %s)",
-            method,
-            _name(path),
-            response.status_code,
+            "dataverse: %s %d in %d ms (request %s, service request %s)",
+            what,
+            response.status,
             (time.monotonic() - started) * 1000,
             request_id,
             response.headers.get("x-ms-service-request-id") or response.headers.get("req_id", "none"),
         )
-        return Response(
-            response.status_code,
-            {name.lower(): value for name, value in response.headers.items()},
-            response.content,
-            request_id,
-            self._clock.now(),
-        )
+        return Response(response.status, response.headers, response.body, request_id, self._clock.now())
 
 
 class _BrokenConnection(DataverseUnreachable):
@@ -269,7 +248,7 @@ _WRITE_HEADERS = {"Content-Type": "application/json; charset=utf-8", "Prefer": _
 
 def _name(path: str) -> str:
     # A log line names what was asked for; the query may hold more than belongs there.
-    return path.partition("?")[0]
+    return path.removeprefix(API).partition("?")[0]
 
 
 # ---------------------------------------------------------------------------------------------- batches

@@ -6,27 +6,37 @@ What a retry says about its state is left to `message.py`, what is worth a retry
 from __future__ import annotations
 
 import logging
-import ssl
+import threading
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from azure.core.exceptions import ClientAuthenticationError
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
-from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusError
+from azure.servicebus.exceptions import MessageSizeExceededError, OperationTimeoutError
 
 from shared import message as names
-from shared.errors import InvoicingFailure, PublishFailed, RetryLater, ServiceBusUnavailable
-from shared.owner import Care, NotAnswered, Owner
+from shared.bounded_call import BoundedCalls
+from shared.deadline_socket import (
+    CallTimeout,
+    created_sockets,
+    deadline_tls_context,
+    seconds_left,
+    thread_deadline,
+)
+from shared.errors import InvoicingFailure, PublishFailed, RetryLater, ServiceBusUnavailable, TokenUnavailable
 from shared.settings import ConnectionString
 from shared.text import encodable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from azure.core.credentials import TokenCredential
     from azure.servicebus import ServiceBusSender
 
+    from shared.bounded_call import Call
     from shared.clock import Clock, Deadline
     from shared.invoice_created import InvoiceCreated
     from shared.message import Delivery, Message, RetryState
@@ -34,11 +44,18 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# When the owner of a send counts as stuck: a first send signs in and opens a connection and a link. Well before the SDK
-# itself gives up: on a connection that is dead without a word it would try again and again, and so would every other
-# send; a stuck owner is replaced together with its connection.
-_STUCK_AFTER = 15.0
-_TRY_SECONDS = 30.0
+# One try to send: signing in and opening a connection and a link is part of the first.
+_TRY_SECONDS = 15.0
+# Of that, for a link that was used before: a broker takes a message in milliseconds.
+_OLD_LINK_SECONDS = 5.0
+# To open a link ahead of its use, and to close one.
+_WARM_UP_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
+# Azure closes a connection that was silent for 4 minutes, so a link that was idle for longer than this is replaced.
+_MAX_IDLE = 3 * 60.0
+# What bounds name resolution, which nothing else does: as many threads at most open and close links.
+_opening = BoundedCalls("service bus connection", 8)
+_closing = BoundedCalls("service bus closing", 4)
 # The pause before the next attempt doubles from one to the other.
 _FIRST_PAUSE_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 15.0
@@ -192,61 +209,212 @@ class ServiceBus:
 
 
 class AmqpSender:
-    """Sends with azure-servicebus, whose client only one thread may use and which may block for ever."""
+    """Sends with azure-servicebus, in the caller's thread; a link is opened in a thread of its own.
 
-    def __init__(self, connect: Callable[[], ServiceBusClient]) -> None:
-        self._owner: Owner[_Senders] = Owner(
-            "service bus", Care(build=lambda: _Senders(connect()), close=_Senders.close, idle=5 * 60.0)
-        )
+    The SDK's clients are not safe under many threads, so a lock guards each link, and it is waited for no longer than
+    the deadline. Each entity has a connection of its own: one that hangs does not keep the others from being sent to.
+    """
+
+    def __init__(self, connect: Callable[[], ServiceBusClient], *, max_idle: float = _MAX_IDLE) -> None:
+        self._connect = connect
+        self._max_idle = max_idle
+        self._lock = threading.Lock()
+        self._client: ServiceBusClient | None = None
+        self._links: dict[str, _Link] = {}
 
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         """See Sender."""
+        seconds = min(deadline.remaining, _TRY_SECONDS)
         try:
-            self._owner.call(
-                lambda senders: senders.send(entity, outgoing),
-                limit=_STUCK_AFTER,
-                timeout=min(deadline.remaining, _STUCK_AFTER),
-            )
+            with thread_deadline(seconds):
+                self._link(entity).send(outgoing)
         except MessageSizeExceededError as error:
             raise TooLarge("the broker takes no message of this size") from error
-        except NotAnswered as error:
-            raise NotSent("the broker did not answer in time") from error
-        except (ServiceBusError, ClientAuthenticationError, OSError) as error:
-            # Only the kind: the text of an AMQP error can hold addresses with signatures.
-            raise NotSent(type(error).__name__) from error
+        except Exception as error:
+            # The SDK raises ValueError, KeyError, AttributeError and others where a connection breaks in between.
+            raise NotSent(_why(error)) from error
 
-
-class _Senders:
-    """A client and its open senders; for the owner's thread only."""
-
-    def __init__(self, client: ServiceBusClient) -> None:
-        self._client = client
-        self._by_entity: dict[str, ServiceBusSender] = {}
-
-    def send(self, entity: str, outgoing: Outgoing) -> None:
-        sender = self._by_entity.get(entity)
-        if sender is None:
-            # Queues and topics are addressed alike by those who send.
-            sender = self._by_entity[entity] = self._client.get_queue_sender(entity)
-        sender.send_messages(_amqp(outgoing), timeout=_TRY_SECONDS)
+    def warm_up(self, entity: str) -> None:
+        """Begin to open the link of an entity if it is not open: that takes half a second. Returns at once."""
+        self._link(entity).warm_up()
 
     def close(self) -> None:
-        for sender in self._by_entity.values():
-            sender.close()
-        self._client.close()
+        """Close all links; the sender can be used again."""
+        with self._lock:
+            links = list(self._links.values())
+            self._links.clear()
+            self._client = None
+        for link in links:
+            link.close()
+
+    def _link(self, entity: str) -> _Link:
+        with self._lock:
+            if entity not in self._links:
+                self._links[entity] = _Link(lambda: self._new_sender(entity), self._max_idle)
+            return self._links[entity]
+
+    def _new_sender(self, entity: str) -> ServiceBusSender:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            # Queues and topics are addressed alike by those who send.
+            # Keep-alive would be a thread for each link that listens on the connection while others use it.
+            return self._client.get_queue_sender(entity, keep_alive=0)
+
+
+class _Link:
+    """The link to one entity, opened when it is needed, and closed by us before the broker closes it for idling."""
+
+    def __init__(self, new_sender: Callable[[], ServiceBusSender], max_idle: float) -> None:
+        self._new_sender = new_sender
+        self._max_idle = max_idle
+        self._lock = threading.Lock()
+        self._link: _OpenLink | None = None
+        self._used_at = 0.0
+        self._warm_up: Call[_OpenLink] | None = None
+        self._warm_up_until = 0.0
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Send within the deadline of the calling thread; raises what the SDK raises, or CallTimeout."""
+        if not self._lock.acquire(timeout=seconds_left()):
+            raise CallTimeout("The link was in use until the deadline.")
+        try:
+            if not (self._is_open() and self._sent_on_old_link(outgoing)):
+                self._try(outgoing)
+        finally:
+            self._lock.release()
+
+    def _sent_on_old_link(self, outgoing: Outgoing) -> bool:
+        """Send on a link that was opened before; return whether that worked.
+
+        A connection that died while it was idle shows only now, in many ways, or by silence. Sending again on a new
+        link is idempotent: the message id is the same.
+        """
+        try:
+            with thread_deadline(min(_OLD_LINK_SECONDS, seconds_left() / 2)):
+                self._try(outgoing)
+        except MessageSizeExceededError:
+            raise
+        except Exception as error:  # noqa: BLE001 - not swallowed: sending is tried again, and raises
+            _logger.info("service bus: a link broke and is replaced: %s", type(error).__name__)
+            return False
+        return True
+
+    def warm_up(self) -> None:
+        """Begin to open the link unless it is open or in use."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if not self._is_open() and self._warm_up is None:
+                # Best effort: where no thread is available, the next send reports what is wrong.
+                with suppress(OSError):
+                    self._warm_up = _opening.start(self._open, _WARM_UP_SECONDS, _OpenLink.close)
+                    self._warm_up_until = time.monotonic() + _WARM_UP_SECONDS
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Close the link once it is not in use."""
+        with self._lock:
+            self._drop()
+
+    def _is_open(self) -> bool:
+        if self._warm_up is not None and self._warm_up.is_done:
+            self._take_warmed_up(0.0)
+        if self._link is not None and time.monotonic() - self._used_at > self._max_idle:
+            self._drop()
+        return self._link is not None
+
+    def _try(self, outgoing: Outgoing) -> None:
+        try:
+            self._link = self._link or self._opened()
+            self._link.sender.send_messages(_amqp(outgoing), timeout=seconds_left())
+            self._used_at = time.monotonic()
+        except MessageSizeExceededError:
+            raise
+        except BaseException:
+            # What is left of its connection is not known.
+            self._drop()
+            raise
+
+    def _opened(self) -> _OpenLink:
+        """Return an open link: the one that is being warmed up, else a new one."""
+        self._take_warmed_up(min(self._warm_up_until - time.monotonic(), seconds_left()))
+        return self._link or _opening.run(self._open, seconds_left(), _OpenLink.close)
+
+    def _take_warmed_up(self, seconds: float) -> None:
+        warm_up, self._warm_up = self._warm_up, None
+        if warm_up is not None:
+            # One that failed or hangs is forgotten: the send opens a link itself, and reports what is wrong.
+            with suppress(Exception):
+                self._link = warm_up.result(seconds)
+                self._used_at = self._warm_up_until
+
+    def _open(self) -> _OpenLink:
+        with created_sockets() as sockets, ExitStack() as stack:
+            link = _OpenLink(self._new_sender(), sockets)
+            stack.callback(link.close)
+            stack.enter_context(link.sender)
+            # It stays open: only a failure closes it.
+            stack.pop_all()
+            return link
+
+    def _drop(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            try:
+                # In a thread: the SDK waits for a peer that may not be there any more.
+                _closing.start(link.close, _CLOSE_SECONDS)
+            except OSError:
+                link.close_sockets()
+
+
+@dataclass(frozen=True)
+class _OpenLink:
+    """A sender of the SDK with the sockets of its connection."""
+
+    sender: ServiceBusSender
+    sockets: Sequence[socket.socket]
+
+    def close(self) -> None:
+        try:
+            self.sender.close()
+        except Exception as error:  # noqa: BLE001 - what cannot be closed in good order is gone all the same
+            _logger.info("service bus: a link was not closed in good order: %s", type(error).__name__)
+        self.close_sockets()
+
+    def close_sockets(self) -> None:
+        # The SDK forgets them where the connection broke.
+        for each in self.sockets:
+            each.close()
+
+
+def _why(error: BaseException) -> str:
+    """Return what went wrong; of an AMQP error only the kind: its text can hold addresses with signatures."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TokenUnavailable):
+            return str(cause)
+        if isinstance(cause, CallTimeout | OperationTimeoutError):
+            return "the broker did not respond in time"
+        cause = cause.__cause__ or cause.__context__ or getattr(cause, "inner_exception", None)
+    return type(error).__name__
 
 
 def connect(
-    settings: ServiceBusSettings, credential: Callable[[Namespace], TokenCredential]
+    settings: ServiceBusSettings, credential: Callable[[Namespace], TokenCredential], *, retries: int = 1
 ) -> ServiceBusClient:
-    """Return a client for the namespace of the settings; `credential` is asked only for an identity's."""
+    """Return a client for the namespace of the settings; `credential` is asked only for an identity's.
+
+    `retries`: how often the SDK itself repeats an operation; one recovers from a connection that was closed while idle.
+    """
     bounds: dict[str, Any] = {
-        # One repeat recovers from a connection that the peer closed while it was idle.
-        "retry_total": 1,
+        "retry_total": retries,
         "retry_backoff_factor": 0.1,
+        "try_timeout": _TRY_SECONDS,
         "logging_enable": False,
         # The SDK trusts its own list of authorities otherwise, whatever SSL_CERT_FILE says.
-        "ssl_context": ssl.create_default_context(),
+        "ssl_context": deadline_tls_context(),
     }
     connection = settings.connection
     if isinstance(connection, ConnectionString):

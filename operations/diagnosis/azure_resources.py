@@ -5,6 +5,7 @@ Only reading. Whoever may not read, or does not say which resource it is, is tol
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,15 +18,15 @@ import requests
 from operations.diagnosis.findings import CannotSee, Finding, Found, Result, found, ok
 from operations.diagnosis.service_bus import Right, judge_failed
 from shared.errors import TokenUnavailable
-from shared.owner import Care, NotAnswered, Owner
-from shared.session import Bearer, Session
+from shared.http_exchange import HttpExchange, NoResponse, Request
 from shared.settings import ConnectionString
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from shared.clock import Deadline
-    from shared.credential import TokenSource
+    from shared.credential import Tokens
+    from shared.http_exchange import HttpResponse
     from shared.settings import ServiceBusSettings
 
 Json = dict[str, Any]
@@ -58,36 +59,30 @@ class NotThere(Exception):
 class ResourceManager:
     """GET requests to Azure Resource Manager, each with a deadline that holds."""
 
-    def __init__(self, endpoint: str, tokens: TokenSource) -> None:
-        self._endpoint = endpoint.rstrip("/")
+    def __init__(self, endpoint: str, tokens: Tokens) -> None:
         self._tokens = tokens
-        self._owner = Owner("resource manager", Care(build=Session, close=Session.close, abandon=Session.cut))
+        self._exchange = HttpExchange(endpoint.rstrip("/"))
 
     def get(self, path: str, version: str, deadline: Deadline, query: str = "") -> Json:
         """Return a resource; raises NotThere, and CannotSee where it may not be read or does not answer."""
-        url = f"{self._endpoint}{path}?api-version={version}{query}"
         try:
             token = self._tokens.token(deadline)
-            response = self._send(url, token, deadline)
-        except (NotAnswered, requests.RequestException, TokenUnavailable) as error:
+            response = self._send(f"{path}?api-version={version}{query}", token, deadline)
+        except (NoResponse, TokenUnavailable) as error:
             raise CannotSee(f"Azure Resource Manager: {type(error).__name__}", _READER) from error
-        if response.status_code == requests.codes.not_found:
+        if response.status == requests.codes.not_found:
             raise NotThere(path)
         try:
-            document = response.json()
+            document = json.loads(response.body)
         except ValueError:
             document = None
-        if response.status_code != requests.codes.ok or not isinstance(document, dict):
-            raise CannotSee(f"Azure Resource Manager answered {response.status_code}", _READER)
+        if response.status != requests.codes.ok or not isinstance(document, dict):
+            raise CannotSee(f"Azure Resource Manager answered {response.status}", _READER)
         return document
 
-    def _send(self, url: str, token: str, deadline: Deadline) -> requests.Response:
-        timeout = max(deadline.remaining, 0.1)
-        return self._owner.call(
-            lambda session: session.get(url, auth=Bearer(token), timeout=timeout, allow_redirects=False),
-            limit=timeout,
-            timeout=timeout,
-        )
+    def _send(self, path: str, token: str, deadline: Deadline) -> HttpResponse:
+        request = Request("GET", path, {"Authorization": f"Bearer {token}"})
+        return self._exchange.send(request, max(deadline.remaining, 0.1))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from operations.diagnosis.findings import Finding, Found, ok
 from operations.environment import operator_client_id
 from operations.identity import SERVICE_BUS_SCOPE, owner_of
-from shared.credential import TokenSource, build_credential
+from shared.credential import Identities
 from shared.errors import TokenUnavailable
 from shared.settings import ConnectionString
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from operations.diagnosis.findings import Result
     from operations.identity import TokenOwner
     from shared.clock import Deadline
+    from shared.credential import Tokens
     from shared.settings import DataverseSettings, ServiceBusSettings
 
 
@@ -30,6 +31,7 @@ class Identity:
         self, environment: Mapping[str, str], service_bus: ServiceBusSettings, dataverse: DataverseSettings
     ) -> None:
         self._environment = environment
+        self._identities = Identities(environment)
         self._connection = service_bus.connection
         self._dataverse = dataverse
         self._function_client_id = dataverse.client_id
@@ -74,10 +76,9 @@ class Identity:
             "Dataverse", f"{self._dataverse.url}/.default", self._dataverse.client_id, deadline
         )
 
-    def source(self, scope: str, of_function: str | None) -> TokenSource:
+    def source(self, scope: str, of_function: str | None) -> Tokens:
         """Return the tokens of whoever looks for a scope."""
-        client_id = self.client_id(of_function)
-        return TokenSource(scope, lambda: build_credential(self._environment, client_id))
+        return self._identities.of(self.client_id(of_function)).tokens(scope)
 
     def _token(self, audience: str, scope: str, client_id: str | None, deadline: Deadline) -> list[Result]:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -12,13 +11,17 @@ from typing import TYPE_CHECKING
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
 
 from operations.diagnosis.findings import Finding, Found, ok
-from shared.owner import Care, NotAnswered, Owner
+from shared.bounded_call import BoundedCalls
+from shared.deadline_socket import CallTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from operations.diagnosis.findings import Result
     from shared.clock import Deadline
+
+
+_resolving = BoundedCalls("name resolution", 8)
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,13 @@ def look(way: Way, host: str, port: int, trust: ssl.SSLContext | None, deadline:
 
 def _resolve(way: Way, host: str, port: int, deadline: Deadline) -> tuple[str, int]:
     """Return the first address of a name; the system's resolver takes no time-out, so it gets a thread."""
-    resolver = Owner("name resolution", Care(build=os.getpid, close=lambda _: None))
     try:
-        found = resolver.call(
-            lambda _: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-            limit=deadline.remaining,
-            timeout=deadline.remaining,
+        found = _resolving.run(
+            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.remaining
         )
-    except NotAnswered as error:
+    except CallTimeout as error:
         raise Found(way.name_unknown, f"{host}: the name server does not answer") from error
     except OSError as error:
         raise Found(way.name_unknown, f"{host}: {error.strerror}") from error
-    finally:
-        resolver.close()
     address = found[0][4]
     return str(address[0]), port

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from azure.core.exceptions import ClientAuthenticationError
@@ -24,9 +25,10 @@ from azure.servicebus.exceptions import (
 from operations.diagnosis.findings import CannotSee, Finding, Found, Result, State, found, ok
 from operations.messages import text_properties
 from operations.namespace import sequence_number
+from shared.bounded_call import BoundedCalls
 from shared.credential import build_credential
+from shared.deadline_socket import CallTimeout
 from shared.message import FIRST_SEEN, REASON
-from shared.owner import Care, NotAnswered, Owner
 from shared.service_bus import connect
 from shared.settings import ConnectionString
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+_calls = BoundedCalls("service bus", 32)
 _PAGE = 250
 _OLD = timedelta(minutes=30)
 
@@ -198,10 +201,9 @@ class ServiceBusLinks:
 
     def _with_client(self, do: Callable[[_Client], Answer], deadline: Deadline) -> Answer:
         """Have something done with a client in a thread of its own: the SDK may block for ever."""
-        owner = Owner("service bus", Care(build=self._client, close=_Client.close))
         try:
-            return owner.call(do, limit=deadline.remaining, timeout=deadline.remaining)
-        except NotAnswered as error:
+            return _calls.run(partial(self._do, do), deadline.remaining)
+        except CallTimeout as error:
             raise Found(Finding.SERVICE_BUS_SILENT, "no answer over AMQP in time") from error
         except ClientAuthenticationError as error:
             raise Found(Finding.TOKEN_UNAVAILABLE, type(error).__name__) from error
@@ -210,8 +212,13 @@ class ServiceBusLinks:
         except (ServiceBusError, OSError) as error:
             # Only the kind: the text of an AMQP error can hold addresses with signatures.
             raise Found(Finding.SERVICE_BUS_UNAVAILABLE, type(error).__name__) from error
+
+    def _do(self, do: Callable[[_Client], Answer]) -> Answer:
+        client = self._client()
+        try:
+            return do(client)
         finally:
-            owner.close()
+            client.close()
 
     def _client(self) -> _Client:
         return _Client(
@@ -225,7 +232,7 @@ class ServiceBusLinks:
 
 
 class _Client:
-    """A client with what was opened with it: closing takes as long as opening, and nobody has to wait for it."""
+    """A client with what was opened with it."""
 
     def __init__(self, sdk: ServiceBusClient) -> None:
         self.closing = ExitStack()

@@ -7,13 +7,15 @@ are handled at once, and Dataverse's service-protection limits.
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from http import HTTPStatus
 from random import Random
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
+from azure.servicebus import ServiceBusClient, TransportType
 from checker import FAILED_QUEUE, QUEUE, Expectations, Violation, judge, judge_requests
 from rig import SETTINGS, START, Shape, World, organization, quiet
 
@@ -21,6 +23,7 @@ from sandbox.dataverse import Limits, ServiceProtection
 from sandbox.faults import Fault, Kind, Rule, When, Wire
 from sandbox.service_bus import Message
 from shared.bootstrap import build
+from shared.deadline_socket import deadline_tls_context
 from shared.errors import ServiceBusUnavailable
 from shared.message import Message as InMessage
 from shared.service_bus import AmqpSender
@@ -28,7 +31,6 @@ from shared.service_bus import AmqpSender
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from azure.servicebus import ServiceBusClient
     from checker import Evidence
     from simulation import Simulation
 
@@ -163,16 +165,16 @@ def _protection(simulation: Simulation, limit: int) -> ServiceProtection:
 
 
 def a_send_that_never_returns() -> Report:
-    """Let the SDK block for ever, as it does before a peer that accepts and stays silent; this one is in real time.
+    """Let the SDK connect to a peer that accepts connections and stays silent; this one is in real time.
 
-    The invocation must end in spite of it, and say that the message is not dealt with.
+    The SDK alone would block for ever. The invocation must end in spite of it, and leave the message to the broker.
     """
-    blocked = threading.Event()
     ended: list[BaseException | None] = []
-    with quiet():
+    with quiet(), socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
         product = build(
             {**SETTINGS, "INVOCATION_DEADLINE_SECONDS": "1"},
-            sender=AmqpSender(lambda: cast("ServiceBusClient", _SilentClient(blocked))),
+            sender=AmqpSender(lambda: _client_of(port)),
         )
 
         def invoke() -> None:
@@ -185,7 +187,6 @@ def a_send_that_never_returns() -> Report:
         invocation = threading.Thread(target=invoke, name="invocation", daemon=True)
         invocation.start()
         invocation.join(_NEVER)
-        blocked.set()
     rule = "an invocation ends within its deadline"
     if not ended:
         return Report(
@@ -197,20 +198,15 @@ def a_send_that_never_returns() -> Report:
     return Report("A send that never returns", told, 0.0, {"ended with": type(ended[0]).__name__})
 
 
-class _SilentClient:
-    """What a ServiceBusClient is like whose peer says nothing."""
-
-    def __init__(self, blocked: threading.Event) -> None:
-        self._blocked = blocked
-
-    def get_queue_sender(self, entity: str) -> _SilentClient:  # noqa: ARG002 - as the SDK has it
-        return self
-
-    def send_messages(self, message: object, timeout: float) -> None:  # noqa: ARG002
-        self._blocked.wait()
-
-    def close(self) -> None:
-        """Be closed."""
+def _client_of(port: int) -> ServiceBusClient:
+    options: dict[str, Any] = {
+        "ssl_context": deadline_tls_context(),
+        # The only way to choose the port.
+        "custom_endpoint_address": f"sb://127.0.0.1:{port}",
+        "transport_type": TransportType.Amqp,
+        "retry_total": 0,
+    }
+    return ServiceBusClient.from_connection_string(SETTINGS["ServiceBusConnection"], **options)
 
 
 def _close(world: World, *, closed: bool) -> None:

@@ -9,7 +9,6 @@ right (`checker`).
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
 from contextlib import contextmanager
@@ -40,7 +39,6 @@ from shared.dataverse import Dataverse
 from shared.errors import ServiceBusUnavailable, TokenUnavailable
 from shared.message import Message
 from shared.service_bus import NotSent, Outgoing
-from shared.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,7 +170,6 @@ class World:
         self.host = _Host(self)
         self._dataverse = faulty_dataverse(self.app, self.plan, self._wait)
         self._wired = 0
-        self._sessions = 0
         self._closing: list[Dataverse] = []
 
     def __repr__(self) -> str:
@@ -228,15 +225,11 @@ class World:
 
     def worker(self, name: str) -> Handler:
         """Build the product as a new worker process does."""
-
-        def session() -> Session:
-            self._sessions += 1
-            made = _sessions()(self._sessions)
-            made.mount("https://", _Adapter(self, name))
-            return made
-
         chance = self.random.random
-        dataverse = Dataverse(URL, token=self._token, clock=self.simulation, random=chance, session=session)
+        adapter = _Adapter(self, name)
+        dataverse = Dataverse(
+            URL, tokens=_Tokens(self), clock=self.simulation, random=chance, adapter=adapter
+        )
         self._closing.append(dataverse)
         return build(
             {**SETTINGS, **self.shape.settings},
@@ -250,13 +243,6 @@ class World:
         """Count what happens on the wires."""
         self._wired += 1
         return self._wired
-
-    def _token(self, deadline: Deadline) -> str:
-        fault = self.plan.strike(Wire.IDENTITY, "token")
-        if fault is None:
-            return "a token"
-        self.simulation.sleep(min(fault.seconds, deadline.remaining) if fault.kind is Kind.SILENT else 0)
-        raise TokenUnavailable("The identity endpoint gave no token.")
 
     def _wait(self, seconds: float) -> None:
         actor = self.simulation.current
@@ -278,17 +264,25 @@ def _configuration() -> Configuration:
     return Configuration.load()
 
 
-@lru_cache(maxsize=1)
-def _sessions() -> Callable[[int], Session]:
-    """Return the n-th session of this process: to read the trusted authorities takes 25 ms, and nothing uses them."""
-    made: list[Session] = []
+class _Tokens:
+    """The identity's tokens, each of them asked of the fault plan."""
 
-    def session(number: int) -> Session:
-        while len(made) <= number:
-            made.append(Session())
-        return made[number]
+    def __init__(self, world: World) -> None:
+        self._world = world
 
-    return session
+    def token(self, deadline: Deadline) -> str:
+        world = self._world
+        fault = world.plan.strike(Wire.IDENTITY, "token")
+        if fault is None:
+            return "a token"
+        world.simulation.sleep(min(fault.seconds, deadline.remaining) if fault.kind is Kind.SILENT else 0)
+        raise TokenUnavailable("The identity endpoint gave no token.")
+
+    def renewed(self, refused: str, deadline: Deadline) -> str | None:
+        try:
+            return f"{self.token(deadline)}, not {refused}"
+        except TokenUnavailable:
+            return None
 
 
 class _Adapter(FaultyAdapter):
@@ -611,11 +605,9 @@ def _token(message: BrokeredMessage) -> UUID:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the log lines, of which there are thousands, to oneself, and requests from looking for proxies each time."""
+    """Keep the log lines, of which there are thousands, to oneself."""
     loggers = [logging.getLogger(name) for name in ("shared", "sandbox")]
     levels = [logger.level for logger in loggers]
-    known = os.environ.get("NO_PROXY")
-    os.environ["NO_PROXY"] = URL.removeprefix("https://")
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
@@ -623,6 +615,3 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        os.environ.pop("NO_PROXY")
-        if known is not None:
-            os.environ["NO_PROXY"] = known

@@ -22,7 +22,6 @@ import trustme
 from requests.adapters import BaseAdapter
 
 from shared.message import Message
-from shared.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -142,21 +141,13 @@ class Reply:
 
 
 class Wire(BaseAdapter):
-    """An in-process server: `requests` holds what came, `replies` what is answered, the last one for ever."""
+    """An in-process server: `requests` holds what came, `replies` what is returned, the last one for ever."""
 
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[requests.PreparedRequest] = []
         self.options: list[dict[str, Any]] = []
         self.replies: deque[Reply] = deque([Reply()])
-        self.sessions: list[Session] = []
-
-    def session(self) -> Session:
-        """Make a session whose requests come here."""
-        session = Session()
-        session.mount("https://", self)
-        self.sessions.append(session)
-        return session
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - as the library has it
         self.requests.append(request)
@@ -174,6 +165,36 @@ class Wire(BaseAdapter):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class FixedTokens:
+    """Gives `value`, or raises `error`; `renewals` are handed out for refused ones."""
+
+    def __init__(self) -> None:
+        self.value = "eyJ.the-token-nobody-may-see"
+        self.error: Exception | None = None
+        self.on_token: Callable[[], None] = lambda: None
+        self.renewals: deque[str] = deque()
+        self.refused: list[str] = []
+        self.deadlines: list[Deadline] = []
+
+    def token(self, deadline: Deadline) -> str:
+        self.deadlines.append(deadline)
+        self.on_token()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def renewed(self, refused: str, deadline: Deadline) -> str | None:
+        self.refused.append(refused)
+        self.deadlines.append(deadline)
+        return self.renewals.popleft() if self.renewals else None
+
+
+@pytest.fixture
+def tokens() -> FixedTokens:
+    """Return tokens that are always there."""
+    return FixedTokens()
 
 
 @pytest.fixture
@@ -235,7 +256,10 @@ class TlsServer:
         line, *lines = head.decode().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (text.partition(":") for text in lines)}
         while len(body) < int(headers.get("content-length", "0")):
-            body += connection.recv(65536)
+            received = connection.recv(65536)
+            if not received:
+                return None
+            body += received
         request = Request(line, headers, body)
         self.requests.append(request)
         return request
@@ -257,7 +281,8 @@ class TlsServer:
     def tunnel(self, connection: socket.socket) -> None:
         """Be a proxy: take CONNECT, and pass on what comes from either side until one of them ends."""
         request = self.read(connection)
-        assert request is not None
+        if request is None:
+            return
         host, _, port = request.line.split(" ")[1].partition(":")
         with socket.create_connection((host, int(port))) as upstream:
             self._open.append(upstream)
@@ -305,7 +330,8 @@ class TlsServer:
 
     def _connection(self, plain: socket.socket) -> None:
         self._open.append(plain)
-        with suppress(OSError):
+        # ValueError: what was closed in between cannot be selected.
+        with suppress(OSError, ValueError):
             connection = plain
             if self._context is not None:
                 connection = self._context.wrap_socket(plain, server_side=True)

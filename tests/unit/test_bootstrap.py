@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shared.message import Message
-    from tests.unit.conftest import FakeClock, RecordingSender, Reply, Wire
+    from tests.unit.conftest import FakeClock, FixedTokens, RecordingSender, Reply, Wire
 
 SERVICE_BUS = {
     "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
@@ -49,6 +49,7 @@ def test_what_is_given_takes_the_place_of_what_would_be_built(
     sender: RecordingSender,
     clock: FakeClock,
     wire: Wire,
+    tokens: FixedTokens,
     make_message: Callable[..., Message],
     make_reply: Callable[..., Reply],
 ) -> None:
@@ -56,10 +57,10 @@ def test_what_is_given_takes_the_place_of_what_would_be_built(
     wire.replies.append(make_reply(status=503))
     dataverse = Dataverse(
         ENVIRONMENT["DATAVERSE_URL"],
-        token=lambda _: "token",
+        tokens=tokens,
         clock=clock,
         random=lambda: 0.0,
-        session=wire.session,
+        adapter=wire,
     )
     handler = build(ENVIRONMENT, clock=clock, random=lambda: 1.0, sender=sender, dataverse=dataverse)
     handler.handle(make_message())

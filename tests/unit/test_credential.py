@@ -2,38 +2,297 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError
 from azure.identity import AzureCliCredential, CredentialUnavailableError
 
 from shared.clock import Deadline, SystemClock
-from shared.credential import TokenSource, build_credential
+from shared.credential import Identities, Identity, build_credential
+from shared.deadline_socket import CallTimeout, thread_deadline
 from shared.errors import TokenUnavailable
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from pathlib import Path
 
-    from azure.core.credentials import AccessToken, TokenCredential
+    from azure.core.credentials import TokenCredential
 
     from tests.unit.conftest import TlsServer
 
 SCOPE = "https://contoso.crm4.dynamics.com/.default"
+OTHER_SCOPE = "https://servicebus.azure.net//.default"
 CLIENT = "11111111-2222-3333-4444-555555555555"
 TOKEN = "the-token-nobody-may-see"
 BOUND = 20.0
+HOUR = 3600.0
 
 
-def in_time() -> Deadline:
-    return Deadline.after(SystemClock(), BOUND)
+# ---------------------------------------------------------------------------------------------- the cache
+
+
+class Authority:
+    """Gives tokens in order, each valid for `lifetime` seconds; time passes only when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+        self.lifetime = 24 * HOUR
+        self.requests: list[str] = []
+        self.built = 0
+        self.error: Exception | None = None
+        self.on_request: Callable[[], None] = lambda: None
+
+    def build(self, _: object) -> TokenCredential:
+        self.built += 1
+        return cast("TokenCredential", self)
+
+    def get_token(self, *scopes: str, **_: object) -> AccessToken:
+        self.requests.append(scopes[0])
+        number = len(self.requests)
+        self.on_request()
+        if self.error is not None:
+            raise self.error
+        return AccessToken(f"token-{number}", int(self.now + self.lifetime))
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def identity(authority: Authority) -> Identity:
+    return Identity(authority.build, now=lambda: authority.now)
+
+
+class Silence:
+    """An endpoint that says nothing until it is released."""
+
+    def __init__(self, authority: Authority) -> None:
+        self.begun = threading.Event()
+        self.released = threading.Event()
+        authority.on_request = self._wait
+
+    def _wait(self) -> None:
+        self.begun.set()
+        self.released.wait(BOUND)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.released.set()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_token_is_fetched_once_and_kept(identity: Identity, authority: Authority) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        given = set(pool.map(lambda _: identity.token(SCOPE, BOUND), range(64)))
+    assert given == {"token-1"}
+    assert authority.requests == [SCOPE]
+    assert identity.token(OTHER_SCOPE, BOUND) == "token-2", "each scope has its own"
+
+
+def test_the_sdk_takes_its_tokens_from_the_same_cache(identity: Identity, authority: Authority) -> None:
+    """So that an idle link which is closed and opened again asks for none."""
+    token = identity.token(OTHER_SCOPE, BOUND)
+    expires_on = int(authority.now + authority.lifetime)
+    given = identity.get_token(OTHER_SCOPE, enable_cae=True)
+    assert (given.token, given.expires_on) == (token, expires_on)
+    info = identity.get_token_info(OTHER_SCOPE, options={})
+    assert (info.token, info.expires_on) == (token, expires_on)
+    assert len(authority.requests) == 1
+
+
+def test_the_sdk_waits_for_a_token_no_longer_than_its_thread_may(
+    identity: Identity, authority: Authority
+) -> None:
+    with Silence(authority), thread_deadline(0.1):
+        with pytest.raises(TokenUnavailable, match="in time"):
+            identity.get_token(OTHER_SCOPE)
+        with pytest.raises(CallTimeout):
+            identity.get_token_info(OTHER_SCOPE)
+
+
+@pytest.mark.parametrize("left", [12 * HOUR, HOUR, 301, 61])
+def test_a_valid_token_is_used_while_the_endpoint_is_silent(
+    left: float, identity: Identity, authority: Authority
+) -> None:
+    identity.token(SCOPE, BOUND)
+    authority.now += 24 * HOUR - left
+    with Silence(authority) as silence:
+        with ThreadPoolExecutor(16) as pool:
+            given = set(pool.map(lambda _: identity.token(SCOPE, 0.0), range(64)))
+        assert given == {"token-1"}
+        assert silence.begun.wait(BOUND)
+        assert len(authority.requests) == 2, (
+            "one request in the background, however many threads want a token"
+        )
+    eventually(lambda: identity.token(SCOPE, 0.0) == "token-2")
+
+
+def test_a_valid_token_is_used_while_the_endpoint_fails_and_it_is_not_asked_all_the_time(
+    identity: Identity, authority: Authority
+) -> None:
+    identity.token(SCOPE, BOUND)
+    authority.error = ClientAuthenticationError("down")
+    authority.now += 13 * HOUR
+    for expected in (2, 3):
+        for _ in range(10):
+            assert identity.token(SCOPE, BOUND) == "token-1"
+            eventually(lambda: not identity._fetches)
+        assert len(authority.requests) == expected
+        authority.now += 31
+    authority.error = None
+    identity.token(SCOPE, BOUND)
+    eventually(lambda: identity.token(SCOPE, BOUND) == "token-4")
+
+
+def test_before_half_of_its_lifetime_nothing_is_fetched(identity: Identity, authority: Authority) -> None:
+    identity.token(SCOPE, BOUND)
+    authority.now += 12 * HOUR - 1
+    identity.token(SCOPE, BOUND)
+    assert not identity._fetches
+    authority.now += 1
+    identity.token(SCOPE, BOUND)
+    eventually(lambda: len(authority.requests) == 2)
+
+
+def test_a_token_is_not_used_in_its_last_minute(identity: Identity, authority: Authority) -> None:
+    """The call that it is for takes time, too."""
+    identity.token(SCOPE, BOUND)
+    authority.error = ClientAuthenticationError("down")
+    authority.now += authority.lifetime - 60
+    with pytest.raises(TokenUnavailable):
+        identity.token(SCOPE, BOUND)
+    authority.error = None
+    assert identity.token(SCOPE, BOUND) == "token-3"
+
+
+def test_threads_that_wait_for_a_token_share_its_failure(identity: Identity, authority: Authority) -> None:
+    authority.error = ClientAuthenticationError("down")
+    with Silence(authority) as silence, ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(identity.token, SCOPE, BOUND) for _ in range(16)]
+        assert silence.begun.wait(BOUND)
+        time.sleep(0.05)
+        silence.released.set()
+        errors = [future.exception(BOUND) for future in waiting]
+    assert all(isinstance(error, TokenUnavailable) for error in errors)
+    assert len({id(error) for error in errors}) == 16, "an exception has one traceback"
+    assert len(authority.requests) < 16
+
+
+def test_a_fetch_that_is_stuck_is_left_behind_with_its_credential(
+    identity: Identity, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.credential._FETCH_SECONDS", 0.1)
+    with Silence(authority):
+        with pytest.raises(TokenUnavailable, match="in time"):
+            identity.token(SCOPE, BOUND)
+        authority.on_request = lambda: None
+        eventually(lambda: time.monotonic() >= identity._fetches[SCOPE].until)
+        assert identity.token(SCOPE, BOUND) == "token-2"
+        assert authority.built == 2
+    eventually(lambda: "token" not in {thread.name for thread in threading.enumerate()})
+    assert identity.token(SCOPE, BOUND) in {"token-1", "token-2"}
+
+
+def test_without_a_thread_there_is_no_new_token_and_a_valid_one_is_used(
+    identity: Identity, authority: Authority
+) -> None:
+    identity.token(SCOPE, BOUND)
+
+    class Exhausted:
+        def start(self, *_: object) -> None:
+            raise OSError("No thread could be started for token.")
+
+    calls = identity._calls
+    identity._calls = cast("type(calls)", Exhausted())  # type: ignore[valid-type]
+    authority.now += 13 * HOUR
+    assert identity.token(SCOPE, BOUND) == "token-1"
+    authority.now += 12 * HOUR
+    with pytest.raises(TokenUnavailable, match="No thread could be started"):
+        identity.token(SCOPE, BOUND)
+    identity._calls = calls
+    assert identity.token(SCOPE, BOUND) == "token-2"
+
+
+# ---------------------------------------------------------------------------------------------- refused tokens
+
+
+def test_a_refused_token_is_replaced_once_for_all_threads(identity: Identity, authority: Authority) -> None:
+    refused = identity.token(SCOPE, BOUND)
+    with ThreadPoolExecutor(16) as pool:
+        renewed = set(pool.map(lambda _: identity.renewed(SCOPE, refused, BOUND), range(16)))
+    assert renewed == {"token-2"}
+    assert len(authority.requests) == 2
+    assert authority.built == 2, "the SDK's own cache has the refused one"
+    assert identity.token(SCOPE, BOUND) == "token-2"
+
+
+def test_where_the_new_token_is_refused_too_the_endpoint_is_not_asked_all_the_time(
+    identity: Identity, authority: Authority
+) -> None:
+    refused = identity.renewed(SCOPE, identity.token(SCOPE, BOUND), BOUND)
+    assert refused == "token-2"
+    for _ in range(5):
+        assert identity.renewed(SCOPE, refused, BOUND) is None
+    assert len(authority.requests) == 2
+    authority.now += 61
+    assert identity.renewed(SCOPE, refused, BOUND) == "token-3"
+
+
+@pytest.mark.parametrize("seconds", [BOUND, 0.0])
+def test_a_refused_token_stays_in_use_while_there_is_no_other(
+    seconds: float, identity: Identity, authority: Authority
+) -> None:
+    refused = identity.token(SCOPE, BOUND)
+    authority.error = ClientAuthenticationError("down")
+    assert identity.renewed(SCOPE, refused, seconds) is None
+    assert identity.token(SCOPE, BOUND) == refused
+
+
+def test_the_same_token_again_is_not_a_new_one(identity: Identity, authority: Authority) -> None:
+    refused = identity.token(SCOPE, BOUND)
+    authority.on_request = authority.requests.clear
+    authority.requests.clear()
+    assert identity.renewed(SCOPE, refused, BOUND) is None
+
+
+def test_tokens_of_a_scope_have_a_deadline(identity: Identity, authority: Authority) -> None:
+    tokens = identity.tokens(SCOPE)
+    deadline = Deadline.after(SystemClock(), BOUND)
+    assert tokens.token(deadline) == "token-1"
+    assert tokens.renewed("token-1", deadline) == "token-2"
+    authority.now += 25 * HOUR
+    with Silence(authority), pytest.raises(TokenUnavailable, match="in time"):
+        tokens.token(Deadline.after(SystemClock(), 0.05))
+
+
+def test_the_process_has_one_identity_for_a_client_id() -> None:
+    identities = Identities({})
+    assert identities.of(CLIENT) is identities.of(CLIENT)
+    assert identities.of(None) is not identities.of(CLIENT)
+
+
+# ---------------------------------------------------------------------------------------------- managed identity
 
 
 @pytest.fixture
 def endpoint(plain_server: TlsServer, monkeypatch: pytest.MonkeyPatch) -> TlsServer:
-    """Return App Service's endpoint; it answers with a token."""
+    """Return App Service's endpoint; it responds with a token."""
     monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://127.0.0.1:{plain_server.port}/msi/token")
     monkeypatch.setenv("IDENTITY_HEADER", "header-secret")
     token = {
@@ -47,25 +306,22 @@ def endpoint(plain_server: TlsServer, monkeypatch: pytest.MonkeyPatch) -> TlsSer
     return plain_server
 
 
-def source(client_id: str | None = None) -> TokenSource:
-    return TokenSource(SCOPE, lambda: build_credential({"IDENTITY_ENDPOINT": "set"}, client_id))
+def managed(client_id: str | None = None) -> Identity:
+    return Identities({"IDENTITY_ENDPOINT": "set"}).of(client_id)
 
 
 def secrets_in(error: BaseException | None, logs: pytest.LogCaptureFixture) -> list[str]:
-    """Return every secret that an error, its causes or the log tell."""
-    told = logs.text
+    """Return every secret that an error, its causes or the log contain."""
+    texts = logs.text
     while error is not None:
-        told += f"{error}{error!r}"
+        texts += f"{error}{error!r}"
         error = error.__cause__ or error.__context__
-    return [secret for secret in (TOKEN, "header-secret") if secret in told]
+    return [secret for secret in (TOKEN, "header-secret") if secret in texts]
 
 
 @pytest.mark.parametrize("client_id", [None, CLIENT])
-def test_a_managed_identity_is_asked_for_a_token_once(client_id: str | None, endpoint: TlsServer) -> None:
-    tokens = source(client_id)
-    with ThreadPoolExecutor(8) as pool:
-        given = set(pool.map(lambda _: tokens.token(in_time()), range(32)))
-    assert given == {TOKEN}
+def test_a_managed_identity_is_asked_for_a_token(client_id: str | None, endpoint: TlsServer) -> None:
+    assert managed(client_id).token(SCOPE, BOUND) == TOKEN
     (request,) = endpoint.requests
     assert request.headers["x-identity-header"] == "header-secret"
     query = parse_qs(urlsplit(request.line.split()[1]).query)
@@ -73,20 +329,41 @@ def test_a_managed_identity_is_asked_for_a_token_once(client_id: str | None, end
     assert query.get("client_id") == ([client_id] if client_id else None)
 
 
+def test_neither_a_proxy_nor_netrc_concerns_the_endpoint(
+    endpoint: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on the same machine."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert managed().token(SCOPE, BOUND) == TOKEN
+    assert "authorization" not in endpoint.requests[0].headers
+
+
 def test_elsewhere_it_is_the_developers_own_login() -> None:
     assert isinstance(build_credential({}, CLIENT), AzureCliCredential)
 
 
-def test_a_silent_endpoint_is_an_error_at_the_deadline(
-    endpoint: TlsServer, caplog: pytest.LogCaptureFixture
+def silent(endpoint: TlsServer, _: object) -> None:
+    endpoint.wait()
+
+
+def dribbling(endpoint: TlsServer, connection: object) -> None:
+    endpoint.dribble(connection, b"HTTP/1.1 200 OK\r\nX: " + 60_000 * b"x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stage", [silent, dribbling])
+def test_an_endpoint_that_hangs_is_an_error_at_the_deadline_and_its_thread_ends(
+    stage: Callable[[TlsServer, object], None],
+    endpoint: TlsServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It accepts and says nothing: the SDK alone would wait for minutes."""
-    endpoint.serve = lambda _: endpoint.wait()
-    tokens = source()
+    """The SDK alone would wait for minutes."""
+    monkeypatch.setattr("shared.credential._FETCH_SECONDS", 0.3)
+    endpoint.serve = lambda connection: stage(endpoint, connection)
     with pytest.raises(TokenUnavailable, match="in time") as raised:
-        tokens.token(Deadline.after(SystemClock(), 0.2))
+        managed().token(SCOPE, 0.2)
     assert secrets_in(raised.value, caplog) == []
-    endpoint.cut_off()
+    eventually(lambda: "token" not in {thread.name for thread in threading.enumerate()})
 
 
 @pytest.mark.parametrize(
@@ -94,48 +371,112 @@ def test_a_silent_endpoint_is_an_error_at_the_deadline(
     [
         (
             "400 Bad Request",
-            b'{"statusCode": 400, "message": "No identity of this id"}',
-            "No identity of this id",
+            b'{"statusCode": 400, "message": "No User Assigned or Delegated Managed Identity found.\\nTrace"}',
+            "responded 400: No User Assigned or Delegated Managed Identity found.",
         ),
-        ("200 OK", b'{"access_token": "%s"}' % TOKEN.encode(), "invalid_scope"),
+        (
+            "403 Forbidden",
+            b'{"error": "unauthorized_client", "error_description": "Not for you."}',
+            "responded 403: Not for you.",
+        ),
+        (
+            "404 Not Found",
+            b'{"error": {"message": "Identity not found"}}',
+            "responded 404: Identity not found.",
+        ),
+        ("400 Bad Request", b'{"error": "invalid_request"}', "responded 400: invalid_request."),
+        ("400 Bad Request", b'{"message": 7}', "responded 400 without a token that can be used."),
+        ("400 Bad Request", b'{"message": "' + 999 * b"x" + b'"}', f"responded 400: {300 * 'x'}."),
+        ("500 Internal Server Error", b"", "responded 500 with an empty body."),
+        (
+            "502 Bad Gateway",
+            b"<html>%s</html>" % TOKEN.encode(),
+            "responded 502 with a body that is not JSON.",
+        ),
+        ("200 OK", b"<html>the page of a proxy</html>", "responded 200 with a body that is not JSON."),
+        ("200 OK", b"[" * 100_000, "responded 200 with a body that is not JSON."),
+        (
+            "200 OK",
+            b'{"access_token": "%s"}' % TOKEN.encode(),
+            "responded 200 without a token that can be used.",
+        ),
         (
             "200 OK",
             b'{"access_token": "%s", "expires_on": "soon"}' % TOKEN.encode(),
-            "ValueError in its answer",
+            "responded 200 without a token that can be used.",
         ),
-        ("200 OK", b"<html>the page of a proxy</html>", "JSONDecodeError"),
-        ("200 OK", b'"no object"', "AttributeError in its answer"),
+        ("200 OK", b'{"message": "%s"}' % TOKEN.encode(), "responded 200 without a token that can be used."),
+        ("200 OK", b'"no object"', "responded 200 without a token that can be used."),
+        ("200 OK", b"\xff\xfe", "responded 200 with a body that is not JSON."),
     ],
 )
-def test_the_cause_is_told_and_no_secret(
+def test_an_error_says_status_and_message_of_the_endpoint_and_no_secret(
     status: str, body: bytes, said: str, endpoint: TlsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever the SDK lets out, an identity without a token is an outage and never a bug."""
-    caplog.set_level(logging.INFO)
+    """Whatever the SDK raises, an identity without a token is an outage and never a bug."""
+    caplog.set_level(logging.INFO, "shared")
+    # As the process does: the SDK's own warnings quote the response.
+    caplog.set_level(logging.ERROR, "azure.identity")
     endpoint.serve = lambda connection: endpoint.answer(connection, body, status=status)
-    with pytest.raises(TokenUnavailable, match=SCOPE) as raised:
-        source().token(in_time())
-    assert said in str(raised.value)
+    with pytest.raises(TokenUnavailable) as raised:
+        managed().token(SCOPE, BOUND)
+    assert str(raised.value) == f"The identity gave no token for {SCOPE}: its endpoint {said}"
     assert secrets_in(raised.value, caplog) == []
 
 
 def test_an_endpoint_that_refuses_connections_is_an_outage(endpoint: TlsServer) -> None:
     endpoint.stop()
     with pytest.raises(TokenUnavailable, match="refused"):
-        source().token(in_time())
+        managed().token(SCOPE, BOUND)
 
 
-class Failing:
-    """A credential that fails as the SDK does: with what it met as the cause."""
+# ---------------------------------------------------------------------------------------------- the SDK's errors
 
-    def get_token(self, *_: str, **__: Any) -> AccessToken:  # noqa: ANN401 - as the protocol has it
-        raise CredentialUnavailableError(message="No identity found.") from ConnectionError(
-            "refused\nContent: " + TOKEN
-        )
+
+def raising(error: Exception) -> Callable[[object], TokenCredential]:
+    authority = Authority()
+    authority.error = error
+    return authority.build
 
 
 def test_the_innermost_cause_is_told_in_one_line() -> None:
-    tokens = TokenSource(SCOPE, lambda: cast("TokenCredential", Failing()))
+    """The SDK reports a failing endpoint as "no identity found"."""
+    error = CredentialUnavailableError(message="No identity found.")
+    error.__cause__ = ConnectionError("refused\nContent: " + TOKEN)
     with pytest.raises(TokenUnavailable) as raised:
-        tokens.token(in_time())
+        Identity(raising(error)).token(SCOPE, BOUND)
     assert str(raised.value) == f"The identity gave no token for {SCOPE}: ConnectionError: refused"
+
+
+@pytest.fixture
+def azure_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that puts an `az` on the PATH which fails with this text."""
+
+    def install(text: str) -> None:
+        script = tmp_path / "az"
+        script.write_text(f"#!/bin/sh\ncat >&2 <<'TEXT'\n{text}\nTEXT\nexit 1\n")
+        script.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    return install
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "Azure CLI not found on path"),
+        ("ERROR: Please run 'az login' to setup account.", "Please run 'az login' to set up an account"),
+        (
+            "ERROR: AADSTS700082: The refresh token has expired due to inactivity.\nTrace ID: 1",
+            "ERROR: AADSTS700082: The refresh token has expired due to inactivity.",
+        ),
+    ],
+)
+def test_a_missing_or_expired_login_says_what_to_run_in_one_sentence(
+    text: str | None, said: str, azure_cli: Callable[[str], None]
+) -> None:
+    if text is not None:
+        azure_cli(text)
+    with pytest.raises(TokenUnavailable) as raised:
+        Identities({}).of(None).token(SCOPE, BOUND)
+    assert str(raised.value) == f"Run az login: the Azure CLI gave no token for {SCOPE} ({said})."

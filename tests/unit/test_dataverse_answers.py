@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from tests.unit.conftest import FakeClock, Reply, Wire
+    from tests.unit.conftest import FakeClock, FixedTokens, Reply, Wire
 
 URL = "https://contoso.crm4.dynamics.com"
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -82,8 +82,8 @@ SUCCESS = batch_body(
 
 
 @pytest.fixture
-def dataverse(wire: Wire, clock: FakeClock) -> Iterator[Dataverse]:
-    dataverse = Dataverse(URL, token=lambda _: "token", clock=clock, random=lambda: 0.0, session=wire.session)
+def dataverse(wire: Wire, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
+    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 0.0, adapter=wire)
     yield dataverse
     dataverse.close()
 

@@ -1,23 +1,31 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from azure.servicebus._pyamqp._encode import encode_payload
 from azure.servicebus._transport._pyamqp_transport import PyamqpTransport
-from azure.servicebus.exceptions import MessageSizeExceededError, OperationTimeoutError, ServiceBusError
+from azure.servicebus.exceptions import (
+    MessageSizeExceededError,
+    OperationTimeoutError,
+    ServiceBusConnectionError,
+    ServiceBusError,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.bounded_call import BoundedCalls
 from shared.clock import Deadline, SystemClock
+from shared.deadline_socket import CallTimeout, DeadlineTlsSocket, seconds_left
 from shared.errors import (
     ClaimedWithoutInvoice,
     DataverseUnreachable,
@@ -26,6 +34,7 @@ from shared.errors import (
     PublishFailed,
     RetryPolicy,
     ServiceBusUnavailable,
+    TokenUnavailable,
 )
 from shared.invoice import Invoice
 from shared.invoice_created import invoice_created
@@ -42,7 +51,7 @@ from shared.service_bus import (
 from shared.settings import ConnectionString, Namespace, ServiceBusSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from azure.core.credentials import TokenCredential
 
@@ -348,50 +357,60 @@ def test_what_cannot_be_parked_at_all_is_left_to_the_broker(
 
 
 class FakeClient:
-    """The SDK's client: unsafe under many threads, and it tells when more than one touches it."""
+    """The SDK's client: it hangs where two threads use one of its senders."""
 
     def __init__(self) -> None:
-        self.threads = {threading.get_ident()}
         self.sent: list[tuple[str, ServiceBusMessage, float]] = []
-        self.links: list[str] = []
+        self.opened: list[str] = []
         self.closed: list[str] = []
-        self.ended = threading.Event()
+        self.options: list[dict[str, object]] = []
+        self.on_open: Callable[[], None] = lambda: None
         self.on_send: Callable[[], None] = lambda: None
-        self.inside = 0
+        self.on_close: Callable[[], None] = lambda: None
+        self.changed = threading.Condition()
 
-    def get_queue_sender(self, entity: str) -> FakeLink:
-        self.touch()
-        self.links.append(entity)
+    def get_queue_sender(self, entity: str, **options: object) -> FakeLink:
+        self.options.append(options)
         return FakeLink(self, entity)
 
-    def close(self) -> None:
-        self.touch()
-        self.closed.append("client")
-        self.ended.set()
+    def eventually(self, condition: Callable[[], bool]) -> None:
+        """Wait for what happens in another thread."""
+        with self.changed:
+            assert self.changed.wait_for(condition, BOUND)
 
-    def touch(self) -> None:
-        self.threads.add(threading.get_ident())
+    def note(self, where: list[Any], what: object) -> None:
+        with self.changed:
+            where.append(what)
+            self.changed.notify_all()
 
 
 class FakeLink:
     def __init__(self, client: FakeClient, entity: str) -> None:
         self._client = client
         self._entity = entity
+        self._inside = 0
+
+    def __enter__(self) -> Self:
+        self._client.on_open()
+        self._client.note(self._client.opened, self._entity)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def send_messages(self, message: ServiceBusMessage, *, timeout: float) -> None:
-        self._client.touch()
-        self._client.inside += 1
-        assert self._client.inside == 1, "two threads would hang in the SDK"
+        self._inside += 1
+        assert self._inside == 1, "two threads would hang in the SDK"
         try:
             self._client.on_send()
             time.sleep(0.0001)
         finally:
-            self._client.inside -= 1
-        self._client.sent.append((self._entity, message, timeout))
+            self._inside -= 1
+        self._client.note(self._client.sent, (self._entity, message, timeout))
 
     def close(self) -> None:
-        self._client.touch()
-        self._client.closed.append(self._entity)
+        self._client.note(self._client.closed, self._entity)
+        self._client.on_close()
 
 
 @pytest.fixture
@@ -400,12 +419,28 @@ def client() -> FakeClient:
 
 
 @pytest.fixture
-def amqp(client: FakeClient) -> AmqpSender:
-    return AmqpSender(lambda: cast("ServiceBusClient", client))
+def amqp(client: FakeClient) -> Iterator[AmqpSender]:
+    amqp = AmqpSender(lambda: cast("ServiceBusClient", client))
+    yield amqp
+    amqp.close()
+
+
+OUTGOING = Outgoing(b"", "m-1")
 
 
 def in_time() -> Deadline:
     return Deadline.after(SystemClock(), BOUND)
+
+
+def failing(*errors: Exception) -> Callable[[], None]:
+    """Return a function that raises each of these once, and then does nothing."""
+    left = list(errors)
+
+    def fail() -> None:
+        if left:
+            raise left.pop(0)
+
+    return fail
 
 
 def test_a_message_reaches_the_sdk_whole(amqp: AmqpSender, client: FakeClient) -> None:
@@ -413,7 +448,7 @@ def test_a_message_reaches_the_sdk_whole(amqp: AmqpSender, client: FakeClient) -
     amqp.send("won", Outgoing(b"body", "m-1", "t/x", "c-1", "s", due, {"a": 1}), in_time())
     ((entity, message, timeout),) = client.sent
     assert entity == "won"
-    assert 0 < timeout <= 30, "a default send may block for minutes"
+    assert 0 < timeout <= 15, "a default send may block for minutes"
     assert b"".join(cast("Any", message.body)) == b"body"
     assert (message.message_id, message.content_type) == ("m-1", "t/x")
     assert (message.correlation_id, message.subject) == ("c-1", "s")
@@ -421,7 +456,7 @@ def test_a_message_reaches_the_sdk_whole(amqp: AmqpSender, client: FakeClient) -
     assert message.application_properties == {"a": 1}
 
 
-def test_only_one_thread_ever_touches_the_client(amqp: AmqpSender, client: FakeClient) -> None:
+def test_a_link_is_opened_once_and_used_by_one_thread_at_a_time(amqp: AmqpSender, client: FakeClient) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(
             pool.map(
@@ -430,58 +465,104 @@ def test_only_one_thread_ever_touches_the_client(amqp: AmqpSender, client: FakeC
             )
         )
     assert {message.message_id for _, message, _ in client.sent} == {f"m-{n}" for n in range(200)}
-    assert sorted(client.links) == ["created", "won"], "a link is opened once"
-    amqp._owner.close()
-    assert client.ended.wait(BOUND)
-    assert sorted(client.closed) == ["client", "created", "won"]
-    assert client.closed[-1] == "client"
-    assert len(client.threads - {threading.get_ident()}) == 1
+    assert sorted(client.opened) == ["created", "won"]
+    assert client.options == [{"keep_alive": 0}] * 2, "keep-alive is a thread that uses the same connection"
+    amqp.close()
+    client.eventually(lambda: sorted(client.closed) == ["created", "won"])
+    amqp.send("won", OUTGOING, in_time())
+    assert client.opened[2:] == ["won"], "it can be used again"
 
 
-def test_a_send_that_hangs_is_given_up_at_the_deadline(amqp: AmqpSender, client: FakeClient) -> None:
+def test_a_send_runs_in_the_callers_thread_within_its_deadline(amqp: AmqpSender, client: FakeClient) -> None:
+    """So that it keeps the context for tracing, and the sockets have the deadline."""
+    seen: list[tuple[threading.Thread, float]] = []
+    client.on_send = lambda: seen.append((threading.current_thread(), seconds_left()))
+    amqp.send("won", OUTGOING, Deadline.after(SystemClock(), 7))
+    ((thread, left),) = seen
+    assert thread is threading.current_thread()
+    assert 0 < left <= 7
+
+
+def test_a_link_that_is_in_use_is_waited_for_until_the_deadline(amqp: AmqpSender, client: FakeClient) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        assert released.wait(BOUND)
+
+    client.on_send = hang
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(amqp.send, "won", OUTGOING, in_time())
+        assert begun.wait(BOUND)
+        with pytest.raises(NotSent, match="did not respond in time"):
+            amqp.send("won", OUTGOING, Deadline.after(SystemClock(), 0.1))
+        client.on_send = lambda: None
+        amqp.send("created", OUTGOING, in_time())
+        assert [entity for entity, _, _ in client.sent] == ["created"], "the other entity is not concerned"
+        released.set()
+        first.result(BOUND)
+
+
+def test_an_opening_that_hangs_is_left_at_the_deadline_and_closed_when_it_comes_after_all(
+    amqp: AmqpSender, client: FakeClient
+) -> None:
+    """Name resolution has no timeout."""
     released = threading.Event()
-    # Shorter than what a send may take at most: the deadline is what ends the wait.
-    client.on_send = lambda: cast("None", released.wait(5))
-    with pytest.raises(NotSent, match="did not answer in time"):
-        amqp.send("won", Outgoing(b"", "m-1"), Deadline.after(SystemClock(), 0.1))
+    client.on_open = lambda: cast("None", released.wait(BOUND))
+    with pytest.raises(NotSent, match="did not respond in time"):
+        amqp.send("won", OUTGOING, Deadline.after(SystemClock(), 0.1))
+    client.on_open = lambda: None
+    amqp.send("won", OUTGOING, in_time())
+    assert client.opened == ["won"], "the next send opens a link of its own"
     released.set()
+    client.eventually(lambda: client.closed == ["won"])
+    amqp.send("won", OUTGOING, in_time())
+    assert client.opened == ["won", "won"]
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "said"),
     [
         (ServiceBusError(f"amqps://…?sig={KEY}"), "ServiceBusError"),
-        (OperationTimeoutError(message=KEY), "OperationTimeoutError"),
+        (OperationTimeoutError(message=KEY), "the broker did not respond in time"),
+        (CallTimeout(KEY), "the broker did not respond in time"),
         (ClientAuthenticationError(message=KEY), "ClientAuthenticationError"),
         (ConnectionRefusedError(KEY), "ConnectionRefusedError"),
         (ssl.SSLError(KEY), "SSLError"),
+        (ValueError(KEY), "ValueError"),
+        (TypeError(KEY), "TypeError"),
+        (KeyError(KEY), "KeyError"),
+        (AttributeError(KEY), "AttributeError"),
+        (ServiceBusError("x", error=TokenUnavailable("No token: 400.")), "No token: 400."),
     ],
 )
-def test_of_an_error_only_its_kind_is_told(
-    error: Exception, told: str, amqp: AmqpSender, client: FakeClient, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("stage", ["open", "send"])
+def test_every_exception_of_the_sdk_is_our_own_and_says_its_kind_only(
+    error: Exception,
+    said: str,
+    stage: str,
+    amqp: AmqpSender,
+    client: FakeClient,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its text can hold addresses with signatures."""
+    """Its text can hold addresses with signatures; nothing there is a bug once the invoice has been made."""
     caplog.set_level(logging.DEBUG)
-
-    def fail() -> None:
-        raise error
-
-    client.on_send = fail
+    setattr(client, f"on_{stage}", failing(error))
     with pytest.raises(NotSent) as raised:
-        amqp.send("won", Outgoing(b"", "m-1"), in_time())
-    assert str(raised.value) == told
+        amqp.send("won", OUTGOING, in_time())
+    assert str(raised.value) == said
     assert KEY not in caplog.text
-    client.on_send = lambda: None
-    amqp.send("won", Outgoing(b"", "m-1"), in_time())
+    amqp.send("won", OUTGOING, in_time())
 
 
 def test_a_message_of_a_size_that_the_broker_does_not_take(amqp: AmqpSender, client: FakeClient) -> None:
-    def fail() -> None:
-        raise MessageSizeExceededError
-
-    client.on_send = fail
-    with pytest.raises(TooLarge):
-        amqp.send("won", Outgoing(b"", "m-1"), in_time())
+    amqp.send("won", OUTGOING, in_time())
+    client.on_send = failing(MessageSizeExceededError(), MessageSizeExceededError())
+    for _ in range(2):
+        with pytest.raises(TooLarge):
+            amqp.send("won", OUTGOING, in_time())
+    amqp.send("won", OUTGOING, in_time())
+    assert client.opened == ["won"], "the link is as good as before"
 
 
 def test_a_client_that_cannot_be_made_is_made_again(client: FakeClient) -> None:
@@ -494,19 +575,185 @@ def test_a_client_that_cannot_be_made_is_made_again(client: FakeClient) -> None:
 
     amqp = AmqpSender(make)
     with pytest.raises(NotSent):
-        amqp.send("won", Outgoing(b"", "m-1"), in_time())
-    amqp.send("won", Outgoing(b"", "m-1"), in_time())
+        amqp.send("won", OUTGOING, in_time())
+    amqp.send("won", OUTGOING, in_time())
     assert len(client.sent) == 1
-    amqp._owner.close()
 
 
-def test_a_bug_is_not_taken_for_an_outage(amqp: AmqpSender, client: FakeClient) -> None:
+def test_a_link_that_broke_while_it_was_idle_is_replaced_at_once(
+    amqp: AmqpSender, client: FakeClient
+) -> None:
+    amqp.send("won", OUTGOING, in_time())
+    client.on_send = failing(ServiceBusConnectionError(message="gone"))
+    amqp.send("won", OUTGOING, in_time())
+    assert len(client.sent) == 2
+    assert client.opened == ["won", "won"]
+    client.eventually(lambda: client.closed == ["won"])
+
+
+def test_and_not_more_than_once(amqp: AmqpSender, client: FakeClient) -> None:
+    amqp.send("won", OUTGOING, in_time())
+    client.on_send = failing(*(ServiceBusConnectionError(message="gone") for _ in range(3)))
+    with pytest.raises(NotSent):
+        amqp.send("won", OUTGOING, in_time())
+    with pytest.raises(NotSent):
+        amqp.send("won", OUTGOING, in_time())
+    amqp.send("won", OUTGOING, in_time())
+    assert client.opened == ["won"] * 4, "a link is not used again after a failure"
+
+
+def test_a_link_that_was_idle_for_long_is_closed_by_us_first(client: FakeClient) -> None:
+    """Azure closes a connection after four minutes of silence."""
+    assert AmqpSender(lambda: cast("ServiceBusClient", client))._max_idle < 4 * 60
+    for max_idle, opened in ((BOUND, 1), (0.0, 3)):
+        client.opened.clear()
+        client.closed.clear()
+        amqp = AmqpSender(lambda: cast("ServiceBusClient", client), max_idle=max_idle)
+        for _ in range(3):
+            amqp.send("won", OUTGOING, in_time())
+        assert len(client.opened) == opened
+        client.eventually(lambda opened=opened: len(client.closed) == opened - 1)  # type: ignore[misc]
+        amqp.close()
+
+
+def test_without_a_thread_to_close_a_link_its_sockets_are_closed(
+    amqp: AmqpSender, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    client.on_close = lambda: cast("None", released.wait(BOUND))
+    monkeypatch.setattr("shared.service_bus._closing", BoundedCalls("service bus closing", 1))
+    sockets = []
+    for entity in ("won", "created"):
+        amqp.send(entity, OUTGOING, in_time())
+        link = amqp._links[entity]._link
+        assert link is not None
+        sockets.append(socket.socket())
+        cast("list[socket.socket]", link.sockets).append(sockets[-1])
+    amqp.close()
+    assert [each.fileno() == -1 for each in sockets] == [False, True]
+    assert client.closed == ["won"]
+    released.set()
+    end = time.monotonic() + BOUND
+    while sockets[0].fileno() != -1:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_link_that_cannot_be_closed_in_good_order_is_gone_all_the_same(
+    amqp: AmqpSender, client: FakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "shared")
+    client.on_close = failing(ValueError(KEY))
+    amqp.send("won", OUTGOING, in_time())
+    amqp.close()
+    client.eventually(lambda: client.closed == ["won"])
+    end = time.monotonic() + BOUND
+    while not caplog.messages and time.monotonic() < end:
+        time.sleep(0.001)
+    assert caplog.messages == ["service bus: a link was not closed in good order: ValueError"]
+
+
+# ---------------------------------------------------------------------------------------------- warming up
+
+
+def test_a_link_that_was_opened_ahead_is_used(amqp: AmqpSender, client: FakeClient) -> None:
+    released = threading.Event()
+    client.on_open = lambda: cast("None", released.wait(BOUND))
+    amqp.warm_up("won")
+    amqp.warm_up("won")
+    assert client.opened == [], "it returns at once"
+    released.set()
+    client.eventually(lambda: client.opened == ["won"])
+    amqp.send("won", OUTGOING, in_time())
+    amqp.warm_up("won")
+    amqp.send("won", OUTGOING, in_time())
+    assert client.opened == ["won"]
+
+
+def test_a_send_waits_for_the_link_that_is_being_opened(amqp: AmqpSender, client: FakeClient) -> None:
+    released = threading.Event()
+    client.on_open = lambda: cast("None", released.wait(BOUND))
+    amqp.warm_up("won")
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(amqp.send, "won", OUTGOING, in_time())
+        amqp.warm_up("won")
+        released.set()
+        sending.result(BOUND)
+    assert client.opened == ["won"]
+
+
+@pytest.mark.parametrize("when", ["before the send", "during the send"])
+def test_an_opening_ahead_that_failed_does_not_concern_the_send(
+    when: str, amqp: AmqpSender, client: FakeClient
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
     def fail() -> None:
-        raise ZeroDivisionError
+        client.on_open = lambda: None
+        begun.set()
+        assert released.wait(BOUND)
+        raise ConnectionRefusedError
 
-    client.on_send = fail
-    with pytest.raises(ZeroDivisionError):
-        amqp.send("won", Outgoing(b"", "m-1"), in_time())
+    client.on_open = fail
+    amqp.warm_up("won")
+    assert begun.wait(BOUND)
+    if when == "before the send":
+        released.set()
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(amqp.send, "won", OUTGOING, in_time())
+        released.set()
+        sending.result(BOUND)
+    assert len(client.sent) == 1
+
+
+def test_an_opening_ahead_that_hangs_takes_little_of_the_sends_time(
+    amqp: AmqpSender, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.service_bus._WARM_UP_SECONDS", 0.1)
+    begun, released = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        client.on_open = lambda: None
+        begun.set()
+        assert released.wait(BOUND)
+
+    client.on_open = hang
+    amqp.warm_up("won")
+    assert begun.wait(BOUND)
+    amqp.send("won", OUTGOING, in_time())
+    assert client.opened == ["won"]
+    released.set()
+    client.eventually(lambda: client.closed == ["won"])
+
+
+def test_without_a_thread_nothing_is_opened_ahead(
+    amqp: AmqpSender, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("shared.service_bus._opening", BoundedCalls("service bus connection", 1))
+    client.on_open = lambda: cast("None", released.wait(BOUND))
+    amqp.warm_up("won")
+    amqp.warm_up("created")
+    released.set()
+    client.eventually(lambda: client.opened == ["won"])
+    amqp.send("created", OUTGOING, in_time())
+    assert client.opened == ["won", "created"]
+
+
+def test_a_link_that_was_opened_ahead_long_ago_is_not_used(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.service_bus._WARM_UP_SECONDS", 0.05)
+    amqp = AmqpSender(lambda: cast("ServiceBusClient", client), max_idle=0.0)
+    amqp.warm_up("won")
+    client.eventually(lambda: client.opened == ["won"])
+    until = amqp._links["won"]._warm_up_until
+    while time.monotonic() <= until:
+        time.sleep(0.01)
+    amqp.warm_up("won")
+    client.eventually(lambda: client.opened == ["won", "won"])
+    client.eventually(lambda: client.closed == ["won"])
+    amqp.close()
 
 
 # ---------------------------------------------------------------------------------------------- connect
@@ -520,8 +767,19 @@ def test_a_client_by_key() -> None:
     with connect(SETTINGS, no_credential) as client:
         assert client.fully_qualified_namespace == "contoso.servicebus.windows.net"
         config = client._config
+        sender: Any = client.get_queue_sender("won", keep_alive=0)
     assert isinstance(config.ssl_context, ssl.SSLContext), "what SSL_CERT_FILE names is trusted"
+    assert config.ssl_context.sslsocket_class is DeadlineTlsSocket
     assert config.retry_total == 1, "one repeat recovers from a connection that was closed while idle"
+    assert config.retry_backoff_factor == 0.1
+    assert config.try_timeout == 15
+    assert config.logging_enable is False, "the SDK would log every frame"
+    assert sender._config.keep_alive == 0, "the SDK hands the option on"
+
+
+def test_the_number_of_the_sdks_own_repeats_can_be_chosen() -> None:
+    with connect(SETTINGS, no_credential, retries=0) as client:
+        assert client._config.retry_total == 0
 
 
 def test_a_client_by_identity() -> None:

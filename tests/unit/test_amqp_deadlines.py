@@ -1,0 +1,254 @@
+"""Sending over sockets with azure-servicebus as it is, before peers that hang at every stage of a connection."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from azure.servicebus import ServiceBusClient, TransportType
+
+from sandbox.clock import MovableClock
+from sandbox.service_bus import Broker, Configuration, ServiceBusServer
+from shared.clock import Deadline, SystemClock
+from shared.deadline_socket import deadline_tls_context
+from shared.service_bus import AmqpSender, NotSent, Outgoing
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+
+    from tests.unit.conftest import Certificates
+
+BOUND = 20.0
+SOON = 0.6
+# What the SDK may need beyond the deadline to notice it, on a slow machine.
+SLACK = 5.0
+# Frames from the broker for a first send: SASL header, mechanisms, outcome, AMQP header, open, begin, two attaches
+# and a flow for $cbs, its response and disposition, attach and flow of the sender, disposition of the message.
+FRAMES = range(15)
+QUEUES = [f"q{number}" for number in range(25)]
+ENTITIES = {
+    "UserConfig": {
+        "Namespaces": [
+            {
+                "Name": "n",
+                "Queues": [{"Name": name} for name in ("won", *QUEUES)],
+                "AuthorizationRules": [
+                    {"Name": "all", "PrimaryKey": "bm90LWEtcmVhbC1rZXk=", "Rights": ["Manage"]}
+                ],
+            }
+        ]
+    }
+}
+KEY = "Endpoint=sb://127.0.0.1/;SharedAccessKeyName=all;SharedAccessKey=bm90LWEtcmVhbC1rZXk="
+
+
+class Peer:
+    """Passes connections on to a broker, and hangs from some frame of the broker's on.
+
+    `frames`: how many frames pass; None for all, -1 for not even TLS. `trickles`: what follows comes byte by byte,
+    else not at all.
+    """
+
+    def __init__(self, broker: ServiceBusServer, context: ssl.SSLContext) -> None:
+        self._broker = broker
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._released = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._open: list[socket.socket] = []
+        self.frames: int | None = None
+        self.trickles = False
+        self.connections = 0
+        self.passed = 0
+        self._start(self._accept)
+
+    @property
+    def port(self) -> int:
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    def stop(self) -> None:
+        self._released.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(BOUND)
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                self._start(self._serve, connection)
+
+    def _serve(self, plain: socket.socket) -> None:
+        frames = self.frames
+        self._open.append(plain)
+        with suppress(OSError, ValueError), plain:
+            if frames == -1:
+                if self.trickles:
+                    # The header of a long handshake record, and then its bytes one by one.
+                    self._trickle(plain, b"\x16\x03\x03\x3f\xff" + bytes(16383))
+                self._released.wait(BOUND)
+                return
+            with (
+                self._context.wrap_socket(plain, server_side=True) as client,
+                socket.create_connection(("127.0.0.1", self._broker.port)) as broker,
+            ):
+                self._open.extend((client, broker))
+                self._start(self._pump, client, broker)
+                self._pass_frames(broker, client, frames)
+
+    def _pump(self, client: socket.socket, broker: socket.socket) -> None:
+        with suppress(OSError):
+            while received := client.recv(65536):
+                broker.sendall(received)
+        with suppress(OSError):
+            broker.shutdown(socket.SHUT_RDWR)
+
+    def _pass_frames(self, broker: socket.socket, client: socket.socket, frames: int | None) -> None:
+        number = 0
+        while (frame := _frame(broker)) is not None:
+            if frames is not None and number >= frames:
+                if self.trickles:
+                    self._trickle(client, frame)
+                    continue
+                self._released.wait(BOUND)
+                return
+            client.sendall(frame)
+            number += 1
+            self.passed = max(self.passed, number)
+
+    def _trickle(self, client: socket.socket, data: bytes) -> None:
+        for number in range(len(data)):
+            client.sendall(data[number : number + 1])
+            if self._released.wait(0.02):
+                return
+
+
+def _frame(broker: socket.socket) -> bytes | None:
+    head = _exactly(broker, 8)
+    if head is None or head.startswith(b"AMQP"):
+        return head
+    rest = _exactly(broker, struct.unpack(">I", head[:4])[0] - 8)
+    return None if rest is None else head + rest
+
+
+def _exactly(broker: socket.socket, count: int) -> bytes | None:
+    data = b""
+    while len(data) < count:
+        received = broker.recv(count - len(data))
+        if not received:
+            return None
+        data += received
+    return data
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker(Configuration.parse(json.dumps(ENTITIES)), MovableClock())
+
+
+@pytest.fixture
+def peer(broker: Broker, certificates: Certificates) -> Iterator[Peer]:
+    with ServiceBusServer(broker) as server:
+        peer = Peer(server, certificates.server)
+        yield peer
+        peer.stop()
+
+
+@pytest.fixture
+def sender(peer: Peer, trusted: None) -> Iterator[AmqpSender]:  # noqa: ARG001 - trust comes first
+    def connect() -> ServiceBusClient:
+        options: dict[str, Any] = {
+            "retry_total": 0,
+            "ssl_context": deadline_tls_context(),
+            # As a network appliance has it: only so can the port be chosen.
+            "custom_endpoint_address": f"sb://127.0.0.1:{peer.port}",
+            "transport_type": TransportType.Amqp,
+        }
+        return ServiceBusClient.from_connection_string(KEY, **options)
+
+    sender = AmqpSender(connect)
+    yield sender
+    sender.close()
+
+
+def within(seconds: float) -> Deadline:
+    return Deadline.after(SystemClock(), seconds)
+
+
+def our_threads() -> list[str]:
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name in ("service bus connection", "service bus closing")
+    ]
+
+
+def none_left() -> None:
+    end = time.monotonic() + BOUND
+    while our_threads():
+        assert time.monotonic() < end, our_threads()
+        time.sleep(0.01)
+
+
+def test_a_send_takes_as_many_frames_as_these_tests_assume(
+    sender: AmqpSender, peer: Peer, broker: Broker
+) -> None:
+    sender.send("won", Outgoing(b"body", "m-1"), within(BOUND))
+    assert broker.counts("won").active == 1
+    assert len(FRAMES) - 3 <= peer.passed <= len(FRAMES) + 3
+
+
+@pytest.mark.parametrize("how", ["silent", "trickling"])
+@pytest.mark.parametrize("frames", [-1, *FRAMES])
+def test_a_send_ends_by_its_deadline_and_the_next_one_succeeds(
+    frames: int, how: str, sender: AmqpSender, peer: Peer, broker: Broker
+) -> None:
+    peer.frames, peer.trickles = frames, how == "trickling"
+    started = time.monotonic()
+    with suppress(NotSent):
+        sender.send("won", Outgoing(b"", "m-1"), within(SOON))
+    assert time.monotonic() - started < SOON + SLACK
+    peer.frames = None
+    sender.send("won", Outgoing(b"", "m-2"), within(BOUND))
+    assert broker.counts("won").active >= 1
+    none_left()
+
+
+@pytest.mark.parametrize("how", ["silent", "trickling"])
+@pytest.mark.parametrize("frames", [-1, 0, 2, 4, 7, 12])
+def test_a_hundred_hung_connections_do_not_keep_the_next_send_from_succeeding(
+    frames: int, how: str, sender: AmqpSender, peer: Peer, broker: Broker
+) -> None:
+    peer.frames, peer.trickles = frames, how == "trickling"
+
+    def hang(number: int) -> None:
+        with pytest.raises(NotSent):
+            sender.send(QUEUES[number % len(QUEUES)], Outgoing(b"", f"m-{number}"), within(SOON))
+
+    with ThreadPoolExecutor(len(QUEUES)) as pool:
+        list(pool.map(hang, range(100)))
+    peer.frames = None
+    for queue in ("won", QUEUES[0]):
+        sender.send(queue, Outgoing(b"", "next"), within(BOUND))
+        assert broker.counts(queue).active >= 1
+    none_left()

@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from shared import http_exchange
+from shared.http_exchange import (
+    ConnectionBroken,
+    DeadlineAdapter,
+    HttpExchange,
+    NoResponse,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.unit.conftest import Certificates, TlsServer, Wire
+
+BOUND = 20.0
+SOON = 0.4
+GET = Request("GET", "/path", {})
+PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(params=["directly", "by a proxy", "by a proxy with TLS"])
+def way(
+    request: pytest.FixtureRequest,
+    plain_server: TlsServer,
+    certificates: Certificates,
+    trusted: None,  # noqa: ARG001 - it comes first, and takes REQUESTS_CA_BUNDLE away
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
+    """Let requests take one of three connections, and check that they did."""
+    if request.param == "directly":
+        yield
+        return
+    proxy = plain_server if request.param == "by a proxy" else type(plain_server)(certificates.server)
+    proxy.serve = proxy.tunnel
+    scheme = "http" if proxy is plain_server else "https"
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://127.0.0.1:{proxy.port}")
+    yield
+    proxy.stop()
+    assert {received.line.partition(" ")[0] for received in proxy.requests} == {"CONNECT"}
+
+
+@pytest.fixture
+def exchange(tls_server: TlsServer, request: pytest.FixtureRequest) -> Iterator[HttpExchange]:
+    """Return the exchange with the server, made after trust and proxy have been set up."""
+    for fixture in ("trusted", "way"):
+        if fixture in request.fixturenames:
+            request.getfixturevalue(fixture)
+    exchange = HttpExchange(tls_server.url)
+    yield exchange
+    exchange.close()
+
+
+# ---------------------------------------------------------------------------------------------- trust
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_trust_comes_from_the_environment(
+    variable: str, tls_server: TlsServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Companies that inspect TLS set one or the other; it holds for the proxy, too."""
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(certificates.authority))
+    exchange = HttpExchange(tls_server.url)
+    assert exchange.send(GET, BOUND).body == b"{}"
+    exchange.close()
+
+
+def test_a_folder_of_authorities_is_trusted_too(
+    tls_server: TlsServer, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    exchange = HttpExchange(tls_server.url)
+    with pytest.raises(ConnectionBroken, match="SSLError"):
+        exchange.send(GET, BOUND)
+    assert tls_server.requests == []
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates.authority))
+    exchange.close()
+    assert exchange.send(GET, BOUND).status == 200, "the environment is read again after closing"
+    exchange.close()
+
+
+def test_a_peer_that_is_not_trusted_gets_no_request(
+    tls_server: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    with pytest.raises(ConnectionBroken, match="SSLError"):
+        HttpExchange(tls_server.url).send(GET, BOUND)
+    assert tls_server.requests == []
+
+
+def test_authorities_that_cannot_be_read_are_an_error_of_the_request(
+    tls_server: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the process: a message waits until the setting is corrected."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")
+    with pytest.raises(NoResponse, match="FileNotFoundError"):
+        HttpExchange(tls_server.url).send(GET, BOUND)
+
+
+# ---------------------------------------------------------------------------------------------- what is sent
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_request_is_sent_as_it_is(exchange: HttpExchange, tls_server: TlsServer) -> None:
+    body = '{"name": "Müller"}'.encode()
+    response = exchange.send(Request("POST", "/a?$filter=b eq 'c'", {"X-Own": "1"}, body), BOUND)
+    assert (response.status, response.body) == (200, b"{}")
+    assert response.headers["content-length"] == "2"
+    (received,) = tls_server.requests
+    assert received.line == "POST /a?$filter=b%20eq%20'c' HTTP/1.1"
+    assert received.body == body
+    assert received.headers == {
+        "host": f"127.0.0.1:{tls_server.port}",
+        "user-agent": "invoice-from-opportunity",
+        "accept-encoding": "gzip, deflate",
+        "connection": "keep-alive",
+        "content-length": str(len(body)),
+        "x-own": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "length"), [("GET", None), ("HEAD", None), ("POST", "0"), ("DELETE", "0")]
+)
+def test_a_request_without_a_body_says_so_where_one_could_be_expected(
+    method: str, length: str | None, wire: Wire
+) -> None:
+    HttpExchange("https://host.example", adapter=wire).send(Request(method, "/x", {}), BOUND)
+    assert wire.requests[0].headers.get("Content-Length") == length
+
+
+@pytest.mark.usefixtures("trusted")
+def test_cookies_redirects_and_netrc_do_not_come_into_play(
+    exchange: HttpExchange,
+    tls_server: TlsServer,
+    certificates: Certificates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An affinity cookie would bind all load to one web server; a redirect would take the token elsewhere."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else")
+    os.chmod(netrc, 0o600)  # noqa: PTH101 - as the shell would
+    monkeypatch.setenv("NETRC", str(netrc))
+    tls_server.serve = lambda connection: tls_server.answer(
+        connection,
+        b"{}",
+        "Set-Cookie: ARRAffinity=web-1; Path=/; Secure; HttpOnly",
+        f"Location: {tls_server.url}/elsewhere",
+        status="302 Found",
+    )
+    requests.get(tls_server.url, timeout=BOUND, allow_redirects=False, verify=str(certificates.authority))
+    assert tls_server.requests.pop().headers["authorization"].startswith("Basic "), "the file is read"
+    for _ in range(2):
+        assert exchange.send(GET, BOUND).status == 302
+    assert [(received.line, received.headers.get("cookie")) for received in tls_server.requests] == [
+        ("GET /path HTTP/1.1", None)
+    ] * 2
+    assert not any("authorization" in received.headers for received in tls_server.requests)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_compressed_response_is_decoded(exchange: HttpExchange, tls_server: TlsServer) -> None:
+    body = gzip.compress(b'{"a": 1}')
+    tls_server.serve = lambda connection: tls_server.answer(connection, body, "Content-Encoding: gzip")
+    assert exchange.send(GET, BOUND).body == b'{"a": 1}'
+
+
+def test_a_response_without_a_body_has_no_bytes(wire: Wire, make_reply: Callable[..., Any]) -> None:
+    wire.replies.clear()
+    wire.replies.append(make_reply(status=204, body=None))
+    assert HttpExchange("https://host.example", adapter=wire).send(GET, BOUND).body == b""
+
+
+# ---------------------------------------------------------------------------------------------- connections
+
+
+@pytest.mark.usefixtures("way")
+def test_connections_are_reused_and_probe_whether_the_peer_is_alive(tls_server: TlsServer) -> None:
+    """Load balancers drop idle flows without a sign."""
+    adapter = DeadlineAdapter()
+    exchange = HttpExchange(tls_server.url, adapter=adapter)
+    for _ in range(3):
+        exchange.send(GET, BOUND)
+    assert tls_server.connections == 1
+    (pool,) = adapter._pools.values()
+    connection: Any = pool._get_conn()
+    # TLS within a proxy's TLS is not a socket itself.
+    connected: socket.socket = getattr(connection.sock, "socket", connection.sock)
+    assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "the library's own option stays"
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 4 * 60
+    connection.close()
+    exchange.close()
+
+
+@pytest.mark.usefixtures("trusted")
+def test_the_most_recently_used_connection_is_used_first(
+    exchange: HttpExchange,
+    tls_server: TlsServer,
+) -> None:
+    """So that those of a peak become idle and are closed."""
+    both = threading.Barrier(2)
+    used: list[int] = []
+
+    def serve(connection: socket.socket) -> None:
+        number = tls_server.connections
+        while tls_server.read(connection) is not None:
+            if len(tls_server.requests) <= 2:
+                both.wait(BOUND)
+            used.append(number)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    tls_server.serve = serve
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: exchange.send(GET, BOUND), range(2)))
+    for _ in range(3):
+        exchange.send(GET, BOUND)
+    assert tls_server.connections == 2
+    assert len(set(used[2:])) == 1
+
+
+@pytest.mark.usefixtures("way")
+def test_a_connection_that_was_idle_for_long_is_not_used_again(tls_server: TlsServer) -> None:
+    assert DeadlineAdapter()._max_idle == 60, "load balancers drop idle flows after some four minutes"
+    for max_idle, connections in ((BOUND, 1), (0.0, 3)):
+        exchange = HttpExchange(tls_server.url, adapter=DeadlineAdapter(max_idle=max_idle))
+        tls_server.connections = 0
+        for _ in range(3):
+            exchange.send(GET, BOUND)
+        assert tls_server.connections == connections
+        exchange.close()
+
+
+@pytest.mark.usefixtures("trusted")
+def test_an_exchange_can_be_used_again_after_it_was_closed(
+    exchange: HttpExchange,
+    tls_server: TlsServer,
+) -> None:
+    exchange.close()
+    for _ in range(2):
+        assert exchange.send(GET, BOUND).status == 200
+        exchange.close()
+    assert tls_server.connections == 2
+
+
+# ---------------------------------------------------------------------------------------------- deadlines
+
+
+def silent(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    server.wait()
+
+
+def dribbling_head(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    server.dribble(connection, b"HTTP/1.1 200 OK\r\nX: " + 60_000 * b"x")
+
+
+def dribbling_body(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+    server.dribble(connection, 60_000 * b"x")
+
+
+def dribbling_last_body(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    server.dribble(connection, 60_000 * b"x")
+
+
+def never_reading(server: TlsServer, connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    server.wait()
+
+
+STAGES = [silent, dribbling_head, dribbling_body, dribbling_last_body, never_reading]
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_response_ends_by_the_deadline(
+    stage: Callable[[TlsServer, socket.socket], None], exchange: HttpExchange, tls_server: TlsServer
+) -> None:
+    """Each read is in time, the whole is not: the library's own timeouts would let it go on for minutes."""
+    tls_server.serve = lambda connection: stage(tls_server, connection)
+    started = time.monotonic()
+    with pytest.raises(NoResponse, match="timeout"):
+        exchange.send(Request("POST", "/path", {}, bytes(1 << 25)), SOON)
+    assert time.monotonic() - started < BOUND
+    tls_server.serve = lambda connection: tls_server.answer(connection, b'{"a": 1}')
+    assert exchange.send(GET, BOUND).body == b'{"a": 1}', "the next request is served"
+
+
+def never_shaking_hands(server: TlsServer, _: socket.socket) -> None:
+    server.wait()
+
+
+def dribbling_handshake(server: TlsServer, connection: socket.socket) -> None:
+    # The header of a long handshake record, and then its bytes one by one.
+    server.dribble(connection, b"\x16\x03\x03\x3f\xff" + bytes(16383))
+
+
+@pytest.mark.parametrize("stage", [never_shaking_hands, dribbling_handshake])
+def test_a_handshake_ends_by_the_deadline(
+    stage: Callable[[TlsServer, socket.socket], None], plain_server: TlsServer
+) -> None:
+    plain_server.serve = lambda connection: stage(plain_server, connection)
+    with pytest.raises(NoResponse, match="timeout"):
+        HttpExchange(f"https://127.0.0.1:{plain_server.port}").send(GET, SOON)
+    plain_server.cut_off()
+
+
+def dribbling_connect(server: TlsServer, connection: socket.socket) -> None:
+    server.read(connection)
+    server.dribble(connection, b"HTTP/1.1 200 OK\r\nX: " + 60_000 * b"x")
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("stage", [silent, dribbling_connect, never_shaking_hands])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_hangs_is_left_at_the_deadline(
+    stage: Callable[[TlsServer, socket.socket], None],
+    scheme: str,
+    plain_server: TlsServer,
+    tls_server: TlsServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxy = plain_server if scheme == "http" else tls_server
+    proxy.serve = lambda connection: stage(proxy, connection)
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://127.0.0.1:{proxy.port}")
+    with pytest.raises(NoResponse, match="timeout"):
+        HttpExchange("https://host.example").send(GET, SOON)
+    proxy.cut_off()
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_proxy_without_a_scheme_is_one_without_tls(
+    plain_server: TlsServer,
+    exchange: HttpExchange,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain_server.serve = plain_server.tunnel
+    monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{plain_server.port}")
+    assert exchange.send(GET, BOUND).status == 200
+    assert plain_server.requests[0].line.startswith("CONNECT ")
+
+
+def test_an_endpoint_without_tls_is_asked_directly(
+    plain_server: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity's is on the same machine."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    exchange = HttpExchange(f"http://127.0.0.1:{plain_server.port}")
+    assert exchange.send(GET, BOUND).status == 200
+    plain_server.serve = lambda connection: silent(plain_server, connection)
+    exchange.close()
+    with pytest.raises(NoResponse, match="timeout"):
+        exchange.send(GET, SOON)
+    exchange.close()
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_hundred_hung_requests_do_not_keep_the_next_one_from_being_served(
+    stage: Callable[[TlsServer, socket.socket], None],
+    exchange: HttpExchange,
+    tls_server: TlsServer,
+) -> None:
+    tls_server.serve = lambda connection: stage(tls_server, connection)
+    before = threading.active_count()
+
+    def hang(_: int) -> None:
+        with pytest.raises(NoResponse):
+            exchange.send(Request("POST", "/path", {}, bytes(1 << 22)), SOON)
+
+    with ThreadPoolExecutor(25) as pool:
+        list(pool.map(hang, range(100)))
+    tls_server.cut_off()
+    tls_server.serve = lambda connection: tls_server.answer(connection, b"{}")
+    assert exchange.send(GET, BOUND).status == 200
+    ours = [thread for thread in threading.enumerate() if thread.name == "http connection"]
+    assert len(ours) <= 1, f"{before} threads before"
+
+
+class HangingResolver:
+    """Name resolution that does not end before it is released."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.released = threading.Event()
+        self.asked = 0
+        self._original = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self._resolve)
+
+    def _resolve(self, host: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the signature is the library's
+        if host != "127.0.0.1":
+            self.asked += 1
+            self.released.wait(BOUND)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return self._original(host, *args, **kwargs)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_hanging_name_resolution_blocks_a_bounded_number_of_threads_and_no_caller(
+    exchange: HttpExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = HangingResolver(monkeypatch)
+    hanging = HttpExchange("https://host.example")
+
+    def hang(_: int) -> None:
+        with pytest.raises(NoResponse, match="timeout"):
+            hanging.send(GET, SOON)
+
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(hang, range(100)))
+    blocked = [thread for thread in threading.enumerate() if thread.name == "http connection"]
+    assert 0 < len(blocked) == resolver.asked <= 32
+    resolver.released.set()
+    assert exchange.send(GET, BOUND).status == 200
+
+
+def test_a_connection_that_comes_too_late_is_closed(
+    plain_server: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, closed = threading.Event(), threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        assert connection.recv(1) == b""
+        closed.set()
+
+    plain_server.serve = serve
+    original = socket.getaddrinfo
+
+    def resolve(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the signature is the library's
+        released.wait(BOUND)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(NoResponse, match="timeout"):
+        HttpExchange(f"http://127.0.0.1:{plain_server.port}").send(GET, 0.1)
+    released.set()
+    assert closed.wait(BOUND)
+
+
+def test_a_name_that_does_not_exist_is_a_broken_connection() -> None:
+    with pytest.raises(ConnectionBroken, match="ConnectionError"):
+        HttpExchange("https://no-such-host.invalid").send(GET, BOUND)
+
+
+def test_a_proxy_that_cannot_be_one_is_an_error_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://[broken")
+    with pytest.raises(NoResponse, match="InvalidProxyURL"):
+        HttpExchange("https://host.example").send(GET, BOUND)
+
+
+def test_the_connect_threads_suffice_for_a_worker() -> None:
+    assert http_exchange._MAX_KEPT >= 32
