@@ -10,17 +10,17 @@ branches or to look at a crash.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fuzzing import ROOT, Target, run
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests" / "events"
 ORGANIZATION = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -78,58 +78,14 @@ def message_of(data: bytes) -> tuple[bytes, dict[str, object], str | None]:
     return body, properties, content_type
 
 
-def main(arguments: list[str]) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Fuzz the reading of incoming events.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    fuzz = commands.add_parser("fuzz")
-    fuzz.add_argument("--inputs", type=int, default=1_000_000)
-    fuzz.add_argument("--found", type=Path, required=True, help="folder for inputs that reach something new")
-    fuzz.add_argument("--seed", type=int, default=1)
-    replay = commands.add_parser("replay")
-    replay.add_argument("found", type=Path, nargs="+")
-    options = parser.parse_args(arguments)
-    sys.path.insert(0, str(ROOT))
-    if options.command == "replay":
-        _replay(options.found)
-    else:
-        _fuzz(options.inputs, options.seed, options.found)
-
-
-def _replay(found: list[Path]) -> None:
-    files = [file for place in found for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
-    answers = [judge(*message_of(file.read_bytes())) for file in files]
-    for answer in sorted(set(answers)):
-        sys.stdout.write(f"{answers.count(answer):6} {answer}\n")
-
-
-def _fuzz(inputs: int, seed: int, found: Path) -> None:
-    # By name: it is not installed everywhere.
-    try:
-        atheris = importlib.import_module("atheris")
-    except ModuleNotFoundError:
-        sys.exit("The fuzzer, atheris, comes as a wheel only for Linux on x86-64 and Python 3.11 to 3.13.")
-    with atheris.instrument_imports(include=["shared"]):
-        importlib.import_module("shared.opportunity_won")
-    found.mkdir(parents=True, exist_ok=True)
-    atheris.Setup(
-        [
-            sys.argv[0],
-            f"-runs={inputs}",
-            f"-seed={seed}",
-            "-max_len=32768",
-            "-timeout=5",
-            "-print_final_stats=1",
-            "-verbosity=1",
-            f"-dict={Path(__file__).with_suffix('.dict')}",
-            f"-artifact_prefix={found.parent}/crash-",
-            str(found),
-            str(CORPUS),
-        ],
-        lambda data: judge(*message_of(data)) and None,
-    )
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(
+        Target(
+            "Fuzz the reading of incoming events.",
+            ("shared.opportunity_won",),
+            lambda data: judge(*message_of(data)),
+            CORPUS,
+            Path(__file__).with_suffix(".dict"),
+        ),
+        sys.argv[1:],
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("shared", "tests/events", "tests/fuzz")
+PARTS = ("shared", "tests/events", "tests/responses", "tests/fuzz")
 # A bound for a slow machine; it takes seconds.
 ENOUGH = 100
 
@@ -21,10 +21,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def fuzz(root: Path, inputs: int, found: Path) -> subprocess.CompletedProcess[str]:
+def fuzz(
+    root: Path, inputs: int, found: Path, target: str = "opportunity_won"
+) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
-        "tests/fuzz/opportunity_won.py",
+        f"tests/fuzz/{target}.py",
         "fuzz",
         "--inputs",
         str(inputs),
@@ -58,3 +60,29 @@ def test_a_fourth_answer_is_found_and_kept(tmp_path: Path) -> None:
     assert "planted" in ended.stderr + ended.stdout
     [crash] = (tmp_path / "build").glob("crash-*")
     assert crash.read_bytes().endswith(b"~")
+
+
+def test_thousands_of_responses_are_values_or_our_own_failures(tmp_path: Path) -> None:
+    ended = fuzz(ROOT, 10_000, tmp_path / "found", "dataverse_response")
+    assert ended.returncode == 0, ended.stderr[-2_000:]
+    assert "Done 10000 runs" in ended.stderr
+    assert any((tmp_path / "found").iterdir()), "something reached what the corpus does not"
+
+
+def test_a_response_that_raises_something_else_is_found_and_kept(tmp_path: Path) -> None:
+    """The fault that is planted in a copy: an absurd exponent, which the decimal module refuses."""
+    for part in PARTS:
+        shutil.copytree(ROOT / part, tmp_path / part)
+    reader = tmp_path / "shared" / "response.py"
+    code = reader.read_text()
+    handled = "except InvalidOperation:"
+    assert code.count(handled) == 1
+    reader.write_text(code.replace(handled, "except ZeroDivisionError:"))
+    (tmp_path / "tests/responses/retrieve-extreme.http").unlink()
+
+    ended = fuzz(tmp_path, 1_000_000, tmp_path / "build" / "found", "dataverse_response")
+
+    assert ended.returncode != 0
+    assert "InvalidOperation" in ended.stderr + ended.stdout
+    [crash] = (tmp_path / "build").glob("crash-*")
+    assert crash.exists()
