@@ -179,12 +179,12 @@ def _retry(read: _Reader) -> RetrySettings:
         read.problem(
             "RETRY_FIRST_DELAY_SECONDS", "is above RETRY_MAX_DELAY_SECONDS", "the shorter of the two delays"
         )
-    # The outage policy bounds the whole: a longer record policy would never come to its end.
+    # The outage policy bounds all retries, so a longer bound that somebody sets would have no effect.
     for policy, name in (
         (RetryPolicy.OPEN, "RETRY_OPEN_SECONDS"),
         (RetryPolicy.RECORD, "RETRY_RECORD_SECONDS"),
     ):
-        if settings.bounds[policy] > settings.bounds[RetryPolicy.OUTAGE]:
+        if read.value(name) and settings.bounds[policy] > settings.bounds[RetryPolicy.OUTAGE]:
             read.problem(name, "is above RETRY_OUTAGE_SECONDS", "at most that, since it bounds all retries")
     return settings
 

@@ -11,10 +11,9 @@ import hashlib
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from azure.servicebus.amqp import AmqpMessageBodyType
+from azure.servicebus import ServiceBusMessage
 from checker import FAILED_QUEUE, QUEUE, Cause, Expectations, Violation, body_of, judge, judge_requests
 from rig import STEPS, Shape, World, organization, quiet
 from simulation import NoRest
@@ -30,6 +29,7 @@ from sandbox.service_bus import Message as BrokerMessage
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
+    from uuid import UUID
 
     from azure.servicebus import ServiceBusReceivedMessage
 
@@ -93,7 +93,7 @@ class _History:
         # Short bounds make what fails for good come back while the broker still knows the first message's id.
         self.locked_out = random.random() < 0.04
         self.brief = random.random() < 0.3
-        settings = {"RETRY_RECORD_SECONDS": "90" if self.brief else "3600"}
+        settings = {"RETRY_RECORD_SECONDS": "90"} if self.brief else {}
         if self.locked_out:
             settings["RETRY_OUTAGE_SECONDS"] = "600"
         self.world = World(
@@ -463,16 +463,16 @@ class _History:
                 broker.release(FAILED_QUEUE, token)
                 continue
             copy = replay_copy(_received(message))
-            properties: Any = dict(copy.application_properties or {})
-            written: Any = copy.properties
+            assert copy.properties is not None
+            properties = {str(name): value for name, value in (copy.application_properties or {}).items()}
             broker.send(
                 QUEUE,
                 BrokerMessage(
                     body=b"".join(cast("list[bytes]", copy.body)),
-                    message_id=written.message_id,
-                    content_type=written.content_type,
-                    correlation_id=written.correlation_id,
-                    subject=written.subject,
+                    message_id=_text(copy.properties.message_id),
+                    content_type=_text(copy.properties.content_type),
+                    correlation_id=_text(copy.properties.correlation_id),
+                    subject=_text(copy.properties.subject),
                     application_properties=properties,
                 ),
             )
@@ -526,26 +526,22 @@ def _closing(opportunity_id: str) -> dict[str, object]:
     }
 
 
+def _text(value: str | bytes | UUID | None) -> str | None:
+    return value.decode() if isinstance(value, bytes) else None if value is None else str(value)
+
+
 def _received(message: Any) -> ServiceBusReceivedMessage:  # noqa: ANN401 - the broker's message
-    """Show a message of the broker as the SDK does, as far as a replay looks."""
+    """Show a message of the broker as the SDK does, as far as a replay reads it."""
     inner = message.message
-    return cast(
-        "ServiceBusReceivedMessage",
-        SimpleNamespace(
-            body=[inner.body],
-            body_type=AmqpMessageBodyType.DATA,
-            raw_amqp_message=SimpleNamespace(properties=None),
-            to=None,
-            reply_to=None,
-            session_id=None,
-            reply_to_session_id=None,
-            application_properties=dict(inner.application_properties),
-            message_id=inner.message_id,
-            content_type=inner.content_type,
-            correlation_id=inner.correlation_id,
-            subject=inner.subject,
-        ),
+    shown = ServiceBusMessage(
+        inner.body,
+        application_properties=dict(inner.application_properties),
+        message_id=inner.message_id,
+        content_type=inner.content_type,
+        correlation_id=inner.correlation_id,
+        subject=inner.subject,
     )
+    return cast("ServiceBusReceivedMessage", shown)
 
 
 # Beside each fault: its operation, and how many deliveries it may cost at most.

@@ -59,11 +59,11 @@ SEVERAL_IDS = "all events of an invoice have one id"
 CONTRACT = "every event keeps the contract"
 
 _CHANGE_SET = "ChangeSet((claim_note(opportunity_id), generate_invoice(opportunity_id))),"
-_READS = "        invoice_id, claimed = oldest_active(invoices), bool(claims.records())\n"
-_OWN = "without=RETRY_PROPERTIES | PARKED_PROPERTIES)"
+_READS = "        claim, invoice_id = claims.records(), oldest_active(invoices)\n"
+_OWN = "_NEW_ROOT = RETRY_PROPERTIES | PARKED_PROPERTIES"
 
-_BEGIN = "        state = RetryState.of(message)\n        deadline ="
-_INVOICE = "            self._invoice(won, state, traceparent,"
+_BEGIN = "        self._broker_clock.observe(message.enqueued_at)\n"
+_INVOICE = "            self._invoice(event, delivery, traceparent)"
 
 MUTANTS = (
     Mutant(
@@ -81,8 +81,8 @@ MUTANTS = (
             ),
             Edit(
                 "shared/invoicing.py",
-                "        change_set, invoices, claims = self._dataverse.batch(\n",
-                "        _, change_set, invoices, claims = self._dataverse.batch(\n",
+                "        change_set, claims, invoices = self._dataverse.batch(\n",
+                "        _, change_set, claims, invoices = self._dataverse.batch(\n",
             ),
         ),
         (TWICE,),
@@ -98,9 +98,11 @@ MUTANTS = (
             ),
             Edit(
                 "shared/invoicing.py",
-                "        return retrieve_invoice(self._dataverse, invoice_id, deadline)\n",
+                "        return self._retrieve(self._claim_and_generate(opportunity_id, deadline), "
+                "opportunity_id, deadline)\n",
+                "        invoice_id = self._claim_and_generate(opportunity_id, deadline)\n"
                 "        if isinstance(invoice_id, Ignored):\n            return invoice_id\n"
-                "        return retrieve_invoice(self._dataverse, invoice_id, deadline)\n",
+                "        return self._retrieve(invoice_id, opportunity_id, deadline)\n",
             ),
         ),
         (LOST,),
@@ -116,8 +118,8 @@ MUTANTS = (
             ),
             Edit(
                 "shared/handler.py",
-                "            self._try_later(message, won, state, error, deadline)\n",
-                "            later.append(lambda error=error: self._try_later(message, won, state, error, deadline))\n",
+                "            self._retry_later(delivery, error)\n",
+                "            later.append(lambda error=error: self._retry_later(delivery, error))\n",
             ),
         ),
         (LOST, NO_EVENT),
@@ -127,7 +129,7 @@ MUTANTS = (
         (
             Edit(
                 "shared/message.py",
-                '        return str(uuid.uuid5(_COPIES, f"{self.root}/{self.attempt}"))\n',
+                '        return str(uuid.uuid5(_RETRIES, f"{self.delivery}/{self.attempt}"))\n',
                 "        return self.root\n",
             ),
         ),
@@ -137,23 +139,12 @@ MUTANTS = (
         "the old id for a replay",
         (
             Edit(
-                "operations/namespace.py",
-                "        message_id=str(uuid.uuid4()),\n",
-                "        message_id=str(message.application_properties['InvoicingOriginalMessageId']),\n",
+                "operations/messages.py",
+                "            message_id=str(uuid.uuid4()),\n",
+                "            message_id=str(message.application_properties['InvoicingOriginalMessageId']),\n",
             ),
         ),
         (LOST,),
-    ),
-    Mutant(
-        "the old root for a replay",
-        (
-            Edit(
-                "operations/failed.py",
-                _OWN,
-                _OWN.replace("RETRY_PROPERTIES |", "(RETRY_PROPERTIES - {'InvoicingRoot'}) |"),
-            ),
-        ),
-        (LOST, NO_EVENT),
     ),
     Mutant(
         "first time seen not reset for a replay",
@@ -186,9 +177,9 @@ MUTANTS = (
         "ignoring Retry-After",
         (
             Edit(
-                "shared/dataverse.py",
-                '    value = answer.headers.get("retry-after", "").strip()\n',
-                "    value = '1'\n",
+                "shared/response.py",
+                '        value = self.headers.get("retry-after", "").strip()\n',
+                "        value = '1'\n",
             ),
         ),
         (EARLY,),
@@ -227,8 +218,8 @@ MUTANTS = (
         (
             Edit(
                 "shared/invoicing.py",
-                "            return invoice_id\n        if orders.records()",
-                "            return None\n        if orders.records()",
+                "        if (invoice_id := oldest_active(checked.invoices)) is not None:\n",
+                "        if (invoice_id := None) is not None:\n",
             ),
         ),
         (NEVER,),
@@ -242,7 +233,9 @@ MUTANTS = (
         "everything parked",
         (
             Edit(
-                "shared/handler.py", "import DataverseThrottled,", "import DataverseThrottled, InvalidEvent,"
+                "shared/handler.py",
+                "import DataverseThrottled,",
+                "import DataverseThrottled, InvalidEvent,",
             ),
             Edit("shared/handler.py", _INVOICE, "            raise InvalidEvent('no')\n" + _INVOICE),
         ),

@@ -381,7 +381,9 @@ def _hold_back_until(response: requests.Response, now: datetime) -> datetime | N
         # Not a whole batch: what a part of it says is not known to be so.
         values = []
     else:
-        parts = response.content.split(b"HTTP/1.1 429")[1:]
+        # Only exceeded limits concern the process; another 429 is that of one record's plug-in.
+        throttled = [part.split(b"\r\n--")[0] for part in response.content.split(b"HTTP/1.1 429")[1:]]
+        parts = [part for part in throttled if b'"0x8007232' in part]
         found = [re.search(rb"Retry-After: ([^\r\n]*)", part.split(b"\r\n\r\n")[0]) for part in parts]
         values = [match[1].decode() for match in found if match]
     times = [_moment(value, now) for value in values]

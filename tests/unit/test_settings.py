@@ -251,6 +251,10 @@ def test_bounds_that_contradict_each_other(environment: dict[str, str], says: st
     assert says in problem
 
 
+def test_a_short_bound_of_all_retries_contradicts_no_default() -> None:
+    assert retry_settings({"RETRY_OUTAGE_SECONDS": "60"}).bounds[RetryPolicy.OUTAGE] == timedelta(minutes=1)
+
+
 def test_bounds_may_be_equal() -> None:
     equal = dict.fromkeys(
         ("RETRY_OPEN_SECONDS", "RETRY_RECORD_SECONDS", "RETRY_OUTAGE_SECONDS", "RETRY_FIRST_DELAY_SECONDS"),
