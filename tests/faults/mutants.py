@@ -152,7 +152,7 @@ MUTANTS = (
             Edit(
                 "operations/failed.py",
                 _OWN,
-                _OWN.replace("RETRY_PROPERTIES |", "(RETRY_PROPERTIES - {FIRST_SEEN}) |"),
+                _OWN.replace("RETRY_PROPERTIES |", "(RETRY_PROPERTIES - {'InvoicingFirstSeen'}) |"),
             ),
         ),
         (PARKED,),
@@ -214,7 +214,7 @@ MUTANTS = (
         arguments=("--only", "silent-send"),
     ),
     Mutant(
-        "no look at what is there",
+        "no check for an existing invoice",
         (
             Edit(
                 "shared/invoicing.py",
@@ -222,7 +222,7 @@ MUTANTS = (
                 "        if (invoice_id := None) is not None:\n",
             ),
         ),
-        (NEVER,),
+        (NEVER, NO_EVENT, PARKED),
     ),
     Mutant(
         "nothing done at all",
