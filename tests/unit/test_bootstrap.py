@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -136,6 +137,21 @@ def test_a_process_has_one_handler_built_at_the_first_message(monkeypatch: pytes
     assert bootstrap.handler() is first
     assert logging.getLogger("azure").level == logging.WARNING
     assert logging.getLogger("azure.identity").level == logging.ERROR
+
+
+@pytest.mark.usefixtures("fresh_process")
+def test_only_one_thread_builds_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen first messages at once: a second handler would have connections and tokens of its own."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    built: list[Handler] = []
+    other = threading.Thread(target=lambda: built.append(bootstrap.handler()), daemon=True)
+    with bootstrap._lock:
+        other.start()
+        other.join(0.3)
+        assert built == []
+    other.join(20)
+    assert built == [bootstrap.handler()]
 
 
 @pytest.mark.usefixtures("fresh_process")

@@ -528,6 +528,13 @@ def test_a_claim_without_invoice_says_what_is_the_case(
         (error(403, "0x80040220"), DataverseForbidden),
         (error(404, "0x80040217"), RecordNotFound),
         (error(404), DataverseNotFound),
+        (error(400), InvoiceRefused),
+        *(
+            (error(status, "0x80040265"), InvoiceRefused)
+            for status in (400, 403, 404, 405, 408, 409, 410, 412)
+        ),
+        *((error(status, "0x80040265"), InvoiceRefused) for status in (413, 417, 424, 500, 503)),
+        (error(429, "0x80040265"), DataverseThrottled),
         (error(429), DataverseThrottled),
         (error(412, "0x80040237"), DataverseUnavailable),
         (error(500, "0x80044150"), DataverseUnavailable),
