@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -170,6 +171,25 @@ def test_before_half_of_its_lifetime_nothing_is_fetched(identity: Identity, auth
     eventually(lambda: len(authority.requests) == 2)
 
 
+def test_a_token_that_was_renewed_in_this_very_moment_is_not_renewed_again(authority: Authority) -> None:
+    """Another thread has been faster since this one looked at the token."""
+    calls: list[None] = []
+
+    def now() -> float:
+        calls.append(None)
+        if calls == [None, None]:
+            renewing._tokens[SCOPE] = replace(renewing._tokens[SCOPE], value="renewed")
+        return authority.now
+
+    renewing = Identity(authority.build, now=now)
+    assert renewing.token(SCOPE, BOUND) == "token-1"
+    authority.now += 13 * HOUR
+    calls.clear()
+    assert renewing.token(SCOPE, BOUND) == "token-1"
+    assert not renewing._fetches
+    assert len(authority.requests) == 1
+
+
 def test_a_token_is_not_used_in_its_last_minute(identity: Identity, authority: Authority) -> None:
     """The call that it is for takes time, too."""
     identity.token(SCOPE, BOUND)
@@ -262,6 +282,20 @@ def test_a_refused_token_stays_in_use_while_there_is_no_other(
     authority.error = ClientAuthenticationError("down")
     assert identity.renewed(SCOPE, refused, seconds) is None
     assert identity.token(SCOPE, BOUND) == refused
+
+
+def test_a_refused_token_waits_for_the_fetch_that_is_on_its_way(
+    identity: Identity, authority: Authority
+) -> None:
+    refused = identity.token(SCOPE, BOUND)
+    authority.now += 13 * HOUR
+    with Silence(authority) as silence, ThreadPoolExecutor(1) as pool:
+        assert identity.token(SCOPE, BOUND) == refused
+        assert silence.begun.wait(BOUND)
+        waiting = pool.submit(identity.renewed, SCOPE, refused, BOUND)
+        silence.released.set()
+        assert waiting.result(BOUND) == "token-2"
+    assert len(authority.requests) == 2
 
 
 def test_the_same_token_again_is_not_a_new_one(identity: Identity, authority: Authority) -> None:
