@@ -104,6 +104,7 @@ class Handler:
     def _invoice(self, event: OpportunityWon, delivery: Delivery, traceparent: str | None) -> None:
         # The last quarter of the time is for scheduling a retry, should this fail.
         deadline = delivery.deadline.earlier(self._invocation_deadline / 4)
+        self._service_bus.prepare_to_publish()
         outcome = self._ensure_invoice(event.opportunity_id, deadline)
         if isinstance(outcome, Ignored):
             _logger.info("ignored: %s %s", outcome.reason, delivery)

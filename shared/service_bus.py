@@ -111,10 +111,13 @@ class NotSent(Exception):
 
 
 class Sender(Protocol):
-    """One attempt to send; safe under many threads."""
+    """Sends messages, each in one attempt; safe under many threads."""
 
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         """Return when the broker has accepted the message; raises TooLarge or NotSent."""
+
+    def warm_up(self, entity: str) -> None:
+        """Begin to open the link to an entity, without waiting and without failing."""
 
 
 class ServiceBus:
@@ -124,6 +127,12 @@ class ServiceBus:
         self._sender = sender
         self._settings = settings
         self._clock = clock
+
+    def prepare_to_publish(self) -> None:
+        """Begin to open the link to the topic: the event is published once Dataverse has responded."""
+        # Without valid settings there is no topic, and nothing will be published.
+        if self._settings.invoice_created_topic:
+            self._sender.warm_up(self._settings.invoice_created_topic)
 
     def publish(self, event: InvoiceCreated, deadline: Deadline) -> None:
         """Send the event to the topic; raises PublishFailed."""

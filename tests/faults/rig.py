@@ -408,6 +408,9 @@ class _Sender:
     def __init__(self, world: World) -> None:
         self._world = world
 
+    def warm_up(self, entity: str) -> None:
+        """Nothing to open: there are no links."""
+
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         world = self._world
         world.simulation.pause()

@@ -106,8 +106,12 @@ class RecordingSender:
         self._check_event = check_event
         self.sent: list[tuple[str, Outgoing]] = []
         self.tries: list[tuple[str, Outgoing]] = []
+        self.warmed_up: list[str] = []
         self.failures: deque[Exception] = deque()
         self.always: Exception | None = None
+
+    def warm_up(self, entity: str) -> None:
+        self.warmed_up.append(entity)
 
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         assert not deadline.passed, "nobody sends after the deadline"

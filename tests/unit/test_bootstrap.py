@@ -126,6 +126,7 @@ def test_with_connection_and_queues_messages_wait_until_the_other_settings_are_c
     ((entity, copy),) = sender.sent
     assert entity == "won"
     assert copy.properties["InvoicingReason"] == "InvalidSettings"
+    assert sender.warmed_up == []
     assert named in caplog.text
 
 

@@ -88,6 +88,7 @@ class Stage:
         self.outcome: Invoice | Ignored | Exception = INVOICE
         self.asked: list[str] = []
         self.time_for_invoicing = 0.0
+        self.warmed_up_before: list[str] = []
         self.random = 0.0
         self.clock = clock
         self.sender = sender
@@ -104,6 +105,7 @@ class Stage:
     def _ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
         self.asked.append(opportunity_id)
         self.time_for_invoicing = deadline.remaining
+        self.warmed_up_before = list(self.sender.warmed_up)
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
@@ -161,6 +163,16 @@ def test_a_win_becomes_an_invoice_and_its_event(
             f"root={ROOT}"
         )
     ]
+
+
+def test_the_link_to_the_topic_is_opened_while_dataverse_is_asked(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    """It takes half a second, and at a CRM's rate most messages are the first after a while."""
+    stage.handler.handle(make_message())
+    assert stage.warmed_up_before == ["created"]
+    stage.handler.handle(make_message(body=b"<"))
+    assert stage.sender.warmed_up == ["created"], "not for a message that is not a win"
 
 
 def test_the_event_is_the_same_whoever_publishes_it(
