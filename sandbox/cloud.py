@@ -304,7 +304,11 @@ class Cloud:
     def _plain_server(self, authenticator: Authenticator) -> ServiceBusServer:
         for port in (PLAIN_PORT, 0) if self.options.standard_ports else (0,):
             server = ServiceBusServer(
-                self.broker, port=port, authenticator=authenticator, interceptor=self._planned_faults()
+                self.broker,
+                port=port,
+                authenticator=authenticator,
+                interceptor=self._planned_faults(),
+                https_context=self.certificates.server_context("127.0.0.1"),
             )
             try:
                 server.start()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sandbox.service_bus import Happened
+from sandbox.service_bus import EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -87,9 +87,9 @@ def watch_topic(
     published: list[Message] = []
 
     def keep(seen: Observation) -> None:
-        if seen.entity == "invoice-created" and seen.happened in (
-            Happened.ACCEPTED,
-            Happened.DUPLICATE_DROPPED,
+        if seen.entity == "invoice-created" and seen.kind in (
+            EventKind.ACCEPTED,
+            EventKind.DUPLICATE_DROPPED,
         ):
             published.append(seen.message.message)
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
 from sandbox.service_bus.broker import Broker
-from sandbox.service_bus.errors import BrokerError, MessageLockLost
+from sandbox.service_bus.errors import MessageLockLost, Refusal
 from sandbox.service_bus.interception import Call, Direction
 
 Peer = tuple[str, int]
@@ -83,9 +83,7 @@ class PlannedFaults:
         call.client.abort()
 
 
-def refusal(fault: Fault) -> BrokerError:
+def refusal(fault: Fault) -> Refusal:
     """Return the error of a REJECT: a refusal with the fault's condition."""
-    refused: type[BrokerError] = type(
-        "Refused", (BrokerError,), {"condition": fault.error_code, "status": 503}
-    )
+    refused: type[Refusal] = type("Refused", (Refusal,), {"condition": fault.error_code, "status": 503})
     return refused("The sandbox refuses this on purpose.")

@@ -9,14 +9,21 @@
         )
 
 A second `ServiceBusServer` over the same broker, with `ssl_context=` and `port=5671` on a loopback address of its
-own, takes clients with tokens: the SDKs use TLS and that port for them. It is a stand-in for tests and
+own, takes clients with tokens: the SDKs use TLS and that port for them. It is an emulator for tests and
 demonstrations: messages live in memory, sessions, transactions and management over HTTP are refused.
 """
 
 from sandbox.service_bus.authorization import Authenticator
-from sandbox.service_bus.broker import Broker, ReceiveMode
-from sandbox.service_bus.configuration import Configuration, ConfigurationError, Role, RoleAssignment
-from sandbox.service_bus.messages import BrokeredMessage, Happened, Message, MessageState, Observation
+from sandbox.service_bus.broker import Broker
+from sandbox.service_bus.configuration import Configuration, InvalidConfiguration, Role, RoleAssignment
+from sandbox.service_bus.messages import (
+    BrokeredMessage,
+    EventKind,
+    Message,
+    MessageState,
+    Observation,
+    ReceiveMode,
+)
 from sandbox.service_bus.server import ServiceBusServer
 
 __all__ = [
@@ -24,8 +31,8 @@ __all__ = [
     "Broker",
     "BrokeredMessage",
     "Configuration",
-    "ConfigurationError",
-    "Happened",
+    "EventKind",
+    "InvalidConfiguration",
     "Message",
     "MessageState",
     "Observation",

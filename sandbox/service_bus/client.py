@@ -16,23 +16,26 @@ from sandbox.service_bus.amqp import (
     LinkAttached,
     LinkDetached,
     MessageReceived,
+    Opened,
     ReceiverLink,
     SenderLink,
 )
 from sandbox.service_bus.amqp.encoding import Symbol
 from sandbox.service_bus.amqp.performatives import Coordinator
 from sandbox.service_bus.authorization import Authenticator, ClientRights, entity_path
-from sandbox.service_bus.broker import Broker, ReceiveMode
+from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.client_socket import ClientSocket
 from sandbox.service_bus.configuration import Right
 from sandbox.service_bus.dispatch import Dispatcher
-from sandbox.service_bus.errors import BrokerError, NotOffered, Unauthorized
+from sandbox.service_bus.errors import NotSupported, Refusal, Unauthorized
 from sandbox.service_bus.http_refusal import RESPONSE, is_http
 from sandbox.service_bus.interception import Call, Direction, Interceptor, Operation
 from sandbox.service_bus.links import EntityReceiver, EntitySender, amqp_error
+from sandbox.service_bus.messages import ReceiveMode
 from sandbox.service_bus.nodes import RequestNodes, RequestReceiver, is_node
 
 _SESSION_FILTER = "com.microsoft:session-filter"
+_JAVASCRIPT_CLIENT = "MSJSClient"
 _LINK_PROPERTIES = {Symbol("com.microsoft:max-message-batch-size"): 256 * 1024}
 
 
@@ -56,6 +59,7 @@ class Client:
         self._rights = ClientRights(services.authenticator)
         self._nodes = RequestNodes(services.broker, self._rights)
         self._senders: set[EntitySender] = set()
+        self._product = ""
 
     # For the socket
 
@@ -74,10 +78,8 @@ class Client:
                 self._use_credit(link)
             case LinkAttached() | LinkDetached():
                 self._handle_link(event)
-            case Authenticating(mechanism, response):
-                self._authenticate(mechanism, response)
-            case ForeignProtocol(start) if is_http(start):
-                self._socket.amqp.reject(RESPONSE)
+            case _:
+                self._handle_beginning(event)
 
     def input_done(self) -> None:
         """Wake earlier if something is due earlier now."""
@@ -95,6 +97,15 @@ class Client:
         self._senders.clear()
 
     # Events
+
+    def _handle_beginning(self, event: Event) -> None:
+        match event:
+            case Authenticating(mechanism, response):
+                self._authenticate(mechanism, response)
+            case Opened(properties):
+                self._product = str(properties.get("product", ""))
+            case ForeignProtocol(start) if is_http(start):
+                self._socket.amqp.reject(RESPONSE)
 
     def _handle_link(self, event: LinkAttached | LinkDetached) -> None:
         if isinstance(event, LinkAttached):
@@ -150,14 +161,14 @@ class Client:
             return
         try:
             if isinstance(link.target, Coordinator):
-                raise NotOffered("The Service Bus emulator does not support transactions.")
+                raise NotSupported("The Service Bus emulator does not support transactions.")
             if isinstance(link, SenderLink):
                 self._attach_sender(link, path)
             elif is_node(path):
                 link.context = self._nodes.attach_requests(link, path)
             else:
                 self._attach_receiver(link, path)
-        except BrokerError as error:
+        except Refusal as error:
             link.refuse(amqp_error(error))
 
     def _attach_sender(self, link: SenderLink, path: str) -> None:
@@ -166,8 +177,9 @@ class Client:
             return
         path = self._broker.path_of(path)
         self._rights.require(path, Right.LISTEN)
-        if link.source is not None and _SESSION_FILTER in (link.source.filter or {}):
-            raise NotOffered("The Service Bus emulator does not support sessions.")
+        filters = (link.source.filter if link.source is not None else None) or {}
+        if _SESSION_FILTER in filters:
+            self._refuse_session(filters[_SESSION_FILTER])
         # A receive of nothing shows whether the entity can be received from at all.
         self._broker.receive(path, 0)
         mode = ReceiveMode.RECEIVE_AND_DELETE if link.sends_settled else ReceiveMode.PEEK_LOCK
@@ -184,3 +196,14 @@ class Client:
         self._broker.send(path)
         link.accept(max_message_size=self._broker.max_message_size(path), properties=_LINK_PROPERTIES)
         link.context = EntityReceiver(link, path, self._broker, self._socket, self._services.interceptor)
+
+    def _refuse_session(self, session_id: object) -> None:
+        """Refuse a session with a text that the client shows.
+
+        Microsoft's JavaScript client takes a refused link for a session with an id as a lock that another receiver
+        holds, and hides the text. It shows the text of a connection that is closed with this condition.
+        """
+        text = "The Service Bus emulator does not support sessions."
+        if session_id is not None and self._product == _JAVASCRIPT_CLIENT:
+            self._socket.amqp.close(self._socket.amqp.error("amqp:connection:forced", text))
+        raise NotSupported(text)

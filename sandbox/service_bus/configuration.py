@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import isodate  # type: ignore[import-untyped]  # it ships no types
 import json5
 
-from sandbox.service_bus.filters import CorrelationFilter, Filter, FilterError, SqlFilter, TrueFilter
+from sandbox.service_bus.filters import CorrelationFilter, Filter, InvalidFilter, SqlFilter, TrueFilter
 
 # The entities that Bicep creates in Azure.
 DEFAULT_ENTITIES = Path(__file__).resolve().parents[2] / "infrastructure" / "entities.json"
@@ -28,7 +28,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 
-class ConfigurationError(ValueError):
+class InvalidConfiguration(ValueError):
     """The file cannot be honoured; `problems` lists every reason, each beginning with its path."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -151,22 +151,22 @@ class Configuration:
 
     @classmethod
     def load(cls, path: Path = DEFAULT_ENTITIES) -> "Configuration":
-        """Read a file; raise ConfigurationError, or OSError where it cannot be read."""
+        """Read a file; raise InvalidConfiguration, or OSError where it cannot be read."""
         return cls.parse(path.read_text(encoding="utf-8"))
 
     @classmethod
     def parse(cls, text: str) -> "Configuration":
-        """Read the text of a file; raise ConfigurationError with every problem in it."""
+        """Read the text of a file; raise InvalidConfiguration with every problem in it."""
         try:
             document = json5.loads(text, allow_duplicate_keys=False)
         except ValueError as error:
-            raise ConfigurationError([f"not readable as JSON: {error}"]) from error
+            raise InvalidConfiguration([f"not readable as JSON: {error}"]) from error
         problems: list[str] = []
         configuration = _configuration(_Node(document, "", problems))
         if not problems:
             problems += _forwarding_problems(configuration)
         if problems:
-            raise ConfigurationError(problems)
+            raise InvalidConfiguration(problems)
         return configuration
 
 
@@ -372,7 +372,7 @@ def _rule(node: _Node) -> Rule:
     else:
         try:
             rule = Rule(name, reader(properties))
-        except FilterError as error:
+        except InvalidFilter as error:
             properties.problem("", str(error))
     properties.end()
     return rule

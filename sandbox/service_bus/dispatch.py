@@ -9,9 +9,9 @@ import threading
 from collections import deque
 from typing import Protocol
 
-from sandbox.service_bus.broker import Broker, ReceiveMode
-from sandbox.service_bus.errors import BrokerError
-from sandbox.service_bus.messages import BrokeredMessage
+from sandbox.service_bus.broker import Broker
+from sandbox.service_bus.errors import Refusal
+from sandbox.service_bus.messages import BrokeredMessage, ReceiveMode
 
 # The broker's clock may be moved by hand, which nobody tells the event loop.
 _LOOK_AT_CLOCK = 0.25
@@ -31,7 +31,7 @@ class Recipient(Protocol):
         """Take a message."""
         ...
 
-    def fail(self, error: BrokerError) -> None:
+    def fail(self, error: Refusal) -> None:
         """Be told that there will be no more."""
         ...
 
@@ -95,7 +95,7 @@ class Dispatcher:
                 continue
             try:
                 received = self.broker.receive(path, 1, recipient.mode)
-            except BrokerError as error:
+            except Refusal as error:
                 recipient.fail(error)
                 ring.remove(recipient)
                 touched.add(recipient)

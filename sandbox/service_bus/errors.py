@@ -1,14 +1,15 @@
 """What Service Bus answers when it refuses something: a tree whose leaves carry their AMQP condition.
 
-BrokerError
+Refusal
 ├── EntityNotFound        amqp:not-found
+├── EntityExists          com.microsoft:entity-already-exists
 ├── EntityDisabled        com.microsoft:entity-disabled
 ├── MessageNotFound       com.microsoft:message-not-found
 ├── MessageLockLost       com.microsoft:message-lock-lost
 ├── MessageTooLarge       amqp:link:message-size-exceeded
 ├── InvalidArgument       com.microsoft:argument-error
 ├── NotAllowed            amqp:not-allowed
-├── NotOffered            amqp:not-implemented
+├── NotSupported            amqp:not-implemented
 ├── Unauthorized          amqp:unauthorized-access
 └── ServerBusy            com.microsoft:server-busy
 """
@@ -16,77 +17,84 @@ BrokerError
 from typing import ClassVar
 
 
-class BrokerError(Exception):
+class Refusal(Exception):
     """A refusal, with the AMQP condition that stands on the wire and the status of a management answer."""
 
     condition: ClassVar[str]
     status: ClassVar[int]
 
 
-class EntityNotFound(BrokerError):
+class EntityNotFound(Refusal):
     """There is no queue, topic or subscription of that name."""
 
     condition = "amqp:not-found"
     status = 404
 
 
-class EntityDisabled(BrokerError):
+class EntityExists(Refusal):
+    """There is one of that name already."""
+
+    condition = "com.microsoft:entity-already-exists"
+    status = 409
+
+
+class EntityDisabled(Refusal):
     """The entity is there but its Status forbids this."""
 
     condition = "com.microsoft:entity-disabled"
     status = 403
 
 
-class MessageNotFound(BrokerError):
+class MessageNotFound(Refusal):
     """No message with that sequence number in that state."""
 
     condition = "com.microsoft:message-not-found"
     status = 404
 
 
-class MessageLockLost(BrokerError):
+class MessageLockLost(Refusal):
     """The lock expired, was given up, or never existed; the message may be with somebody else."""
 
     condition = "com.microsoft:message-lock-lost"
     status = 410
 
 
-class MessageTooLarge(BrokerError):
+class MessageTooLarge(Refusal):
     """The message, or the batch as a whole, is larger than the entity takes."""
 
     condition = "amqp:link:message-size-exceeded"
     status = 400
 
 
-class InvalidArgument(BrokerError):
+class InvalidArgument(Refusal):
     """A value that the service does not take, a message id of 129 characters for example."""
 
     condition = "com.microsoft:argument-error"
     status = 400
 
 
-class NotAllowed(BrokerError):
+class NotAllowed(Refusal):
     """Something that the entity's kind forbids, as sending to a dead-letter queue."""
 
     condition = "amqp:not-allowed"
     status = 400
 
 
-class NotOffered(BrokerError):
+class NotSupported(Refusal):
     """Azure does this; the stand-in does not, and says so."""
 
     condition = "amqp:not-implemented"
     status = 501
 
 
-class Unauthorized(BrokerError):
+class Unauthorized(Refusal):
     """No valid token gives this right on this entity."""
 
     condition = "amqp:unauthorized-access"
     status = 401
 
 
-class ServerBusy(BrokerError):
+class ServerBusy(Refusal):
     """The service throttles: come back later."""
 
     condition = "com.microsoft:server-busy"

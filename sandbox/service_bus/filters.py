@@ -20,7 +20,7 @@ from lark.exceptions import UnexpectedInput, VisitError
 from sandbox.service_bus.messages import Message
 
 
-class FilterError(ValueError):
+class InvalidFilter(ValueError):
     """The filter is wrong, or beyond what the stand-in evaluates."""
 
 
@@ -81,9 +81,9 @@ class CorrelationFilter:
     def __post_init__(self) -> None:
         unknown = [name for name in self.system if name.lower() not in _CORRELATION]
         if unknown:
-            raise FilterError(f"a correlation filter has no property {', '.join(unknown)}")
+            raise InvalidFilter(f"a correlation filter has no property {', '.join(unknown)}")
         if not self.system and not self.application_properties:
-            raise FilterError("a correlation filter must name at least one property")
+            raise InvalidFilter("a correlation filter must name at least one property")
 
     def matches(self, message: Message) -> bool:
         """Return whether all of the properties are equal."""
@@ -111,7 +111,7 @@ def _comparable(left: object, right: object) -> bool:
 
 @dataclass(frozen=True)
 class SqlFilter:
-    """Takes messages for which the SQL-92-like expression is true; raises FilterError if it cannot be read."""
+    """Takes messages for which the SQL-92-like expression is true; raises InvalidFilter if it cannot be read."""
 
     expression: str
     _evaluate: Callable[[Message], Any] = field(init=False, repr=False, compare=False)
@@ -209,7 +209,7 @@ class _Compiler(Transformer[Token, _Term]):
             return _application_property(name)
         read = _SYSTEM.get(name.lower())
         if read is None:
-            raise FilterError(f"there is no system property sys.{name}")
+            raise InvalidFilter(f"there is no system property sys.{name}")
         return read
 
     def any_of(self, *terms: _Term) -> _Term:
@@ -326,7 +326,7 @@ def _compile(expression: str) -> _Term:
         compiled: _Term = _Compiler().transform(_PARSER.parse(expression))
     except UnexpectedInput as error:
         where = f"line {error.line}, column {error.column}" if error.line and error.line > 0 else "its end"
-        raise FilterError(f"the SQL filter {expression!r} is not understood at {where}") from error
+        raise InvalidFilter(f"the SQL filter {expression!r} is not understood at {where}") from error
     except VisitError as error:
-        raise FilterError(f"the SQL filter {expression!r}: {error.orig_exc}") from error
+        raise InvalidFilter(f"the SQL filter {expression!r}: {error.orig_exc}") from error
     return compiled

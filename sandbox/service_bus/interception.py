@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
-from sandbox.service_bus.errors import BrokerError
+from sandbox.service_bus.errors import Refusal
 
 
 class Operation(StrEnum):
@@ -66,7 +66,7 @@ class Call:
     client: ClientControl
     carry_out: Callable[[], None]
     carry_out_unconfirmed: Callable[[], None]
-    refuse: Callable[[BrokerError], None]
+    refuse: Callable[[Refusal], None]
     lock_token: UUID | None = None
 
 

@@ -7,15 +7,15 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from sandbox.service_bus.amqp import AmqpError, IncomingDelivery, OutgoingDelivery, ReceiverLink, SenderLink
+from sandbox.service_bus.amqp import Condition, IncomingDelivery, OutgoingDelivery, ReceiverLink, SenderLink
 from sandbox.service_bus.amqp.encoding import Symbol
 from sandbox.service_bus.amqp.performatives import Accepted, Modified, Received, Rejected, Released
-from sandbox.service_bus.broker import Broker, ReceiveMode
+from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.client_socket import ClientSocket
 from sandbox.service_bus.codec import decode_transfer, encode_message
-from sandbox.service_bus.errors import BrokerError, InvalidArgument, NotOffered
+from sandbox.service_bus.errors import InvalidArgument, NotSupported, Refusal
 from sandbox.service_bus.interception import Call, Direction, Interceptor, Operation
-from sandbox.service_bus.messages import BrokeredMessage
+from sandbox.service_bus.messages import BrokeredMessage, ReceiveMode
 
 # Like Azure: how many messages a client may send before it gets credit again.
 _CREDIT = 1000
@@ -25,9 +25,9 @@ _PRODUCT = {Symbol("product"): "Service Bus emulator"}
 _ACCEPTED = Accepted()
 
 
-def amqp_error(error: BrokerError) -> AmqpError:
+def amqp_error(error: Refusal) -> Condition:
     """Return a refusal as AMQP states it. Microsoft's Python library reads the third field without checking."""
-    return AmqpError(error.condition, str(error), _PRODUCT)
+    return Condition(error.condition, str(error), _PRODUCT)
 
 
 class EntityReceiver:
@@ -52,7 +52,7 @@ class EntityReceiver:
         if self._interceptor is None:
             self._accept(delivery)
             return
-        with suppress(BrokerError):
+        with suppress(Refusal):
             self._interceptor.intercept(self._call(delivery))
             return
         self._accept(delivery)  # what is no message cannot be described, and is refused
@@ -74,13 +74,13 @@ class EntityReceiver:
     def _accept(self, delivery: IncomingDelivery) -> None:
         try:
             self._send(delivery)
-        except BrokerError as error:
+        except Refusal as error:
             delivery.settle(Rejected(amqp_error(error)))
         else:
             delivery.settle(_ACCEPTED)
 
     def _accept_unconfirmed(self, delivery: IncomingDelivery) -> None:
-        with suppress(BrokerError):
+        with suppress(Refusal):
             self._send(delivery)
 
     def _send(self, delivery: IncomingDelivery) -> None:
@@ -112,7 +112,7 @@ class EntitySender:
         """Return whether the client takes a message now."""
         return self._link.can_send and not self._socket.is_congested
 
-    def fail(self, error: BrokerError) -> None:
+    def fail(self, error: Refusal) -> None:
         """End the link with an error."""
         self._link.detach(amqp_error(error))
 
@@ -174,14 +174,14 @@ class EntitySender:
         try:
             if token is not None:
                 self._decide(token, state)
-        except BrokerError as error:
+        except Refusal as error:
             delivery.settle(Rejected(amqp_error(error)))
         else:
             # The outcome without the client's own details: the SDKs take an error there for a refusal.
             delivery.settle(type(state)())
 
     def _settle_unconfirmed(self, token: UUID, state: Any) -> None:  # noqa: ANN401
-        with suppress(BrokerError):
+        with suppress(Refusal):
             self._decide(token, state)
 
     def _decide(self, token: UUID, state: Any) -> None:  # noqa: ANN401
@@ -201,7 +201,7 @@ class EntitySender:
                 else:
                     self._broker.abandon(self.path, token, _texts(annotations))
             case _:
-                raise NotOffered("The Service Bus emulator does not support transactions.")
+                raise NotSupported("The Service Bus emulator does not support transactions.")
 
 
 def _texts(changed: dict[Any, Any] | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the SDKs ask of an entity's `$management` node, beside sending and receiving.
 
-One request, one response, in the shapes of Microsoft's "AMQP request/response based operations" page. Sessions,
-rules and bulk deletion exist in Azure and are refused here by name.
+One request, one response, in the shapes of Microsoft's "AMQP request/response based operations" page. Sessions
+and bulk deletion exist in Azure and are refused here by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,18 +9,23 @@ from typing import Any
 from uuid import UUID
 
 from sandbox.service_bus.amqp.encoding import Array, Int, Symbol, Timestamp
-from sandbox.service_bus.broker import Broker, ReceiveMode
+from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.codec import decode_message, encode_message, to_timestamp
 from sandbox.service_bus.configuration import Right
-from sandbox.service_bus.errors import BrokerError, InvalidArgument, NotOffered
-from sandbox.service_bus.messages import AmqpValue, BrokeredMessage, Message
+from sandbox.service_bus.errors import InvalidArgument, NotSupported, Refusal
+from sandbox.service_bus.messages import AmqpValue, BrokeredMessage, Message, ReceiveMode
+from sandbox.service_bus.rules import decode_rule, encode_rule
 
 _PREFIX = "com.microsoft:"
 _NO_CONTENT = 204
 _OK = 200
 _CBS_OK = 202
 _PEEK_LOCK = 1
-_MOST_AT_ONCE = 250
+_MAX_MESSAGES = 250
+_OF_SESSIONS = {
+    f"{_PREFIX}{each}"
+    for each in ("renew-session-lock", "set-session-state", "get-session-state", "get-message-sessions")
+}
 
 Response = tuple[Mapping[str, Any], Any]
 Body = Mapping[str, Any]
@@ -38,6 +43,10 @@ class Management:
             "update-disposition": (Right.LISTEN, self._settle),
             "schedule-message": (Right.SEND, self._schedule),
             "cancel-scheduled-message": (Right.SEND, self._cancel_scheduled),
+            # Listen is enough for them, like in Azure.
+            "enumerate-rules": (Right.LISTEN, self._enumerate_rules),
+            "add-rule": (Right.LISTEN, self._add_rule),
+            "remove-rule": (Right.LISTEN, self._remove_rule),
         }
 
     def respond(self, entity: str, request: Message, require: Callable[[Right], None]) -> Response:
@@ -45,7 +54,8 @@ class Management:
         name = str(request.application_properties.get("operation", ""))
         right, operation = self._operations.get(name.removeprefix(_PREFIX), (None, None))
         if right is None or operation is None or not name.startswith(_PREFIX):
-            raise NotOffered(f"the stand-in does not offer the management operation {name!r}")
+            what = "sessions" if name in _OF_SESSIONS else f"the management operation {name!r}"
+            raise NotSupported(f"The Service Bus emulator does not support {what}.")
         require(right)
         body = request.body.value if isinstance(request.body, AmqpValue) else None
         if not isinstance(body, dict):
@@ -64,7 +74,7 @@ class Management:
 
     def _peek(self, entity: str, body: Body) -> tuple[int, Any]:
         start, count = int(body.get("from-sequence-number", 0)), int(body.get("message-count", 1))
-        messages = self._broker.peek(entity, start, min(max(count, 0), _MOST_AT_ONCE))
+        messages = self._broker.peek(entity, start, min(max(count, 0), _MAX_MESSAGES))
         return _messages([{"message": encode_message(each, peeked=True)} for each in messages])
 
     def _receive_deferred(self, entity: str, body: Body) -> tuple[int, Any]:
@@ -100,8 +110,23 @@ class Management:
         self._broker.cancel_scheduled(entity, _numbers(body))
         return _OK, None
 
+    def _enumerate_rules(self, entity: str, body: Body) -> tuple[int, Any]:
+        skip, top = int(body.get("skip", 0)), int(body.get("top", _MAX_MESSAGES))
+        rules = self._broker.rules(entity)[max(skip, 0) :][: max(top, 0)]
+        if not rules:
+            return _NO_CONTENT, None
+        return _OK, {"rules": [{"rule-description": encode_rule(*each)} for each in rules]}
 
-def status_properties(error: BrokerError | None, *, prefix: str = "") -> dict[str, Any]:
+    def _add_rule(self, entity: str, body: Body) -> tuple[int, Any]:
+        self._broker.add_rule(entity, decode_rule(body.get("rule-name"), body.get("rule-description")))
+        return _OK, None
+
+    def _remove_rule(self, entity: str, body: Body) -> tuple[int, Any]:
+        self._broker.remove_rule(entity, str(body.get("rule-name")))
+        return _OK, None
+
+
+def status_properties(error: Refusal | None, *, prefix: str = "") -> dict[str, Any]:
     """Return the properties of a response without a body: an error's or, for `$cbs`, success."""
     status = error.status if error is not None else _CBS_OK
     description = str(error) if error is not None else "Accepted"

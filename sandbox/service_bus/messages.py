@@ -7,7 +7,7 @@ They know nothing of sockets or encodings: a fake at the product's Service Bus b
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import IntEnum
+from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,13 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # What a property weighs beside its own characters, roughly as AMQP encodes it: constructors, lengths, numbers.
 _OVERHEAD = 16
+
+
+class ReceiveMode(Enum):
+    """How a message is handed out."""
+
+    PEEK_LOCK = "peek-lock"
+    RECEIVE_AND_DELETE = "receive-and-delete"
 
 
 class MessageState(IntEnum):
@@ -116,8 +123,8 @@ class BrokeredMessage:
     dead_letter_source: str | None = None
 
 
-class Happened(IntEnum):
-    """What an observation tells."""
+class EventKind(IntEnum):
+    """What happened to a message."""
 
     ACCEPTED = 1
     DUPLICATE_DROPPED = 2
@@ -146,7 +153,7 @@ class Observation:
     `message` is the message as it was afterwards, lock token included.
     """
 
-    happened: Happened
+    kind: EventKind
     entity: str
     at: datetime
     message: BrokeredMessage

@@ -4,11 +4,11 @@ from typing import Any
 
 from sandbox.service_bus.amqp import IncomingDelivery, ReceiverLink, SenderLink
 from sandbox.service_bus.amqp.performatives import Accepted, Rejected
-from sandbox.service_bus.authorization import ClientRights
+from sandbox.service_bus.authorization import ClientRights, entity_path
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.codec import decode_message, encode_reply
 from sandbox.service_bus.configuration import Right
-from sandbox.service_bus.errors import BrokerError, InvalidArgument
+from sandbox.service_bus.errors import InvalidArgument, Refusal
 from sandbox.service_bus.links import amqp_error
 from sandbox.service_bus.management import Management, Response, status_properties
 from sandbox.service_bus.messages import AmqpValue, Message
@@ -71,7 +71,7 @@ class RequestNodes:
             return self._management.respond(
                 entity, request, lambda right: self._rights.require(entity, right)
             )
-        except BrokerError as error:
+        except Refusal as error:
             return status_properties(error), None
 
     def _put_token(self, request: Message) -> dict[str, Any]:
@@ -80,8 +80,12 @@ class RequestNodes:
         try:
             if properties.get("operation") != "put-token" or not isinstance(token, str):
                 raise InvalidArgument("$cbs takes put-token with a token as text")
-            self._rights.put_token(str(properties.get("type")), token, str(properties.get("name", "")))
-        except BrokerError as error:
+            resource = str(properties.get("name", ""))
+            self._rights.put_token(str(properties.get("type")), token, resource)
+            # Like Azure: a good token for an entity that does not exist is refused here already, with 404.
+            if entity := entity_path(resource).removesuffix(f"/{_MANAGEMENT}"):
+                self._broker.path_of(entity)
+        except Refusal as error:
             return status_properties(error, prefix="status-")
         return status_properties(None, prefix="status-")
 
@@ -107,7 +111,7 @@ class RequestReceiver:
         """Respond to a request."""
         try:
             self._nodes.respond(self.path, decode_message(delivery.payload))
-        except BrokerError as error:
+        except Refusal as error:
             delivery.settle(Rejected(amqp_error(error)))
         else:
             delivery.settle(Accepted())

@@ -13,13 +13,14 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sandbox.listener import Listener, run_listening
+from sandbox.listener import Listener, UnexpectedTls, run_listening
 from sandbox.service_bus.amqp import Limits
 from sandbox.service_bus.authorization import Authenticator
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.client import Client, Services
 from sandbox.service_bus.client_socket import ClientSocket, ConnectedClients
 from sandbox.service_bus.dispatch import Dispatcher
+from sandbox.service_bus.http_refusal import HttpRefusal, TlsRefusal
 from sandbox.service_bus.interception import Interceptor
 
 _CLOSE_WITHIN = 0.5
@@ -43,7 +44,8 @@ class ServiceBusServer:
 
     `port` 0 takes a free one. Several servers may share one broker (plain and TLS), and a new server over the
     same broker finds its messages and locks as they were. `interceptor` decides how calls are carried out, for
-    faults. Usable as a context manager.
+    faults. `https_context` lets a plain server refuse management over HTTPS with a text rather than with an alert of
+    TLS. Usable as a context manager.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ServiceBusServer:
         ssl_context: ssl.SSLContext | None = None,
         authenticator: Authenticator | None = None,
         interceptor: Interceptor | None = None,
+        https_context: ssl.SSLContext | None = None,
     ) -> None:
         self.broker = broker
         self.host = "127.0.0.1" if host == "localhost" else host
@@ -64,6 +67,7 @@ class ServiceBusServer:
         self.authenticator = authenticator or Authenticator(broker.configuration)
         self._ssl_context = ssl_context
         self._interceptor = interceptor
+        self._https_context = https_context
         self._clients = ConnectedClients()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,6 +127,14 @@ class ServiceBusServer:
         path = self.broker.path_of(entity)
         return self._ask(lambda dispatcher: dispatcher.waiting(path), 0)
 
+    def _unexpected_tls(self, loop: asyncio.AbstractEventLoop) -> UnexpectedTls | None:
+        """Return what clients get that come with HTTPS to a plain port: those of the management over HTTP."""
+        if self._ssl_context is not None:
+            return None
+        if self._https_context is None:
+            return UnexpectedTls(TlsRefusal)
+        return UnexpectedTls(lambda: HttpRefusal(loop), self._https_context)
+
     def _ask(self, what: Callable[[Dispatcher], T], otherwise: T) -> T:
         """Run something in the server's thread and wait for its result; a stopped server has none."""
         loop, dispatcher = self._loop, self._dispatcher
@@ -152,7 +164,9 @@ class ServiceBusServer:
             return ClientSocket(loop, _LIMITS, lambda socket: Client(socket, services), clients)
 
         try:
-            listener = Listener(loop, (self.host, self.port), new_client, self._ssl_context)
+            listener = Listener(
+                loop, (self.host, self.port), new_client, self._ssl_context, self._unexpected_tls(loop)
+            )
         except OSError as error:
             dispatcher.close()
             started.set_exception(error)

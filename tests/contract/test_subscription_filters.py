@@ -13,7 +13,7 @@ import pytest
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
 
 from sandbox.clock import SystemClock
-from sandbox.service_bus import Broker, Configuration, ConfigurationError, ServiceBusServer
+from sandbox.service_bus import Broker, Configuration, InvalidConfiguration, ServiceBusServer
 from shared.invoice import Invoice
 from shared.invoice_created import InvoiceCreated, invoice_created
 
@@ -126,5 +126,5 @@ def test_the_filters_of_the_page_take_what_it_says(
     "expression", ["cloudEvents_time > '2026-01-01' + 1", "sys.EnqueuedTimeUtc > 1", "newid() = '1'", "a = "]
 )
 def test_the_sandbox_refuses_a_filter_that_it_does_not_evaluate(expression: str) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(InvalidConfiguration):
         configuration({"FilterType": "Sql", "SqlFilter": {"SqlExpression": expression}})

@@ -22,7 +22,7 @@ from operations.selection import Selection
 from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
 from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import (
-    Happened,
+    EventKind,
     Message,
     Observation,
 )
@@ -301,7 +301,7 @@ def test_a_replay_that_is_killed_loses_nothing(namespace: Namespace) -> None:
 
         def kill(seen: Observation) -> None:
             nonlocal copies
-            copies += seen.entity == QUEUE and seen.happened is Happened.ACCEPTED
+            copies += seen.entity == QUEUE and seen.kind is EventKind.ACCEPTED
             if copies == 3:
                 process.kill()
 

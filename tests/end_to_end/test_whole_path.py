@@ -20,7 +20,7 @@ from sandbox.cloud import CONNECTION, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptio
 from sandbox.dataverse import ResponseLost
 from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
 from sandbox.faults.proxy import TcpProxy
-from sandbox.service_bus import Happened, Observation
+from sandbox.service_bus import EventKind, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -99,7 +99,7 @@ def test_what_is_won_twice_is_invoiced_once(watch_topic: WatchTopic) -> None:
         accepted: list[Observation] = []
 
         def repeat(observation: Observation) -> None:
-            if observation.happened is Happened.ENQUEUED and observation.entity == WON_QUEUE:
+            if observation.kind is EventKind.ENQUEUED and observation.entity == WON_QUEUE:
                 accepted.append(observation)
 
         undo = cloud.broker.observe(repeat)
@@ -242,9 +242,9 @@ def test_500_opportunities_with_16_at_once(watch_topic: WatchTopic) -> None:
             nonlocal most
             if observation.entity == WON_QUEUE:
                 number = observation.message.sequence_number
-                if observation.happened is Happened.LOCKED:
+                if observation.kind is EventKind.LOCKED:
                     running.add(number)
-                elif observation.happened in (Happened.COMPLETED, Happened.RELEASED, Happened.ABANDONED):
+                elif observation.kind in (EventKind.COMPLETED, EventKind.RELEASED, EventKind.ABANDONED):
                     running.discard(number)
                 most = max(most, len(running))
 

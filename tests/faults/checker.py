@@ -17,7 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sandbox.service_bus import Broker, BrokeredMessage, Happened, Observation
+from sandbox.service_bus import Broker, BrokeredMessage, EventKind, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -146,10 +146,10 @@ class Watch:
 
     def _observe(self, seen: Observation) -> None:
         entity = seen.entity.lower()
-        if entity == TOPIC and seen.happened in (Happened.ACCEPTED, Happened.DUPLICATE_DROPPED):
+        if entity == TOPIC and seen.kind in (EventKind.ACCEPTED, EventKind.DUPLICATE_DROPPED):
             self._sent.append(_event(seen))
             self._check(seen.message)
-        elif entity == SUBSCRIPTION.lower() and seen.happened is Happened.ENQUEUED:
+        elif entity == SUBSCRIPTION.lower() and seen.kind is EventKind.ENQUEUED:
             self._published.append(_event(seen))
 
     def _check(self, message: BrokeredMessage) -> None:

@@ -22,7 +22,7 @@ from sandbox.cloud import Cloud, CloudOptions, Mode
 from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import FaultPlan, Wire
-from sandbox.service_bus import Happened, Message, Observation
+from sandbox.service_bus import EventKind, Message, Observation
 from sandbox.service_bus.errors import MessageLockLost
 
 if TYPE_CHECKING:
@@ -53,32 +53,32 @@ _FAR = timedelta(seconds=15)
 class Seen:
     """What happened to the messages of the queues, since somebody last looked."""
 
-    counts: Counter[tuple[str, Happened]] = field(default_factory=Counter)
+    counts: Counter[tuple[str, EventKind]] = field(default_factory=Counter)
 
     @property
     def deliveries(self) -> int:
         """How often a message was handed to the host."""
-        return self.counts[QUEUE, Happened.LOCKED]
+        return self.counts[QUEUE, EventKind.LOCKED]
 
     @property
     def copies(self) -> int:
         """How many copies were sent for later, besides one message of a win."""
-        return self.counts[QUEUE, Happened.SCHEDULED] + max(0, self.counts[QUEUE, Happened.ACCEPTED] - 1)
+        return self.counts[QUEUE, EventKind.SCHEDULED] + max(0, self.counts[QUEUE, EventKind.ACCEPTED] - 1)
 
     @property
     def parked(self) -> int:
         """How many messages came to the failed queue."""
-        return self.counts[FAILED_QUEUE, Happened.ENQUEUED]
+        return self.counts[FAILED_QUEUE, EventKind.ENQUEUED]
 
     @property
     def published(self) -> int:
         """How many events came to the subscribers."""
-        return self.counts[SUBSCRIPTION, Happened.ENQUEUED]
+        return self.counts[SUBSCRIPTION, EventKind.ENQUEUED]
 
     @property
     def sent(self) -> int:
         """How many events came to the topic, those that duplicate detection dropped included."""
-        return self.counts[TOPIC, Happened.ACCEPTED] + self.counts[TOPIC, Happened.DUPLICATE_DROPPED]
+        return self.counts[TOPIC, EventKind.ACCEPTED] + self.counts[TOPIC, EventKind.DUPLICATE_DROPPED]
 
 
 class Stage:
@@ -172,7 +172,7 @@ class Stage:
         end = time.monotonic() + patience
         while time.monotonic() < end:
             counts = self.cloud.broker.counts(QUEUE)
-            come = self.seen.counts[QUEUE, Happened.ACCEPTED] + self.seen.counts[QUEUE, Happened.SCHEDULED]
+            come = self.seen.counts[QUEUE, EventKind.ACCEPTED] + self.seen.counts[QUEUE, EventKind.SCHEDULED]
             if come >= messages and not counts.active + counts.locked + counts.scheduled + counts.deferred:
                 return True
             if counts.locked:
@@ -218,24 +218,24 @@ class Stage:
 
     def _observe(self, observation: Observation) -> None:
         seen = self.seen
-        seen.counts[observation.entity, observation.happened] += 1
+        seen.counts[observation.entity, observation.kind] += 1
         if observation.entity != QUEUE:
             return
         number, token = observation.message.sequence_number, observation.message.lock_token
         with self._lock:
-            if observation.happened is Happened.LOCKED and token is not None:
+            if observation.kind is EventKind.LOCKED and token is not None:
                 self._locks[number] = token, time.monotonic()
-            elif observation.happened in _UNLOCKED:
+            elif observation.kind in _UNLOCKED:
                 self._locks.pop(number, None)
 
 
 _UNLOCKED = frozenset(
     {
-        Happened.LOCK_EXPIRED,
-        Happened.COMPLETED,
-        Happened.ABANDONED,
-        Happened.RELEASED,
-        Happened.DEAD_LETTERED,
+        EventKind.LOCK_EXPIRED,
+        EventKind.COMPLETED,
+        EventKind.ABANDONED,
+        EventKind.RELEASED,
+        EventKind.DEAD_LETTERED,
     }
 )
 

@@ -28,7 +28,7 @@ def test_nothing_but_python_is_needed(tmp_path: Path) -> None:
 
 
 def test_an_older_python_is_named() -> None:
-    (problem,) = missing((3, 10, 4, "final", 0))  # type: ignore[arg-type]
+    (problem,) = missing((3, 10, 4))
     assert problem.startswith("Python 3.11 or later; ")
     assert "is 3.10.4. Install one, or name it: make PYTHON=" in problem
 

@@ -29,11 +29,11 @@ from sandbox.service_bus.amqp.events import (
     Opened,
 )
 from sandbox.service_bus.amqp.link import IncomingDelivery, OutgoingDelivery, ReceiverLink, SenderLink
-from sandbox.service_bus.amqp.performatives import AmqpError
+from sandbox.service_bus.amqp.performatives import Condition
 
 __all__ = [
-    "AmqpError",
     "Authenticating",
+    "Condition",
     "Connection",
     "CreditReceived",
     "DeliveryUpdated",

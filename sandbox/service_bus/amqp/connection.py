@@ -8,10 +8,10 @@ from typing import Any
 from sandbox.service_bus.amqp.encoding import Malformed, Symbol
 from sandbox.service_bus.amqp.events import Authenticating, Event, ForeignProtocol, Opened
 from sandbox.service_bus.amqp.performatives import (
-    AmqpError,
     Attach,
     Begin,
     Close,
+    Condition,
     Detach,
     Disposition,
     End,
@@ -135,7 +135,7 @@ class Connection:
         self._output += response
         self.is_closed = True
 
-    def close(self, error: AmqpError | None = None) -> None:
+    def close(self, error: Condition | None = None) -> None:
         """End the connection."""
         if self._read == self._read_sasl_init:
             self.refuse_login()
@@ -146,9 +146,9 @@ class Connection:
             self.send(0, Close(error))
         self.is_closed = True
 
-    def error(self, condition: str, description: str) -> AmqpError:
+    def error(self, condition: str, description: str) -> Condition:
         """Return an error with all three fields: Microsoft's Python library reads the third without checking."""
-        return AmqpError(
+        return Condition(
             condition, description, {Symbol(name): value for name, value in self.limits.info.items()}
         )
 
@@ -240,7 +240,7 @@ class Connection:
             # At half the time, so that the peer never waits for one that is on its way.
             self.heartbeat_seconds = max(performative.idle_time_out / 2000, _MIN_HEARTBEAT_SECONDS)
         self._send_open()
-        return (Opened(),)
+        return (Opened(performative.properties or {}),)
 
     def _send_open(self) -> None:
         limits = self.limits

@@ -126,7 +126,7 @@ def decode(data: bytes, at: int = 0) -> tuple[Any, int]:
         return _value(data, at, 0)
     except Malformed:
         raise
-    except (IndexError, struct.error, ValueError, TypeError) as error:
+    except (IndexError, struct.error, ValueError, TypeError, OverflowError) as error:
         # Cut off, not UTF-8, a character beyond Unicode, a key that cannot be a key.
         raise Malformed(f"not an AMQP 1.0 value: {error}") from error
 

@@ -24,7 +24,9 @@ class Authenticating:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The connection is open on both sides."""
+    """The connection is open on both sides; `properties` are what the peer states about itself."""
+
+    properties: dict[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)

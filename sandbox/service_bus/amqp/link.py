@@ -9,8 +9,8 @@ from sandbox.service_bus.amqp.performatives import (
     RECEIVER,
     SENDER,
     SERIAL,
-    AmqpError,
     Attach,
+    Condition,
     Coordinator,
     Detach,
     Flow,
@@ -68,7 +68,7 @@ class Link:
         """Attach this side with what the peer asked for."""
         self._send_attach(self._attach.source, self._attach.target, max_message_size, properties)
 
-    def refuse(self, error: AmqpError) -> None:
+    def refuse(self, error: Condition) -> None:
         """Attach this side without a node, which announces the detach that follows with the reason."""
         source, target = self._attach.source, self._attach.target
         if self.role is SENDER:
@@ -78,7 +78,7 @@ class Link:
         self._send_attach(source, target, None, None)
         self.detach(error)
 
-    def detach(self, error: AmqpError | None = None) -> None:
+    def detach(self, error: Condition | None = None) -> None:
         """End the link."""
         if not self.is_detached:
             self.is_detached = True
@@ -241,7 +241,7 @@ class ReceiverLink(Link):
         self._finish_delivery()
         return delivery
 
-    def _too_large(self) -> AmqpError:
+    def _too_large(self) -> Condition:
         return self.session.error(
             "amqp:link:message-size-exceeded",
             f"The message of {self._size} bytes exceeds the limit of {self._max_message_size}.",

@@ -44,10 +44,10 @@ def distance(ahead: int, behind: int) -> int:
     return (ahead - behind + SERIAL // 2) % SERIAL - SERIAL // 2
 
 
-class AmqpError(NamedTuple):
-    """Why something ended or was refused."""
+class Condition(NamedTuple):
+    """Why something ended or was refused: AMQP's `error`, whose `condition` is the name here."""
 
-    condition: str
+    name: str
     description: str | None = None
     info: dict[Any, Any] | None = None
 
@@ -147,19 +147,19 @@ class Detach(NamedTuple):
 
     handle: int
     closed: bool = False
-    error: AmqpError | None = None
+    error: Condition | None = None
 
 
 class End(NamedTuple):
     """Ends a session."""
 
-    error: AmqpError | None = None
+    error: Condition | None = None
 
 
 class Close(NamedTuple):
     """Ends a connection."""
 
-    error: AmqpError | None = None
+    error: Condition | None = None
 
 
 class Received(NamedTuple):
@@ -176,7 +176,7 @@ class Accepted(NamedTuple):
 class Rejected(NamedTuple):
     """An outcome: the message cannot be processed."""
 
-    error: AmqpError | None = None
+    error: Condition | None = None
 
 
 class Released(NamedTuple):
@@ -347,7 +347,7 @@ _TYPES = {
     ),
     "binary": FieldType(_is_a(bytes), write_binary),
     "map": FieldType(_is_a(dict), encode),
-    "error": FieldType(_is_a(AmqpError), _write_any),
+    "error": FieldType(_is_a(Condition), _write_any),
     "terminus": FieldType(lambda value: isinstance(value, Source | Target | Coordinator), _write_any),
 }
 
@@ -364,7 +364,7 @@ _LAYOUTS = [
     _Layout(Detach, 0x16, "detach", "uint! bool error"),
     _Layout(End, 0x17, "end", "error"),
     _Layout(Close, 0x18, "close", "error"),
-    _Layout(AmqpError, 0x1D, "error", "symbol! text map"),
+    _Layout(Condition, 0x1D, "error", "symbol! text map"),
     _Layout(Received, 0x23, "received", "any any"),
     _Layout(Accepted, 0x24, "accepted", ""),
     _Layout(Rejected, 0x25, "rejected", "error"),

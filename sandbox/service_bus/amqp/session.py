@@ -16,9 +16,9 @@ from sandbox.service_bus.amqp.link import OutgoingDelivery, ReceiverLink, Sender
 from sandbox.service_bus.amqp.performatives import (
     RECEIVER,
     SERIAL,
-    AmqpError,
     Attach,
     Begin,
+    Condition,
     Detach,
     Disposition,
     End,
@@ -74,7 +74,7 @@ class Session:
         self._incoming_window = self._connection.limits.window
         self.send(flow)
 
-    def error(self, condition: str, description: str) -> AmqpError:
+    def error(self, condition: str, description: str) -> Condition:
         """Return an error with all its fields."""
         return self._connection.error(condition, description)
 
@@ -119,7 +119,7 @@ class Session:
             )
             self._connection.send(self.channel, disposition)
 
-    def end(self, error: AmqpError | None = None) -> list[Event]:
+    def end(self, error: Condition | None = None) -> list[Event]:
         """End the session; return what its links' owner has to know."""
         if not self.is_ended:
             self.send(End(error))

@@ -24,7 +24,7 @@ from sandbox.service_bus import (
     Authenticator,
     Broker,
     Configuration,
-    Happened,
+    EventKind,
     Message,
     Observation,
     Role,
@@ -87,10 +87,10 @@ class _Stage:
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
 
-    def happened(self, kind: Happened) -> int:
-        return sum(observation.happened is kind for observation in list(self.observations))
+    def happened(self, kind: EventKind) -> int:
+        return sum(observation.kind is kind for observation in list(self.observations))
 
-    def wait_for(self, kind: Happened, times: int) -> None:
+    def wait_for(self, kind: EventKind, times: int) -> None:
         self.wait(lambda: self.happened(kind) >= times, f"{kind.name} {times} times")
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
@@ -116,7 +116,7 @@ WAITING = {"do": "wait", "for": "go"}
 def test_a_message_is_completed_when_the_function_returns(stage: _Stage) -> None:
     stage.start()
     stage.send()
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     assert stage.broker.counts(QUEUE).active == 0
     assert [record["body"] for record in stage.records()] == ["hello"]
 
@@ -135,9 +135,9 @@ def test_the_metadata_is_what_azures_host_sends(stage: _Stage) -> None:
             application_properties={"text": "ä", "number": 2**40, "truth": True, "half": 0.5},
         )
     )
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     (record,) = stage.records()
-    (locked,) = (seen for seen in stage.observations if seen.happened is Happened.LOCKED)
+    (locked,) = (seen for seen in stage.observations if seen.kind is EventKind.LOCKED)
     enqueued = locked.message.enqueued_at.replace(tzinfo=None)
     metadata = record["metadata"]
     properties = {"text": "ä", "number": 2**40, "truth": True, "half": 0.5}
@@ -167,7 +167,7 @@ def test_the_metadata_is_what_azures_host_sends(stage: _Stage) -> None:
 def test_what_a_message_does_not_have_is_not_sent(stage: _Stage) -> None:
     stage.start()
     stage.send(message=Message(message_id="an-id"))
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     assert stage.records()[0]["metadata"].keys() == {
         "ApplicationProperties",
         "UserProperties",
@@ -215,7 +215,7 @@ def test_a_function_that_does_not_load_dead_letters_what_comes(stage: _Stage) ->
         stage.send()
     stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 4, "dead-lettered")
     assert stage.records() == []
-    assert stage.happened(Happened.ABANDONED) == 12
+    assert stage.happened(EventKind.ABANDONED) == 12
 
 
 def test_as_many_run_at_once_as_configured_and_no_more(stage: _Stage) -> None:
@@ -226,10 +226,10 @@ def test_as_many_run_at_once_as_configured_and_no_more(stage: _Stage) -> None:
     # The fourth would be locked by now if it ever were: completing one makes room for exactly one.
     assert stage.broker.counts(QUEUE).locked == 3
     stage.go()
-    stage.wait_for(Happened.COMPLETED, 5)
+    stage.wait_for(EventKind.COMPLETED, 5)
     most = running = 0
     for seen in stage.observations:
-        running += {Happened.LOCKED: 1, Happened.COMPLETED: -1, Happened.RELEASED: -1}.get(seen.happened, 0)
+        running += {EventKind.LOCKED: 1, EventKind.COMPLETED: -1, EventKind.RELEASED: -1}.get(seen.kind, 0)
         most = max(most, running)
     assert most == 3
 
@@ -240,10 +240,10 @@ def test_locks_are_renewed_while_the_function_runs(stage: _Stage) -> None:
     stage.wait(lambda: len(stage.records()) == 1, "running")
     for renewed in range(1, 5):
         stage.move_clock(timedelta(seconds=40))
-        stage.wait_for(Happened.LOCK_RENEWED, renewed)
+        stage.wait_for(EventKind.LOCK_RENEWED, renewed)
     stage.go()
-    stage.wait_for(Happened.COMPLETED, 1)
-    assert stage.happened(Happened.LOCK_EXPIRED) == 0
+    stage.wait_for(EventKind.COMPLETED, 1)
+    assert stage.happened(EventKind.LOCK_EXPIRED) == 0
     assert len(stage.records()) == 1
 
 
@@ -253,17 +253,17 @@ def test_locks_are_renewed_no_longer_than_configured(stage: _Stage) -> None:
     stage.send(WAITING)
     stage.wait(lambda: len(stage.records()) == 1, "running")
     stage.move_clock(timedelta(seconds=40))
-    stage.wait_for(Happened.LOCK_RENEWED, 1)
+    stage.wait_for(EventKind.LOCK_RENEWED, 1)
     stage.move_clock(timedelta(seconds=20))
     stage.send(WAITING)
     stage.wait(lambda: len(stage.records()) == 2, "both running")
     # Both locks are half over now; only the second one's message is young enough.
     stage.move_clock(timedelta(seconds=35))
-    stage.wait_for(Happened.LOCK_RENEWED, 2)
-    renewed = [seen for seen in stage.observations if seen.happened is Happened.LOCK_RENEWED]
+    stage.wait_for(EventKind.LOCK_RENEWED, 2)
+    renewed = [seen for seen in stage.observations if seen.kind is EventKind.LOCK_RENEWED]
     assert renewed[0].message.sequence_number != renewed[1].message.sequence_number
     stage.move_clock(timedelta(seconds=6))
-    stage.wait_for(Happened.LOCK_EXPIRED, 1)
+    stage.wait_for(EventKind.LOCK_EXPIRED, 1)
     stage.go()
     stage.wait(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
     assert sorted(record["metadata"]["DeliveryCount"] for record in stage.records()) == [1, 1, 2]
@@ -274,10 +274,10 @@ def test_a_function_that_takes_too_long_is_ended_and_its_message_comes_again(sta
     (first,) = stage.host.worker_pids
     stage.send(WAITING)
     stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
-    assert stage.happened(Happened.ABANDONED) == 0
+    assert stage.happened(EventKind.ABANDONED) == 0
     stage.go()
     stage.move_clock(timedelta(seconds=61))
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     one, two = stage.records()
     assert (one["pid"], one["metadata"]["DeliveryCount"]) == (first, 1)
     assert (two["pid"] != first, two["metadata"]["DeliveryCount"]) == (True, 2)
@@ -294,13 +294,13 @@ def test_the_messages_of_a_dead_worker_come_again_when_their_locks_expire(stage:
     else:
         stage.send({"do": "die"})
     stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
-    assert stage.happened(Happened.ABANDONED) == 0
-    assert stage.happened(Happened.COMPLETED) == 0
+    assert stage.happened(EventKind.ABANDONED) == 0
+    assert stage.happened(EventKind.COMPLETED) == 0
     stage.go()
     stage.move_clock(timedelta(seconds=61))
     stage.wait(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
-    assert stage.happened(Happened.ABANDONED) == 0
-    assert stage.happened(Happened.LOCK_EXPIRED) == (1 if death == "killed" else 2)
+    assert stage.happened(EventKind.ABANDONED) == 0
+    assert stage.happened(EventKind.LOCK_EXPIRED) == (1 if death == "killed" else 2)
 
 
 def test_several_worker_processes_take_turns(stage: _Stage) -> None:
@@ -308,7 +308,7 @@ def test_several_worker_processes_take_turns(stage: _Stage) -> None:
     stage.wait(lambda: len(stage.host.worker_pids) == 2, "two workers")
     for _ in range(8):
         stage.send()
-    stage.wait_for(Happened.COMPLETED, 8)
+    stage.wait_for(EventKind.COMPLETED, 8)
     assert {record["pid"] for record in stage.records()} == set(stage.host.worker_pids)
 
 
@@ -324,10 +324,10 @@ def test_a_disabled_function_gets_no_messages(stage: _Stage) -> None:
 def test_it_receives_again_after_the_broker_was_away(stage: _Stage) -> None:
     stage.start()
     stage.send()
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     stage.server.drop_connections()
     stage.send()
-    stage.wait_for(Happened.COMPLETED, 2)
+    stage.wait_for(EventKind.COMPLETED, 2)
     stage.host.stop()
     gc.collect()
 
@@ -342,7 +342,7 @@ def test_a_body_that_is_not_data_fails_the_invocation(stage: _Stage) -> None:
 def test_an_empty_body_arrives_empty(stage: _Stage) -> None:
     stage.start()
     stage.send(b"")
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     assert stage.records()[0]["body"] == ""
 
 
@@ -355,7 +355,7 @@ def test_stopping_lets_running_invocations_finish(stage: _Stage) -> None:
     stage.go()
     stopping.join(10)
     assert not stopping.is_alive()
-    assert stage.happened(Happened.COMPLETED) == 1
+    assert stage.happened(EventKind.COMPLETED) == 1
 
 
 def test_stopping_in_the_middle_of_a_call_leaves_nothing(stage: _Stage) -> None:
@@ -366,7 +366,7 @@ def test_stopping_in_the_middle_of_a_call_leaves_nothing(stage: _Stage) -> None:
     host.stop()  # though the call would never end
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert stage.happened(Happened.COMPLETED) == 0
+    assert stage.happened(EventKind.COMPLETED) == 0
     assert not [
         thread for thread in threading.enumerate() if thread.name.startswith(("dispatcher", "worker"))
     ]
@@ -402,5 +402,5 @@ def test_it_receives_over_tls_with_a_managed_identity(
             **certificates.settings,
         )
         stage.send()
-        stage.wait_for(Happened.COMPLETED, 1)
+        stage.wait_for(EventKind.COMPLETED, 1)
         host.stop()

@@ -13,7 +13,7 @@ from sandbox.service_bus import (
     Broker,
     BrokeredMessage,
     Configuration,
-    Happened,
+    EventKind,
     Message,
     MessageState,
     Observation,
@@ -21,7 +21,6 @@ from sandbox.service_bus import (
 )
 from sandbox.service_bus.configuration import Status
 from sandbox.service_bus.errors import (
-    BrokerError,
     EntityDisabled,
     EntityNotFound,
     InvalidArgument,
@@ -29,6 +28,7 @@ from sandbox.service_bus.errors import (
     MessageNotFound,
     MessageTooLarge,
     NotAllowed,
+    Refusal,
 )
 from sandbox.service_bus.messages import Counts
 
@@ -100,7 +100,7 @@ def test_a_batch_is_accepted_whole_or_not_at_all(broker: Broker) -> None:
         ("news/Subscriptions/all/$DeadLetterQueue", NotAllowed),
     ],
 )
-def test_where_nothing_can_be_sent(broker: Broker, entity: str, error: type[BrokerError]) -> None:
+def test_where_nothing_can_be_sent(broker: Broker, entity: str, error: type[Refusal]) -> None:
     with pytest.raises(error):
         broker.send(entity, Message(b"x"))
 
@@ -108,7 +108,7 @@ def test_where_nothing_can_be_sent(broker: Broker, entity: str, error: type[Brok
 @pytest.mark.parametrize(
     ("entity", "error"), [("missing", EntityNotFound), ("news", NotAllowed), ("onward", NotAllowed)]
 )
-def test_where_nothing_can_be_received(broker: Broker, entity: str, error: type[BrokerError]) -> None:
+def test_where_nothing_can_be_received(broker: Broker, entity: str, error: type[Refusal]) -> None:
     with pytest.raises(error):
         broker.receive(entity)
 
@@ -137,7 +137,7 @@ def test_receive_and_delete_leaves_nothing(broker: Broker, log: list[Observation
     [message] = broker.receive("plain", mode=ReceiveMode.RECEIVE_AND_DELETE)
     assert message.lock_token is None
     assert broker.counts("plain") == Counts()
-    assert log[-1].happened is Happened.RECEIVED_AND_DELETED
+    assert log[-1].kind is EventKind.RECEIVED_AND_DELETED
 
 
 # Locks
@@ -262,11 +262,11 @@ def test_dead_letters_are_forwarded_as_new_messages(
     assert (parked.delivery_count, parked.dead_letter_source) == (0, "forwarding")
     assert parked.enqueued_at == START + HOUR
     assert parked.message.application_properties == {"mine": 1, "DeadLetterReason": "Bad"}
-    assert [(each.happened, each.detail) for each in log[-6:-2]] == [
-        (Happened.DEAD_LETTERED, "Bad"),
-        (Happened.FORWARDED, "parked"),
-        (Happened.ACCEPTED, ""),
-        (Happened.ENQUEUED, ""),
+    assert [(each.kind, each.detail) for each in log[-6:-2]] == [
+        (EventKind.DEAD_LETTERED, "Bad"),
+        (EventKind.FORWARDED, "parked"),
+        (EventKind.ACCEPTED, ""),
+        (EventKind.ENQUEUED, ""),
     ]
 
 
@@ -384,7 +384,7 @@ def test_a_duplicate_is_accepted_and_dropped_within_the_window(
     broker.complete("deduplicated", token(one(broker, "deduplicated")))
     broker.send("deduplicated", Message(b"third", message_id="m"))
     assert one(broker, "deduplicated").message.body == b"third"
-    assert Counter(each.happened for each in log)[Happened.DUPLICATE_DROPPED] == 1
+    assert Counter(each.kind for each in log)[EventKind.DUPLICATE_DROPPED] == 1
 
 
 def test_a_duplicate_does_not_prolong_the_window(broker: Broker, clock: MovableClock) -> None:
@@ -543,13 +543,13 @@ def test_a_jump_in_time_lets_things_happen_in_their_order(
     log.clear()
     clock.advance(HOUR)
     broker.catch_up()
-    assert [(each.happened, each.at - START) for each in log] == [
-        (Happened.ENQUEUED, 30 * SECOND),
-        (Happened.LOCK_EXPIRED, MINUTE),
-        (Happened.EXPIRED, 5 * MINUTE),
-        (Happened.DEAD_LETTERED, 5 * MINUTE),
-        (Happened.EXPIRED, 5 * MINUTE + 30 * SECOND),
-        (Happened.DEAD_LETTERED, 5 * MINUTE + 30 * SECOND),
+    assert [(each.kind, each.at - START) for each in log] == [
+        (EventKind.ENQUEUED, 30 * SECOND),
+        (EventKind.LOCK_EXPIRED, MINUTE),
+        (EventKind.EXPIRED, 5 * MINUTE),
+        (EventKind.DEAD_LETTERED, 5 * MINUTE),
+        (EventKind.EXPIRED, 5 * MINUTE + 30 * SECOND),
+        (EventKind.DEAD_LETTERED, 5 * MINUTE + 30 * SECOND),
     ]
 
 
@@ -557,15 +557,15 @@ def test_everything_that_happens_is_observed(broker: Broker, log: list[Observati
     broker.send("plain", Message(b"x"))
     for decide in (broker.abandon, broker.release, broker.complete):
         decide("plain", token(one(broker)))
-    assert [each.happened for each in log] == [
-        Happened.ACCEPTED,
-        Happened.ENQUEUED,
-        Happened.LOCKED,
-        Happened.ABANDONED,
-        Happened.LOCKED,
-        Happened.RELEASED,
-        Happened.LOCKED,
-        Happened.COMPLETED,
+    assert [each.kind for each in log] == [
+        EventKind.ACCEPTED,
+        EventKind.ENQUEUED,
+        EventKind.LOCKED,
+        EventKind.ABANDONED,
+        EventKind.LOCKED,
+        EventKind.RELEASED,
+        EventKind.LOCKED,
+        EventKind.COMPLETED,
     ]
     assert {each.entity for each in log} == {"plain"}
 

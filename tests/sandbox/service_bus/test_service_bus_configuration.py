@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.service_bus import Configuration, ConfigurationError, Role, RoleAssignment
+from sandbox.service_bus import Configuration, InvalidConfiguration, Role, RoleAssignment
 from sandbox.service_bus.configuration import ALL_RIGHTS, DEFAULT_ENTITIES, Right, SasRule, Status
 from sandbox.service_bus.filters import CorrelationFilter, SqlFilter, TrueFilter
 
@@ -94,7 +94,7 @@ def parse(queue: dict[str, Any] | None = None, **namespace: Any) -> Configuratio
 
 def problems(act: Callable[[], Configuration]) -> tuple[str, ...]:
     """Return what is wrong, and see that the error tells it line by line."""
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(InvalidConfiguration) as caught:
         act()
     assert str(caught.value).count("\n") == len(caught.value.problems)
     return caught.value.problems

@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.service_bus import Message
-from sandbox.service_bus.filters import CorrelationFilter, FalseFilter, FilterError, SqlFilter, TrueFilter
+from sandbox.service_bus.filters import CorrelationFilter, FalseFilter, InvalidFilter, SqlFilter, TrueFilter
 
 MESSAGE = Message(
     message_id="m-1",
@@ -111,7 +111,7 @@ def test_what_sql_filters_leave(expression: str) -> None:
     ],
 )
 def test_what_is_beyond_sql_filters_is_refused(expression: str, where: str) -> None:
-    with pytest.raises(FilterError) as caught:
+    with pytest.raises(InvalidFilter) as caught:
         SqlFilter(expression)
     assert where in str(caught.value)
 
@@ -144,9 +144,9 @@ def test_what_correlation_filters_leave(system: dict[str, object], application: 
 
 
 def test_a_correlation_filter_must_say_something_it_can() -> None:
-    with pytest.raises(FilterError, match="at least one"):
+    with pytest.raises(InvalidFilter, match="at least one"):
         CorrelationFilter()
-    with pytest.raises(FilterError, match="Size"):
+    with pytest.raises(InvalidFilter, match="Size"):
         CorrelationFilter({"Size": 1})
 
 

@@ -22,7 +22,7 @@ RUN_WITHIN = 60
 
 pytestmark = pytest.mark.skipif(
     shutil.which("node") is None or shutil.which("npm") is None,
-    reason="Node.js with npm is not installed: the JavaScript client is not tried",
+    reason="Node.js with npm is not installed: the JavaScript client is not tested",
 )
 
 
@@ -49,7 +49,7 @@ def modules() -> Path:
 @contextmanager
 def exclusively(path: Path) -> Iterator[None]:
     """Hold a lock between processes; the operating system gives it back when one of them dies."""
-    fcntl = pytest.importorskip("fcntl", reason="file locks are not there on this system")
+    fcntl = pytest.importorskip("fcntl", reason="this system has no file locks")
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -79,4 +79,4 @@ def test_every_scenario_works(wire: "Wire", modules: Path, authority_file: Path)
     results = [json.loads(line) for line in process.stdout.splitlines()]
     assert process.returncode == 0, process.stderr
     assert [each for each in results if not each["ok"]] == []
-    assert len(results) == 12
+    assert len(results) == 15

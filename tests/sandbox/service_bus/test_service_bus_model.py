@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sandbox.clock import MovableClock
-from sandbox.service_bus import Broker, Configuration, Happened, Message, Observation
+from sandbox.service_bus import Broker, Configuration, EventKind, Message, Observation
 from sandbox.service_bus.configuration import QueueSettings
 from sandbox.service_bus.errors import MessageLockLost, MessageNotFound
 
@@ -233,7 +233,7 @@ class QueueHistory(RuleBasedStateMachine):
         ended = [
             each.message.message.body
             for each in self.log
-            if each.happened in (Happened.COMPLETED, Happened.SCHEDULE_CANCELLED)
+            if each.kind in (EventKind.COMPLETED, EventKind.SCHEDULE_CANCELLED)
         ]
         assert len(ended) == len(set(map(str, ended)))
         assert set(map(str, ended)) == {str(each.body) for each in self.messages if each.state == "gone"}

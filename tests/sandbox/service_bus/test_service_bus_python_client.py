@@ -21,11 +21,10 @@ from azure.servicebus.exceptions import (
     MessageNotFoundError,
     MessageSizeExceededError,
     MessagingEntityDisabledError,
-    MessagingEntityNotFoundError,
     ServiceBusError,
 )
 
-from sandbox.service_bus import Happened, Message
+from sandbox.service_bus import EventKind, Message
 from sandbox.service_bus.configuration import Status
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ def test_a_lost_lock_cannot_be_renewed(
 def test_the_sdk_renews_locks_by_itself(wire: "Wire") -> None:
     """The SDK's renewer begins ten seconds before a lock ends."""
     renewed = Event()
-    wire.broker.observe(lambda each: renewed.set() if each.happened is Happened.LOCK_RENEWED else None)
+    wire.broker.observe(lambda each: renewed.set() if each.kind is EventKind.LOCK_RENEWED else None)
     wire.sender("brief").send_messages(ServiceBusMessage("slow"))
     receiver = wire.receiver("brief")
     with AutoLockRenewer(max_lock_renewal_duration=60) as renewer:
@@ -386,7 +385,6 @@ def test_a_message_that_is_too_large_is_refused(
 
 
 REFUSALS = [
-    ("missing", MessagingEntityNotFoundError, "could not be found"),
     ("plain/$DeadLetterQueue", ServiceBusError, "dead-letter"),
     ("closed", MessagingEntityDisabledError, "disabled"),
 ]

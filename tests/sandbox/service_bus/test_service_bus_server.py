@@ -23,7 +23,7 @@ from azure.servicebus.exceptions import (
     ServiceBusError,
 )
 
-from sandbox.service_bus import Broker, Happened, ServiceBusServer
+from sandbox.service_bus import Broker, EventKind, ServiceBusServer
 from sandbox.service_bus import Message as OurMessage
 from sandbox.service_bus.amqp.performatives import Coordinator, Flow
 
@@ -336,7 +336,7 @@ def test_hundreds_of_messages_flow_through_many_workers(plain: "Wire") -> None:
     settled: Counter[int] = Counter()
     plain.broker.observe(
         lambda each: (
-            settled.update([each.message.sequence_number]) if each.happened is Happened.COMPLETED else None
+            settled.update([each.message.sequence_number]) if each.kind is EventKind.COMPLETED else None
         )
     )
 

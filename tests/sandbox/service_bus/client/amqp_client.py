@@ -118,7 +118,7 @@ class AmqpClient:
         attach = self.expect(Attach)
         if (attach.target if attach.role else attach.source) is None:
             error = self.expect(Detach).error
-            raise Refused(f"{error.condition}: {error.description}" if error else "without a reason")
+            raise Refused(f"{error.name}: {error.description}" if error else "without a reason")
         return attach
 
     def send(self, payload: bytes, handle: int = 0, **fields: Any) -> Disposition:  # noqa: ANN401

@@ -13,7 +13,6 @@ const client = new ServiceBusClient(process.env.CONNECTION_STRING, { retryOption
 const sender = client.createSender("plain");
 const receiver = client.createReceiver("plain");
 
-// The client's lock renewer breaks on messages without an id, so all of them have one.
 let ids = 0;
 const message = (body, more = {}) => ({ body, messageId: `js-${++ids}`, ...more });
 
@@ -161,6 +160,39 @@ const scenarios = {
     await assert.rejects(client.createSender("missing").sendMessages(message("x")), {
       code: "MessagingEntityNotFound",
     });
+  },
+
+  async "a message without an id gets one, and its lock is renewed"() {
+    await sender.sendMessages({ body: "no id" });
+    const received = await one();
+    assert.equal(received.messageId.length, 32);
+    await receiver.renewMessageLock(received);
+    await receiver.completeMessage(received);
+  },
+
+  async "rules of a subscription"() {
+    const rules = client.createRuleManager("news", "all");
+    assert.deepEqual((await rules.getRules()).map((rule) => rule.name), ["$Default"]);
+    await rules.createRule("sql", { sqlExpression: "colour = 'green'" });
+    await rules.createRule("about", { subject: "x", applicationProperties: { colour: "green" } });
+    await assert.rejects(rules.createRule("sql", { sqlExpression: "1=1" }), /already exists/);
+    await assert.rejects(rules.createRule("bad", { sqlExpression: "colour =" }), /not understood/);
+    await assert.rejects(rules.createRule("act", { sqlExpression: "1=1" }, { sqlExpression: "SET a = 1" }), /does not support actions/);
+    await rules.deleteRule("$Default");
+    await assert.rejects(rules.deleteRule("$Default"), /could not be found/);
+    const [sql, about] = await rules.getRules();
+    assert.equal(sql.filter.sqlExpression, "colour = 'green'");
+    assert.equal(about.filter.subject, "x");
+    assert.deepEqual(about.filter.applicationProperties, { colour: "green" });
+    await rules.deleteRule("sql");
+    await rules.deleteRule("about");
+    await rules.createRule("all", { sqlExpression: "1=1" });
+  },
+
+  async "sessions are refused with a text that says so"() {
+    const text = /The Service Bus emulator does not support sessions/;
+    await assert.rejects(client.acceptSession("plain", "mine"), text);
+    await assert.rejects(client.acceptNextSession("plain"), text);
   },
 
   async "a message that is too large"() {
