@@ -92,7 +92,7 @@ def decode_message(encoded: bytes) -> Message:
     return _message(_sections(encoded))
 
 
-def encode_message(brokered: BrokeredMessage, *, peeked: bool = False) -> bytes:
+def encode_message(brokered: BrokeredMessage, *, with_state: bool = False) -> bytes:
     """Return a message as it is handed out, with the broker's header and annotations."""
     message = brokered.message
     other = message.other
@@ -102,7 +102,7 @@ def encode_message(brokered: BrokeredMessage, *, peeked: bool = False) -> bytes:
     sections: list[Section] = [
         (HEADER, header),
         (DELIVERY_ANNOTATIONS, _delivery_annotations(brokered)),
-        (MESSAGE_ANNOTATIONS, _annotations(brokered, peeked=peeked)),
+        (MESSAGE_ANNOTATIONS, _annotations(brokered, with_state=with_state)),
         (PROPERTIES, _properties(message)),
     ]
     if message.application_properties:
@@ -285,17 +285,17 @@ def _delivery_annotations(brokered: BrokeredMessage) -> dict[Symbol, Any]:
     return annotations
 
 
-def _annotations(brokered: BrokeredMessage, *, peeked: bool) -> dict[Symbol, Any]:
+def _annotations(brokered: BrokeredMessage, *, with_state: bool) -> dict[Symbol, Any]:
     message = brokered.message
     annotations: dict[str, Any] = dict(message.other.get("annotations", {}))
     annotations["x-opt-sequence-number"] = brokered.sequence_number
     annotations["x-opt-enqueued-time"] = to_timestamp(brokered.enqueued_at)
-    if peeked:
+    if with_state:
         # 32 bits: the .NET client fails on 64.
         annotations["x-opt-message-state"] = Int(brokered.state)
     if brokered.enqueued_sequence_number != brokered.sequence_number:
         annotations["x-opt-enqueue-sequence-number"] = brokered.enqueued_sequence_number
-    if brokered.locked_until is not None and not peeked:
+    if brokered.locked_until is not None:
         annotations["x-opt-locked-until"] = to_timestamp(brokered.locked_until)
     if brokered.dead_letter_source is not None:
         annotations["x-opt-deadletter-source"] = brokered.dead_letter_source

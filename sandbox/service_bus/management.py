@@ -5,6 +5,7 @@ and bulk deletion exist in Azure and are refused here by name.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -75,7 +76,9 @@ class Management:
     def _peek(self, entity: str, body: Body) -> tuple[int, Any]:
         start, count = int(body.get("from-sequence-number", 0)), int(body.get("message-count", 1))
         messages = self._broker.peek(entity, start, min(max(count, 0), _MAX_MESSAGES))
-        return _messages([{"message": encode_message(each, peeked=True)} for each in messages])
+        # A peeked message may be locked by another receiver: its lock is nobody else's concern.
+        unlocked = (replace(each, lock_token=None, locked_until=None) for each in messages)
+        return _messages([{"message": encode_message(each, with_state=True)} for each in unlocked])
 
     def _receive_deferred(self, entity: str, body: Body) -> tuple[int, Any]:
         lock = int(body.get("receiver-settle-mode", _PEEK_LOCK)) == _PEEK_LOCK
@@ -144,7 +147,7 @@ def _messages(maps: list[dict[str, Any]]) -> tuple[int, Any]:
 
 
 def _with_lock(message: BrokeredMessage) -> dict[str, Any]:
-    encoded = {"message": encode_message(message)}
+    encoded = {"message": encode_message(message, with_state=True)}
     return {**encoded, "lock-token": message.lock_token} if message.lock_token is not None else encoded
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandbox.service_bus.amqp.encoding import Malformed, Symbol
+from sandbox.service_bus.amqp.encoding import Array, Malformed, Symbol
 from sandbox.service_bus.amqp.events import Authenticating, Event, ForeignProtocol, Opened
 from sandbox.service_bus.amqp.performatives import (
     Attach,
@@ -187,7 +187,7 @@ class Connection:
             self._read = self._read_frame
         elif header == SASL_HEADER:
             self._output += SASL_HEADER
-            self._send_sasl(SaslMechanisms(self.limits.mechanisms))
+            self._send_sasl(SaslMechanisms(Array.of(Symbol, self.limits.mechanisms)))
             self._read = self._read_sasl_init
         else:
             # As AMQP 1.0 demands: a server states the protocol that it speaks, and closes.

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sandbox.service_bus.amqp.encoding import (
-    Array,
     Described,
     Malformed,
     Symbol,
@@ -342,9 +341,6 @@ _TYPES = {
     "ulong": FieldType(_whole(_MAX_ULONG), lambda value: encode(ULong(value))),
     "text": FieldType(_is_a(str), lambda value: encode(str(value))),
     "symbol": FieldType(_is_a(str), lambda value: encode(Symbol(value))),
-    "symbols": FieldType(
-        lambda value: isinstance(value, Array | str), lambda value: encode(Array.of(Symbol, value))
-    ),
     "binary": FieldType(_is_a(bytes), write_binary),
     "map": FieldType(_is_a(dict), encode),
     "error": FieldType(_is_a(Condition), _write_any),
@@ -373,7 +369,7 @@ _LAYOUTS = [
     _Layout(Source, 0x28, "source", "any any any any any any any map any any any"),
     _Layout(Target, 0x29, "target", "any any any any any any any"),
     _Layout(Coordinator, 0x30, "coordinator", "any"),
-    _Layout(SaslMechanisms, 0x40, "sasl-mechanisms", "symbols!"),
+    _Layout(SaslMechanisms, 0x40, "sasl-mechanisms", "any!"),
     _Layout(SaslInit, 0x41, "sasl-init", "symbol! binary text"),
     _Layout(SaslOutcome, 0x44, "sasl-outcome", "ubyte! binary"),
 ]  # fmt: skip

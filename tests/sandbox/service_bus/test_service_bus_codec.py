@@ -83,10 +83,10 @@ def test_the_broker_states_what_it_knows() -> None:
     }
 
 
-def test_only_a_peeked_message_has_a_state_of_32_bits() -> None:
+def test_a_state_has_32_bits_and_is_only_stated_where_it_is_asked_for() -> None:
     """The .NET client fails on 64 bits."""
     assert b"\x12x-opt-message-state" not in encode_message(LOCKED)
-    assert b"\xa3\x13x-opt-message-state\x54\x01" in encode_message(LOCKED, peeked=True)
+    assert b"\xa3\x13x-opt-message-state\x54\x01" in encode_message(LOCKED, with_state=True)
 
 
 def test_without_a_lock_the_delivery_annotations_are_an_empty_map() -> None:

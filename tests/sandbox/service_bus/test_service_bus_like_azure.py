@@ -161,13 +161,20 @@ def test_several_data_sections_stay_several(plain: "Wire") -> None:
     assert list(message.body) == [b"one", b"", b"two"]
 
 
-def test_only_peeked_messages_have_a_state(plain: "Wire") -> None:
+def test_only_what_comes_over_management_has_a_state(plain: "Wire") -> None:
+    """Peeked messages and deferred ones that are received by their number."""
     plain.broker.send("plain", Message(b"x"))
     receiver = plain.receiver()
     [peeked] = receiver.peek_messages(1)
     [received] = plain.receive(receiver)
-    assert (peeked.raw_amqp_message.annotations or {})[b"x-opt-message-state"] == 0
-    assert b"x-opt-message-state" not in (received.raw_amqp_message.annotations or {})
+    assert received.sequence_number is not None
+    receiver.defer_message(received)
+    [deferred] = receiver.receive_deferred_messages([received.sequence_number])
+    states = [
+        (each.raw_amqp_message.annotations or {}).get(b"x-opt-message-state")
+        for each in (peeked, received, deferred)
+    ]
+    assert states == [0, None, 1]
 
 
 # 10: message ids
