@@ -32,12 +32,15 @@ class Pricing:
     discount_per_unit: bool = False
 
     def line(self, line: Row) -> Row:
-        """Return a line's calculated columns."""
+        """Return a line's calculated columns, and what was typed in with the digits of the currency."""
+        typed = {name: self.rounded(line[name]) for name in ("manualdiscountamount", "tax") if line.get(name)}
+        line = {**line, **typed}
         price, quantity = line.get("priceperunit"), line.get("quantity")
         net_price = (price or _ZERO) - _amount(line, "volumediscountamount")
         base = self.rounded(net_price * (quantity or _ZERO))
         error = _NO_QUANTITY if quantity is None else _NO_UNIT_PRICE if price is None else 0
         return {
+            **typed,
             "baseamount": base,
             "extendedamount": base - self._discount(line) + _amount(line, "tax"),
             # The parts that a bundle always has are paid with it.

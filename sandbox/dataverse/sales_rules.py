@@ -111,10 +111,11 @@ class _HeaderRules(TableRules):
         columns |= _with_currency(session, values.get("transactioncurrencyid"))
         return columns | self._customer(session, values)
 
-    def on_update(self, session: Session, row: Row, values: Row) -> Row:  # noqa: ARG002 - of all rules
+    def on_update(self, session: Session, row: Row, values: Row) -> Row:
         columns: Row = {}
         if "transactioncurrencyid" in values:
             columns = _with_currency(session, values["transactioncurrencyid"])
+        columns |= _rounded_terms(session, row, values)
         return columns | self._customer(session, values)
 
     def after(self, session: Session, row: Row, changed: Mapping[str, object]) -> None:
@@ -140,6 +141,15 @@ class _HeaderRules(TableRules):
         if "accountid" not in self._document.header.columns or "customerid" not in values:
             return {}
         return customer_columns(session, self._document.header.columns["customerid"], values["customerid"])
+
+
+def _rounded_terms(session: Session, row: Row, values: Row) -> Row:
+    """Return the amounts that change, or all if the currency does, with the digits of the currency."""
+    after = {**row, **values}
+    names = {"freightamount", "discountamount"}
+    names &= after.keys() if "transactioncurrencyid" in values else values.keys()
+    pricing = pricing_for(session, after["transactioncurrencyid"])
+    return {name: pricing.rounded(after[name]) for name in sorted(names) if after[name] is not None}
 
 
 def customer_columns(session: Session, column: Column, customer: object) -> Row:

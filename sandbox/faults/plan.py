@@ -238,7 +238,7 @@ class Fault:
         shown = [
             f"{name}={_shown(getattr(self, name))}"
             for name in KINDS[self.kind].fields
-            if getattr(self, name) != getattr(_DEFAULT, name)
+            if getattr(self, name) not in (getattr(_DEFAULT, name), _DEFAULTS_OF_KIND.get((self.kind, name)))
         ]
         return " ".join([self.kind.value, *shown])
 
@@ -258,6 +258,7 @@ def _shown(value: object) -> str:
 
 
 _DEFAULT = Fault(Kind.RESET)
+_DEFAULTS_OF_KIND = {(kind, "status"): status for kind, status in _STATUS.items()}
 
 
 @dataclass(frozen=True)
