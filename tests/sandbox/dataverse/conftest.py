@@ -61,29 +61,29 @@ def change_set(*operations: str) -> str:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One part of a batch's answer; `nested` are those of a change set that was committed."""
+class PartResponse:
+    """One part of a batch's response; `nested` are those of a change set that was committed."""
 
     status: int
     head: str
     body: str
-    nested: tuple["Answered", ...] = ()
+    nested: tuple["PartResponse", ...] = ()
 
 
-def answers(response: requests.Response) -> list[Answered]:
-    """Read a batch's answer with the standard library's parser."""
+def responses(response: requests.Response) -> list[PartResponse]:
+    """Read a batch's response with the standard library's parser."""
     head = f"Content-Type: {response.headers['Content-Type']}\r\n\r\n".encode()
     message = BytesParser().parsebytes(head + response.content)
     assert not message.defects
-    return [_answered(part) for part in message.get_payload()]
+    return [_part_response(part) for part in message.get_payload()]
 
 
-def _answered(part: Any) -> Answered:  # noqa: ANN401 - the parser's own types are of little help
+def _part_response(part: Any) -> PartResponse:  # noqa: ANN401 - the parser's own types are of little help
     if part.is_multipart():
-        nested = tuple(_answered(inner) for inner in part.get_payload())
-        return Answered(200, "", "", nested)
+        nested = tuple(_part_response(inner) for inner in part.get_payload())
+        return PartResponse(200, "", "", nested)
     head, _, body = part.get_payload().partition("\r\n\r\n")
-    return Answered(int(head.split()[1]), head, body.strip())
+    return PartResponse(int(head.split()[1]), head, body.strip())
 
 
 class Client:
@@ -91,7 +91,7 @@ class Client:
 
     operation = staticmethod(operation)
     change_set = staticmethod(change_set)
-    answers = staticmethod(answers)
+    responses = staticmethod(responses)
 
     def __init__(self, app: DataverseApp, token: str, bundle: str | None = None) -> None:
         """Call in-process, or over HTTPS with the certificates in `bundle`."""
@@ -112,9 +112,9 @@ class Client:
 
     def get(self, path: str, status: int = 200, **headers: str) -> Json:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = self.call("GET", path, headers=named)
-        assert answer.status_code == status, answer.text
-        parsed: Json = answer.json(parse_float=Decimal)
+        response = self.call("GET", path, headers=named)
+        assert response.status_code == status, response.text
+        parsed: Json = response.json(parse_float=Decimal)
         return parsed
 
     def rows(self, path: str) -> list[Json]:
@@ -122,14 +122,14 @@ class Client:
         return rows
 
     def patch(self, path: str, json: object, status: int = 204) -> requests.Response:
-        answer = self.call("PATCH", path, json)
-        assert answer.status_code == status, answer.text
-        return answer
+        response = self.call("PATCH", path, json)
+        assert response.status_code == status, response.text
+        return response
 
     def post(self, path: str, json: object, status: int = 204) -> requests.Response:
-        answer = self.call("POST", path, json)
-        assert answer.status_code == status, answer.text
-        return answer
+        response = self.call("POST", path, json)
+        assert response.status_code == status, response.text
+        return response
 
     def create(self, entity_set: str, json: object) -> str:
         """Create a row and return its id."""
@@ -146,8 +146,8 @@ class Client:
 
     def generate(self, opportunity: str, status: int = 200) -> Json:
         parameters = {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": True, "Columns": []}}
-        answer = self.post("GenerateInvoiceFromOpportunity", parameters, status)
-        parsed: Json = answer.json(parse_float=Decimal)
+        response = self.post("GenerateInvoiceFromOpportunity", parameters, status)
+        parsed: Json = response.json(parse_float=Decimal)
         return parsed
 
     def batch(self, *items: str, prefer: str = "odata.continue-on-error") -> requests.Response:

@@ -45,11 +45,11 @@ def test_a_change_set_happens_once_and_its_reads_tell(world: World) -> None:
         client.operation("GET", invoices(opportunity)),
         client.operation("GET", f"annotations({KEY})?$select=subject"),
     )
-    first = client.answers(client.batch(*items))
+    first = client.responses(client.batch(*items))
     assert [part.status for part in first[0].nested] == [204, 200]
     assert f"annotations({KEY})" in first[0].nested[0].head
     assert json.loads(first[0].nested[1].body)["invoicenumber"].startswith("INV-01000-")
-    again = client.answers(client.batch(*items))
+    again = client.responses(client.batch(*items))
     assert [part.status for part in again[0].nested] == [412]
     assert [part.status for part in again[1:]] == [200, 200]
     for parts in (first, again):
@@ -63,7 +63,7 @@ def test_a_change_set_that_fails_leaves_nothing_behind(world: World, claim_first
     parts = [claim(client, opportunity), generate(client, opportunity), claim(client, opportunity)]
     before = len(world.app.store.commits)
     ordered = parts if claim_first else [parts[1], parts[0], parts[2]]
-    (failed,) = client.answers(client.batch(client.change_set(*ordered)))
+    (failed,) = client.responses(client.batch(client.change_set(*ordered)))
     assert [part.status for part in failed.nested] == [412]
     assert not world.admin.rows(invoices(opportunity))
     world.admin.get(f"annotations({KEY})", status=404)
@@ -79,11 +79,11 @@ def test_the_first_failure_ends_a_batch_unless_it_may_go_on(world: World) -> Non
     )
     stopped = client.batch(*items, prefer="")
     assert stopped.status_code == 400
-    assert [part.status for part in client.answers(stopped)] == [200, 404]
+    assert [part.status for part in client.responses(stopped)] == [200, 404]
     assert not client.rows("accounts?$filter=name eq 'third'")
     went_on = client.batch(*items)
     assert went_on.status_code == 200
-    assert [part.status for part in client.answers(went_on)] == [200, 404, 204]
+    assert [part.status for part in client.responses(went_on)] == [200, 404, 204]
     assert client.rows("accounts?$filter=name eq 'third'")
 
 
@@ -107,11 +107,11 @@ def test_a_failed_change_set_may_end_a_batch_that_asked_to_go_on(
         client.operation("GET", f"annotations({KEY})?$select=subject"),
     )
     committed = client.batch(*items)
-    assert (committed.status_code, len(client.answers(committed))) == (200, 3)
+    assert (committed.status_code, len(client.responses(committed))) == (200, 3)
     refused = client.batch(*items)
-    answers = client.answers(refused)
-    assert (refused.status_code, len(answers)) == (status, parts)
-    (nested,) = answers[0].nested
+    responses = client.responses(refused)
+    assert (refused.status_code, len(responses)) == (status, parts)
+    (nested,) = responses[0].nested
     assert nested.status == 412
     assert "Content-ID: 1" in refused.text
 
@@ -121,7 +121,7 @@ def test_other_failures_never_end_a_batch_that_asked_to_go_on(world: World) -> N
     client = world.admin
     response = client.batch(client.operation("GET", "nothings"), client.operation("GET", "WhoAmI"))
     assert response.status_code == 200
-    assert [part.status for part in client.answers(response)] == [404, 200]
+    assert [part.status for part in client.responses(response)] == [404, 200]
 
 
 def test_what_stands_before_a_failure_stays_done(world: World) -> None:
@@ -144,8 +144,8 @@ def test_content_ids_refer_to_rows_made_in_the_change_set(world: World) -> None:
         client.operation("PATCH", "$2", '{"accountnumber": "7"}', content_id="3"),
         client.operation("PUT", "$2/primarycontactid/$ref", '{"@odata.id": "$1"}', content_id="4"),
     )
-    (answer,) = client.answers(client.batch(parts))
-    assert [part.status for part in answer.nested] == [204, 204, 204, 204]
+    (response,) = client.responses(client.batch(parts))
+    assert [part.status for part in response.nested] == [204, 204, 204, 204]
     (account,) = client.rows(
         "accounts?$filter=accountnumber eq '7'&$expand=primarycontactid($select=lastname)"
     )
@@ -158,18 +158,18 @@ def test_reads_are_barred_from_change_sets(world: World) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "0x80048d19")
 
 
-@pytest.mark.parametrize("answer", list(DuplicateResponse))
-def test_the_losers_answer_is_one_part(world: World, answer: DuplicateResponse) -> None:
+@pytest.mark.parametrize("duplicate", list(DuplicateResponse))
+def test_the_response_to_a_duplicate_is_one_part(world: World, duplicate: DuplicateResponse) -> None:
     client, opportunity = world.function, world.demo.opportunities[0]
     items = client.change_set(claim(client, opportunity), generate(client, opportunity))
     client.batch(items)
-    world.app.organization.duplicate_response = answer
+    world.app.organization.duplicate_response = duplicate
     response = client.batch(items, client.operation("GET", invoices(opportunity)))
-    refused, read = client.answers(response)
+    refused, read = client.responses(response)
     (loser,) = refused.nested
     assert response.status_code == 200
-    assert f"{loser.status} {json.loads(loser.body)['error']['code']}" == answer.value
-    assert ("Retry-After: 1" in loser.head) == (answer is DuplicateResponse.THROTTLED_429)
+    assert f"{loser.status} {json.loads(loser.body)['error']['code']}" == duplicate.value
+    assert ("Retry-After: 1" in loser.head) == (duplicate is DuplicateResponse.THROTTLED_429)
     assert len(json.loads(read.body)["value"]) == 1
 
 
@@ -180,7 +180,7 @@ def test_urls_may_be_absolute_and_unencoded(world: World) -> None:
         client.operation("GET", "/api/data/v9.2/WhoAmI()"),
         client.operation("GET", "WhoAmI"),
     ]
-    assert [part.status for part in client.answers(client.batch(*items))] == [200, 200, 200]
+    assert [part.status for part in client.responses(client.batch(*items))] == [200, 200, 200]
 
 
 def test_headers_of_a_part_count(world: World) -> None:
@@ -190,7 +190,7 @@ def test_headers_of_a_part_count(world: World) -> None:
         client.operation("PATCH", f"accounts({account})", '{"name": "B"}', If_Match='W/"1"'),
         client.operation("POST", "accounts", '{"name": "Ünï"}', Prefer="return=representation"),
     ]
-    stale, created = client.answers(client.batch(*items))
+    stale, created = client.responses(client.batch(*items))
     assert stale.status == 412
     assert created.status == 201
     assert client.rows("accounts?$filter=name eq 'Ünï'")
@@ -223,7 +223,7 @@ def test_a_malformed_batch_is_refused(world: World, content_type: str, body: byt
 def test_a_batch_has_a_thousand_operations_at_most(world: World) -> None:
     client = world.admin
     read = client.operation("GET", "WhoAmI")
-    assert len(client.answers(client.batch(*[read] * 1000))) == 1000
+    assert len(client.responses(client.batch(*[read] * 1000))) == 1000
     assert client.batch(*[read] * 1001).status_code == 400
 
 

@@ -145,12 +145,12 @@ def test_a_depth_is_a_word_and_a_greater_one_replaces_a_lesser(world: World, roo
     grant(world.admin, role, names, depth=8, status=400)
     grant(world.admin, role, names, depth="Basic")
     grant(world.admin, role, names[:1])
-    answer = world.admin.get(f"RetrieveRolePrivilegesRole(RoleId={role})")
-    assert {p["PrivilegeName"]: p["Depth"] for p in answer["RolePrivileges"]} == {
+    response = world.admin.get(f"RetrieveRolePrivilegesRole(RoleId={role})")
+    assert {p["PrivilegeName"]: p["Depth"] for p in response["RolePrivileges"]} == {
         "prvReadInvoice": "Global",
         "prvReadOpportunity": "Basic",
     }
-    assert {p["BusinessUnitId"] for p in answer["RolePrivileges"]} == {root_unit}
+    assert {p["BusinessUnitId"] for p in response["RolePrivileges"]} == {root_unit}
 
 
 def test_only_who_may_write_roles_changes_them(world: World) -> None:
@@ -195,10 +195,10 @@ def test_a_user_has_what_its_roles_give_and_nothing_after_they_are_taken(
 def test_the_sas_key_goes_in_and_never_out(world: World) -> None:
     create_endpoint(world.admin)
     path = f"serviceendpoints({ENDPOINT})"
-    answer = world.admin.call("GET", path)
-    assert answer.json()["issaskeyset"] is True
-    assert "k" * 44 not in answer.text
-    assert "saskey" not in answer.json()
+    response = world.admin.call("GET", path)
+    assert response.json()["issaskeyset"] is True
+    assert "k" * 44 not in response.text
+    assert "saskey" not in response.json()
     world.admin.get(f"{path}?$select=saskey", status=400)
     world.admin.get("serviceendpoints?$filter=saskey eq 'k'", status=400)
     rotated = world.admin.call("PATCH", path, {"saskey": "n" * 44}, {"If-Match": "*"})
@@ -229,7 +229,7 @@ def test_a_change_set_that_must_fail_leaves_neither_note_nor_invoice(world: Worl
         {"annotationid": note, "objectid_opportunity@odata.bind": f"/opportunities({opportunity})"}
     )
     call = json.dumps({"OpportunityId": opportunity, "ColumnSet": {"AllColumns": False, "Columns": ["name"]}})
-    (failed,) = client.answers(
+    (failed,) = client.responses(
         client.batch(
             client.change_set(
                 client.operation("POST", "annotations", claim, content_id="1"),

@@ -231,7 +231,7 @@ def test_a_job_is_written_with_the_win_or_not_at_all(world: World) -> None:
     client, opportunity = world.admin, world.demo.opportunities[0]
     close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
     win = client.operation("POST", "WinOpportunity", json.dumps({"Status": 3, "OpportunityClose": close}))
-    (failed,) = client.answers(
+    (failed,) = client.responses(
         client.batch(client.change_set(win, client.operation("DELETE", "accounts(x)")))
     )
     assert [part.status for part in failed.nested] == [400]

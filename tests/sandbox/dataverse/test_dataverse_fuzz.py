@@ -1,4 +1,4 @@
-"""Whatever is asked, the answer is Dataverse's own: never an exception of the stand-in."""
+"""Any request gets a response of Dataverse's own kind: never an exception of the emulator."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ def test_every_filter_runs_or_is_refused(store: Store, text: str) -> None:
     ),
     body=st.sampled_from(BODIES),
 )
-def test_every_request_is_answered(
+def test_every_request_gets_a_response(
     world: World, method: str, segments: list[str], options: list[tuple[str, str]], body: str
 ) -> None:
     query = "&".join(f"{name}={quote(value)}" for name, value in options)
     path = "/".join(quote(segment, safe="()',=$@%") for segment in segments)
-    answer = world.admin.session.request(
+    response = world.admin.session.request(
         method,
         f"{world.admin.root}{path}?{query}",
         data=body.encode(errors="surrogatepass"),
         headers={"Authorization": f"Bearer {world.admin.token}", "Content-Type": "application/json"},
     )
-    assert answer.status_code < 500 or answer.status_code == 501
-    if answer.status_code >= 400:
-        assert answer.json()["error"]["message"]
+    assert response.status_code < 500 or response.status_code == 501
+    if response.status_code >= 400:
+        assert response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_refused_request_was_not_executed(world: World) -> None:
 def test_a_batch_is_one_request(world: World) -> None:
     world.app.protection = ServiceProtection(world.clock, Limits(requests=1))
     client = world.admin
-    parts = client.answers(client.batch(*[client.operation("GET", "WhoAmI")] * 5))
+    parts = client.responses(client.batch(*[client.operation("GET", "WhoAmI")] * 5))
     assert [part.status for part in parts] == [200] * 5
     assert client.call("GET", "WhoAmI").status_code == 429
 
@@ -149,8 +149,8 @@ def test_without_the_affinity_cookie_requests_spread_over_the_servers(seeded: tu
             session.trust_env = False
             session.mount(app.organization.url, WsgiAdapter(app))
             for _ in range(6):
-                answer = session.get(f"{app.organization.url}/api/data/v9.2/WhoAmI", headers=authorization)
-                cookie = answer.headers["Set-Cookie"].partition(";")[0]
+                response = session.get(f"{app.organization.url}/api/data/v9.2/WhoAmI", headers=authorization)
+                cookie = response.headers["Set-Cookie"].partition(";")[0]
                 assert cookie.startswith("ARRAffinity=")
                 if keeps_cookie:
                     authorization["Cookie"] = cookie

@@ -71,7 +71,7 @@ def test_rows_are_counted(https_world: World) -> None:
     assert client.call("GET", f"opportunities({opportunity})/product_opportunities/$count").text == str(
         len(lines)
     )
-    (part,) = client.answers(client.batch(client.operation("GET", "opportunities/$count")))
+    (part,) = client.responses(client.batch(client.operation("GET", "opportunities/$count")))
     assert part.body == str(len(https_world.demo.opportunities))
 
 
@@ -117,7 +117,7 @@ def test_acting_for_others_is_refused_without_the_privilege(https_world: World, 
     assert ACT_ON_BEHALF in alone.json()["error"]["message"]
     part = client.operation("GET", "WhoAmI", **{header: value})
     note = client.operation("POST", "annotations", "{}", **{header: value})
-    refused, nested = client.answers(client.batch(part, client.change_set(note)))
+    refused, nested = client.responses(client.batch(part, client.change_set(note)))
     assert (refused.status, nested.nested[0].status) == (403, 403)
 
 
@@ -128,15 +128,15 @@ def test_with_the_privilege_both_users_limit_what_is_done(https_world: World, ga
     assert gateway.call("GET", "opportunities", headers=as_seller).status_code == 200
     # The seller may read contacts, the gateway may not.
     assert gateway.call("GET", "contacts", headers=as_seller).status_code == 403
-    (part,) = gateway.answers(gateway.batch(gateway.operation("GET", "WhoAmI", MSCRMCallerID=seller)))
+    (part,) = gateway.responses(gateway.batch(gateway.operation("GET", "WhoAmI", MSCRMCallerID=seller)))
     assert json.loads(part.body)["UserId"] == seller
 
 
 def test_a_user_is_named_by_its_object_id(https_world: World, gateway: Client) -> None:
     identity = Identity.named("colleague")
     user = seed.add_application_user(https_world.app, identity.client_id, identity.object_id)
-    answer = gateway.call("GET", "WhoAmI", headers={"CallerObjectId": identity.object_id})
-    assert answer.json()["UserId"] == user
+    response = gateway.call("GET", "WhoAmI", headers={"CallerObjectId": identity.object_id})
+    assert response.json()["UserId"] == user
     unknown = gateway.call("GET", "WhoAmI", headers={"CallerObjectId": user})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (403, "0x80072560")
 

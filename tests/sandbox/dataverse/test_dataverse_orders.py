@@ -13,17 +13,17 @@ EVERYTHING = {"AllColumns": True}
 
 
 def make_order(world: World, opportunity: str) -> Json:
-    answer = world.admin.post(
+    response = world.admin.post(
         "GenerateSalesOrderFromOpportunity", {"OpportunityId": opportunity, "ColumnSet": EVERYTHING}, 200
     )
-    order: Json = answer.json()
+    order: Json = response.json()
     return order
 
 
 def close_order(world: World, how: str, order: str, status: int = 204) -> Json:
     body = {"OrderClose": {"salesorderid@odata.bind": f"/salesorders({order})"}, "Status": -1}
-    answer = world.admin.post(f"{how}SalesOrder", body, status)
-    parsed: Json = answer.json() if answer.content else {}
+    response = world.admin.post(f"{how}SalesOrder", body, status)
+    parsed: Json = response.json() if response.content else {}
     return parsed
 
 
@@ -75,10 +75,10 @@ def test_an_orders_state_takes_its_own_reason(https_world: World) -> None:
 def test_an_invoice_of_an_order_names_both_and_closes_the_order(https_world: World) -> None:
     world, opportunity = https_world, https_world.demo.opportunities[0]
     order = make_order(world, opportunity)["salesorderid"]
-    answer = world.admin.post(
+    response = world.admin.post(
         "ConvertSalesOrderToInvoice", {"SalesOrderId": order, "ColumnSet": EVERYTHING}, 200
     )
-    invoice = answer.json()
+    invoice = response.json()
     assert (invoice["_salesorderid_value"], invoice["_opportunityid_value"]) == (order, opportunity)
     assert state(world, order) == (4, 100003)
     lines = world.admin.rows(f"invoicedetails?$filter=_invoiceid_value eq {invoice['invoiceid']}")

@@ -78,10 +78,10 @@ def test_an_invoice_is_assigned_in_a_batch_alone_and_in_a_change_set(
     def assign(owner: str) -> str:
         return client.operation("PATCH", f"invoices({invoice})", json.dumps(to("systemusers", owner)))
 
-    (alone,) = client.answers(client.batch(assign(first)))
+    (alone,) = client.responses(client.batch(assign(first)))
     assert alone.status == 204
     assert owner_of(https_world, invoice)[0] == first
-    (together,) = client.answers(client.batch(client.change_set(assign(second))))
+    (together,) = client.responses(client.batch(client.change_set(assign(second))))
     assert [part.status for part in together.nested] == [204]
     assert owner_of(https_world, invoice)[0] == second
 
@@ -89,7 +89,7 @@ def test_an_invoice_is_assigned_in_a_batch_alone_and_in_a_change_set(
 def test_a_failed_assignment_of_a_batch_leaves_the_rest(https_world: World, invoice: str) -> None:
     client = https_world.function
     body = json.dumps(to("systemusers", make_user(https_world)))
-    refused, read = client.answers(
+    refused, read = client.responses(
         client.batch(
             client.operation("PATCH", f"invoices({invoice})", body),
             client.operation("GET", f"invoices({invoice})?$select=name"),

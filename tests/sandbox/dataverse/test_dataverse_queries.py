@@ -149,12 +149,12 @@ def test_annotations_are_given_on_request(world: World) -> None:
 def test_amounts_are_exact_numbers_with_the_scale_of_their_kind(world: World) -> None:
     for written in ("0.1", "922337203685477.5807", "-1.0050", "1E+2"):
         account = world.admin.create("accounts", {"name": "a"})
-        answer = world.admin.session.patch(
+        response = world.admin.session.patch(
             f"{world.admin.root}accounts({account})",
             data=f'{{"revenue":{written}}}',
             headers={"Authorization": f"Bearer {world.admin.token}", "Content-Type": "application/json"},
         )
-        assert answer.status_code == 204, answer.text
+        assert response.status_code == 204, response.text
         text = world.admin.call("GET", f"accounts({account})?$select=revenue").text
         assert f'"revenue":{Decimal(written):.4f},' in text
 
@@ -211,5 +211,5 @@ def test_what_is_wrong_or_beyond_is_refused_with_a_code(
 
 
 def test_a_path_outside_of_the_web_api_leads_nowhere(world: World) -> None:
-    answer = world.admin.session.get(world.app.organization.url + "/main.aspx")
-    assert answer.status_code == 404
+    response = world.admin.session.get(world.app.organization.url + "/main.aspx")
+    assert response.status_code == 404

@@ -1,4 +1,4 @@
-"""Creating, changing and deleting rows, conditionally and not, and who is answered how when a key is taken."""
+"""Creating, changing and deleting rows, conditionally and not, and responses to a primary key that exists."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ KEY = "11111111-2222-4333-8444-555555555555"
 
 def test_a_row_is_created_changed_read_and_deleted(world: World) -> None:
     client = world.admin
-    answer = client.post("accounts", {"name": "Larch Optics", "numberofemployees": 12})
-    url = answer.headers["OData-EntityId"]
-    assert answer.headers["Location"] == url
+    response = client.post("accounts", {"name": "Larch Optics", "numberofemployees": 12})
+    url = response.headers["OData-EntityId"]
+    assert response.headers["Location"] == url
     path = url.removeprefix(client.root)
     created = client.get(path)
     assert (created["name"], created["numberofemployees"], created["statecode"]) == ("Larch Optics", 12, 0)
@@ -36,11 +36,11 @@ def test_a_row_is_created_changed_read_and_deleted(world: World) -> None:
 
 def test_the_row_is_returned_on_request(world: World) -> None:
     headers = {"Prefer": "return=representation"}
-    answer = world.admin.call("POST", "accounts?$select=name", {"name": "A"}, headers)
-    assert answer.status_code == 201
-    assert answer.json()["name"] == "A"
-    assert answer.headers["Preference-Applied"] == "return=representation"
-    path = f"accounts({answer.json()['accountid']})?$select=name"
+    response = world.admin.call("POST", "accounts?$select=name", {"name": "A"}, headers)
+    assert response.status_code == 201
+    assert response.json()["name"] == "A"
+    assert response.headers["Preference-Applied"] == "return=representation"
+    path = f"accounts({response.json()['accountid']})?$select=name"
     changed = world.admin.call("PATCH", path, {"name": "B"}, headers)
     assert (changed.status_code, changed.json()["name"]) == (200, "B")
 
@@ -88,7 +88,7 @@ def test_reads_may_be_conditional(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "code"),
+    ("response", "status", "code"),
     [
         (DuplicateResponse.DUPLICATE_412, 412, "0x80040237"),
         (DuplicateResponse.ALTERNATE_KEY_412, 412, "0x80060892"),
@@ -97,16 +97,16 @@ def test_reads_may_be_conditional(world: World) -> None:
         (DuplicateResponse.THROTTLED_429, 429, "0x80072321"),
     ],
 )
-def test_a_taken_key_is_answered_in_each_of_the_ways_that_the_real_one_may(
-    world: World, answer: DuplicateResponse, status: int, code: str
+def test_an_existing_key_gets_each_of_the_reported_responses(
+    world: World, response: DuplicateResponse, status: int, code: str
 ) -> None:
     note = {"annotationid": KEY, "subject": "first"}
     world.admin.create("annotations", note)
-    world.app.organization.duplicate_response = answer
+    world.app.organization.duplicate_response = response
     refused = world.admin.post("annotations", {**note, "subject": "second"}, status)
     assert refused.json()["error"]["code"] == code
-    assert ("1205" in refused.text) == (answer is DuplicateResponse.DEADLOCK_500)
-    assert ("Retry-After" in refused.headers) == (answer is DuplicateResponse.THROTTLED_429)
+    assert ("1205" in refused.text) == (response is DuplicateResponse.DEADLOCK_500)
+    assert ("Retry-After" in refused.headers) == (response is DuplicateResponse.THROTTLED_429)
     assert world.admin.get(f"annotations({KEY})")["subject"] == "first"
 
 

@@ -18,8 +18,8 @@ NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 def test_winning_closes_the_opportunity_with_an_activity(world: World) -> None:
     opportunity = world.demo.opportunities[0]
-    answer = world.admin.win(opportunity, actualrevenue=12.5, actualend="2026-03-02")
-    assert answer.content == b""
+    response = world.admin.win(opportunity, actualrevenue=12.5, actualend="2026-03-02")
+    assert response.content == b""
     row = world.admin.get(
         f"opportunities({opportunity})?$select=statecode,statuscode,actualvalue,actualclosedate"
     )
@@ -111,8 +111,8 @@ def test_the_invoice_copies_customer_currency_terms_and_lines(world: World) -> N
 def test_the_column_set_chooses_by_logical_name(world: World) -> None:
     def generate(column_set: object, status: int = 200) -> dict[str, object]:
         parameters = {"OpportunityId": world.demo.opportunities[0], "ColumnSet": column_set}
-        answer = world.function.post("GenerateInvoiceFromOpportunity", parameters, status)
-        return {name: value for name, value in answer.json().items() if not name.startswith("@")}
+        response = world.function.post("GenerateInvoiceFromOpportunity", parameters, status)
+        return {name: value for name, value in response.json().items() if not name.startswith("@")}
 
     some = generate({"AllColumns": False, "Columns": ["transactioncurrencyid", "invoicenumber"]})
     assert some.keys() == {"invoiceid", "invoicenumber", "_transactioncurrencyid_value"}
@@ -152,7 +152,7 @@ def test_totals_are_nothing_until_the_invoice_is_retrieved_by_its_id(
 def test_a_retrieve_within_a_batch_calculates_too(world: World) -> None:
     client = world.function
     invoice = client.generate(world.demo.opportunities[0])["invoiceid"]
-    (part,) = client.answers(
+    (part,) = client.responses(
         client.batch(client.operation("GET", f"invoices({invoice})?$select=totalamount"))
     )
     total = json.loads(part.body, parse_float=Decimal)["totalamount"]
@@ -210,8 +210,8 @@ def test_no_price_list_no_invoice(world: World) -> None:
 def test_without_an_opportunity_there_is_no_invoice(
     world: World, parameters: dict[str, object], status: int, code: str
 ) -> None:
-    answer = world.function.post("GenerateInvoiceFromOpportunity", parameters, status)
-    assert answer.json()["error"]["code"] == code
+    response = world.function.post("GenerateInvoiceFromOpportunity", parameters, status)
+    assert response.json()["error"]["code"] == code
 
 
 def test_an_open_opportunity_is_invoiced_all_the_same(world: World) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import World
 
 
-@pytest.mark.parametrize("kind", ["none", "basic", "garbage", "expired", "audience", "stranger"])
-def test_a_token_that_is_no_good_is_answered_401(world: World, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["none", "basic", "garbage", "expired", "audience", "unknown"])
+def test_an_invalid_token_gets_401(world: World, kind: str) -> None:
     identity, url = Identity.named("x"), world.app.organization.url
     authorization = {
         "none": "",
@@ -24,29 +24,29 @@ def test_a_token_that_is_no_good_is_answered_401(world: World, kind: str) -> Non
         "garbage": "Bearer garbage",
         "expired": "Bearer " + world.authority.issue(identity, url, timedelta()),
         "audience": "Bearer " + world.authority.issue(identity, "https://other.crm.dynamics.com"),
-        "stranger": "Bearer " + TokenAuthority(world.clock).issue(identity, url),
+        "unknown": "Bearer " + TokenAuthority(world.clock).issue(identity, url),
     }[kind]
-    answer = world.admin.session.get(world.admin.root + "WhoAmI", headers={"Authorization": authorization})
-    assert answer.status_code == 401
-    assert answer.headers["WWW-Authenticate"].startswith("Bearer authorization_uri=https://")
+    response = world.admin.session.get(world.admin.root + "WhoAmI", headers={"Authorization": authorization})
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"].startswith("Bearer authorization_uri=https://")
 
 
 def test_an_identity_without_application_user_is_no_member(world: World) -> None:
     token = world.authority.issue(Identity.named("x"), world.app.organization.url)
-    answer = world.admin.session.get(
+    response = world.admin.session.get(
         world.admin.root + "WhoAmI", headers={"Authorization": f"Bearer {token}"}
     )
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "0x80072560")
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "0x80072560")
 
 
 def test_a_trailing_slash_of_the_audience_makes_no_difference(world: World) -> None:
     identity = Identity.named("x")
     seed.add_application_user(world.app, identity.client_id.upper())
     token = world.authority.issue(identity, world.app.organization.url + "/")
-    answer = world.admin.session.get(
+    response = world.admin.session.get(
         world.admin.root + "WhoAmI", headers={"Authorization": f"Bearer {token}"}
     )
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
 def test_a_disabled_user_is_refused_at_once(world: World) -> None:
@@ -56,11 +56,11 @@ def test_a_disabled_user_is_refused_at_once(world: World) -> None:
 
 
 def test_who_am_i(world: World) -> None:
-    answer = world.function.get("WhoAmI")
+    response = world.function.get("WhoAmI")
     (unit,) = world.admin.rows("businessunits")
-    assert answer["UserId"] == world.function_user
-    assert answer["BusinessUnitId"] == unit["businessunitid"]
-    assert answer["OrganizationId"] == world.app.organization.id
+    assert response["UserId"] == world.function_user
+    assert response["BusinessUnitId"] == unit["businessunitid"]
+    assert response["OrganizationId"] == world.app.organization.id
 
 
 GENERATE = (
@@ -115,10 +115,10 @@ def test_reads_and_notes_need_their_privileges(
     client = world.new_client([name for name in seed.INVOICING_PRIVILEGES if name != missing])
     bind = {"objectid_opportunity@odata.bind": f"/opportunities({world.demo.opportunities[0]})"}
     path = path.replace("{0}", world.demo.opportunities[0])
-    answer = client.call("GET" if body is None else "POST", path, None if body is None else bind)
-    assert answer.status_code == 403
-    assert answer.json()["error"]["code"] == "0x80040220"
-    assert missing in answer.json()["error"]["message"]
+    response = client.call("GET" if body is None else "POST", path, None if body is None else bind)
+    assert response.status_code == 403
+    assert response.json()["error"]["code"] == "0x80040220"
+    assert missing in response.json()["error"]["message"]
 
 
 def test_the_function_may_not_do_what_its_role_does_not_say(world: World) -> None:
@@ -150,7 +150,7 @@ def salesperson(world: World) -> str:
     return seed.find_role(world.app, base_data.SALESPERSON_ROLE)
 
 
-def test_rows_outside_of_the_depth_are_missing_without_a_word(world: World) -> None:
+def test_rows_outside_of_the_depth_are_missing_without_an_error(world: World) -> None:
     """Root owns the demo's opportunities; a child and its own child own one each."""
     (root,) = [row["businessunitid"] for row in world.admin.rows("businessunits")]
     child = make_unit(world, "child", root)
@@ -190,13 +190,13 @@ def test_another_ones_invoice_is_invisible_to_a_lesser_depth(world: World) -> No
     lesser = world.new_client(dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.BASIC))
     path = f"invoices?$select=invoiceid&$count=true&$filter=_opportunityid_value eq {opportunity}"
     assert len(world.function.rows(path)) == 1
-    answer = lesser.get(path)
-    assert (answer["value"], answer["@odata.count"]) == ([], 0)
+    response = lesser.get(path)
+    assert (response["value"], response["@odata.count"]) == ([], 0)
     assert lesser.get(f"invoices({invoice})", status=403)["error"]["code"] == "0x80040220"
     assert lesser.generate(opportunity, 403)["error"]["code"] == "0x80040220"
 
 
-def test_a_reassigned_invoice_leaves_the_sight_of_its_maker(world: World) -> None:
+def test_a_reassigned_invoice_is_invisible_to_its_maker(world: World) -> None:
     client = world.new_client(
         dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvReadInvoice": Depth.BASIC}
     )
@@ -213,11 +213,11 @@ def test_the_greatest_depth_of_all_roles_counts(world: World) -> None:
     depths = ((Depth.BASIC, Depth.GLOBAL), (Depth.GLOBAL, Depth.BASIC))
     roles = [seed.add_role(world.app, dict(zip(names, pair, strict=True))) for pair in depths]
     user = seed.add_application_user(world.app, identity.client_id, roles=roles)
-    answer = world.admin.get(
+    response = world.admin.get(
         f"systemusers({user})/Microsoft.Dynamics.CRM.RetrieveUserSetOfPrivilegesByNames(PrivilegeNames=@p1)"
         '?@p1=["prvReadOpportunity","prvReadInvoice","prvReadNote"]'
     )
-    held = {privilege["PrivilegeName"]: privilege["Depth"] for privilege in answer["RolePrivileges"]}
+    held = {privilege["PrivilegeName"]: privilege["Depth"] for privilege in response["RolePrivileges"]}
     assert held == dict.fromkeys(names, "Global")
 
 
@@ -245,13 +245,13 @@ def test_giving_a_row_away_needs_the_privilege_to_assign(world: World) -> None:
     assert world.new_client([*names, "prvAssignOpportunity"]).call("PATCH", path, body).status_code == 204
 
 
-def test_the_access_to_one_row_is_told(world: World) -> None:
+def test_the_access_to_one_row_is_returned(world: World) -> None:
     def access(record: str) -> set[str]:
-        answer = world.admin.get(
+        response = world.admin.get(
             f"systemusers({world.function_user})/Microsoft.Dynamics.CRM.RetrievePrincipalAccess(Target=@p1)"
             f"?@p1={{'@odata.id':'{record}'}}"
         )
-        return set(answer["AccessRights"].split(", "))
+        return set(response["AccessRights"].split(", "))
 
     assert access(f"opportunities({world.demo.opportunities[0]})") == {"ReadAccess", "AppendToAccess"}
     assert access(f"products({world.demo.accounts[0]})".replace("products", "accounts")) == {

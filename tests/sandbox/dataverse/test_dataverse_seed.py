@@ -28,11 +28,11 @@ def opportunities(number: int) -> dict[str, Row]:
 
 
 def test_the_same_seed_makes_the_same_rows_and_another_makes_others() -> None:
-    def told(rows: dict[str, Row]) -> list[tuple[object, ...]]:
+    def shown(rows: dict[str, Row]) -> list[tuple[object, ...]]:
         return [(key, row["name"], row["estimatedvalue"], row["ownerid"]) for key, row in rows.items()]
 
-    assert told(opportunities(1)) == told(opportunities(1))
-    assert told(opportunities(1)) != told(opportunities(2))
+    assert shown(opportunities(1)) == shown(opportunities(1))
+    assert shown(opportunities(1)) != shown(opportunities(2))
 
 
 def test_amounts_fit_their_currencies() -> None:

@@ -53,11 +53,11 @@ class Faults:
             if self.lose_before:
                 self.lose_before -= 1
                 raise ResponseLost
-            answer = app(environ, start_response)
+            response = app(environ, start_response)
             if self.lose_after:
                 self.lose_after -= 1
                 raise ResponseLost
-            return answer
+            return response
 
         return faulty
 
@@ -212,9 +212,9 @@ def claim_and_call(opportunity: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-@pytest.mark.parametrize("answer", [DuplicateResponse.DUPLICATE_412, DuplicateResponse.DEADLOCK_500])
-def test_of_many_simultaneous_claims_one_commits(served: Served, answer: DuplicateResponse) -> None:
-    served.app.organization.duplicate_response = answer
+@pytest.mark.parametrize("response", [DuplicateResponse.DUPLICATE_412, DuplicateResponse.DEADLOCK_500])
+def test_of_many_simultaneous_claims_one_commits(served: Served, response: DuplicateResponse) -> None:
+    served.app.organization.duplicate_response = response
     opportunity, start = served.demo.opportunities[0], threading.Barrier(16)
 
     def attempt(_: int) -> str:
@@ -231,7 +231,7 @@ def test_of_many_simultaneous_claims_one_commits(served: Served, answer: Duplica
     with ThreadPoolExecutor(16) as threads:
         texts = list(threads.map(attempt, range(16)))
     assert sum("HTTP/1.1 204" in text for text in texts) == 1
-    assert sum(f"HTTP/1.1 {answer.value.split()[0]}" in text for text in texts) == 15
+    assert sum(f"HTTP/1.1 {response.value.split()[0]}" in text for text in texts) == 15
     made = [
         change
         for commit in served.app.store.commits
@@ -280,7 +280,7 @@ def test_connections_are_kept_alive(served: Served) -> None:
     assert len(peers) == 1
 
 
-def test_an_answer_lost_after_the_commit_breaks_the_connection_off(served: Served) -> None:
+def test_a_response_lost_after_the_commit_breaks_the_connection(served: Served) -> None:
     session = served.session(served.admin)
     served.faults.lose_before = 1
     with pytest.raises(requests.ConnectionError):
@@ -295,7 +295,7 @@ def test_an_answer_lost_after_the_commit_breaks_the_connection_off(served: Serve
     session.close()
 
 
-def test_the_adapter_loses_answers_in_the_same_way(served: Served) -> None:
+def test_the_adapter_loses_responses_in_the_same_way(served: Served) -> None:
     with served.session(served.admin) as session:
         session.mount(served.server.url, WsgiAdapter(served.faults(served.app)))
         served.faults.lose_after = 1
@@ -314,7 +314,7 @@ def test_a_client_that_says_nothing_does_not_keep_others_waiting(served: Served)
         connection.close()
 
 
-def test_plain_http_and_strangers_to_its_authority_get_no_answer(served: Served) -> None:
+def test_plain_http_and_clients_without_its_authority_get_no_response(served: Served) -> None:
     with pytest.raises(requests.ConnectionError):
         requests.get(served.root.replace("https", "http"), timeout=5)
     with pytest.raises(requests.exceptions.SSLError):
@@ -333,7 +333,7 @@ def test_stopping_leaves_no_thread_and_no_port(served: Served) -> None:
 def test_tokens_and_bodies_are_not_logged(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     secret = str(uuid.uuid4())
     with caplog.at_level(logging.DEBUG, logger="sandbox"), served.session("not-a-token-" + secret) as session:
-        answer = session.post(served.root + "accounts", json={"name": secret}, timeout=10)
-    assert answer.status_code == 401
+        response = session.post(served.root + "accounts", json={"name": secret}, timeout=10)
+    assert response.status_code == 401
     assert caplog.text
     assert secret not in caplog.text

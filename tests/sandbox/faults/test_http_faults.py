@@ -101,15 +101,15 @@ def test_broken_connections(service: Service, fault: Fault, error: type[Exceptio
     ],
     ids=str,
 )
-def test_answers_of_somebody_else(service: Service, fault: Fault, status: int, code: str | None) -> None:
-    """The answer is the fault's, and the call is carried out only where the fault says so."""
-    answer = service.get(fault)
-    assert answer.status_code == status
+def test_responses_of_faults(service: Service, fault: Fault, status: int, code: str | None) -> None:
+    """The response is the fault's, and the call is carried out only where the fault says so."""
+    response = service.get(fault)
+    assert response.status_code == status
     if code is None:
         with pytest.raises(requests.exceptions.JSONDecodeError):
-            answer.json()
+            response.json()
     else:
-        assert answer.json()["error"]["code"] == code
+        assert response.json()["error"]["code"] == code
     assert service.carried_out == int(fault.after)
 
 
@@ -134,9 +134,9 @@ def test_a_redirect_leads_to_a_page_that_looks_like_success(service: Service) ->
     session = requests.Session()
     session.mount("https://", FaultyAdapter(faulty_dataverse(service, service.plan)))
     service.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.REDIRECT), When.once()))
-    answer = session.get(f"{URL}/api/data/v9.2/accounts")
-    assert answer.status_code == 200
-    assert "Sign in" in answer.text
+    response = session.get(f"{URL}/api/data/v9.2/accounts")
+    assert response.status_code == 200
+    assert "Sign in" in response.text
     assert service.carried_out == 0
 
 
@@ -163,18 +163,18 @@ def test_a_plug_ins_429_has_no_retry_after_unless_it_is_asked_for(service: Servi
     assert service.get(Fault(Kind.ERROR, status=429, retry_after="7")).headers["Retry-After"] == "7"
 
 
-def test_late_answers_are_whole(service: Service) -> None:
+def test_late_responses_are_whole(service: Service) -> None:
     for fault in (Fault(Kind.DELAY, seconds=3), Fault(Kind.DRIBBLE, seconds=4)):
         assert len(service.get(fault).json()["value"]) == 100
     assert service.waited[0] == 3
     assert sum(service.waited[1:]) == pytest.approx(4, rel=0.2)
 
 
-def test_a_truncated_answer_is_whole_for_http_and_not_for_who_reads_it(service: Service) -> None:
-    answer = service.get(Fault(Kind.TRUNCATED))
-    assert int(answer.headers["Content-Length"]) == len(answer.content)
+def test_a_truncated_response_is_whole_for_http_only(service: Service) -> None:
+    response = service.get(Fault(Kind.TRUNCATED))
+    assert int(response.headers["Content-Length"]) == len(response.content)
     with pytest.raises(requests.exceptions.JSONDecodeError):
-        answer.json()
+        response.json()
 
 
 # ---------------------------------------------------------------------------------------------- Dataverse
@@ -233,7 +233,7 @@ def world() -> Iterator[World]:
     app.close()
 
 
-def test_calls_are_told_apart(world: World) -> None:
+def test_operations_are_distinguished(world: World) -> None:
     """A read, a write, a batch of reads and one with a change set are operations of their own."""
     for name in ("read", "write", "batch", "change-set"):
         world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.RESET), operation=name))
@@ -251,21 +251,21 @@ def test_calls_are_told_apart(world: World) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_one_part_of_a_batch_is_struck(world: World, after: bool) -> None:  # noqa: FBT001 - pytest's
-    """The others are answered as ever; without after the part that is struck is not carried out."""
+    """The others get their own responses; without after the part that is struck is not carried out."""
     world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, part=0, after=after, retry_after="9")))
     note = operation(
         "POST",
         "annotations",
         json.dumps({"objectid_opportunity@odata.bind": f"/opportunities({world.opportunity})"}),
     )
-    answer = world.batch(change_set(note), operation("GET", "annotations?$select=annotationid"))
-    assert answer.status_code == 200
-    assert "HTTP/1.1 429" in answer.text
-    assert "Retry-After: 9" in answer.text
-    assert answer.text.count("HTTP/1.1 ") == 2
-    assert answer.text.count('"annotationid":') == (1 if after else 0)
+    response = world.batch(change_set(note), operation("GET", "annotations?$select=annotationid"))
+    assert response.status_code == 200
+    assert "HTTP/1.1 429" in response.text
+    assert "Retry-After: 9" in response.text
+    assert response.text.count("HTTP/1.1 ") == 2
+    assert response.text.count('"annotationid":') == (1 if after else 0)
     assert world.notes == (1 if after else 0)
-    assert answer.text.index("429") < answer.text.index("200 OK")
+    assert response.text.index("429") < response.text.index("200 OK")
 
 
 def claim(opportunity: str) -> str:
@@ -307,7 +307,7 @@ def test_a_part_that_is_not_there_strikes_the_whole(world: World) -> None:
 
 @pytest.mark.parametrize("kind", [Kind.RESET, Kind.CUT, Kind.REFUSE])
 def test_broken_connections_over_sockets(kind: Kind, tmp_path: Path) -> None:
-    """Under the server, a fault ends the connection, and the next call is answered on a new one."""
+    """Under the server, a fault ends the connection, and the next call is carried out on a new one."""
     certificates = CertificateAuthority(tmp_path)
     authority = TokenAuthority()
     app = DataverseApp(authority.verify)
