@@ -15,6 +15,7 @@ from operations.doctor import doctor
 from operations.environment import SettingsFile, environment_of
 from operations.events import events
 from operations.failed import failed
+from operations.opportunity import opportunity
 from operations.reconcile import reconcile
 from operations.trouble import explain
 from operations.waiting import waiting
@@ -74,6 +75,7 @@ operations.add_command(failed)
 operations.add_command(reconcile)
 operations.add_command(waiting)
 operations.add_command(events)
+operations.add_command(opportunity)
 
 
 def main() -> int:

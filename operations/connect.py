@@ -16,7 +16,7 @@ import click
 
 from operations.console import Column, confirm, note, say_json, say_table
 from operations.environment import namespace_address
-from operations.privileges import OPTIONAL_PRIVILEGES, PRIVILEGES, lacking, privilege_ids
+from operations.privileges import OPTIONAL_PRIVILEGES, lacking, needed_privileges, privilege_ids
 from operations.web_api import Row, WebApi, derived_id, quoted
 from shared.settings import service_bus_settings
 
@@ -61,6 +61,7 @@ class Target:
     queue: str
     sas_key_name: str
     sas_key: str | None = field(repr=False)
+    privileges: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def connect(
         settings.opportunity_won_queue,
         sas_key_name,
         _sas_key(environment, from_stdin=sas_key_stdin),
+        needed_privileges(environment),
     )
     who = api.row("WhoAmI")
     note(f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}")
@@ -251,12 +253,12 @@ class Connection:
 
     def _privileges(self, role: str) -> None:
         ids = privilege_ids(self._api)
-        absent = PRIVILEGES.keys() - ids.keys() - OPTIONAL_PRIVILEGES
+        absent = self._target.privileges.keys() - ids.keys() - OPTIONAL_PRIVILEGES
         if absent:
             raise click.ClickException(
                 f"This environment knows no {', '.join(sorted(absent))}: is Sales installed?"
             )
-        wanted = {name: depth for name, depth in PRIVILEGES.items() if name in ids}
+        wanted = {name: depth for name, depth in self._target.privileges.items() if name in ids}
         missing = lacking(wanted, self._granted(role, ids))
         if not missing:
             self._say("Privileges", Outcome.ALREADY_THERE, f"{len(wanted)} at their depth")

@@ -42,6 +42,7 @@ class Seen:
     opportunity_id: str | None
     since: datetime | None
     attempts: int
+    enqueued: datetime | None
     due: datetime | None
 
     @property
@@ -53,7 +54,7 @@ class Seen:
     def of(cls, message: ServiceBusReceivedMessage | None) -> Seen:
         """Read a message that failed, or that waits for its next try; None for one that cannot be decoded."""
         if message is None:
-            return cls(UNKNOWN, "The message cannot be decoded.", None, None, 0, None)
+            return cls(UNKNOWN, "The message cannot be decoded.", None, None, 0, None, None)
         properties = text_properties(message)
         # A parked message, and one that was forwarded from a dead-letter queue, carry both as application properties.
         reason = properties.get(DEAD_LETTER_REASON) or message.dead_letter_reason or properties.get(REASON)
@@ -70,6 +71,7 @@ class Seen:
             since=_time(properties.get(FIRST_SEEN)) or _aware(message.enqueued_time_utc),
             # The first try counts. A message that never was rescheduled has the broker's count.
             attempts=attempt + 1 if isinstance(attempt, int) else message.delivery_count or 0,
+            enqueued=_aware(message.enqueued_time_utc),
             due=_aware(message.scheduled_enqueue_time_utc),
         )
 

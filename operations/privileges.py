@@ -26,10 +26,23 @@ PRIVILEGES: dict[str, str] = {
     "prvReadAttributeMap": "Global",
     "prvReadTransactionCurrency": "Global",
     "prvReadSalesOrder": "Global",
+    "prvReadActivity": "Global",
+    "prvReadAccount": "Global",
+    "prvReadContact": "Global",
+    "prvReadProduct": "Global",
     "prvCreateNote": "Basic",
     "prvReadNote": "Global",
     "prvAppendNote": "Basic",
 }
+# To assign the invoice to the owner of the opportunity: the invoice is the application user's own until then.
+ASSIGNMENT_PRIVILEGES: dict[str, str] = {
+    "prvAssignInvoice": "Basic",
+    "prvWriteInvoice": "Basic",
+    "prvReadUser": "Global",
+    "prvReadTeam": "Global",
+}
+_OWNER_SETTING = "INVOICE_OWNER"
+_OWNER_OPPORTUNITY = "opportunity"
 # Only older lists name these two: an environment without them is none to worry about.
 OPTIONAL_PRIVILEGES = frozenset({"prvReadEntityMap", "prvReadAttributeMap"})
 
@@ -37,6 +50,12 @@ OPTIONAL_PRIVILEGES = frozenset({"prvReadEntityMap", "prvReadAttributeMap"})
 DEPTHS = ("Basic", "Local", "Deep", "Global")
 # More names in one call are refused.
 _PRIVILEGES_AT_ONCE = 40
+
+
+def needed_privileges(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the privileges that the function needs with these app settings, and their depths."""
+    owner = environment.get(_OWNER_SETTING, "").strip().lower() or _OWNER_OPPORTUNITY
+    return PRIVILEGES | (ASSIGNMENT_PRIVILEGES if owner == _OWNER_OPPORTUNITY else {})
 
 
 def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, str]:
@@ -50,15 +69,15 @@ def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, 
 
 def privilege_ids(api: WebApi) -> dict[str, str]:
     """Return the ids of the privileges that the function needs: they differ per environment."""
-    names = " or ".join(f"name eq '{name}'" for name in PRIVILEGES)
+    names = " or ".join(f"name eq '{name}'" for name in (*PRIVILEGES, *ASSIGNMENT_PRIVILEGES))
     return {
         row["name"]: row["privilegeid"]
         for row in api.rows(f"privileges?$select=privilegeid,name&$filter={names}")
     }
 
 
-def privileges_of(api: WebApi, user: str, names: Sequence[str] = tuple(sorted(PRIVILEGES))) -> dict[str, str]:
-    """Return the deepest depth of each of these privileges that a user has, by whatever role or team."""
+def privileges_of(api: WebApi, user: str, names: Sequence[str]) -> dict[str, str]:
+    """Return the deepest depth of each of these privileges that a user has, through any role or team."""
     rows: list[Row] = []
     for start in range(0, len(names), _PRIVILEGES_AT_ONCE):
         some = json.dumps(names[start : start + _PRIVILEGES_AT_ONCE])

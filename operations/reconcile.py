@@ -1,155 +1,263 @@
-"""`operations reconcile`: won opportunities without an invoice, and an event for each that is sent after all.
+"""`operations reconcile`: the audit of won opportunities, and an event for each win that has no invoice.
 
-"Nothing is lost" must not begin at our queue: a rotated key, a disabled endpoint or step, a failed system job lose a
-win before it comes to it, and wins from before going live never were events.
+"Nothing is lost" must not begin at our queue: a rotated key, a disabled endpoint or step, or a failed system job loses
+a win before it reaches the queue, and wins from before going live never were events.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
-from azure.servicebus import ServiceBusMessage
 
-from operations.console import Column, confirm, note, progress, say_json, say_table
+from operations.billing import Billing, invoice_number, read_billing
+from operations.console import Column, confirm, count, note, progress, say, say_json, say_table
+from operations.messages import plain_message
 from operations.namespace import open_namespace
 from operations.privileges import PRIVILEGES, lacking, privileges_of
 from operations.web_api import WebApi
 from shared.errors import DataverseForbidden
 from shared.invoice import OrderedOpportunity
-from shared.invoicing import claim_read, invoices_of, oldest_active, orders_of
 from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from operations.web_api import Row
-
 FOUND = 3
-# What is looked at, in the whole organization.
-_READS = {
+# What is read, in the whole organization.
+_PRIVILEGES = {
     name: PRIVILEGES[name]
-    for name in ("prvReadOpportunity", "prvReadInvoice", "prvReadSalesOrder", "prvReadNote")
+    for name in (
+        "prvReadOpportunity",
+        "prvReadInvoice",
+        "prvReadSalesOrder",
+        "prvReadNote",
+        "prvReadActivity",
+    )
 }
-# Three reads for each opportunity in one request; Dataverse takes up to 1,000.
-_AT_ONCE = 100
 
 
-class State(Enum):
-    """Why a won opportunity has no invoice, as far as its records tell."""
+class Problem(Enum):
+    """What the audit finds. Each has a code for scripts, a text, and what to do."""
 
-    MISSING = "no invoice"
-    CLAIMED = "its invoice was deleted or canceled"
+    NO_INVOICE = "no invoice", "operations reconcile --send puts an event for it on the queue."
+    INVOICE_GONE = (
+        "its invoice was deleted or canceled",
+        "Not to be billed: nothing. To be billed: delete the note on its timeline, then operations reconcile --send.",
+    )
+    ORDER_CANCELED = (
+        "billed through an order that was canceled since",
+        "Not to be billed: nothing. To be billed: operations opportunity ID --send.",
+    )
+    TWO_INVOICES = "two active invoices", "Compare them in Dynamics, and cancel the one that is wrong."
+    OUTDATED = (
+        "outdated invoice: changed and won again since",
+        "Decide which one is right: correct the invoice, or cancel it, delete the note, then reconcile --send.",
+    )
+    PRICING_ERROR = (
+        "invoice with a pricing error",
+        "Correct the invoice in Dynamics: its totals are not reliable.",
+    )
+
+    def __init__(self, text: str, advice: str) -> None:
+        self.text = text
+        self.advice = advice
+
+    @property
+    def code(self) -> str:
+        """The stable word for scripts."""
+        return self.name.lower().replace("_", "-")
 
 
 @dataclass(frozen=True)
-class Win:
-    """A won opportunity without an invoice. `closed`: the date on which it was won, as Dataverse has it."""
+class Finding:
+    """What is wrong with one won opportunity. `detail`: the invoices, orders or amounts that it is about."""
 
-    opportunity_id: str
-    closed: str
-    state: State
+    billing: Billing
+    problem: Problem
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class AuditContext:
+    """What a check may need besides the opportunity itself."""
+
+    api: WebApi
+    ordered: OrderedOpportunity
+
+
+def _no_invoice(billing: Billing, context: AuditContext) -> Finding | None:
+    is_billed_by_order = bool(billing.counting_orders) and context.ordered is OrderedOpportunity.SKIP
+    if billing.active_invoices or is_billed_by_order:
+        return None
+    if billing.claim is not None:
+        canceled = ", ".join(invoice_number(row) for row in billing.invoices)
+        return Finding(
+            billing, Problem.INVOICE_GONE, f"canceled: {canceled}" if canceled else "deleted, or moved"
+        )
+    if billing.orders and context.ordered is OrderedOpportunity.SKIP:
+        orders = ", ".join(row.text("ordernumber") or row.guid("salesorderid") for row in billing.orders)
+        return Finding(billing, Problem.ORDER_CANCELED, orders)
+    return Finding(billing, Problem.NO_INVOICE)
+
+
+def _two_invoices(billing: Billing, _: AuditContext) -> Finding | None:
+    if len(billing.active_invoices) < 2:  # noqa: PLR2004 - two are one too many
+        return None
+    return Finding(billing, Problem.TWO_INVOICES, ", ".join(map(invoice_number, billing.active_invoices)))
+
+
+def _outdated(billing: Billing, context: AuditContext) -> Finding | None:
+    if not billing.is_won_again:
+        return None
+    # Its totals are calculated when it is retrieved by itself.
+    invoice = context.api.invoice(billing.active_invoices[0].guid("invoiceid"))
+    differences = billing.differences(invoice)
+    return Finding(billing, Problem.OUTDATED, "; ".join(differences)) if differences else None
+
+
+def _pricing_error(billing: Billing, _: AuditContext) -> Finding | None:
+    wrong = [row for row in billing.active_invoices if row.optional_integer("pricingerrorcode")]
+    return Finding(billing, Problem.PRICING_ERROR, ", ".join(map(invoice_number, wrong))) if wrong else None
+
+
+# What is checked of every won opportunity; each check finds one problem at most.
+CHECKS: tuple[Callable[[Billing, AuditContext], Finding | None], ...] = (
+    _no_invoice,
+    _two_invoices,
+    _outdated,
+    _pricing_error,
+)
+
+
+def audit(billings: Iterable[Billing], context: AuditContext) -> Iterator[Finding]:
+    """Yield what is wrong with each of the won opportunities."""
+    for billing in billings:
+        for check in CHECKS:
+            finding = check(billing, context)
+            if finding is not None:
+                yield finding
+
+
+def won_since(api: WebApi, since: datetime) -> Iterator[str]:
+    """Yield the ids of the opportunities that were won on this day or later."""
+    # By the date of the business, not of the row's last change: an old win that somebody edits is no new win.
+    for row in api.rows(
+        "opportunities?$select=opportunityid"
+        f"&$filter=statecode eq 1 and actualclosedate ge {since:%Y-%m-%d}&$orderby=actualclosedate,opportunityid"
+    ):
+        yield str(row["opportunityid"])
+
+
+def send_wins(environment: Mapping[str, str], opportunity_ids: Iterable[str]) -> int:
+    """Put an event for each opportunity on the queue; return how many. Idempotent: none is invoiced twice."""
+    sent = 0
+    with open_namespace(environment) as namespace:
+        for opportunity_id in opportunity_ids:
+            body = json.dumps({"opportunityId": opportunity_id}).encode()
+            namespace.send(
+                namespace.settings.opportunity_won_queue, plain_message(body, content_type="application/json")
+            )
+            sent += 1
+    return sent
 
 
 @click.command()
 @click.option("--since", required=True, type=click.DateTime(["%Y-%m-%d"]), help="Won on this day or later.")
-@click.option("--send", is_flag=True, help="Put an event on the queue for each that never had an invoice.")
+@click.option(
+    "--send", is_flag=True, help="Put an event on the queue for each win that never had an invoice."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def reconcile(
     environment: Mapping[str, str], since: datetime, *, send: bool, yes: bool, as_json: bool
 ) -> None:
-    """Find won opportunities that have no invoice; exit code 3 if there are any that are not sent.
+    """Check every won opportunity: is it invoiced once, up to date, with prices; exit code 3 for any problem.
 
-    Opportunities with a sales order are left out, unless ORDERED_OPPORTUNITY=invoice. Sending is harmless twice.
+    Opportunities with a sales order that is not canceled are billed through it, unless ORDERED_OPPORTUNITY=invoice.
+    Sending is idempotent; wins that are sent count as no problem any more.
     """
     api = WebApi.of(environment)
     check_that_all_is_seen(api)
-    ordered = dataverse_settings(environment).ordered_opportunity
-    wins = list(without_invoice(api, progress(_won(api, since), "Looking"), ordered))
-    columns = [Column("Opportunity", "opportunity"), Column("Won", "won"), Column("State", "state")]
-    rows = [_row(win) for win in wins]
+    context = AuditContext(api, dataverse_settings(environment).ordered_opportunity)
+    ids = list(won_since(api, since))
+    findings = list(audit(progress(read_billing(api, ids), "Reading", len(ids)), context))
     if as_json:
-        say_json(rows)
+        say_json([_row(each) for each in findings])
     else:
-        say_table(columns, rows)
-    missing = [win for win in wins if win.state is State.MISSING]
+        _say(findings, len(ids))
+    missing = [each.billing.opportunity_id for each in findings if each.problem is Problem.NO_INVOICE]
+    left = len(findings)
     if send and missing:
-        confirm(f"Send an event for {len(missing)} opportunities?", yes=yes)
-        _send(environment, missing)
-        note(f"{len(missing)} sent.")
-    elif missing:
+        confirm(f"Send an event for {count(len(missing), 'opportunity', 'opportunities')}?", yes=yes)
+        note(f"{send_wins(environment, progress(missing, 'Sending', len(missing)))} sent.")
+        left -= len(missing)
+    if left:
         raise click.exceptions.Exit(FOUND)
 
 
 def check_that_all_is_seen(api: WebApi) -> None:
-    """Raise ClickException for a login that does not read other people's rows: they are missing without a word."""
+    """Raise ClickException for a login that does not read other people's rows: they are missing without an error."""
     try:
-        granted = privileges_of(api, str(api.row("WhoAmI")["UserId"]), sorted(_READS))
+        granted = privileges_of(api, str(api.row("WhoAmI")["UserId"]), sorted(_PRIVILEGES))
     except DataverseForbidden:
         note(
             "Dataverse does not say how far your login reads (prvReadUser): wins of other people may be missing."
         )
         return
-    shallow = lacking(_READS, granted)
+    shallow = lacking(_PRIVILEGES, granted)
     if shallow:
         raise click.ClickException(
             f"Your login does not have {', '.join(sorted(shallow))} for the whole organization: wins or invoices of "
-            "other people would be missing from the answer without a word. Use one that has."
+            "other people would be missing from the result without an error. Use one that has."
         )
 
 
-def without_invoice(api: WebApi, won: Iterable[Row], ordered: OrderedOpportunity) -> Iterator[Win]:
-    """Yield which of the won opportunities have no invoice that is not canceled."""
-    for some in _slices(won, _AT_ONCE):
-        reads = [
-            read
-            for row in some
-            for read in (
-                invoices_of(row["opportunityid"]),
-                orders_of(row["opportunityid"]),
-                claim_read(row["opportunityid"]),
-            )
-        ]
-        answers = iter(api.batch(reads))
-        for row, invoices, orders, claims in zip(some, answers, answers, answers, strict=True):
-            billed_by_order = bool(orders.records()) and ordered is OrderedOpportunity.SKIP
-            if oldest_active(invoices) is None and not billed_by_order:
-                state = State.CLAIMED if claims.records() else State.MISSING
-                yield Win(row["opportunityid"], str(row["actualclosedate"]), state)
+_COLUMNS = [
+    Column("Won", "won"),
+    Column("Opportunity", "about", flexible=True),
+    Column("Problem", "problem"),
+    Column("Detail", "detail", flexible=True),
+]
 
 
-def _won(api: WebApi, since: datetime) -> Iterator[Row]:
-    # By the date of the business, not of the row's last change: an old win that somebody edits is no new win.
-    return api.rows(
-        "opportunities?$select=opportunityid,actualclosedate"
-        f"&$filter=statecode eq 1 and actualclosedate ge {since:%Y-%m-%d}&$orderby=actualclosedate,opportunityid"
+def _say(findings: list[Finding], checked: int) -> None:
+    wins = count(checked, "win") + " checked"
+    if not findings:
+        say(f"{wins}, none missing.")
+        return
+    rows = [
+        {
+            **_row(each),
+            "about": f"{each.billing.name} ({each.billing.customer or each.billing.opportunity_id})",
+        }
+        for each in findings
+    ]
+    say_table(
+        _COLUMNS, [{**row, "problem": each.problem.text} for row, each in zip(rows, findings, strict=True)]
     )
+    say()
+    counts = Counter(each.problem for each in findings)
+    say(f"{wins}: {', '.join(f'{counts[each]} {each.text}' for each in Problem if each in counts)}.")
+    for problem in counts:
+        say(f"{problem.text}: {problem.advice}")
 
 
-def _send(environment: Mapping[str, str], wins: list[Win]) -> None:
-    with open_namespace(environment) as namespace:
-        for win in progress(wins, "Sending", total=len(wins)):
-            event = ServiceBusMessage(
-                json.dumps({"opportunityId": win.opportunity_id}),
-                content_type="application/json",
-                message_id=str(uuid.uuid4()),
-            )
-            namespace.send(namespace.settings.opportunity_won_queue, event)
-
-
-def _slices(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    iterator = iter(rows)
-    while some := list(islice(iterator, size)):
-        yield some
-
-
-def _row(win: Win) -> dict[str, object]:
-    return {"opportunity": win.opportunity_id, "won": win.closed, "state": win.state.value}
+def _row(finding: Finding) -> dict[str, object]:
+    billing = finding.billing
+    return {
+        "opportunity": billing.opportunity_id,
+        "name": billing.name,
+        "customer": billing.customer,
+        "won": billing.closed_on,
+        "problem": finding.problem.code,
+        "state": finding.problem.text,
+        "detail": finding.detail,
+        "advice": finding.problem.advice,
+    }

@@ -17,11 +17,13 @@ from shared.clock import Clock, Deadline, SystemClock
 from shared.credential import Identities
 from shared.dataverse import API
 from shared.errors import DataverseThrottled, RecordNotFound
+from shared.invoicing import retrieve_invoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shared.dataverse import ChangeSet, Dataverse, Read
+    from shared.invoice import Invoice
     from shared.response import Response
 
 Row = dict[str, Any]
@@ -118,6 +120,10 @@ class WebApi:
     def batch(self, operations: Sequence[Read | ChangeSet]) -> list[Response]:
         """Return the answers to many operations."""
         return self._patiently(lambda: self._dataverse.batch(operations, self._deadline))
+
+    def invoice(self, invoice_id: str) -> Invoice:
+        """Retrieve an invoice by itself, with its totals calculated; raises RecordNotFound."""
+        return self._patiently(lambda: retrieve_invoice(self._dataverse, invoice_id, self._deadline))
 
     def address(self, path: str) -> str:
         """Return the whole URL of a record."""

@@ -198,7 +198,7 @@ class DataverseLinks:
         def look(api: WebApi) -> list[Result]:
             user = str(_seen(self._user)["systemuserid"])
             try:
-                granted = privileges_of(api, user)
+                granted = privileges_of(api, user, sorted(PRIVILEGES))
             except DataverseForbidden as error:
                 if not self._identity.is_function_at("Dataverse"):
                     raise

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from operations.__main__ import operations
-from operations.privileges import PRIVILEGES
+from operations.privileges import PRIVILEGES, needed_privileges
 from operations.web_api import WebApi
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import SystemClock
@@ -136,9 +136,12 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(organization: Organi
     assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
 
 
+@pytest.mark.parametrize("owner", ["", "opportunity", "application"])
 def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_depth(
-    organization: Organization,
+    organization: Organization, owner: str
 ) -> None:
+    """Those to assign the invoice only where the function assigns it."""
+    organization.environment["INVOICE_OWNER"] = owner
     organization.connect()
     (role,) = [row for row in organization.rows("role") if row["name"] == "Opportunity Invoicing"]
     names = {row["privilegeid"]: row["name"] for row in organization.rows("privilege")}
@@ -147,10 +150,12 @@ def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_de
         for row in organization.rows("roleprivileges")
         if row["roleid"] == role["roleid"]
     }
-    assert granted == {name: int(Depth[depth.upper()]) for name, depth in PRIVILEGES.items()}
+    needed = needed_privileges(organization.environment)
+    assert ("prvAssignInvoice" in needed) is (owner != "application")
+    assert granted == {name: int(Depth[depth.upper()]) for name, depth in needed.items()}
     assert all(
         depth == "Global"
-        for name, depth in PRIVILEGES.items()
+        for name, depth in needed.items()
         if name.startswith(("prvRead", "prvAppendToO"))
     )
 
@@ -383,6 +388,7 @@ def test_reconcile_refuses_to_look_with_a_login_that_sees_only_a_part(organizati
 
 
 def test_reconcile_says_where_it_cannot_tell_what_its_login_sees(organization: Organization) -> None:
+    organization.environment["INVOICE_OWNER"] = "application"
     organization.connect()
     asked = organization.run(
         "reconcile", "--since", "2026-01-01", "--json", AZURE_CLIENT_ID=FUNCTION.client_id

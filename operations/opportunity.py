@@ -1,0 +1,570 @@
+"""`operations opportunity`: the history of one opportunity as a timeline, one verdict, and what to do.
+
+The sources are Dataverse (closes, orders, invoices, the claim, system jobs) and Service Bus (the queue, scheduled
+retries, the failed queue, published events). A source that the login may not read is named, and nothing is concluded
+from its absence.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+from azure.core.exceptions import AzureError
+from azure.servicebus import ServiceBusMessageState
+
+from operations.billing import Billing, invoice_number, read_billing
+from operations.console import Column, confirm, note, printable, say, say_json, say_table
+from operations.failed import FailedMessage, failed_messages
+from operations.following import PublishedEvent, published_event
+from operations.messages import Seen
+from operations.namespace import AUDIT, NoResponse, Source, open_namespace, sequence_number
+from operations.reconcile import send_wins
+from operations.system_jobs import job_message
+from operations.trouble import explain
+from operations.web_api import WebApi, quoted
+from shared.errors import InvoiceOutdated, InvoicingFailure, PublishFailed
+from shared.invoice import OpportunityState, OrderedOpportunity
+from shared.settings import dataverse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from operations.namespace import Namespace
+    from operations.web_api import Row
+
+Item = TypeVar("Item")
+
+_MAX_MATCHES = 20
+_JOB_STATES = {10: "is retried", 20: "runs", 21: "pauses", 30: "succeeded", 31: "failed", 32: "was canceled"}
+_JOB_FAILED = 31
+_CANCELED_INVOICE, _CANCELED_ORDER, _CANCELED_CLOSE = 3, 2, 2
+_FORMATTED = "@OData.Community.Display.V1.FormattedValue"
+
+
+class Verdict(Enum):
+    """What is the case with an opportunity, in one line, and what to do."""
+
+    INVOICED_ONCE = "invoiced once", "Nothing."
+    INVOICED_TWICE = "invoiced twice", "Compare the invoices in Dynamics, and cancel the one that is wrong."
+    OUTDATED = (
+        "the invoice is outdated: the opportunity was changed and won again since",
+        "Correct the invoice, or cancel it, delete the note on the timeline, then operations opportunity ID --send.",
+    )
+    RETRIED = (
+        "is being retried",
+        "Fix the cause that is named; then wait, or operations waiting retry-now NUMBER.",
+    )
+    IN_QUEUE = (
+        "waits in the queue, or is being processed",
+        "Wait a minute and ask again; if it stays: operations doctor.",
+    )
+    PARKED = "is parked", "operations failed show ID says what to fix; then operations failed replay ID."
+    ORDERED = "is billed through its sales order", "Nothing: invoice the order in Dynamics."
+    INVOICE_GONE = (
+        "was invoiced, and the invoice was deleted or canceled since",
+        "Not to be billed: nothing. To be billed: delete the note on its timeline; operations opportunity ID --send.",
+    )
+    JOB_FAILED = (
+        "Dataverse could not post the win to the queue",
+        "Fix what the system job says (operations doctor), then operations opportunity ID --send.",
+    )
+    NEVER_ARRIVED = (
+        "the win never reached the queue",
+        "operations doctor shows which connection is broken; operations opportunity ID --send makes up for the win.",
+    )
+    NOT_WON = "is not won", "Nothing: only a won opportunity is invoiced."
+    NOT_INVOICED = (
+        "has no invoice, and not all queues can be read from here",
+        "Ask with a login that may read what is named, before you send an event.",
+    )
+
+    def __init__(self, text: str, advice: str) -> None:
+        self.text = text
+        self.advice = advice
+
+    @property
+    def code(self) -> str:
+        """The stable word for scripts."""
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the timeline. `time` is None where the source does not say when."""
+
+    time: datetime | None
+    what: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A message about the opportunity in the queue of wins. `due`: when it is tried next; None: it is available now."""
+
+    number: int
+    seen: Seen
+    due: datetime | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """An event about the opportunity in the audit subscription."""
+
+    time: datetime | None
+    event: PublishedEvent
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What Service Bus holds about an opportunity. `not_seen`: what could not be read, a sentence for each."""
+
+    retries: tuple[Retry, ...] = ()
+    failed: tuple[FailedMessage, ...] = ()
+    published: tuple[Published, ...] = ()
+    not_seen: tuple[str, ...] = ()
+    queues_are_seen: bool = True
+
+
+@dataclass(frozen=True)
+class History:
+    """All that is known about one opportunity, and the verdict. `because` completes the verdict's text."""
+
+    billing: Billing
+    link: str
+    timeline: tuple[Entry, ...]
+    verdict: Verdict
+    because: str
+    remarks: tuple[str, ...]
+    not_seen: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict as one sentence."""
+        return f"{self.verdict.text}{': ' + self.because if self.because else ''}"
+
+    @property
+    def advice(self) -> str:
+        """What to do, with the opportunity's own id."""
+        return self.verdict.advice.replace("opportunity ID", f"opportunity {self.billing.opportunity_id}")
+
+
+@dataclass(frozen=True)
+class Match:
+    """An opportunity that a search found."""
+
+    opportunity_id: str
+    name: str
+    customer: str | None
+    state: str
+
+
+def find(api: WebApi, text: str) -> list[Match]:
+    """Return the opportunities that a text means: an id, a part of a name, or the number of an invoice."""
+    try:
+        guid = str(uuid.UUID(text))
+    except ValueError:
+        of_invoices = {
+            f"opportunityid eq {row['_opportunityid_value']}": None
+            for row in api.rows(
+                f"invoices?$select=_opportunityid_value&$filter=invoicenumber eq {quoted(text)}&$top={_MAX_MATCHES}"
+            )
+            if row.get("_opportunityid_value")
+        }
+        condition = " or ".join((f"contains(name,{quoted(text)})", *of_invoices))
+    else:
+        condition = f"opportunityid eq {guid}"
+    return [
+        Match(
+            str(row["opportunityid"]),
+            str(row.get("name") or ""),
+            row.get(f"_customerid_value{_FORMATTED}"),
+            OpportunityState(row["statecode"]).name.lower(),
+        )
+        for row in api.rows(
+            f"opportunities?$select=name,_customerid_value,statecode&$filter={condition}"
+            f"&$orderby=createdon desc&$top={_MAX_MATCHES}"
+        )
+    ]
+
+
+def history(api: WebApi, billing: Billing, messages: Messages, ordered: OrderedOpportunity) -> History:
+    """Return the history of an opportunity, as the records and messages show it."""
+    jobs, not_seen = _jobs(api, billing.opportunity_id)
+    timeline = sorted(
+        [*_from_dataverse(billing), *map(_job_entry, jobs), *_from_messages(messages)],
+        key=lambda entry: entry.time or datetime.max.replace(tzinfo=UTC),
+    )
+    verdict, because = _verdict(_Facts(api, billing, messages, ordered, tuple(jobs)))
+    return History(
+        billing,
+        f"{api.url}/main.aspx?pagetype=entityrecord&etn=opportunity&id={billing.opportunity_id}",
+        tuple(timeline),
+        verdict,
+        because,
+        tuple(_remarks(billing, messages, verdict)),
+        (*not_seen, *messages.not_seen),
+    )
+
+
+def messages_about(environment: Mapping[str, str], opportunity_id: str) -> Messages:
+    """Read all messages about an opportunity; what cannot be read is named in the result."""
+    not_seen: list[str] = []
+    try:
+        with open_namespace(environment) as namespace:
+            reader = _Reader(namespace, opportunity_id, not_seen)
+            retries = reader.read("the queue of wins", reader.retries)
+            failures = reader.read("the failed queue", reader.failures)
+            published = reader.read("the published events", reader.published)
+    except (InvoicingFailure, AzureError, NoResponse, OSError) as error:
+        return Messages(not_seen=(f"Service Bus: {_reason(error)}",), queues_are_seen=False)
+    return Messages(
+        tuple(retries or ()),
+        tuple(failures or ()),
+        tuple(published or ()),
+        tuple(not_seen),
+        queues_are_seen=retries is not None and failures is not None,
+    )
+
+
+class _Reader:
+    """Reads what each entity holds about one opportunity."""
+
+    def __init__(self, namespace: Namespace, opportunity_id: str, not_seen: list[str]) -> None:
+        self._namespace = namespace
+        self._settings = namespace.settings
+        self._opportunity_id = opportunity_id
+        self._not_seen = not_seen
+
+    def read(self, what: str, read: Callable[[], list[Item]]) -> list[Item] | None:
+        """Return what is read, or None where it cannot be read."""
+        try:
+            return read()
+        except AzureError as error:
+            self._not_seen.append(f"{what}: {_reason(error)}")
+            return None
+
+    def retries(self) -> list[Retry]:
+        found = []
+        for message in self._namespace.peek_all(Source(self._settings.opportunity_won_queue)):
+            seen = Seen.of(message)
+            if seen.opportunity_id == self._opportunity_id:
+                is_scheduled = message.state == ServiceBusMessageState.SCHEDULED
+                found.append(Retry(sequence_number(message), seen, seen.due if is_scheduled else None))
+        return found
+
+    def failures(self) -> list[FailedMessage]:
+        return [
+            each
+            for each in failed_messages(self._namespace, self._not_seen.append)
+            if each.seen.opportunity_id == self._opportunity_id
+        ]
+
+    def published(self) -> list[Published]:
+        found = []
+        for message in self._namespace.peek_all(Source(self._settings.invoice_created_topic, AUDIT)):
+            event = published_event(message)
+            if event is not None and event.opportunity_id == self._opportunity_id:
+                time = message.enqueued_time_utc
+                found.append(
+                    Published(time if time is None or time.tzinfo else time.replace(tzinfo=UTC), event)
+                )
+        return found
+
+
+# ---------------------------------------------------------------------------------------------- the verdict
+
+
+@dataclass(frozen=True)
+class _Facts:
+    api: WebApi
+    billing: Billing
+    messages: Messages
+    ordered: OrderedOpportunity
+    jobs: tuple[Row, ...]
+
+    @property
+    def failure(self) -> FailedMessage | None:
+        """The newest failure that nothing else made good since."""
+        failures = [each for each in self.messages.failed if not self._is_made_good(each)]
+        return max(failures, key=lambda each: each.id.number, default=None)
+
+    def _is_made_good(self, failure: FailedMessage) -> bool:
+        # An invoice makes every failure before it good, but for those that are about the invoice itself.
+        about_invoice = failure.seen.reason in (PublishFailed.reason, InvoiceOutdated.reason)
+        return bool(self.billing.active_invoices) and not about_invoice
+
+
+def _verdict(facts: _Facts) -> tuple[Verdict, str]:
+    """Return the verdict and its reason: the first that applies, from what needs a person to what is in order."""
+    return next(found for judge in _JUDGES if (found := judge(facts)) is not None)
+
+
+def _not_won(facts: _Facts) -> tuple[Verdict, str] | None:
+    state = facts.billing.opportunity.state
+    if state == OpportunityState.WON:
+        return None
+    return Verdict.NOT_WON, "it is open" if state == OpportunityState.OPEN else "it is lost"
+
+
+def _invoiced_twice(facts: _Facts) -> tuple[Verdict, str] | None:
+    invoices = facts.billing.active_invoices
+    return (Verdict.INVOICED_TWICE, ", ".join(map(invoice_number, invoices))) if len(invoices) > 1 else None
+
+
+def _outdated(facts: _Facts) -> tuple[Verdict, str] | None:
+    billing, failure = facts.billing, facts.failure
+    if billing.is_won_again:
+        differences = billing.differences(facts.api.invoice(billing.active_invoices[0].guid("invoiceid")))
+        if differences:
+            return Verdict.OUTDATED, "; ".join(differences)
+    if failure is not None and failure.seen.reason == InvoiceOutdated.reason:
+        return Verdict.OUTDATED, failure.seen.description
+    return None
+
+
+def _retried(facts: _Facts) -> tuple[Verdict, str] | None:
+    due = [each for each in facts.messages.retries if each.due is not None]
+    if not due:
+        return None
+    first = min(due, key=lambda each: each.due or datetime.max.replace(tzinfo=UTC))
+    because = f" because {first.seen.reason}" if first.seen.reason else ""
+    text = f" {first.seen.description}" if first.seen.description else ""
+    return (
+        Verdict.RETRIED,
+        f"next try at {first.due:%Y-%m-%d %H:%M:%S} UTC{because} (message {first.number}).{text}",
+    )
+
+
+def _in_queue(facts: _Facts) -> tuple[Verdict, str] | None:
+    # A repeated win of an opportunity that is invoiced changes nothing.
+    waiting = facts.messages.retries and not facts.billing.active_invoices
+    return (Verdict.IN_QUEUE, "") if waiting else None
+
+
+def _parked(facts: _Facts) -> tuple[Verdict, str] | None:
+    failure = facts.failure
+    if failure is None:
+        return None
+    return Verdict.PARKED, f"{failure.seen.reason} (message {failure.id}). {failure.seen.description}".strip()
+
+
+def _invoiced_once(facts: _Facts) -> tuple[Verdict, str] | None:
+    invoices = facts.billing.active_invoices
+    return (Verdict.INVOICED_ONCE, invoice_number(invoices[0])) if invoices else None
+
+
+def _ordered(facts: _Facts) -> tuple[Verdict, str] | None:
+    if not facts.billing.counting_orders or facts.ordered is not OrderedOpportunity.SKIP:
+        return None
+    active = [row for row in facts.billing.orders if row.optional_integer("statecode") != _CANCELED_ORDER]
+    return Verdict.ORDERED, ", ".join(row.text("ordernumber") or row.guid("salesorderid") for row in active)
+
+
+def _invoice_gone(facts: _Facts) -> tuple[Verdict, str] | None:
+    return (Verdict.INVOICE_GONE, "") if facts.billing.claim is not None else None
+
+
+def _job_failed(facts: _Facts) -> tuple[Verdict, str] | None:
+    failed = [job for job in facts.jobs if job["statuscode"] == _JOB_FAILED]
+    return (Verdict.JOB_FAILED, job_message(failed[-1])) if failed else None
+
+
+def _never_arrived(facts: _Facts) -> tuple[Verdict, str]:
+    if not facts.messages.queues_are_seen:
+        return Verdict.NOT_INVOICED, ""
+    waiting = [job for job in facts.jobs if job["statuscode"] in (0, 10, 20)]
+    return Verdict.NEVER_ARRIVED, f"Dataverse still tries: {job_message(waiting[-1])}" if waiting else ""
+
+
+_JUDGES: tuple[Callable[[_Facts], tuple[Verdict, str] | None], ...] = (
+    _not_won,
+    _invoiced_twice,
+    _outdated,
+    _retried,
+    _parked,
+    _invoiced_once,
+    _in_queue,
+    _ordered,
+    _invoice_gone,
+    _job_failed,
+    _never_arrived,
+)
+
+
+def _remarks(billing: Billing, messages: Messages, verdict: Verdict) -> list[str]:
+    remarks = []
+    if verdict is Verdict.INVOICED_ONCE:
+        if messages.failed:
+            ids = ", ".join(str(each.id) for each in messages.failed)
+            remarks.append(f"A message about it is still among the failed ones and can be discarded: {ids}.")
+        if messages.queues_are_seen and not messages.published:
+            remarks.append("No event about it is in the audit subscription: it keeps 14 days.")
+    wrong = [row for row in billing.active_invoices if row.optional_integer("pricingerrorcode")]
+    remarks.extend(f"The invoice {invoice_number(row)} has a pricing error." for row in wrong)
+    return remarks
+
+
+# ---------------------------------------------------------------------------------------------- the timeline
+
+
+def _from_dataverse(billing: Billing) -> list[Entry]:
+    entries = [Entry(billing.row.time("createdon"), "opportunity created", billing.name)]
+    for close in billing.closes:
+        how = {1: "won", 2: "lost"}.get(close.optional_integer("opportunitystatecode") or 0, "closed")
+        canceled = " (reopened since)" if close.optional_integer("statecode") == _CANCELED_CLOSE else ""
+        entries.append(Entry(close.time("createdon"), how + canceled, close.text("subject") or ""))
+    for order in billing.orders:
+        number = order.text("ordernumber") or order.guid("salesorderid")
+        entries.append(Entry(order.time("createdon"), "order created", number))
+        if order.optional_integer("statecode") == _CANCELED_ORDER:
+            entries.append(Entry(order.time("modifiedon"), "order canceled", number))
+    if billing.claim is not None:
+        entries.append(Entry(billing.claim.time("createdon"), "claimed", "note on the timeline"))
+    for invoice in billing.invoices:
+        canceled = ", canceled since" if invoice.optional_integer("statecode") == _CANCELED_INVOICE else ""
+        amount = invoice.text(f"totalamount{_FORMATTED}") or ""
+        owner = invoice.text(f"_ownerid_value{_FORMATTED}")
+        detail = ", ".join(filter(None, (invoice_number(invoice), amount, owner and f"owner {owner}")))
+        entries.append(Entry(invoice.time("createdon"), "invoiced", detail + canceled))
+    return entries
+
+
+def _from_messages(messages: Messages) -> list[Entry]:
+    entries = [
+        Entry(each.due, "next try", f"{each.seen.reason}, attempt {each.seen.attempts}")
+        if each.due is not None
+        else Entry(each.seen.enqueued, "in the queue", f"message {each.number}")
+        for each in messages.retries
+    ]
+    entries += [
+        Entry(
+            each.seen.enqueued, "failed", f"{each.seen.reason} (message {each.id}): {each.seen.description}"
+        )
+        for each in messages.failed
+    ]
+    entries += [
+        Entry(
+            each.time,
+            "event published",
+            f"{each.event.event_id}, invoice {each.event.invoice_number or each.event.invoice_id}",
+        )
+        for each in messages.published
+    ]
+    return entries
+
+
+def _jobs(api: WebApi, opportunity_id: str) -> tuple[list[Row], list[str]]:
+    try:
+        return list(
+            api.rows(
+                "asyncoperations?$select=name,statuscode,createdon,message,friendlymessage,retrycount,postponeuntil"
+                f"&$filter=_regardingobjectid_value eq {opportunity_id}&$orderby=createdon"
+            )
+        ), []
+    except InvoicingFailure as error:
+        return [], [f"the system jobs: {_reason(error)}"]
+
+
+def _job_entry(job: Row) -> Entry:
+    state = _JOB_STATES.get(job["statuscode"], "waits")
+    return Entry(datetime.fromisoformat(str(job["createdon"])), f"post {state}", job_message(job))
+
+
+def _reason(error: BaseException) -> str:
+    trouble = explain(error)
+    return type(error).__name__ if trouble is None else trouble.sentence
+
+
+@click.command()
+@click.argument("text", metavar="ID|NAME|INVOICE-NUMBER")
+@click.option("--send", is_flag=True, help="Put an event for it on the queue, as if it was won just now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def opportunity(environment: Mapping[str, str], text: str, *, send: bool, yes: bool, as_json: bool) -> None:
+    """Show the history of one opportunity: what happened when, what is the case now, and what to do.
+
+    Sending an event is idempotent: an opportunity is never invoiced twice.
+    """
+    api = WebApi.of(environment)
+    match = _the_one(find(api, text), text)
+    (billing,) = read_billing(api, [match.opportunity_id])
+    messages = messages_about(environment, match.opportunity_id)
+    found = history(api, billing, messages, dataverse_settings(environment).ordered_opportunity)
+    if as_json:
+        say_json(_document(found))
+    else:
+        _say(found)
+    if send:
+        if found.verdict is Verdict.NOT_WON:
+            raise click.ClickException("The opportunity is not won: the function would ignore an event.")
+        confirm(f"Send an event for {billing.name}?", yes=yes)
+        note(f"{send_wins(environment, [match.opportunity_id])} sent.")
+
+
+def _the_one(matches: Sequence[Match], text: str) -> Match:
+    """Return the one opportunity that is meant; raises ClickException for none or several."""
+    if not matches:
+        raise click.ClickException(
+            f"No opportunity has {printable(text)} as its id, in its name, or as the number of its invoice, as far as "
+            "your login reads."
+        )
+    if len(matches) > 1:
+        lines = [
+            f"{each.opportunity_id}  {printable(each.name)} ({printable(each.customer or 'no customer')}, {each.state})"
+            for each in matches
+        ]
+        several = "\n".join(lines)
+        raise click.ClickException(f"Several opportunities match; repeat the command with an id:\n{several}")
+    return matches[0]
+
+
+_COLUMNS = [Column("Time (UTC)", "moment"), Column("What", "what"), Column("Detail", "detail", flexible=True)]
+
+
+def _say(found: History) -> None:
+    billing = found.billing
+    say(f"{billing.name} ({billing.customer or 'no customer'})")
+    say(found.link)
+    say()
+    say_table(
+        _COLUMNS,
+        [
+            {
+                "moment": f"{each.time:%Y-%m-%d %H:%M:%S}" if each.time else "",
+                "what": each.what,
+                "detail": each.detail,
+            }
+            for each in found.timeline
+        ],
+    )
+    say()
+    say(f"Verdict: {found.sentence}")
+    say(f"To do:   {found.advice}")
+    for remark in found.remarks:
+        say(f"Note:    {remark}")
+    for unseen in found.not_seen:
+        say(f"Not seen: {unseen}")
+
+
+def _document(found: History) -> dict[str, object]:
+    billing = found.billing
+    return {
+        "opportunity": billing.opportunity_id,
+        "name": billing.name,
+        "customer": billing.customer,
+        "link": found.link,
+        "timeline": [
+            {"time": each.time, "what": each.what, "detail": each.detail} for each in found.timeline
+        ],
+        "verdict": found.verdict.code,
+        "because": found.because,
+        "advice": found.advice,
+        "remarks": list(found.remarks),
+        "notSeen": list(found.not_seen),
+    }

@@ -1,0 +1,416 @@
+"""`python -m operations opportunity` and `reconcile`: a scenario in the sandbox for each verdict and each problem."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from click.testing import CliRunner
+
+from operations.__main__ import operations
+from operations.opportunity import Verdict
+from operations.reconcile import Problem
+from operations.web_api import WebApi
+from sandbox.actors import OpportunityChange, Salesperson
+from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions
+from sandbox.dataverse.schema import TABLES
+from sandbox.service_bus import Message, ReceiveMode
+from shared.invoicing import claim_note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+SINCE = ("reconcile", "--since", "2000-01-01")
+# Commands do not wait until the SDK has closed its links.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+class Office:
+    """The sandbox without a function: what a function would have done is arranged, step by step."""
+
+    def __init__(self, cloud: Cloud, environment: dict[str, str]) -> None:
+        self.cloud = cloud
+        self.environment = environment
+        self.salesperson = Salesperson(cloud)
+        self._unused = list(cloud.demo.opportunities)
+        self.api = WebApi.of(environment)
+
+    def opportunity(self) -> str:
+        return self._unused.pop()
+
+    def win(self, opportunity: str, *, posted: bool = False) -> str:
+        """Win it; the posted event is kept in the queue or taken out of it, once it is there."""
+        before = self.cloud.broker.counts(WON_QUEUE).active
+        self.salesperson.win(opportunity)
+        wait(lambda: self.cloud.broker.counts(WON_QUEUE).active > before)
+        if not posted:
+            self.cloud.broker.receive(WON_QUEUE, before + 1, ReceiveMode.RECEIVE_AND_DELETE)
+        return opportunity
+
+    def invoice(self, opportunity: str, *, claimed: bool = True) -> str:
+        """Generate an invoice, as the function does, and read it, which calculates its totals; returns its id."""
+        if claimed:
+            claim = claim_note(opportunity)
+            self.api.create(claim.path, dict(claim.body))
+        columns = {"AllColumns": False, "Columns": ["invoiceid"]}
+        made = self.api.call(
+            "GenerateInvoiceFromOpportunity", {"OpportunityId": opportunity, "ColumnSet": columns}
+        )
+        return self.api.invoice(str(made["invoiceid"])).id
+
+    def message(self, entity: str, opportunity: str, due: timedelta | None = None, **properties: str) -> None:
+        self.cloud.broker.send(
+            entity,
+            Message(
+                json.dumps({"opportunityId": opportunity}).encode(),
+                message_id=str(uuid4()),
+                content_type="application/json",
+                application_properties=properties,
+                scheduled_enqueue_time=None if due is None else self.cloud.broker_clock.now() + due,
+            ),
+        )
+
+    def row(self, table: str, row_id: str, **values: object) -> None:
+        with self.cloud.dataverse.session() as session:
+            session.change(TABLES[table], row_id, values)
+
+    def run(self, *arguments: str, **environment: str) -> str:
+        result = CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout
+
+    def history(self, text: str, **environment: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.run("opportunity", text, "--json", **environment))
+        return document
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not happen within 60 s"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def office() -> Iterator[Office]:
+    with (
+        Cloud(CloudOptions(ROOT, opportunities=60, functions_host=False)) as cloud,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        environment = cloud.operator_settings
+        # The libraries read where identities and trusted certificates are from the process's environment.
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        office = Office(cloud, environment)
+        yield office
+        office.salesperson.close()
+
+
+# ---------------------------------------------------------------------------------------------- verdicts
+
+
+def _not_won(_: Office, __: str) -> str:
+    return "it is open"
+
+
+def _lost(office: Office, opportunity: str) -> str:
+    office.salesperson.lose(opportunity)
+    return "it is lost"
+
+
+def _invoiced_once(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.invoice(opportunity)
+    (row,) = office.api.rows(f"invoices?$select=invoicenumber&$filter=_opportunityid_value eq {opportunity}")
+    return str(row["invoicenumber"])
+
+
+def _invoiced_twice(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.invoice(opportunity)
+    office.invoice(opportunity, claimed=False)
+    return ", "
+
+
+def _outdated(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    invoice = office.invoice(opportunity)
+    # Dataverse's times have seconds: the second win is later.
+    with office.cloud.dataverse.session() as session:
+        session.transaction.update(TABLES["invoice"], invoice, {"createdon": "2026-01-01T00:00:00Z"})
+    office.salesperson.reopen(opportunity)
+    office.salesperson.change(opportunity, OpportunityChange(freight=Decimal("12.34")))
+    office.win(opportunity)
+    return "the invoice amounts to"
+
+
+def _retried(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.message(
+        WON_QUEUE, opportunity, timedelta(hours=1), InvoicingReason="DataverseForbidden", InvoicingAttempt="x"
+    )
+    return "because DataverseForbidden"
+
+
+def _in_queue(office: Office, opportunity: str) -> str:
+    office.win(opportunity, posted=True)
+    return ""
+
+
+def _parked(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.message(
+        FAILED_QUEUE,
+        opportunity,
+        DeadLetterReason="InvoiceRefused",
+        DeadLetterErrorDescription="No price list.",
+    )
+    return "No price list."
+
+
+def _publish_failed(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.invoice(opportunity)
+    office.message(FAILED_QUEUE, opportunity, DeadLetterReason="PublishFailed")
+    return "PublishFailed"
+
+
+def _ordered(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    order = office.salesperson.order(opportunity)
+    return str(office.api.row(f"salesorders({order})?$select=ordernumber")["ordernumber"] or order)
+
+
+def _invoice_gone(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.api.delete(f"invoices({office.invoice(opportunity)})")
+    return ""
+
+
+def _job_failed(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    with office.cloud.dataverse.session() as session:
+        session.transaction.insert(
+            TABLES["asyncoperation"],
+            {
+                "asyncoperationid": str(uuid4()),
+                "name": "Post",
+                "regardingobjectid": opportunity,
+                "statecode": 3,
+                "statuscode": 31,
+                "message": "401 sig=c2VjcmV0",
+                "createdon": "2026-11-27T12:00:00Z",
+            },
+        )
+    return "401 sig=…"
+
+
+def _never_arrived(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    return ""
+
+
+VERDICTS: list[tuple[Callable[[Office, str], str], Verdict]] = [
+    (_not_won, Verdict.NOT_WON),
+    (_lost, Verdict.NOT_WON),
+    (_invoiced_once, Verdict.INVOICED_ONCE),
+    (_invoiced_twice, Verdict.INVOICED_TWICE),
+    (_outdated, Verdict.OUTDATED),
+    (_retried, Verdict.RETRIED),
+    (_in_queue, Verdict.IN_QUEUE),
+    (_parked, Verdict.PARKED),
+    (_publish_failed, Verdict.PARKED),
+    (_ordered, Verdict.ORDERED),
+    (_invoice_gone, Verdict.INVOICE_GONE),
+    (_job_failed, Verdict.JOB_FAILED),
+    (_never_arrived, Verdict.NEVER_ARRIVED),
+]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "verdict"), VERDICTS, ids=[each.__name__.strip("_") for each, _ in VERDICTS]
+)
+def test_each_verdict_has_a_scenario(
+    office: Office, arrange: Callable[[Office, str], str], verdict: Verdict
+) -> None:
+    opportunity = office.opportunity()
+    because = arrange(office, opportunity)
+    found = office.history(opportunity.upper())
+    assert found["verdict"] == verdict.code, found
+    assert because in found["because"]
+    assert found["advice"]
+    assert found["notSeen"] == []
+    text = office.run("opportunity", opportunity)
+    assert f"Verdict: {verdict.text}" in text
+    assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("20"))
+
+
+def test_what_cannot_be_seen_is_named_and_nothing_is_concluded_from_it(office: Office) -> None:
+    opportunity = office.win(office.opportunity())
+    found = office.history(
+        opportunity,
+        ServiceBusConnection="Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=x;"
+        "SharedAccessKey=y;UseDevelopmentEmulator=true",
+    )
+    assert found["verdict"] == Verdict.NOT_INVOICED.code
+    assert any("queue of wins: Service Bus refuses the connection" in each for each in found["notSeen"])
+
+
+def test_every_verdict_is_tried() -> None:
+    assert {verdict for _, verdict in VERDICTS} | {Verdict.NOT_INVOICED} == set(Verdict)
+
+
+def test_an_opportunity_is_found_by_a_part_of_its_name_and_by_the_number_of_its_invoice(
+    office: Office,
+) -> None:
+    opportunity = office.opportunity()
+    number = _invoiced_once(office, opportunity)
+    office.row("opportunity", opportunity, name="100% O'Neil & Söhne #7")
+    assert office.history("O'Neil & Söhne #7")["opportunity"] == opportunity
+    assert office.history(number)["opportunity"] == opportunity
+
+
+def test_several_matches_and_none_are_sentences(office: Office) -> None:
+    for opportunity in (first := office.opportunity(), second := office.opportunity()):
+        office.row("opportunity", opportunity, name=f"Twins {opportunity[:4]}\x1b[2J")
+    result = CliRunner().invoke(operations, ["opportunity", "Twins"], env=office.environment)
+    assert result.exit_code == 1
+    assert first in result.output
+    assert second in result.output
+    assert "\x1b" not in result.output
+    result = CliRunner().invoke(operations, ["opportunity", str(uuid4())], env=office.environment)
+    assert (result.exit_code, "No opportunity has" in result.output) == (1, True)
+
+
+def test_sending_puts_an_event_on_the_queue_for_a_won_opportunity_only(office: Office) -> None:
+    opportunity = office.opportunity()
+    result = CliRunner().invoke(
+        operations, ["opportunity", opportunity, "--send", "--yes"], env=office.environment
+    )
+    assert (result.exit_code, "is not won" in result.output) == (1, True)
+    office.win(opportunity)
+    before = office.cloud.broker.counts(WON_QUEUE).active
+    office.run("opportunity", opportunity, "--send", "--yes")
+    assert office.cloud.broker.counts(WON_QUEUE).active == before + 1
+    assert office.history(opportunity)["verdict"] == Verdict.IN_QUEUE.code
+
+
+def test_a_real_function_shows_the_win_the_claim_the_invoice_and_the_event() -> None:
+    with (
+        Cloud(CloudOptions(ROOT, opportunities=1)) as cloud,
+        Salesperson(cloud) as salesperson,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in cloud.operator_settings.items():
+            patch.setenv(name, value)
+        (opportunity,) = cloud.demo.opportunities
+        salesperson.win(opportunity)
+        audit = f"{CREATED_TOPIC}/Subscriptions/audit"
+        wait(lambda: cloud.broker.counts(audit).active == 1)
+        result = CliRunner().invoke(
+            operations, ["opportunity", opportunity, "--json"], env=cloud.operator_settings
+        )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["verdict"] == Verdict.INVOICED_ONCE.code
+    what = [entry["what"] for entry in found["timeline"]]
+    for expected in ("won", "claimed", "invoiced", "event published"):
+        assert expected in what, what
+    assert found["remarks"] == []
+
+
+# ---------------------------------------------------------------------------------------------- the audit
+
+
+def _pricing_error(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    invoice = office.invoice(opportunity)
+    with office.cloud.dataverse.session() as session:
+        session.transaction.update(TABLES["invoice"], invoice, {"pricingerrorcode": 1})
+    return ""
+
+
+def _order_canceled(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.salesperson.cancel_order(office.salesperson.order(opportunity))
+    return ""
+
+
+def _invoice_canceled(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    office.api.update(f"invoices({office.invoice(opportunity)})", {"statecode": 3})
+    return "canceled: "
+
+
+PROBLEMS: list[tuple[Callable[[Office, str], str], Problem | None]] = [
+    (_never_arrived, Problem.NO_INVOICE),
+    (_invoice_gone, Problem.INVOICE_GONE),
+    (_invoice_canceled, Problem.INVOICE_GONE),
+    (_order_canceled, Problem.ORDER_CANCELED),
+    (_invoiced_twice, Problem.TWO_INVOICES),
+    (_outdated, Problem.OUTDATED),
+    (_pricing_error, Problem.PRICING_ERROR),
+    (_invoiced_once, None),
+    (_ordered, None),
+    (_lost, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "problem"), PROBLEMS, ids=[each.__name__.strip("_") for each, _ in PROBLEMS]
+)
+def test_the_audit_finds_each_problem(
+    office: Office, arrange: Callable[[Office, str], str], problem: Problem | None
+) -> None:
+    opportunity = office.opportunity()
+    detail = arrange(office, opportunity)
+    result = CliRunner().invoke(operations, [*SINCE, "--json"], env=office.environment)
+    found = [row for row in json.loads(result.stdout) if row["opportunity"] == opportunity]
+    if problem is None:
+        assert found == []
+        return
+    assert result.exit_code == 3
+    assert [row["problem"] for row in found] == [problem.code]
+    assert detail in found[0]["detail"]
+    text = CliRunner().invoke(operations, list(SINCE), env=office.environment).stdout
+    assert problem.text in text
+    assert problem.advice in text
+
+
+def test_every_problem_is_tried() -> None:
+    assert {problem for _, problem in PROBLEMS if problem is not None} == set(Problem)
+
+
+def test_an_invoice_that_equals_the_opportunity_is_not_outdated(office: Office) -> None:
+    """Won again without a change: there is nothing to do."""
+    opportunity = office.win(office.opportunity())
+    office.invoice(opportunity)
+    office.salesperson.reopen(opportunity)
+    office.win(opportunity)
+    result = CliRunner().invoke(operations, [*SINCE, "--json"], env=office.environment)
+    assert opportunity not in {row["opportunity"] for row in json.loads(result.stdout)}
+    assert office.history(opportunity)["verdict"] == Verdict.INVOICED_ONCE.code
+
+
+def test_all_is_well_is_a_sentence_with_the_number_of_wins() -> None:
+    with (
+        Cloud(CloudOptions(ROOT, opportunities=3, functions_host=False)) as cloud,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in cloud.operator_settings.items():
+            patch.setenv(name, value)
+        office = Office(cloud, cloud.operator_settings)
+        for _ in range(2):
+            _invoiced_once(office, office.opportunity())
+        assert office.run(*SINCE) == "2 wins checked, none missing.\n"
+        office.salesperson.close()
