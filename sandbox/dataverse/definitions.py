@@ -65,13 +65,13 @@ def _tables(condition: str) -> list[Table]:
 
 
 def _columns(table: Table, condition: str) -> list[Column]:
-    match = re.fullmatch(r"(?:LogicalName eq '(\w+)')?", condition)
-    if match is None:
-        raise not_supported("conditions on Attributes other than one on LogicalName")
+    if not re.fullmatch(r"(LogicalName eq '\w+'( or LogicalName eq '\w+')*)?", condition):
+        raise not_supported("conditions on Attributes other than those on LogicalName")
+    names = set(re.findall(r"'(\w+)'", condition))
     return [
         column
         for column in table.columns.values()
-        if not column.secret and (not condition or column.name == match[1])
+        if not column.secret and (not condition or column.name in names)
     ]
 
 
