@@ -15,7 +15,7 @@ from shared.clock import Deadline, SystemClock
 from shared.credential import Identities
 from shared.errors import RecordNotFound
 from shared.invoice_created import invoice_created
-from shared.invoicing import retrieve_invoice
+from shared.retrieval import InvoiceReader
 from shared.service_bus import ServiceBus
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def resend(environment: Mapping[str, str], invoice: uuid.UUID, *, as_json: bool)
     deadline = Deadline.after(clock, _SECONDS)
     settings, outward = dataverse_settings_of(environment), service_bus_settings_of(environment)
     try:
-        found = retrieve_invoice(build_dataverse(settings, identities, clock), str(invoice), deadline)
+        reader = InvoiceReader(build_dataverse(settings, identities, clock), settings.invoice_columns)
+        found = reader.retrieve(str(invoice), deadline)
     except RecordNotFound as error:
         raise click.ClickException(f"There is no invoice {invoice} in {settings.url}.") from error
     event = invoice_created(found, dataverse_url=settings.url)

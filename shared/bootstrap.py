@@ -17,6 +17,7 @@ from shared.dataverse import Dataverse
 from shared.errors import InvalidSettings
 from shared.handler import Environment, Handler
 from shared.invoicing import Invoicing
+from shared.retrieval import InvoiceReader
 from shared.service_bus import AmqpSender, ServiceBus, connect
 from shared.settings import Settings, queue_settings, retry_settings
 
@@ -68,7 +69,12 @@ def build(
         return _handler_of_invalid_settings(environment, invalid, clock, random, sender)
     dataverse = dataverse or build_dataverse(settings.dataverse, identities, clock, random)
     return Handler(
-        Invoicing(dataverse, settings.dataverse.ordered_opportunity).ensure_invoice,
+        Invoicing(
+            dataverse,
+            InvoiceReader(dataverse, settings.dataverse.invoice_columns),
+            settings.dataverse.ordered_opportunity,
+            settings.dataverse.invoice_owner,
+        ).ensure_invoice,
         ServiceBus(sender or build_sender(settings.service_bus, identities), settings.service_bus, clock),
         Environment(settings.dataverse.url, settings.dataverse.organization_id),
         settings.retry,

@@ -16,7 +16,7 @@ import uuid
 from dataclasses import dataclass, replace
 from email.parser import BytesParser
 from email.policy import compat32
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import requests
 from requests.utils import requote_uri
@@ -65,6 +65,17 @@ class Write:
 
     path: str
     body: Json
+
+    method: ClassVar[str] = "POST"
+    headers: ClassVar[Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class Update(Write):
+    """A PATCH of an existing row inside a change set: without the condition, it would create a missing row."""
+
+    method: ClassVar[str] = "PATCH"
+    headers: ClassVar[Mapping[str, str]] = {"If-Match": "*"}
 
 
 @dataclass(frozen=True)
@@ -260,9 +271,9 @@ def _part(operation: Read | ChangeSet, root: str) -> bytes:
     boundary = f"changeset_{uuid.uuid4()}"
     writes = [
         _http_part(
-            "POST",
+            write.method,
             root + write.path,
-            _COMMON_HEADERS | _WRITE_HEADERS,
+            {**_COMMON_HEADERS, **_WRITE_HEADERS, **write.headers},
             json.dumps(write.body).encode(),
             content_id=number,
         )

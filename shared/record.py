@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ _AMOUNT_BOUND = 10**15
 # More decimal places than any column has; an absurd exponent would make the arithmetic or a text explode.
 _MAX_PLACES = 30
 _LOOKUP_TABLE = "@Microsoft.Dynamics.CRM.lookuplogicalname"
+_FORMATTED = "@OData.Community.Display.V1.FormattedValue"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,18 @@ class Record:
     def lookup_table(self, column: str) -> str | None:
         """Return the logical name of the table that a lookup points to; None where Dataverse does not say."""
         return self.text(column + _LOOKUP_TABLE)
+
+    def date(self, column: str) -> date | None:
+        """Return a day, or None for null. A time that follows the day is ignored."""
+        value = self.text(column)
+        try:
+            return None if value is None else date.fromisoformat(value[:10])
+        except ValueError as error:
+            raise self.unexpected(column) from error
+
+    def label(self, column: str) -> str | None:
+        """Return what people see instead of the value; None where Dataverse does not say."""
+        return self.text(column + _FORMATTED)
 
     def time(self, column: str) -> datetime:
         """Return a moment in UTC."""

@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from shared.errors import InvalidSettings, RetryPolicy
-from shared.invoice import OrderedOpportunity
+from shared.invoice import InvoiceOwner, OrderedOpportunity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Part = TypeVar("Part")
+Choice = TypeVar("Choice", bound=Enum)
 
 CONNECTION = "ServiceBusConnection"
 # An invocation must end by itself before host.json's functionTimeout of five minutes ends its worker.
@@ -30,6 +32,8 @@ _MIN_SECONDS = 0.001
 _ONE_YEAR = 366 * 24 * 60 * 60
 _ENTITY = re.compile(r"(?=.{1,260}$)(?!.*//)[A-Za-z0-9]([\w./~-]*[A-Za-z0-9])?", re.ASCII)
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_COLUMN = re.compile(r"[a-z]\w{0,127}", re.ASCII)
+_MAX_COLUMNS = 100
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -73,12 +77,17 @@ class RetrySettings:
 
 @dataclass(frozen=True)
 class DataverseSettings:
-    """The environment, the identity, and how ordered opportunities are treated."""
+    """The environment, the identity, how ordered opportunities are treated, and who owns an invoice.
+
+    `invoice_columns` are the logical names of further columns for the event.
+    """
 
     url: str
     client_id: str | None
     organization_id: str | None
     ordered_opportunity: OrderedOpportunity
+    invoice_owner: InvoiceOwner
+    invoice_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -198,14 +207,9 @@ def _dataverse(read: _Reader) -> DataverseSettings:
         ),
         client_id=read.optional_guid("AZURE_CLIENT_ID", "the client id of the user-assigned identity"),
         organization_id=read.optional_guid("DATAVERSE_ORGANIZATION_ID", "the environment's organization id"),
-        ordered_opportunity=OrderedOpportunity(
-            read.checked(
-                "ORDERED_OPPORTUNITY",
-                "skip or invoice",
-                lambda value: value.lower() if value.lower() in ("skip", "invoice") else None,
-                default="skip",
-            )
-        ),
+        ordered_opportunity=read.choice("ORDERED_OPPORTUNITY", OrderedOpportunity.SKIP),
+        invoice_owner=read.choice("INVOICE_OWNER", InvoiceOwner.OPPORTUNITY),
+        invoice_columns=_columns(read),
     )
 
 
@@ -239,6 +243,17 @@ class _Reader:
         guid = self.checked(name, looks_like, _guid, default="")
         return guid or None
 
+    def choice(self, name: str, default: Choice) -> Choice:
+        """Return a member of an enumeration of texts by its value, in any case."""
+        members = {str(member.value): member for member in type(default)}
+        value = self.checked(
+            name,
+            " or ".join(members),
+            lambda value: value.lower() if value.lower() in members else None,
+            default=str(default.value),
+        )
+        return members[value]
+
     def seconds(
         self, name: str, *, default: float, least: float = _MIN_SECONDS, most: float = _ONE_YEAR
     ) -> timedelta:
@@ -260,6 +275,24 @@ class _Reader:
     def raise_problems(self) -> None:
         if self._problems:
             raise InvalidSettings(tuple(self._problems))
+
+
+def _columns(read: _Reader) -> tuple[str, ...]:
+    text = read.checked(
+        "INVOICE_COLUMNS",
+        f"up to {_MAX_COLUMNS} logical names of columns, separated by commas, such as billto_city,new_costcenter",
+        lambda value: value.lower() if _are_columns(_split(value)) else None,
+        default="",
+    )
+    return tuple(dict.fromkeys(_split(text)))
+
+
+def _split(names: str) -> list[str]:
+    return names.lower().replace(",", " ").split()
+
+
+def _are_columns(names: list[str]) -> bool:
+    return len(names) <= _MAX_COLUMNS and all(map(_COLUMN.fullmatch, names))
 
 
 def _connection(read: _Reader) -> Namespace | ConnectionString:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.clock import Deadline
-from shared.dataverse import ChangeSet, Dataverse, Read, Write, _parts
+from shared.dataverse import ChangeSet, Dataverse, Read, Update, Write, _parts
 from shared.errors import (
     DataverseForbidden,
     DataverseThrottled,
@@ -156,6 +156,21 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
     bodies = [rest.partition("\r\n\r\n")[2] for _, _, rest in inner]
     assert [json.loads(body) for body in bodies[:2]] == [{"subject": "Grüße"}, {"Id": 1}]
     assert bodies[2:] == ["", ""]
+
+
+def test_an_update_never_creates_a_row(
+    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+) -> None:
+    """A PATCH without the condition would create a row that was deleted."""
+    body = batch_body(change_set(Part(204, b"")))
+    wire.replies = deque(
+        [make_reply(200, body, {"Content-Type": "multipart/mixed; boundary=batchresponse_1"})]
+    )
+    dataverse.batch([ChangeSet((Update("invoices(1)", {"name": "x"}),))], Deadline.after(clock, 60))
+    (request,) = wire.requests
+    assert isinstance(request.body, bytes)
+    assert f"\r\nPATCH {URL}/api/data/v9.2/invoices(1) HTTP/1.1\r\n".encode() in request.body
+    assert b"\r\nIf-Match: *\r\n" in request.body
 
 
 def test_boundaries_differ_from_batch_to_batch(batch: Callable[..., list[Response]], wire: Wire) -> None:

@@ -3,14 +3,24 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from shared.invoice import Currency, Customer, Invoice
-from shared.invoice_created import invoice_created
+from shared.columns import ColumnType, ColumnValue
+from shared.invoice import (
+    Amounts,
+    Currency,
+    Customer,
+    Invoice,
+    Line,
+    LineKind,
+    PaymentTerms,
+    Product,
+)
+from shared.invoice_created import MAX_BODY, invoice_created
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -106,7 +116,18 @@ def test_what_dataverse_does_not_know_is_null() -> None:
     bare = Invoice(INVOICE.id, None, None, INVOICE.opportunity_id, None, None, None, None, INVOICE.created_on)
     data = event_of(bare)["data"]
     unknown = {name for name, value in data.items() if value is None}
-    assert unknown == {"invoiceNumber", "name", "customer", "totalAmount", "currency", "pricingErrorCode"}
+    assert unknown == {
+        *("invoiceNumber", "name", "customer", "totalAmount", "currency", "pricingErrorCode"),
+        *("orderId", "dueDate", "paymentTerms"),
+    }
+    assert set(data["amounts"].values()) == {None}
+    assert (data["totalsAgree"], data["lines"], data["lineCount"], data["linesOmitted"]) == (
+        False,
+        [],
+        0,
+        False,
+    )
+    assert "columns" not in data
 
 
 def test_a_pricing_error_is_told() -> None:
@@ -172,3 +193,183 @@ def test_every_event_keeps_the_contract(
 def test_an_invoice_is_built_valid_or_not_at_all(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"GUID|UUID|zone|number"):
         replace(INVOICE, **wrong)
+
+
+# ---------------------------------------------------------------------------------------------- what a ledger needs
+
+LINE = "bda74fb2-197f-54b5-b528-3dfe6d7eeebf"
+PART = "d43524e7-a81c-59ed-8fac-3c0de9d991d3"
+
+
+def test_the_header_has_what_a_ledger_needs() -> None:
+    data = event_of(
+        replace(
+            INVOICE,
+            customer=Customer("account", LINE, "A-00042"),
+            order_id=PART,
+            due_date=date(2026, 3, 1),
+            payment_terms=PaymentTerms(1, "Net 30"),
+            amounts=Amounts(
+                lines_total=Decimal(1240),
+                line_discounts=Decimal("0.005"),
+                discount_amount=Decimal(-0),
+                discount_percentage=Decimal("2.50"),
+                total_discounts=None,
+                total_before_freight=Decimal(1240),
+                freight=Decimal("10.4"),
+                tax=Decimal(0),
+            ),
+        )
+    )["data"]
+    assert data["customer"] == {"kind": "account", "id": LINE, "number": "A-00042"}
+    assert (data["orderId"], data["dueDate"]) == (PART, "2026-03-01")
+    assert data["paymentTerms"] == {"code": 1, "label": "Net 30"}
+    assert data["amounts"] == {
+        "linesTotal": "1240.00",
+        "lineDiscounts": "0.01",
+        "discountAmount": "0.00",
+        "discountPercentage": "2.5",
+        "totalDiscounts": None,
+        "totalBeforeFreight": "1240.00",
+        "freight": "10.40",
+        "tax": "0.00",
+    }
+
+
+def test_money_has_the_currencys_precision_and_prices_their_own() -> None:
+    line = Line(
+        LINE,
+        position=1,
+        product=Product(PART, "CM-200", "Coffee machine"),
+        quantity=Decimal("1.50000"),
+        unit="Piece",
+        price_per_unit=Decimal("80.1250"),
+        volume_discount_per_unit=Decimal("0.0010"),
+        manual_discount=Decimal("0.005"),
+        base_amount=Decimal("120.18"),
+        tax=Decimal("22.8"),
+        amount=Decimal("142.99"),
+    )
+    (written,) = event_of(replace(INVOICE, lines=(line,)))["data"]["lines"]
+    assert written == {
+        "id": LINE,
+        "position": 1,
+        "kind": "product",
+        "isPriced": True,
+        "bundleLineId": None,
+        "product": {"id": PART, "number": "CM-200", "name": "Coffee machine"},
+        "description": None,
+        "quantity": "1.5",
+        "unit": "Piece",
+        "pricePerUnit": "80.125",
+        "volumeDiscountPerUnit": "0.001",
+        "manualDiscount": "0.01",
+        "baseAmount": "120.18",
+        "tax": "22.80",
+        "amount": "142.99",
+    }
+
+
+def test_a_part_names_the_line_of_its_bundle_and_only_that() -> None:
+    lines = (
+        Line(LINE, kind=LineKind.BUNDLE),
+        Line(PART, kind=LineKind.REQUIRED_PART, parent_id=LINE),
+        Line(INVOICE.id, kind=None, parent_id=INVOICE.opportunity_id, description="a bundle elsewhere"),
+    )
+    written = event_of(replace(INVOICE, lines=lines))["data"]["lines"]
+    assert [(line["kind"], line["isPriced"], line["bundleLineId"]) for line in written] == [
+        ("bundle", True, None),
+        ("requiredPart", False, LINE),
+        (None, True, None),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- further columns
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (ColumnValue(ColumnType.TEXT, "x"), {"type": "text", "value": "x"}),
+        (ColumnValue(ColumnType.NUMBER, Decimal("12.50")), {"type": "number", "value": "12.5"}),
+        (ColumnValue(ColumnType.NUMBER, Decimal(3)), {"type": "number", "value": "3"}),
+        (ColumnValue(ColumnType.MONEY, Decimal("12.5")), {"type": "money", "value": "12.50"}),
+        (ColumnValue(ColumnType.MONEY, None), {"type": "money", "value": None}),
+        (
+            ColumnValue(ColumnType.BOOLEAN, value=False, label="No"),
+            {"type": "boolean", "value": False, "label": "No"},
+        ),
+        (ColumnValue(ColumnType.CHOICE, 3, label="Web"), {"type": "choice", "value": 3, "label": "Web"}),
+        (
+            ColumnValue(ColumnType.CHOICES, (3, 1), label="C; A"),
+            {"type": "choices", "value": [3, 1], "label": "C; A"},
+        ),
+        (ColumnValue(ColumnType.DATE, "2026-03-01"), {"type": "date", "value": "2026-03-01"}),
+        (
+            ColumnValue(ColumnType.DATE_TIME, datetime(2026, 3, 1, 11, tzinfo=UTC)),
+            {"type": "dateTime", "value": "2026-03-01T11:00:00Z"},
+        ),
+        (
+            ColumnValue(ColumnType.LOOKUP, LINE, table="new_project", name="Bridge"),
+            {"type": "lookup", "value": LINE, "table": "new_project", "name": "Bridge"},
+        ),
+        (ColumnValue(ColumnType.ID, LINE), {"type": "id", "value": LINE}),
+        (ColumnValue.unknown("Why."), {"type": "unknown", "value": None, "error": "Why."}),
+    ],
+)
+def test_further_columns_are_typed(value: ColumnValue, written: dict[str, Any]) -> None:
+    assert event_of(replace(INVOICE, columns={"new_a": value}))["data"]["columns"] == {"new_a": written}
+
+
+def test_money_without_a_currency_is_as_short_as_it_is() -> None:
+    bare = replace(INVOICE, currency=None, columns={"new_a": ColumnValue(ColumnType.MONEY, Decimal("12.50"))})
+    assert event_of(bare)["data"]["columns"]["new_a"]["value"] == "12.5"
+
+
+# ---------------------------------------------------------------------------------------------- too large
+
+
+def with_lines(count: int) -> Invoice:
+    lines = tuple(
+        Line(f"{number:08x}-197f-54b5-b528-3dfe6d7eeebf", position=number, description="Ä" * 100)
+        for number in range(count)
+    )
+    return replace(INVOICE, lines=lines)
+
+
+def test_an_event_that_is_too_large_has_no_lines_and_says_so() -> None:
+    message = invoice_created(with_lines(2000), dataverse_url=URL)
+    data = json.loads(message.body)["data"]
+    assert (data["lines"], data["linesOmitted"], data["lineCount"]) == (None, True, 2000)
+    assert data["totalAmount"] == "1250.40"
+    assert len(message.body) < 10_000
+
+
+def test_the_bound_is_one_of_bytes_and_inclusive() -> None:
+    """As many lines as fit, to the byte: one more byte, and they are left out."""
+    fewest = next(count for count in range(400, 800) if event_of(with_lines(count))["data"]["linesOmitted"])
+    most = with_lines(fewest - 1)
+    room = MAX_BODY - len(invoice_created(most, dataverse_url=URL).body)
+    assert room >= 0
+    exact = replace(most, name=f"{most.name}{'x' * room}")
+    assert len(invoice_created(exact, dataverse_url=URL).body) == MAX_BODY
+    assert not event_of(exact)["data"]["linesOmitted"]
+    assert event_of(replace(exact, name=f"{exact.name}x"))["data"]["linesOmitted"]
+
+
+def test_columns_that_are_too_long_are_left_out_after_the_lines_the_longest_first() -> None:
+    long = {
+        "new_a": ColumnValue(ColumnType.TEXT, "a" * (MAX_BODY // 2)),
+        "new_b": ColumnValue(ColumnType.TEXT, "b" * MAX_BODY),
+        "new_c": ColumnValue(ColumnType.TEXT, "c"),
+    }
+    message = invoice_created(replace(with_lines(3), columns=long), dataverse_url=URL)
+    data = json.loads(message.body)["data"]
+    assert data["linesOmitted"]
+    assert data["columns"]["new_b"] == {
+        "type": "unknown",
+        "value": None,
+        "error": "The value is too long for the event.",
+    }
+    assert [data["columns"][name]["type"] for name in ("new_a", "new_c")] == ["text", "text"]
+    assert len(message.body) <= MAX_BODY

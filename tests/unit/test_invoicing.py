@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from shared.clock import Deadline
-from shared.dataverse import ChangeSet, Read
+from shared.dataverse import ChangeSet, Read, Update
 from shared.errors import (
     ClaimedWithoutInvoice,
     DataverseForbidden,
@@ -24,10 +24,11 @@ from shared.errors import (
     OpportunityStillOpen,
     RecordNotFound,
 )
-from shared.invoice import Currency, Customer, Invoice, OrderedOpportunity
+from shared.invoice import Currency, Customer, Invoice, InvoiceOwner, OrderedOpportunity
 from shared.invoicing import Invoicing, claim_of
 from shared.message import Ignored
 from shared.response import Response
+from shared.retrieval import InvoiceReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,16 +121,12 @@ class FakeDataverse:
         answers = self.answers.pop(0)
         if isinstance(answers, InvoicingFailure):
             raise answers
+        if isinstance(answers, Response):
+            # To the retrieve of an invoice, which has no lines here.
+            answers = [answers, NONE]
         assert isinstance(answers, list)
         assert len(answers) == len(operations)
         return answers
-
-    def read(self, read: Read, deadline: Deadline) -> Response:
-        self.asked.append(read)
-        self.deadlines.add(deadline)
-        answer = self.answers.pop(0)
-        assert isinstance(answer, Response)
-        return answer
 
 
 @pytest.fixture
@@ -153,9 +150,11 @@ class Ensure:
         self,
         *answers: list[Response] | Response | InvoicingFailure,
         ordered: OrderedOpportunity = OrderedOpportunity.SKIP,
+        owner: InvoiceOwner = InvoiceOwner.OPPORTUNITY,
     ) -> Outcome:
         fake = FakeDataverse(list(answers))
-        invoicing = Invoicing(cast("Dataverse", fake), ordered)
+        dataverse = cast("Dataverse", fake)
+        invoicing = Invoicing(dataverse, InvoiceReader(dataverse), ordered, owner)
         try:
             value = invoicing.ensure_invoice(OPPORTUNITY, self._deadline)
         finally:
@@ -207,15 +206,16 @@ def test_a_won_opportunity_without_an_invoice_gets_one(ensure: Ensure) -> None:
     of_opportunity = f"$filter=_opportunityid_value eq {OPPORTUNITY}"
     currency = "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
     claim_of_it = Read(
-        "annotations?$select=annotationid,subject,_objectid_value"
+        "annotations?$select=annotationid,subject,_objectid_value,_createdby_value"
         f"&$filter=annotationid eq {claim_of(OPPORTUNITY)}"
     )
     invoices = Read(
-        f"invoices?$select=invoiceid,statecode,createdon&{of_opportunity}&$orderby=createdon,invoiceid"
+        f"invoices?$select=invoiceid,statecode,createdon,_createdby_value,_ownerid_value&{of_opportunity}"
+        "&$orderby=createdon,invoiceid"
     )
     assert checks == [
         Read(
-            f"opportunities({OPPORTUNITY})?$select=statecode,totalamount,_customerid_value,"
+            f"opportunities({OPPORTUNITY})?$select=statecode,totalamount,_customerid_value,_ownerid_value,"
             f"_transactioncurrencyid_value{currency}"
         ),
         claim_of_it,
@@ -235,8 +235,7 @@ def test_a_won_opportunity_without_an_invoice_gets_one(ensure: Ensure) -> None:
         "GenerateInvoiceFromOpportunity",
         {"OpportunityId": OPPORTUNITY, "ColumnSet": {"AllColumns": False, "Columns": ["invoiceid"]}},
     )
-    assert retrieve.path.startswith(f"invoices({INVOICE})?$select=invoiceid,")
-    assert retrieve.path.endswith(currency)
+    assert [read.path.partition("?")[0] for read in retrieve] == [f"invoices({INVOICE})", "invoicedetails"]
 
 
 def test_the_note_explains_itself_to_the_salesperson(ensure: Ensure) -> None:
@@ -264,7 +263,7 @@ def test_an_existing_invoice_is_used_whoever_created_it(statecode: int, ensure: 
 def test_the_oldest_that_is_not_canceled_is_used(ensure: Ensure) -> None:
     existing = rows(invoice_row(ACCOUNT, statecode=3), invoice_row(), invoice_row(OTHER_INVOICE))
     outcome = ensure(check(invoices=existing), ok(FULL))
-    assert outcome.asked[1].path.startswith(f"invoices({INVOICE})")
+    assert outcome.asked[1][0].path.startswith(f"invoices({INVOICE})")
 
 
 def test_a_canceled_invoice_does_not_count(ensure: Ensure) -> None:
@@ -559,6 +558,98 @@ def test_without_both_reads_nothing_is_concluded(
 
 def test_a_batch_without_a_complete_response_is_left_to_the_caller(ensure: Ensure) -> None:
     ensure.fails(DataverseUnreachable, NOTHING_YET, DataverseUnreachable("It broke off."))
+
+
+# ---------------------------------------------------------------------------------------------- the owner
+
+US, SELLER = "465b158c-5fe4-ea11-a813-000d3a33f47e", "565b158c-5fe4-ea11-a813-000d3a33f47e"
+USER: dict[str, Any] = {"_ownerid_value@Microsoft.Dynamics.CRM.lookuplogicalname": "systemuser"}
+SOLD = opportunity(_ownerid_value=SELLER, **USER)
+OUR_CLAIM = rows({**CLAIM, "_createdby_value": US})
+WRITTEN = ok({}, 204)
+
+
+def owned(**columns: object) -> Response:
+    """Return the invoice that we generated and still own, unless the columns say otherwise."""
+    return rows({**invoice_row(), "_createdby_value": US, "_ownerid_value": US, **columns})
+
+
+def assigned(outcome: Outcome) -> list[Any]:
+    """Return the writes that travel with the retrieve of the invoice."""
+    return [write for each in outcome.asked[-1] if isinstance(each, ChangeSet) for write in each.writes]
+
+
+def test_a_new_invoice_is_assigned_to_the_opportunitys_owner(ensure: Ensure) -> None:
+    """No request is added for it: the write travels with the retrieve."""
+    outcome = ensure(check(SOLD), [DONE, OUR_CLAIM, owned()], [WRITTEN, ok(FULL), NONE])
+    assert assigned(outcome) == [
+        Update(f"invoices({INVOICE})", {"ownerid@odata.bind": f"/systemusers({SELLER})"})
+    ]
+    assert len(outcome.asked) == 3
+
+
+def test_a_team_can_own_the_invoice(ensure: Ensure) -> None:
+    team: dict[str, Any] = {
+        "_ownerid_value": SELLER,
+        "_ownerid_value@Microsoft.Dynamics.CRM.lookuplogicalname": "team",
+    }
+    outcome = ensure(check(opportunity(**team)), [DONE, OUR_CLAIM, owned()], [WRITTEN, ok(FULL), NONE])
+    assert assigned(outcome) == [Update(f"invoices({INVOICE})", {"ownerid@odata.bind": f"/teams({SELLER})"})]
+
+
+def test_an_assignment_that_an_interruption_prevented_is_made_the_next_time(ensure: Ensure) -> None:
+    outcome = ensure(check(SOLD, claims=OUR_CLAIM, invoices=owned()), [WRITTEN, ok(FULL), NONE])
+    assert len(assigned(outcome)) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "claims", "invoices"),
+    [
+        (SOLD, OUR_CLAIM, owned(_ownerid_value=SELLER)),
+        (SOLD, OUR_CLAIM, owned(_ownerid_value=ACCOUNT)),
+        (SOLD, OUR_CLAIM, owned(_createdby_value=ACCOUNT, _ownerid_value=ACCOUNT)),
+        (SOLD, OUR_CLAIM, owned(_createdby_value=None)),
+        (SOLD, NONE, owned()),
+        (SOLD, CLAIMED, owned()),
+        (SOLD, error(403, "0x80040220"), owned()),
+        (opportunity(_ownerid_value=SELLER), OUR_CLAIM, owned()),
+        (WON, OUR_CLAIM, owned()),
+        (
+            opportunity(_ownerid_value=US, **USER),
+            OUR_CLAIM,
+            owned(),
+        ),
+    ],
+    ids=[
+        "assigned before",
+        "taken by another",
+        "created by another",
+        "creator not known",
+        "not claimed",
+        "claimed by another",
+        "claim not readable",
+        "owner's table not known",
+        "owner not known",
+        "ours anyway",
+    ],
+)
+def test_an_invoice_that_is_not_ours_to_assign_stays_as_it_is(
+    state: Response, claims: Response, invoices: Response, ensure: Ensure
+) -> None:
+    outcome = ensure(check(state, claims=claims, invoices=invoices), ok(FULL))
+    assert invoice_of(outcome).id == INVOICE
+    assert assigned(outcome) == []
+
+
+def test_the_application_user_keeps_the_invoice_if_the_setting_says_so(ensure: Ensure) -> None:
+    outcome = ensure(check(SOLD), [DONE, OUR_CLAIM, owned()], ok(FULL), owner=InvoiceOwner.APPLICATION_USER)
+    assert assigned(outcome) == []
+
+
+def test_an_assignment_that_fails_does_not_stop_the_invoice(ensure: Ensure) -> None:
+    refused = error(403, "0x80040299")
+    outcome = ensure(check(SOLD), [DONE, OUR_CLAIM, owned()], [refused, ok(FULL), NONE])
+    assert invoice_of(outcome).id == INVOICE
 
 
 # ---------------------------------------------------------------------------------------------- the invoice

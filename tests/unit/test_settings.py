@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shared.errors import InvalidSettings, RetryPolicy
-from shared.invoice import OrderedOpportunity
+from shared.invoice import InvoiceOwner, OrderedOpportunity
 from shared.settings import (
     ConnectionString,
     Namespace,
@@ -174,6 +174,7 @@ def test_dataverse_by_default() -> None:
     assert settings.client_id is None
     assert settings.organization_id is None
     assert settings.ordered_opportunity is OrderedOpportunity.SKIP
+    assert (settings.invoice_owner, settings.invoice_columns) == (InvoiceOwner.OPPORTUNITY, ())
 
 
 def test_dataverse_in_full() -> None:
@@ -183,8 +184,12 @@ def test_dataverse_in_full() -> None:
             "AZURE_CLIENT_ID": CLIENT,
             "DATAVERSE_ORGANIZATION_ID": "{" + OTHER.upper() + "}",
             "ORDERED_OPPORTUNITY": "Invoice",
+            "INVOICE_OWNER": "Application-User",
+            "INVOICE_COLUMNS": "billto_city, New_CostCenter\nnew_fee,,billto_city",
         }
     )
+    assert settings.invoice_owner is InvoiceOwner.APPLICATION_USER
+    assert settings.invoice_columns == ("billto_city", "new_costcenter", "new_fee")
     assert (settings.client_id, settings.organization_id) == (CLIENT, OTHER)
     assert settings.ordered_opportunity is OrderedOpportunity.INVOICE
 
@@ -199,17 +204,39 @@ def test_what_is_no_id(value: str) -> None:
     assert "DATAVERSE_ORGANIZATION_ID is not valid" in problem
 
 
+@pytest.mark.parametrize(
+    "value", ["new-fee", "1fee", "a.b", "a' or 'b", "größe", "a" * 129, ",".join(f"c{n}" for n in range(101))]
+)
+def test_names_that_no_column_can_have(value: str) -> None:
+    (problem,) = problems(dataverse_settings, {**DATAVERSE, "INVOICE_COLUMNS": value})
+    assert "INVOICE_COLUMNS is not valid: it should be up to 100 logical names of columns" in problem
+
+
+def test_as_many_columns_as_there_may_be() -> None:
+    names = tuple(f"c{number}" for number in range(100))
+    assert dataverse_settings({**DATAVERSE, "INVOICE_COLUMNS": " ".join(names)}).invoice_columns == names
+
+
 def test_every_problem_of_dataverse_is_told_at_once() -> None:
     told = problems(
         dataverse_settings,
-        {"AZURE_CLIENT_ID": "me", "DATAVERSE_ORGANIZATION_ID": "us", "ORDERED_OPPORTUNITY": "maybe"},
+        {
+            "AZURE_CLIENT_ID": "me",
+            "DATAVERSE_ORGANIZATION_ID": "us",
+            "ORDERED_OPPORTUNITY": "maybe",
+            "INVOICE_OWNER": "me",
+            "INVOICE_COLUMNS": "?",
+        },
     )
     assert [sentence.split()[3] for sentence in told] == [
         "DATAVERSE_URL",
         "AZURE_CLIENT_ID",
         "DATAVERSE_ORGANIZATION_ID",
         "ORDERED_OPPORTUNITY",
+        "INVOICE_OWNER",
+        "INVOICE_COLUMNS",
     ]
+    assert told[4].endswith("it should be opportunity or application-user.")
     assert told[3].endswith("it should be skip or invoice.")
 
 

@@ -1,0 +1,338 @@
+"""An invoice as Dataverse's rows describe it, and whether its amounts add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from shared.errors import DataverseUnavailable
+from shared.invoice import (
+    Amounts,
+    Currency,
+    Customer,
+    Invoice,
+    Line,
+    LineKind,
+    Owner,
+    PaymentTerms,
+    Product,
+)
+from shared.record import Record
+
+GUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+OTHER = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
+FORMATTED = "@OData.Community.Display.V1.FormattedValue"
+TABLE = "@Microsoft.Dynamics.CRM.lookuplogicalname"
+EURO = Currency(OTHER, "EUR", 2)
+HEADER: dict[str, Any] = {
+    "invoiceid": GUID,
+    "_opportunityid_value": OTHER,
+    "createdon": "2026-03-01T11:59:00Z",
+}
+
+
+def record(**columns: Any) -> Record:  # noqa: ANN401 - any column
+    return Record(columns, "r-1")
+
+
+# ---------------------------------------------------------------------------------------------- the header
+
+
+def test_the_header_has_what_a_ledger_needs() -> None:
+    row = record(
+        **HEADER,
+        _salesorderid_value=GUID.upper(),
+        duedate="2026-03-31",
+        paymenttermscode=2,
+        **{f"paymenttermscode{FORMATTED}": "2% 10, Net 30"},
+        totallineitemamount=Decimal("100.5"),
+        totallineitemdiscountamount=Decimal("1.5"),
+        discountamount=2,
+        discountpercentage=Decimal("2.50"),
+        totaldiscountamount=Decimal("3.5"),
+        totalamountlessfreight=Decimal(96),
+        freightamount=7,
+        totaltax=Decimal("19.1"),
+    )
+    invoice = Invoice.of(row)
+    assert (invoice.order_id, invoice.due_date) == (GUID, date(2026, 3, 31))
+    assert invoice.payment_terms == PaymentTerms(2, "2% 10, Net 30")
+    assert invoice.amounts == Amounts(
+        lines_total=Decimal("100.5"),
+        line_discounts=Decimal("1.5"),
+        discount_amount=Decimal(2),
+        discount_percentage=Decimal("2.5"),
+        total_discounts=Decimal("3.5"),
+        total_before_freight=Decimal(96),
+        freight=Decimal(7),
+        tax=Decimal("19.1"),
+    )
+
+
+def test_what_the_opportunity_does_not_have_is_null_on_a_new_invoice() -> None:
+    invoice = Invoice.of(record(**HEADER))
+    assert (invoice.order_id, invoice.due_date, invoice.payment_terms) == (None, None, None)
+    assert (invoice.amounts, invoice.lines, invoice.columns) == (Amounts(), (), None)
+
+
+def test_a_due_date_with_a_time_is_its_day() -> None:
+    assert Invoice.of(record(**HEADER, duedate="2026-03-31T00:00:00Z")).due_date == date(2026, 3, 31)
+
+
+@pytest.mark.parametrize("value", ["soon", 7, ""])
+def test_a_due_date_that_is_none_comes_from_another_server(value: object) -> None:
+    with pytest.raises(DataverseUnavailable, match="duedate"):
+        Invoice.of(record(**HEADER, duedate=value))
+
+
+@pytest.mark.parametrize(
+    ("account", "number"),
+    [
+        ({"accountnumber": "A-00042"}, "A-00042"),
+        ({"accountnumber": None}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_customers_number_is_the_accounts(account: object, number: str | None) -> None:
+    row = record(
+        _customerid_value=GUID, customerid_account=account, **{f"_customerid_value{TABLE}": "account"}
+    )
+    assert Customer.of(row) == Customer("account", GUID, number)
+
+
+@pytest.mark.parametrize(
+    ("table", "owner"),
+    [
+        ("systemuser", Owner("systemuser", GUID)),
+        ("team", Owner("team", GUID)),
+        ("queue", None),
+        (None, None),
+    ],
+)
+def test_an_owner_is_a_user_or_a_team(table: str | None, owner: Owner | None) -> None:
+    assert Owner.of(record(_ownerid_value=GUID, **{f"_ownerid_value{TABLE}": table})) == owner
+    assert Owner.of(record(**{f"_ownerid_value{TABLE}": table})) is None
+
+
+# ---------------------------------------------------------------------------------------------- lines
+
+LINE: dict[str, Any] = {"invoicedetailid": GUID}
+
+
+def test_a_line_with_a_product() -> None:
+    row = record(
+        invoicedetailid=GUID.upper(),
+        lineitemnumber=3,
+        producttypecode=4,
+        _parentbundleidref_value=OTHER.upper(),
+        _productid_value=OTHER,
+        productid={"productnumber": "CM-200", "name": "Coffee machine"},
+        productname="Coffee machine CM-200",
+        productdescription="not a write-in's",
+        quantity=Decimal("1.50000"),
+        uomid={"name": "Piece"},
+        priceperunit=Decimal("80.125"),
+        volumediscountamount=Decimal("0.125"),
+        manualdiscountamount=5,
+        baseamount=120,
+        tax=Decimal("21.85"),
+        extendedamount=Decimal("136.85"),
+    )
+    assert Line.of(row) == Line(
+        id=GUID,
+        position=3,
+        kind=LineKind.OPTIONAL_PART,
+        parent_id=OTHER,
+        product=Product(OTHER, "CM-200", "Coffee machine"),
+        description=None,
+        quantity=Decimal("1.5"),
+        unit="Piece",
+        price_per_unit=Decimal("80.125"),
+        volume_discount_per_unit=Decimal("0.125"),
+        manual_discount=Decimal(5),
+        base_amount=Decimal(120),
+        tax=Decimal("21.85"),
+        amount=Decimal("136.85"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "description"),
+    [
+        ({"productdescription": "Installation", "productname": "x"}, "Installation"),
+        ({"productdescription": "", "productname": "Installation"}, "Installation"),
+        ({"productname": "Installation"}, "Installation"),
+        ({}, None),
+    ],
+)
+def test_a_write_in_has_a_description(columns: dict[str, Any], description: str | None) -> None:
+    line = Line.of(record(**LINE, **columns))
+    assert (line.product, line.description) == (None, description)
+
+
+@pytest.mark.parametrize(
+    ("product", "expected"),
+    [
+        (None, Product(OTHER, None, "Coffee machine")),
+        ({}, Product(OTHER, None, "Coffee machine")),
+        ({"name": None, "productnumber": "CM"}, Product(OTHER, "CM", "Coffee machine")),
+        ({"name": "Machine", "productnumber": None}, Product(OTHER, None, "Machine")),
+    ],
+)
+def test_a_product_that_cannot_be_read_keeps_its_id(product: object, expected: Product) -> None:
+    row = record(**LINE, _productid_value=OTHER, productid=product, productname="Coffee machine")
+    assert Line.of(row).product == expected
+
+
+def test_a_line_without_anything() -> None:
+    assert Line.of(record(**LINE)) == Line(GUID, kind=None)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(1, LineKind.PRODUCT), (5, LineKind.SERVICE), (6, None), (None, None)]
+)
+def test_the_kind_of_a_line(code: int | None, kind: LineKind | None) -> None:
+    assert Line.of(record(**LINE, producttypecode=code)).kind is kind
+
+
+def test_only_a_required_part_is_not_priced() -> None:
+    assert [kind for kind in (*LineKind, None) if not Line(GUID, kind=kind).is_priced] == [
+        LineKind.REQUIRED_PART
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"invoicedetailid": "x"}, {**LINE, "quantity": "2"}, {**LINE, "tax": True}]
+)
+def test_a_line_that_makes_no_sense_comes_from_another_server(columns: dict[str, Any]) -> None:
+    with pytest.raises(DataverseUnavailable, match="another server"):
+        Line.of(record(**columns))
+
+
+# ---------------------------------------------------------------------------------------------- do the amounts add up?
+
+
+def line(amount: str | None, tax: str | None = None, kind: LineKind = LineKind.PRODUCT) -> Line:
+    return Line(
+        GUID, kind=kind, amount=Decimal(amount) if amount else None, tax=Decimal(tax) if tax else None
+    )
+
+
+AGREEING = Invoice(
+    GUID,
+    None,
+    None,
+    OTHER,
+    None,
+    Decimal("1268.34"),
+    EURO,
+    0,
+    datetime(2026, 3, 1, tzinfo=UTC),
+    amounts=Amounts(
+        lines_total=Decimal("1070.19"),
+        discount_amount=Decimal("20.19"),
+        total_before_freight=Decimal("1050.00"),
+        freight=Decimal("15.00"),
+        tax=Decimal("203.34"),
+    ),
+    lines=(line("1130.50", "180.50"), line("143.03", "22.84")),
+)
+
+
+def with_amounts(**amounts: Any) -> Invoice:  # noqa: ANN401 - any amount
+    return replace(AGREEING, amounts=replace(AGREEING.amounts, **amounts))
+
+
+def invoice_of(total: str, amounts: Amounts, *lines: Line, currency: Currency | None = EURO) -> Invoice:
+    return replace(AGREEING, total_amount=Decimal(total), amounts=amounts, lines=lines, currency=currency)
+
+
+AGREE: dict[str, Invoice] = {
+    "everything": AGREEING,
+    "without lines and amounts": invoice_of("0", Amounts()),
+    "a credit": invoice_of(
+        "-5", Amounts(lines_total=Decimal(-5), total_before_freight=Decimal(-5)), line("-5")
+    ),
+    "tax on the header only": invoice_of(
+        "119",
+        Amounts(lines_total=Decimal(100), total_before_freight=Decimal(100), tax=Decimal(19)),
+        line("100"),
+    ),
+    "a bundle whose required part has a price": invoice_of(
+        "340",
+        Amounts(lines_total=Decimal(340), total_before_freight=Decimal(340)),
+        line("300", kind=LineKind.BUNDLE),
+        line("180", kind=LineKind.REQUIRED_PART),
+        line("40", kind=LineKind.OPTIONAL_PART),
+    ),
+    "a percentage that is rounded up": invoice_of(
+        "9.52",
+        Amounts(
+            lines_total=Decimal("10.02"),
+            discount_percentage=Decimal(5),
+            total_before_freight=Decimal("9.52"),
+        ),
+        line("10.02"),
+    ),
+    "a percentage that Dataverse rounds in another way": invoice_of(
+        "9.53",
+        Amounts(
+            lines_total=Decimal("10.03"),
+            discount_percentage=Decimal(5),
+            discount_amount=Decimal("0.005"),
+            total_before_freight=Decimal("9.53"),
+        ),
+        line("10.03"),
+    ),
+    "amounts that agree as they are published": invoice_of(
+        "1.00", Amounts(lines_total=Decimal("1.004"), total_before_freight=Decimal("1.001")), line("0.996")
+    ),
+    "without a currency": invoice_of(
+        "1.001",
+        Amounts(lines_total=Decimal("1.001"), total_before_freight=Decimal("1.001")),
+        line("1.001"),
+        currency=None,
+    ),
+}
+
+
+@pytest.mark.parametrize("invoice", AGREE.values(), ids=AGREE.keys())
+def test_totals_agree(invoice: Invoice) -> None:
+    assert invoice.totals_agree
+
+
+DISAGREE: dict[str, Invoice] = {
+    "no total": replace(AGREEING, total_amount=None),
+    "another total": replace(AGREEING, total_amount=Decimal("1268.35")),
+    "a line missing": replace(AGREEING, lines=AGREEING.lines[:1]),
+    "another amount of a line": replace(AGREEING, lines=(line("1130.51", "180.50"), AGREEING.lines[1])),
+    "another tax of a line": replace(AGREEING, lines=(line("1130.50", "180.51"), AGREEING.lines[1])),
+    "another discount": with_amounts(discount_amount=Decimal("20.21")),
+    "no discount": with_amounts(discount_amount=None),
+    "another percentage": with_amounts(discount_percentage=Decimal(1)),
+    "no freight": with_amounts(freight=None),
+    "another tax": with_amounts(tax=Decimal("203.33")),
+    "nothing before freight": with_amounts(total_before_freight=None),
+    "a percentage without currency": replace(
+        invoice_of(
+            "9.53",
+            Amounts(
+                lines_total=Decimal("10.03"),
+                discount_percentage=Decimal(5),
+                total_before_freight=Decimal("9.53"),
+            ),
+            line("10.03"),
+        ),
+        currency=None,
+    ),
+}
+
+
+@pytest.mark.parametrize("invoice", DISAGREE.values(), ids=DISAGREE.keys())
+def test_totals_disagree(invoice: Invoice) -> None:
+    assert not invoice.totals_agree

@@ -1,0 +1,337 @@
+"""Reading an invoice with its lines and further columns, and assigning it in the same batch."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from shared.clock import Deadline
+from shared.columns import ColumnType, ColumnValue
+from shared.dataverse import ChangeSet, Read, Update
+from shared.errors import (
+    DataverseForbidden,
+    DataverseThrottled,
+    DataverseUnavailable,
+    DataverseUnreachable,
+    InvoicingFailure,
+    RecordNotFound,
+)
+from shared.response import Response
+from shared.retrieval import Assignment, InvoiceReader
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shared.dataverse import Dataverse
+    from shared.invoice import Invoice
+    from tests.unit.conftest import FakeClock
+
+INVOICE = "0f8fad5b-d9cb-469f-a165-70867728950e"
+OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
+SELLER = "83883308-7ad5-ea11-a813-000d3a33f3b4"
+WRITE = Update(f"invoices({INVOICE})", {"ownerid@odata.bind": f"/systemusers({SELLER})"})
+ASSIGNMENT = Assignment(ChangeSet((WRITE,)), f"the systemuser {SELLER}")
+
+Answer = list[Response] | Response | InvoicingFailure
+
+
+def ok(document: object, status: int = 200) -> Response:
+    return Response(status, {}, json.dumps(document).encode(), "r-1", datetime(2026, 3, 1, tzinfo=UTC))
+
+
+def error(status: int, code: str = "") -> Response:
+    return ok({"error": {"code": code, "message": "Why."}}, status)
+
+
+def line(number: int) -> dict[str, object]:
+    return {"invoicedetailid": f"{number:08d}-d9cb-469f-a165-70867728950e", "lineitemnumber": number}
+
+
+def lines(*found: object, **more: object) -> Response:
+    return ok({"value": list(found), **more})
+
+
+HEADER = ok(
+    {"invoiceid": INVOICE, "_opportunityid_value": OPPORTUNITY, "createdon": "2026-03-01T11:59:00Z", "totalamount": 0}
+)  # fmt: skip
+DONE = Response(204, {}, b"", "r-1", datetime(2026, 3, 1, tzinfo=UTC))
+
+
+@dataclass
+class FakeDataverse:
+    """Responds as it is told, in order, and keeps what it was asked."""
+
+    answers: list[Answer]
+    asked: list[Any] = field(default_factory=list)
+
+    def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
+        assert not deadline.passed
+        self.asked.append(list(operations))
+        answers = self._next()
+        assert isinstance(answers, list)
+        assert len(answers) == len(operations)
+        return answers
+
+    def read(self, read: Read, deadline: Deadline) -> Response:
+        assert not deadline.passed
+        self.asked.append(read)
+        answer = self._next()
+        assert isinstance(answer, Response)
+        return answer
+
+    def _next(self) -> list[Response] | Response:
+        answer = self.answers.pop(0)
+        if isinstance(answer, InvoicingFailure):
+            raise answer
+        return answer
+
+
+class Reading:
+    """A reader with a Dataverse that responds as told."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self.fake = FakeDataverse([])
+        self.reader = InvoiceReader(cast("Dataverse", self.fake))
+
+    def with_columns(self, *names: str) -> Reading:
+        self.reader = InvoiceReader(cast("Dataverse", self.fake), names)
+        return self
+
+    def __call__(self, *answers: Answer, assignment: Assignment | None = None) -> Invoice:
+        self.fake.answers = list(answers)
+        try:
+            return self.reader.retrieve(INVOICE, self._deadline, assignment)
+        finally:
+            assert not self.fake.answers, "everything that was expected was asked"
+
+
+@pytest.fixture
+def reading(clock: FakeClock) -> Reading:
+    return Reading(Deadline.after(clock, 180))
+
+
+# ---------------------------------------------------------------------------------------------- lines
+
+
+def test_the_lines_are_read_after_the_invoice_in_one_batch(reading: Reading) -> None:
+    invoice = reading([HEADER, lines(line(1), line(2))])
+    assert (invoice.id, [each.position for each in invoice.lines]) == (INVOICE, [1, 2])
+    ((header, detail),) = reading.fake.asked
+    assert header.path.startswith(f"invoices({INVOICE})?$select=invoiceid,")
+    assert header.path.endswith(
+        "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision),"
+        "customerid_account($select=accountnumber)"
+    )
+    assert detail.path.startswith("invoicedetails?$select=invoicedetailid,")
+    assert detail.path.endswith(
+        f"&$filter=_invoiceid_value eq {INVOICE}&$orderby=lineitemnumber,invoicedetailid"
+        "&$expand=productid($select=productnumber,name),uomid($select=name)"
+    )
+
+
+def test_more_lines_than_dataverse_returns_at_once_are_read_to_the_end(reading: Reading) -> None:
+    pages = [
+        lines(line(1), **{"@odata.nextLink": "https://x.crm.dynamics.com/api/data/v9.2/invoicedetails?a=b%20c&$skiptoken=2"}),
+        lines(line(2), **{"@odata.nextLink": "https://x.crm.dynamics.com/api/data/v9.2/invoicedetails?$skiptoken=3"}),
+        lines(line(3)),
+    ]  # fmt: skip
+    invoice = reading([HEADER, pages[0]], *pages[1:])
+    assert [each.position for each in invoice.lines] == [1, 2, 3]
+    assert reading.fake.asked[1:] == [
+        Read("invoicedetails?a=b%20c&$skiptoken=2"),
+        Read("invoicedetails?$skiptoken=3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("responses", "expected"),
+    [
+        ([error(404, "0x80040217"), lines()], RecordNotFound),
+        ([error(503), lines()], DataverseUnavailable),
+        ([HEADER, error(503)], DataverseUnavailable),
+        ([HEADER, ok({})], DataverseUnavailable),
+        ([HEADER, lines({"invoicedetailid": 7})], DataverseUnavailable),
+    ],
+)
+def test_an_invoice_without_its_lines_is_not_published(
+    responses: list[Response], expected: type[InvoicingFailure], reading: Reading
+) -> None:
+    with pytest.raises(expected):
+        reading(responses)
+
+
+@pytest.mark.parametrize(
+    "refused", [[error(403, "0x80040220"), lines()], [HEADER, error(403, "0x80040220")]], ids=["header", "lines"]
+)  # fmt: skip
+def test_without_the_right_to_read_accounts_and_products_names_and_numbers_are_missing(
+    refused: list[Response], reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    invoice = reading(refused, [HEADER, lines(line(1))])
+    assert len(invoice.lines) == 1
+    header, detail = reading.fake.asked[1]
+    assert header.path.endswith("&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)")
+    assert "$expand" not in detail.path
+    assert "is read without names and numbers of customer, products and units: " in caplog.text
+    assert "0x80040220" in caplog.text
+
+
+def test_without_the_right_to_read_the_invoice_nothing_is_read(reading: Reading) -> None:
+    refused = [error(403, "0x80040220"), error(403, "0x80040220")]
+    with pytest.raises(DataverseForbidden):
+        reading(refused, refused)
+
+
+def test_amounts_that_do_not_add_up_are_logged(reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
+    document = {**HEADER.json(), "totalamount": 7}
+    invoice = reading([ok(document), lines()])
+    assert not invoice.totals_agree
+    assert [record.message for record in caplog.records] == [
+        f"dataverse: the lines, discounts, freight and tax of the invoice {INVOICE} do not add up to its total"
+    ]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_amounts_that_add_up_are_not_logged(reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
+    assert reading([HEADER, lines()]).totals_agree
+    assert not caplog.records
+
+
+# ---------------------------------------------------------------------------------------------- the owner
+
+
+def test_the_assignment_travels_in_the_same_batch_before_the_reads(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading([DONE, HEADER, lines()], assignment=ASSIGNMENT)
+    ((assigned, header, _),) = reading.fake.asked
+    assert assigned == ASSIGNMENT.change_set
+    assert header.path.startswith("invoices(")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "0x80040299"),  # The new owner may not read invoices.
+        (403, "0x80040220"),  # The function may not assign.
+        (400, "0x80042f09"),  # The new owner has no role.
+        (400, "0x80040265"),  # A plug-in refuses.
+        (404, "0x80040217"),  # The owner, or the invoice, was deleted.
+        (429, ""),
+        (500, ""),
+    ],
+)
+def test_a_failed_assignment_does_not_stop_the_event(
+    status: int, code: str, reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    invoice = reading([error(status, code), HEADER, lines(line(1))], assignment=ASSIGNMENT)
+    assert len(invoice.lines) == 1
+    (logged,) = caplog.records
+    assert logged.message.startswith(
+        f"dataverse: the invoice {INVOICE} was not assigned to the systemuser {SELLER}: "
+    )
+    assert "Why." in logged.message or "429" in logged.message
+    assert logged.levelno == logging.WARNING
+
+
+def test_an_assignment_that_takes_too_long_does_not_stop_the_event(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = DataverseUnreachable("POST $batch timed out.")
+    invoice = reading(silent, [HEADER, lines(line(1))], assignment=ASSIGNMENT)
+    assert len(invoice.lines) == 1
+    assert len(reading.fake.asked[0]) == 3
+    assert len(reading.fake.asked[1]) == 2
+    assert "was not assigned to" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "outage", [DataverseUnavailable("It is down."), DataverseThrottled("Slow down.", retry_after=7.0)]
+)
+def test_an_outage_is_an_outage_with_an_assignment_too(outage: InvoicingFailure, reading: Reading) -> None:
+    with pytest.raises(type(outage)):
+        reading(outage, assignment=ASSIGNMENT)
+
+
+# ---------------------------------------------------------------------------------------------- further columns
+
+
+def attributes(**types: str) -> Response:
+    return lines(
+        *({"LogicalName": name, "AttributeType": attribute_type} for name, attribute_type in types.items())
+    )
+
+
+def test_further_columns_are_described_once_and_read_in_the_batch(reading: Reading) -> None:
+    reading.with_columns("new_fee", "new_typo")
+    first = reading(attributes(new_fee="Money"), [HEADER, lines(), ok({"new_fee": 12.5})])
+    second = reading([HEADER, lines(), ok({"new_fee": None})])
+    unknown = ColumnValue.unknown("The table invoice has no column of this name.")
+    assert first.columns == {
+        "new_fee": ColumnValue(ColumnType.MONEY, Decimal("12.5")),
+        "new_typo": unknown,
+    }
+    assert second.columns == {"new_fee": ColumnValue(ColumnType.MONEY, None), "new_typo": unknown}
+    assert [len(asked) for asked in (reading.fake.asked[1], reading.fake.asked[2])] == [3, 3]
+    assert reading.fake.asked[1][2] == Read(f"invoices({INVOICE})?$select=new_fee")
+
+
+def test_an_unknown_name_is_logged(reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
+    reading.with_columns("new_typo")
+    invoice = reading(attributes(), [HEADER, lines()])
+    assert invoice.columns is not None
+    assert invoice.columns["new_typo"].error
+    assert [record.message for record in caplog.records] == [
+        "settings: INVOICE_COLUMNS names new_typo: The table invoice has no column of this name."
+    ]
+
+
+def test_without_further_columns_the_event_has_none(reading: Reading) -> None:
+    assert reading([HEADER, lines()]).columns is None
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "0x80060888"), (400, "0x80048d19"), (400, "0x80040265"), (404, "")]
+)
+def test_a_column_that_was_removed_stops_nothing_and_is_described_anew(
+    status: int, code: str, reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading.with_columns("new_fee")
+    invoice = reading(attributes(new_fee="Money"), [HEADER, lines(line(1)), error(status, code)])
+    assert len(invoice.lines) == 1
+    assert invoice.columns == {
+        "new_fee": ColumnValue.unknown("The column was not read: the log of the function says why.")
+    }
+    assert "settings: the columns of INVOICE_COLUMNS were not read: " in caplog.text
+    assert reading(attributes(), [HEADER, lines()]).columns is not None
+
+
+def test_columns_that_cannot_be_read_for_now_are_read_later(reading: Reading) -> None:
+    """The event is a snapshot: what it lacks because of an outage would never come."""
+    reading.with_columns("new_fee")
+    with pytest.raises(DataverseUnavailable):
+        reading(attributes(new_fee="Money"), [HEADER, lines(), error(503)])
+    with pytest.raises(DataverseForbidden):
+        reading([HEADER, lines(), error(403, "0x80040220")])
+
+
+def test_metadata_that_cannot_be_read_is_read_later(reading: Reading) -> None:
+    reading.with_columns("new_fee")
+    with pytest.raises(DataverseForbidden):
+        reading(error(403, "0x80040220"))
+    assert reading(attributes(new_fee="Money"), [HEADER, lines(), ok({})]).columns is not None
+
+
+def test_further_columns_after_an_assignment(reading: Reading) -> None:
+    reading.with_columns("new_fee")
+    invoice = reading(
+        attributes(new_fee="Money"), [DONE, HEADER, lines(), ok({"new_fee": 1})], assignment=ASSIGNMENT
+    )
+    assert invoice.columns == {"new_fee": ColumnValue(ColumnType.MONEY, Decimal(1))}
