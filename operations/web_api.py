@@ -17,7 +17,7 @@ from shared.clock import Clock, Deadline, SystemClock
 from shared.credential import Identities
 from shared.dataverse import API
 from shared.errors import DataverseThrottled, RecordNotFound
-from shared.invoicing import retrieve_invoice
+from shared.retrieval import InvoiceReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +123,7 @@ class WebApi:
 
     def invoice(self, invoice_id: str) -> Invoice:
         """Retrieve an invoice by itself, with its totals calculated; raises RecordNotFound."""
-        return self._patiently(lambda: retrieve_invoice(self._dataverse, invoice_id, self._deadline))
+        return self._patiently(lambda: InvoiceReader(self._dataverse).retrieve(invoice_id, self._deadline))
 
     def address(self, path: str) -> str:
         """Return the whole URL of a record."""

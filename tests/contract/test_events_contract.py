@@ -209,7 +209,7 @@ def test_the_invoice_topic_describes_the_properties_that_are_written() -> None:
 
 def test_queues_and_topic_are_described_as_they_are_set_up() -> None:
     """The sandbox's entities are the same as those of infrastructure/."""
-    file = Path(__file__).parents[2] / "sandbox" / "service_bus" / "entities.json"
+    file = Path(__file__).parents[2] / "infrastructure" / "entities.json"
     (namespace,) = json5.loads(file.read_text())["UserConfig"]["Namespaces"]
     entities = {entity["Name"]: entity["Properties"] for entity in namespace["Queues"] + namespace["Topics"]}
     described = {}

@@ -154,9 +154,7 @@ def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_de
     assert ("prvAssignInvoice" in needed) is (owner != "application")
     assert granted == {name: int(Depth[depth.upper()]) for name, depth in needed.items()}
     assert all(
-        depth == "Global"
-        for name, depth in needed.items()
-        if name.startswith(("prvRead", "prvAppendToO"))
+        depth == "Global" for name, depth in needed.items() if name.startswith(("prvRead", "prvAppendToO"))
     )
 
 

@@ -99,7 +99,7 @@ def event_of(
         further,
         [Record({"LogicalName": name, "AttributeType": kind}, "r") for name, (kind, *_) in further.items()],
     )
-    row = {}
+    row: dict[str, Any] = {}
     for name, (_, value, label) in further.items():
         row |= {name: value, f"_{name}_value": value}
         row |= {f"{name}@OData.Community.Display.V1.FormattedValue": label}
