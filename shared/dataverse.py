@@ -164,7 +164,7 @@ class Dataverse:
         request = Request(method, API + path, {**_COMMON_HEADERS, **headers}, body)
         token = self._tokens.token(deadline)
         response = self._send_with(token, request, deadline)
-        if response.status == requests.codes.unauthorized:
+        if response.status == requests.codes.unauthorized and not _is_multipart(response):
             # The token may have been revoked. Where a new one is refused too, something is set up wrong.
             renewed = self._tokens.renewed(token, deadline)
             if renewed is not None:
@@ -222,8 +222,9 @@ class _Throttle:
         self._until = 0.0
 
     def note(self, response: Response) -> None:
-        """Let everybody wait if a whole response is a 429."""
-        if response.status == requests.codes.too_many_requests or response.exceeds_limits:
+        """Let everybody wait if a whole response is a 429; the status of a batch may be that of one of its parts."""
+        throttled = response.status == requests.codes.too_many_requests or response.exceeds_limits
+        if throttled and not _is_multipart(response):
             self._wait_for(response)
 
     def note_part(self, part: Response) -> None:

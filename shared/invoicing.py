@@ -163,7 +163,8 @@ class _Checked:
         counts if the opportunity was won again since we invoiced it, and nobody has created another invoice after that.
         """
         differences = self.opportunity.differences(invoice)
-        if not differences or not self.claims.records():
+        owners = [claim.optional_guid("_objectid_value") for claim in self.claims.records()]
+        if not differences or invoice.opportunity_id not in owners:
             return
         won_at = latest_win(self.closes)
         if won_at is not None and won_at > max(row.time("createdon") for row in active(self.invoices)):
@@ -178,25 +179,23 @@ def _claimed_without_invoice(
     opportunity_id: str, claim: Record, invoices: Sequence[Record]
 ) -> ClaimedWithoutInvoice:
     """Return the error that says what is the case: whose note it is, and what became of the invoice."""
-    note = f"The note {claim_of(opportunity_id)}"
     if claim.optional_guid("_objectid_value") != opportunity_id:
-        text = (
-            f"{note} has the id of this opportunity's claim and belongs to another record: somebody created or moved "
-            "it, so whether the opportunity was invoiced is not known."
-        )
+        says = "belongs to another record: somebody created or moved it. Whether there was an invoice is not known."
     elif claim.text("subject") != _CLAIM_SUBJECT:
-        text = (
-            f"{note} has the id of this opportunity's claim, but not its subject: somebody created or changed it, so "
-            "whether the opportunity was invoiced is not known."
+        says = (
+            "has another subject: somebody created or changed it. Whether there was an invoice is not known."
         )
     elif invoices:
-        text = f"{note} shows that the opportunity was invoiced before. All its invoices are canceled."
+        says = "shows that the opportunity was invoiced before. All its invoices are canceled."
     else:
-        text = (
-            f"{note} shows that the opportunity was invoiced before. No invoice refers to it any more: it was deleted, "
-            "or moved to another opportunity."
+        says = (
+            "shows that the opportunity was invoiced before. No invoice refers to it any more: it was deleted, or "
+            "moved to another opportunity."
         )
-    return ClaimedWithoutInvoice(text, request_id=claim.request_id)
+    return ClaimedWithoutInvoice(
+        f"The note {claim_of(opportunity_id)}, the claim of this opportunity, {says}",
+        request_id=claim.request_id,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- requests

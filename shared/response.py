@@ -64,7 +64,7 @@ class Response:
     @property
     def exceeds_limits(self) -> bool:
         """Whether Dataverse reports that its service-protection limits are exceeded."""
-        return _Error.of(self).code in _LIMITS
+        return self.failed and _Error.of(self).code in _LIMITS
 
     def raise_for_status(self) -> None:
         """Raise the decision that an error calls for."""

@@ -375,6 +375,18 @@ def test_a_batch_that_stops_at_every_part_is_still_answered(
     assert len(wire.requests) == 3
 
 
+@pytest.mark.parametrize("status", [429, 401])
+def test_the_status_of_a_stopped_batch_is_that_of_one_record(
+    status: int, batches: Callable[..., list[Response]], wire: Wire
+) -> None:
+    """The plug-in of one record is busy, or does not know its caller: that is no limit and no bad token."""
+    busy = batch_body(change_set(Part(status, b'{"error": {"code": "0x80048d04", "message": "Busy."}}')))
+    reads = batch_body(Part(), Part())
+    done, *_ = batches((status, busy), (200, reads))
+    assert done.status == status
+    assert len(wire.requests) == 2
+
+
 def test_one_batch_says_where_dataverse_stopped(
     dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> None:

@@ -425,6 +425,7 @@ def test_what_the_invoice_lacks_proves_no_difference(lacking: str, ensure: Ensur
         {"closes": rows(closed("2026-03-01T11:59:00Z"))},
         {"closes": rows(closed(state=2), closed(BEFORE))},
         {"claims": NONE},
+        {"claims": rows({**CLAIM, "_objectid_value": ACCOUNT})},
         {"invoices": rows(invoice_row(), invoice_row(OTHER_INVOICE, createdon=AFTER))},
     ],
     ids=[
@@ -433,6 +434,7 @@ def test_what_the_invoice_lacks_proves_no_difference(lacking: str, ensure: Ensur
         "same second",
         "lost since",
         "invoiced by a person",
+        "note of another record",
         "billed by hand since",
     ],
 )
@@ -504,8 +506,8 @@ def test_what_was_billed_before_is_not_billed_again(
         (CLAIM, rows(invoice_row(statecode=3)), "All its invoices are canceled."),
         ({**CLAIM, "_objectid_value": ACCOUNT}, NONE, "belongs to another record"),
         ({**CLAIM, "_objectid_value": None}, NONE, "belongs to another record"),
-        ({**CLAIM, "subject": "Call Jane"}, NONE, "but not its subject"),
-        ({**CLAIM, "subject": None}, NONE, "but not its subject"),
+        ({**CLAIM, "subject": "Call Jane"}, NONE, "has another subject"),
+        ({**CLAIM, "subject": None}, NONE, "has another subject"),
     ],
 )
 def test_a_claim_without_invoice_says_what_is_the_case(
@@ -514,7 +516,7 @@ def test_a_claim_without_invoice_says_what_is_the_case(
     """Known from the check: no change set is sent that cannot succeed."""
     raised = ensure.fails(ClaimedWithoutInvoice, check(claims=rows(claim), invoices=invoices))
     assert says in raised.description
-    assert f"The note {claim_of(OPPORTUNITY)} " in raised.description
+    assert f"The note {claim_of(OPPORTUNITY)}, " in raised.description
     assert "Jane" not in raised.description
     assert raised.request_id == "r-1"
 
