@@ -131,7 +131,7 @@ class Authenticator:
         try:
             claims = self._verify_token(token, AUDIENCES)
         except Exception as error:
-            # The verifier is not ours, and so are its exceptions; whatever it raises, the token is not good.
+            # The verifier is the caller's, and so are its exceptions: any of them means that the token is not good.
             raise Unauthorized(f"InvalidToken: {error}") from error
         return [
             Grant(each.scope.lower(), each.role.rights, claims.expires_at)

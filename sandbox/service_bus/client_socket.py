@@ -1,7 +1,7 @@
 """One client's socket: moves bytes between asyncio and the AMQP engine.
 
 A client that reads slowly is not read from either until it has caught up, so what is kept for it stays bounded and
-nobody else waits for it.
+no other client waits for it.
 """
 
 import asyncio
@@ -112,7 +112,7 @@ class ClientSocket(asyncio.Protocol):
         self._beat()
 
     def data_received(self, data: bytes) -> None:
-        """Handle what the client says."""
+        """Handle what the client sends."""
         if self._is_silent or self.amqp.is_closed:
             return
         with self._aborting_on_exception():

@@ -48,7 +48,7 @@ _NAMED = {
 }
 _PROPERTY_COUNT = 13
 _CONTENT_TYPE = 6
-# What the broker sets itself, whatever the sender wrote there.
+# What only the broker sets: what a sender wrote there is ignored.
 _BROKERS_OWN = {
     "x-opt-sequence-number",
     "x-opt-enqueued-time",
@@ -253,7 +253,7 @@ def _read_footer(value: object, other: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-# Each returns what the section says of the message, and puts into the second what is only carried along.
+# Each returns the message's fields that the section holds, and puts into `other` what the broker only passes on.
 _READERS: Mapping[int, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     HEADER: _read_header,
     DELIVERY_ANNOTATIONS: _read_delivery_annotations,

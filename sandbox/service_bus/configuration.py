@@ -171,7 +171,7 @@ class Configuration:
 
 
 class _Node:
-    """A JSON object being read: each member is taken once, and what nobody took is a problem."""
+    """A JSON object being read: each member is taken once, and what was not taken is a problem."""
 
     def __init__(self, value: Any, path: str, problems: list[str]) -> None:  # noqa: ANN401 - any JSON
         self.path = path
@@ -250,7 +250,7 @@ class _Node:
 
     def end(self) -> None:
         for name in self._rest:
-            self.problem(name, "is not a property that the stand-in knows")
+            self.problem(name, "is not a property that the emulator supports")
 
 
 def _kind(value: object) -> str:
@@ -320,7 +320,7 @@ def _queue(node: _Node, path: str) -> QueueSettings:
         status=properties.choice("Status", Status, Status.ACTIVE),
     )
     if properties.take("RequiresSession", bool, default=False):
-        properties.problem("RequiresSession", "sessions are not offered by the stand-in")
+        properties.problem("RequiresSession", "the emulator does not support sessions")
     properties.end()
     return settings
 
@@ -362,7 +362,7 @@ def _rule(node: _Node) -> Rule:
     properties = node.child("Properties")
     node.end()
     if properties.take("Action", dict, {}):
-        properties.problem("Action", "rule actions are not offered by the stand-in")
+        properties.problem("Action", "the emulator does not support actions of rules")
     kind = properties.required("FilterType")
     readers: dict[str, Callable[[_Node], Filter]] = {"sql": _sql_filter, "correlation": _correlation_filter}
     reader = readers.get(kind.lower())

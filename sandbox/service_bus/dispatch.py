@@ -1,7 +1,7 @@
-"""Which client gets the next message: links with credit, in turns, woken when there is something for them.
+"""Which client gets the next message: links with credit, in turns.
 
-One dispatcher per server. It sleeps until the broker says that a message became available, or until the broker
-has something due, and lives in the server's thread.
+One dispatcher per server. It sleeps until the broker reports that a message became available, or until the broker
+has something due, and lives in the server's thread. It knows recipients, not connections.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.errors import Refusal
 from sandbox.service_bus.messages import BrokeredMessage, ReceiveMode
 
-# The broker's clock may be moved by hand, which nobody tells the event loop.
-_LOOK_AT_CLOCK = 0.25
+# The broker's clock may be moved by hand, which the event loop does not notice.
+_CHECK_CLOCK_EVERY = 0.25
 
 
 class Recipient(Protocol):
-    """Someone who takes an entity's messages while there is credit for them."""
+    """A receiver of an entity's messages, which takes them while it has credit."""
 
     path: str
     mode: ReceiveMode
@@ -32,7 +32,7 @@ class Recipient(Protocol):
         ...
 
     def fail(self, error: Refusal) -> None:
-        """Be told that there will be no more."""
+        """Learn that there will be no more messages, and why."""
         ...
 
     def flush(self) -> None:
@@ -118,7 +118,7 @@ class Dispatcher:
         if self._closed:
             return
         due = self.broker.next_event()
-        wait = _LOOK_AT_CLOCK
+        wait = _CHECK_CLOCK_EVERY
         if due is not None:
             wait = min(wait, max(0.0, (due - self.broker.clock.now()).total_seconds()))
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""What Service Bus answers when it refuses something: a tree whose leaves carry their AMQP condition.
+"""Why Service Bus refuses something: a tree whose leaves have the AMQP condition.
 
 Refusal
 ├── EntityNotFound        amqp:not-found
@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 class Refusal(Exception):
-    """A refusal, with the AMQP condition that stands on the wire and the status of a management answer."""
+    """A refusal, with its AMQP condition and the status of a management response."""
 
     condition: ClassVar[str]
     status: ClassVar[int]
@@ -53,7 +53,7 @@ class MessageNotFound(Refusal):
 
 
 class MessageLockLost(Refusal):
-    """The lock expired, was given up, or never existed; the message may be with somebody else."""
+    """The lock expired, was given up, or never existed; another receiver may have the message."""
 
     condition = "com.microsoft:message-lock-lost"
     status = 410
@@ -81,7 +81,7 @@ class NotAllowed(Refusal):
 
 
 class NotSupported(Refusal):
-    """Azure does this; the stand-in does not, and says so."""
+    """Azure supports this; the emulator does not, and the text names it."""
 
     condition = "amqp:not-implemented"
     status = 501

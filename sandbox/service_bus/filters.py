@@ -21,7 +21,7 @@ from sandbox.service_bus.messages import Message
 
 
 class InvalidFilter(ValueError):
-    """The filter is wrong, or beyond what the stand-in evaluates."""
+    """The filter is wrong, or beyond what the emulator evaluates."""
 
 
 class Filter(Protocol):

@@ -1,14 +1,14 @@
-"""What clients of Service Bus's management over HTTP get: a response that says that it is not supported."""
+"""Refuses HTTP: management (ServiceBusAdministrationClient) and AMQP over WebSockets are not supported."""
 
 import asyncio
 
 _METHODS = (b"GET ", b"PUT ", b"POST", b"HEAD", b"DELE", b"PATC", b"OPTI")
 _MESSAGE = (
-    b"The sandbox's Service Bus supports AMQP 1.0 only. Management over HTTP (ServiceBusAdministrationClient) is not "
-    b"supported: define queues, topics, subscriptions and rules in the entities file.\n"
+    b"The Service Bus emulator does not support HTTP: neither management (ServiceBusAdministrationClient) nor AMQP "
+    b"over WebSockets. Define queues, topics and subscriptions in the entities file; connect with AMQP over TCP.\n"
 )
 RESPONSE = (
-    b"HTTP/1.1 501 Management over HTTP is not supported\r\nContent-Type: text/plain\r\n"
+    b"HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_MESSAGE), _MESSAGE)
 )
 # A TLS alert: fatal, 120.
@@ -24,7 +24,7 @@ def is_http(start: bytes) -> bool:
 
 
 class HttpRefusal(asyncio.Protocol):
-    """One client that came with TLS to a port for plain AMQP: a request for management, or a mistake."""
+    """One client that came with TLS to a port for plain AMQP: an HTTPS request, or a mistake."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -2,7 +2,7 @@
 
 These are the rules of Service Bus, without locks and without arguments to check: `broker` calls them under its lock,
 after everything that was due has happened. Where Microsoft documents nothing, the harder behaviour for the product was
-selected, and a comment says so.
+selected, with a comment.
 """
 
 from collections.abc import Callable

@@ -76,7 +76,7 @@ class Management:
     def _peek(self, entity: str, body: Body) -> tuple[int, Any]:
         start, count = int(body.get("from-sequence-number", 0)), int(body.get("message-count", 1))
         messages = self._broker.peek(entity, start, min(max(count, 0), _MAX_MESSAGES))
-        # A peeked message may be locked by another receiver: its lock is nobody else's concern.
+        # A peeked message may be locked by another receiver: that lock is not shown.
         unlocked = (replace(each, lock_token=None, locked_until=None) for each in messages)
         return _messages([{"message": encode_message(each, with_state=True)} for each in unlocked])
 

@@ -82,7 +82,7 @@ class Message:
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def estimated_size(self) -> int:
-        """Return about how many bytes this takes on the wire, for callers who have not encoded it."""
+        """Return about how many bytes this takes when it is encoded, for callers who have not encoded it."""
         body = len(self.body) if isinstance(self.body, bytes) else len(repr(self.body))
         texts = (
             self.message_id,

@@ -100,7 +100,7 @@ class Decimal:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A value with a descriptor, which says what it means."""
+    """A value with a descriptor, which states its meaning."""
 
     descriptor: Any
     value: Any
@@ -228,7 +228,7 @@ def _bounds(data: bytes, at: int, width: int, depth: int) -> tuple[int, int, int
 
 def _require_end(at: int, end: int) -> None:
     if at != end:
-        raise Malformed("a compound value is not as long as it says")
+        raise Malformed("a compound value does not have the length that it states")
 
 
 def _described(data: bytes, at: int, depth: int) -> tuple[Any, int]:

@@ -220,7 +220,7 @@ class Session:
         return disposition.state is not None
 
     def _between(self, first: int, count: int) -> list[OutgoingDelivery]:
-        """Return the open deliveries from one id on, without counting through a range that nobody sent."""
+        """Return the open deliveries from one id on, without counting through a wide range."""
         if count < len(self._unsettled):
             ids = ((first + offset) % SERIAL for offset in range(count + 1))
             return [self._unsettled[each] for each in ids if each in self._unsettled]

@@ -173,8 +173,8 @@ def test_limits_are_as_wide_as_azures() -> None:
             {"DuplicateDetectionHistoryTimeWindow": "P8D"},
             "DuplicateDetectionHistoryTimeWindow: must be from PT20S to P7D, not P8D",
         ),
-        ({"RequiresSession": True}, "RequiresSession: sessions are not offered by the stand-in"),
-        ({"MaxDeliveryCnt": 3}, "MaxDeliveryCnt: is not a property that the stand-in knows"),
+        ({"RequiresSession": True}, "RequiresSession: the emulator does not support sessions"),
+        ({"MaxDeliveryCnt": 3}, "MaxDeliveryCnt: is not a property that the emulator supports"),
         (
             {"Status": "Resting"},
             "Status: must be one of Active, Disabled, SendDisabled, ReceiveDisabled, not 'Resting'",
@@ -217,7 +217,7 @@ def test_all_problems_are_told_at_once() -> None:
                 "SqlFilter": {"SqlExpression": "1=1"},
                 "Action": {"SqlExpression": "SET a=1"},
             },
-            "rule actions are not offered",
+            "the emulator does not support actions of rules",
         ),
     ],
 )

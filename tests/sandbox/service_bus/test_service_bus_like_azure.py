@@ -304,7 +304,7 @@ def test_management_over_https_is_refused_with_a_text(
             refused = administration_error(address, authority_file)
             assert isinstance(refused, HttpResponseError)
             assert refused.status_code == 501
-            assert "Management over HTTP (ServiceBusAdministrationClient) is not supported" in str(refused)
+            assert "The Service Bus emulator does not support HTTP" in str(refused)
         client = ServiceBusClient.from_connection_string(
             f"Endpoint=sb://{plain.host}:{plain.port};SharedAccessKeyName=RootManageSharedAccessKey;"
             "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"

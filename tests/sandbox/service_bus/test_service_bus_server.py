@@ -121,7 +121,7 @@ def test_http_is_told_that_only_amqp_is_spoken(plain: "Wire", start: bytes) -> N
         client.sendall(start)
         answer = b"".join(iter(lambda: client.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 501")
-    assert b"is not supported: define queues" in answer
+    assert b"The Service Bus emulator does not support HTTP" in answer
 
 
 @pytest.mark.parametrize(

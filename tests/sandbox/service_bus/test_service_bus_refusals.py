@@ -1,0 +1,164 @@
+"""The table in docs/sandbox.md of what the emulator refuses: each row is tried, and its text is the one that comes."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from amqp_client import AmqpClient, Refused, logged_in
+
+from sandbox.service_bus import Configuration, InvalidConfiguration, Message
+from sandbox.service_bus.amqp.encoding import Described, Symbol, ULong, decode, encode
+from sandbox.service_bus.amqp.performatives import (
+    RECEIVER,
+    Attach,
+    Close,
+    Coordinator,
+    Disposition,
+    Open,
+    Rejected,
+    Source,
+    Target,
+    Transfer,
+)
+
+if TYPE_CHECKING:
+    from tests.sandbox.service_bus.conftest import Wire
+
+DOCS = Path(__file__).parents[3] / "docs" / "sandbox.md"
+SESSION = Source("plain", filter={Symbol("com.microsoft:session-filter"): "mine"})
+
+
+def rows() -> list[tuple[str, str]]:
+    """Return the table's rows: what is requested, and the text."""
+    part = DOCS.read_text().partition("\n## Service Bus\n")[2].partition("\n## ")[0]
+    table = part.partition("| request | refused with |\n|---|---|\n")[2].partition("\n\n")[0]
+    return [
+        (line.split(" | ")[0][2:], line.split(" | ")[1][1:].removesuffix("` |"))
+        for line in table.splitlines()
+    ]
+
+
+def link(wire: "Wire", **attach: Any) -> str:  # noqa: ANN401 - the fields of an attach
+    with logged_in(wire.server.host, wire.server.port) as client, pytest.raises(Refused) as refused:
+        client.attach_sender("", **attach) if "target" in attach else client.attach_receiver(
+            "plain", **attach
+        )
+    return str(refused.value)
+
+
+def javascript_session(wire: "Wire") -> str:
+    with AmqpClient(wire.server.host, wire.server.port) as client:
+        client.log_in("PLAIN", b"\0RootManageSharedAccessKey\0SAS_KEY_VALUE")
+        client.open(properties={Symbol("product"): "MSJSClient"})
+        client.write(Attach("in", 0, RECEIVER, source=SESSION, target=Target()))
+        while not isinstance(close := client.read()[0], Close):
+            assert not isinstance(close, Open)
+    assert close.error is not None
+    return f"{close.error.name}: {close.error.description}"
+
+
+def outcome_in_a_transaction(wire: "Wire") -> str:
+    wire.broker.send("plain", Message(b"x"))
+    with logged_in(wire.server.host, wire.server.port) as client:
+        client.attach_receiver("plain")
+        client.give_credit(1)
+        transfer, _ = client.receive()
+        transactional = Described(ULong(0x34), [b"transaction", Described(ULong(0x24), [])])
+        client.write(Disposition(RECEIVER, transfer.delivery_id or 0, state=transactional))
+        state = client.expect(Disposition).state
+    assert isinstance(state, Rejected)
+    assert state.error is not None
+    return f"{state.error.name}: {state.error.description}"
+
+
+def management(wire: "Wire", operation: str, body: dict[str, object]) -> str:
+    node = "news/Subscriptions/all/$management"
+    with logged_in(wire.server.host, wire.server.port) as client:
+        client.attach_sender(node, 0)
+        client.attach_receiver(node, 1)
+        client.give_credit(1, 1)
+        properties = section(0x73, ["id", None, None, None, "here-1"])
+        request = (
+            properties + section(0x74, {"operation": f"com.microsoft:{operation}"}) + section(0x77, body)
+        )
+        client.write(Transfer(0, 0, b"request", 0, settled=True), request)
+        _, response = client.receive()
+    at = 0
+    while at < len(response):
+        value, at = decode(response, at)
+        if value.descriptor == 0x74:
+            return f"{value.value['statusCode']} {value.value['statusDescription']}"
+    raise AssertionError("the response has no status")
+
+
+def section(code: int, value: object) -> bytes:
+    return encode(Described(ULong(code), value))
+
+
+def rule(wire: "Wire", expression: str, **more: object) -> str:
+    description = {"sql-filter": {"expression": expression}, **more}
+    return management(wire, "add-rule", {"rule-name": "r", "rule-description": description})
+
+
+def http(wire: "Wire") -> str:
+    """Return the status and the body's first sentence; test_service_bus_like_azure.py has the client and TLS."""
+    with AmqpClient(wire.server.host, wire.server.port) as client:
+        client.socket.sendall(b"GET /$Resources/queues HTTP/1.1\r\nHost: sandbox\r\n\r\n")
+        head, _, body = client.end().decode().partition("\r\n\r\n")
+    return f"{head.split()[1]} {body.partition('. ')[0]}."
+
+
+def entities(**namespace: object) -> str:
+    with pytest.raises(InvalidConfiguration) as invalid:
+        Configuration.parse(json.dumps({"UserConfig": {"Namespaces": [{"Name": "n", **namespace}]}}))
+    [problem] = invalid.value.problems
+    return problem
+
+
+def queue(**properties: object) -> str:
+    return entities(Queues=[{"Name": "q", "Properties": properties}])
+
+
+def rule_action() -> str:
+    properties = {
+        "FilterType": "Sql",
+        "SqlFilter": {"SqlExpression": "1=1"},
+        "Action": {"SqlExpression": "SET a = 1"},
+    }
+    rules = [{"Name": "r", "Properties": properties}]
+    return entities(Topics=[{"Name": "t", "Subscriptions": [{"Name": "s", "Rules": rules}]}])
+
+
+# How each row is tried, by the beginning of what it says.
+TRIED: dict[str, Callable[["Wire"], str]] = {
+    '`get_queue_receiver(…, session_id="mine")`': lambda wire: link(wire, source=SESSION),
+    '`acceptSession("queue", "mine")` of the JavaScript client': javascript_session,
+    "`com.microsoft:get-message-sessions`": lambda wire: management(wire, "get-message-sessions", {}),
+    "a link to the coordinator of transactions": lambda wire: link(wire, target=Coordinator()),
+    "an outcome inside a transaction": outcome_in_a_transaction,
+    "`com.microsoft:batch-delete-messages`": lambda wire: management(wire, "batch-delete-messages", {}),
+    "`com.microsoft:add-rule` with an action": lambda wire: rule(wire, "1=1", **{"sql-rule-action": {"expression": 1}}),
+    "`com.microsoft:add-rule` with `price * 2 > 10`": lambda wire: rule(wire, "price * 2 > 10"),
+    "`com.microsoft:add-rule` with `newid() = 'x'`": lambda wire: rule(wire, "newid() = 'x'"),
+    "`ServiceBusAdministrationClient`": http,
+    "`RequiresSession` in the entities file": lambda _: queue(RequiresSession=True),
+    "`Action` of a rule in the entities file": lambda _: rule_action(),
+    "`EnablePartitioning`": lambda _: queue(EnablePartitioning=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_text", "text"), rows(), ids=[re.sub(r"\W+", " ", row[0])[:40] for row in rows()]
+)
+def test_what_the_documentation_says_is_refused_is_refused_with_that_text(
+    plain: "Wire", request_text: str, text: str
+) -> None:
+    [attempt] = [each for beginning, each in TRIED.items() if request_text.startswith(beginning)]
+    assert attempt(plain) == text
+
+
+def test_every_refusal_that_is_tried_is_in_the_documentation() -> None:
+    assert len(rows()) == len(TRIED)
