@@ -102,11 +102,11 @@ class _Response:
     body: bytes
 
 
-class _OperationRefused(Exception):
+class _OperationRefused(RequestRefused):
     """An operation of a batch was refused; `part` is its response."""
 
     def __init__(self, error: RequestRefused, operation: Operation, prefer: str) -> None:
-        super().__init__(str(error))
+        super().__init__(error.status, error.code, error.message, error.headers, error.source)
         # Whether the batch's own header counts for its parts is not confirmed.
         refused = _refusal(error, f"{operation.header('prefer') or ''},{prefer}")
         phrase = HTTPStatus(refused.status).phrase
