@@ -76,6 +76,9 @@ param retryMaxDelaySeconds int = 900
 @description('Whether the app\'s own HTTP endpoint accepts connections. The function has no HTTP trigger. Whether Azure still lists the function, which the verification needs, with Deny is not confirmed.')
 param httpInbound 'Allow' | 'Deny' = 'Allow'
 
+@description('azureMonitor: the function exports spans and metrics to Application Insights. The package must be built with make package TELEMETRY=1.')
+param telemetry 'off' | 'azureMonitor' = 'off'
+
 @description('true: nothing in the Service Bus namespace can be deleted until somebody removes the lock.')
 param preventDeletion bool = environmentName == 'prod'
 
@@ -158,6 +161,7 @@ module functionApp 'modules/function-app.bicep' = {
     alwaysReadyInstanceCount: alwaysReadyInstanceCount
     applicationInsightsConnectionString: monitoring.outputs.connectionString
     httpInbound: httpInbound
+    telemetry: telemetry
   }
 }
 

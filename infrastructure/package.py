@@ -5,7 +5,7 @@ about the machine is left out. The package can be built with any Python for the 
 only wheels are installed and the lock file's markers are evaluated for the target.
 
 Where a Python of the app's version is found, the package also contains bytecode, so that a cold start compiles
-nothing. It is valid whatever the time or content of its source ("unchecked hash"), since both come from one build. A
+nothing. Python uses it without comparing it with its source ("unchecked hash"), since both come from one build. A
 Python of another version ignores it, as its file names contain the version.
 
     python -m infrastructure.package [--output build/function.zip] [--python 3.12] [--telemetry]
@@ -63,7 +63,7 @@ class PackageNotBuilt(Exception):
 
 @dataclass(frozen=True)
 class Package:
-    """A built package. `version` names sources and dependencies, whatever the compression and the bytecode.
+    """A built package. `version` names sources and dependencies, independent of compression and bytecode.
 
     `size` and `bytecode` (the part of `size` that is bytecode) are in bytes. `requirements` lists the packages in it,
     locked with hashes.
@@ -187,7 +187,7 @@ def _install(requirements: Path, target: Path, python: str, seconds: float) -> N
 def _applicable(lock: Path, python: str) -> str:
     """Return what of a lock file applies to the target, without markers.
 
-    pip evaluates markers for the Python that it runs on, whatever `--python-version` says.
+    pip evaluates markers for the Python that it runs on, even with `--python-version`.
     """
     target = {
         "implementation_name": "cpython",

@@ -3,7 +3,7 @@
 // A stateful alert notifies once until its condition has ended. That fits a condition which somebody ends soon. What would
 // hide later events behind an open condition is stateless (parked messages), or split by reason (old retries).
 //
-// Wins without an invoice are not visible here: infrastructure/pipelines/reconcile.yml asks Dataverse for them every day.
+// Wins without an invoice are not visible here: infrastructure/pipelines/reconcile.yml queries Dataverse for them every day.
 
 import { Tags } from '../types.bicep'
 

@@ -50,6 +50,9 @@ param applicationInsightsConnectionString string
 @description('Whether the app\'s HTTP endpoint accepts connections.')
 param httpInbound 'Allow' | 'Deny'
 
+@description('Whether and where the function exports spans and metrics.')
+param telemetry 'off' | 'azureMonitor'
+
 @description('The version of Python, which the package is built for too.')
 var pythonVersion = trim(loadTextContent('../python-version.txt'))
 
@@ -73,6 +76,12 @@ var alwaysReady = [
 @description('The setting that exists only where the organization is known.')
 var organizationSetting = {
   DATAVERSE_ORGANIZATION_ID: dataverseOrganizationId
+}
+
+@description('The settings that exist only where telemetry is on. Statistics about the exporter itself would go to Microsoft.')
+var telemetrySettings = {
+  TELEMETRY_EXPORTER: 'azure-monitor'
+  APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL: 'true'
 }
 
 @description('Built-in role: Storage Blob Data Owner.')
@@ -221,35 +230,39 @@ resource noPasswordForFtp 'Microsoft.Web/sites/basicPublishingCredentialsPolicie
 resource settings 'Microsoft.Web/sites/config@2025-03-01' = {
   parent: app
   name: 'appsettings'
-  properties: union(empty(dataverseOrganizationId) ? {} : organizationSetting, {
-    // Read by the platform.
-    AzureWebJobsStorage__accountName: storage.name
-    AzureWebJobsStorage__credential: 'managedidentity'
-    AzureWebJobsStorage__clientId: functionClientId
-    APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsightsConnectionString
-    APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${functionClientId};Authorization=AAD'
-    // One thread for each message that the host delivers at once: with fewer, messages wait while their lock expires.
-    PYTHON_THREADPOOL_THREAD_COUNT: string(hostConfiguration.extensions.serviceBus.maxConcurrentCalls)
+  properties: union(
+    empty(dataverseOrganizationId) ? {} : organizationSetting,
+    telemetry == 'off' ? {} : telemetrySettings,
+    {
+      // Read by the platform.
+      AzureWebJobsStorage__accountName: storage.name
+      AzureWebJobsStorage__credential: 'managedidentity'
+      AzureWebJobsStorage__clientId: functionClientId
+      APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsightsConnectionString
+      APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${functionClientId};Authorization=AAD'
+      // One thread for each message that the host delivers at once: with fewer, messages wait while their lock expires.
+      PYTHON_THREADPOOL_THREAD_COUNT: string(hostConfiguration.extensions.serviceBus.maxConcurrentCalls)
 
-    // Read by the trigger and by the function.
-    ServiceBusConnection__fullyQualifiedNamespace: serviceBusHost
-    ServiceBusConnection__credential: 'managedidentity'
-    ServiceBusConnection__clientId: functionClientId
-    OPPORTUNITY_WON_QUEUE: entities.Queues[0].Name
+      // Read by the trigger and by the function.
+      ServiceBusConnection__fullyQualifiedNamespace: serviceBusHost
+      ServiceBusConnection__credential: 'managedidentity'
+      ServiceBusConnection__clientId: functionClientId
+      OPPORTUNITY_WON_QUEUE: entities.Queues[0].Name
 
-    // Read by the function.
-    OPPORTUNITY_WON_FAILED_QUEUE: entities.Queues[1].Name
-    INVOICE_CREATED_TOPIC: entities.Topics[0].Name
-    DATAVERSE_URL: dataverseUrl
-    AZURE_CLIENT_ID: functionClientId
-    ORDERED_OPPORTUNITY: orderedOpportunity
-    RETRY_OPEN_SECONDS: string(retryBounds.openSeconds)
-    RETRY_RECORD_SECONDS: string(retryBounds.recordSeconds)
-    RETRY_OUTAGE_SECONDS: string(retryBounds.outageSeconds)
-    RETRY_FIRST_DELAY_SECONDS: string(retryBounds.firstDelaySeconds)
-    RETRY_MAX_DELAY_SECONDS: string(retryBounds.maxDelaySeconds)
-    INVOCATION_DEADLINE_SECONDS: '240'
-  })
+      // Read by the function.
+      OPPORTUNITY_WON_FAILED_QUEUE: entities.Queues[1].Name
+      INVOICE_CREATED_TOPIC: entities.Topics[0].Name
+      DATAVERSE_URL: dataverseUrl
+      AZURE_CLIENT_ID: functionClientId
+      ORDERED_OPPORTUNITY: orderedOpportunity
+      RETRY_OPEN_SECONDS: string(retryBounds.openSeconds)
+      RETRY_RECORD_SECONDS: string(retryBounds.recordSeconds)
+      RETRY_OUTAGE_SECONDS: string(retryBounds.outageSeconds)
+      RETRY_FIRST_DELAY_SECONDS: string(retryBounds.firstDelaySeconds)
+      RETRY_MAX_DELAY_SECONDS: string(retryBounds.maxDelaySeconds)
+      INVOCATION_DEADLINE_SECONDS: '240'
+    }
+  )
 }
 
 @description('Name of the function app.')

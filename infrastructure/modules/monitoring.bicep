@@ -26,7 +26,7 @@ param functionPrincipalId string
 @description('Built-in role: Monitoring Metrics Publisher.')
 var monitoringMetricsPublisher = '3913510d-42f4-4e42-8a64-420c390055eb'
 
-@description('The tables of Application Insights. Azure keeps them for 90 days, whatever the workspace says, unless each has a retention of its own.')
+@description('The tables of Application Insights. Azure keeps them for 90 days, even if the workspace has another retention, unless each table has its own.')
 var applicationInsightsTables = [
   'AppAvailabilityResults'
   'AppBrowserTimings'

@@ -172,7 +172,7 @@ resource functionPublishes 'Microsoft.Authorization/roleAssignments@2022-04-01' 
 }
 
 // Target-based scaling reads the queue's counters; without this right it degrades silently. A Reader sees properties and
-// counters, and neither messages nor keys. A custom role could permit less, but whoever deploys it could also widen it.
+// counters, and neither messages nor keys. A custom role could permit less, but the login that deploys it could also widen it.
 resource functionScales 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   name: guid(namespace.id, functionIdentityId, reader)
   scope: namespace

@@ -15,7 +15,7 @@ import json5
 import pytest
 import yaml
 
-from infrastructure import bicep
+from infrastructure import bicep, settings
 from operations import connect, environment
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES, Configuration
 from shared import errors
@@ -78,7 +78,7 @@ class Snapshot:
 
     @property
     def app_settings(self) -> dict[str, str]:
-        """The app settings; what only Azure knows is an expression in brackets."""
+        """The app settings; a value that only Azure can compute is an expression in brackets."""
         settings: dict[str, str] = self.of_type("Microsoft.Web/sites/config")["appsettings"]["properties"]
         return settings
 
@@ -244,6 +244,12 @@ def test_no_setting_is_set_that_nobody_reads(snapshot: Snapshot) -> None:
     assert set(snapshot.app_settings) - settings_read() - PLATFORM_SETTINGS == set()
 
 
+def test_settings_that_leave_azure_are_those_that_operations_reads() -> None:
+    """The writer and the reader of a settings file have the same list, which has every name that the code reads."""
+    assert settings.APP_SETTINGS == environment.APP_SETTINGS
+    assert settings_read() <= settings.APP_SETTINGS
+
+
 def test_the_trigger_reads_settings_that_are_set(snapshot: Snapshot) -> None:
     (trigger,) = json.loads((ROOT / "GenerateInvoiceFunction" / "function.json").read_bytes())["bindings"]
 
@@ -253,7 +259,7 @@ def test_the_trigger_reads_settings_that_are_set(snapshot: Snapshot) -> None:
 
 
 def test_the_values_that_bicep_sets_are_accepted_by_the_code(snapshot: Snapshot) -> None:
-    """What only Azure knows is replaced by a value of the same form."""
+    """Expressions that only Azure can compute are replaced by values of the same form."""
     client_id = "11111111-2222-3333-4444-555555555555"
     environment = {
         name: client_id if value.startswith("[") else value for name, value in snapshot.app_settings.items()

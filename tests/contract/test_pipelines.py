@@ -249,7 +249,7 @@ def test_results_of_tests_and_coverage_are_published() -> None:
 
 
 def test_the_deploy_connection_is_used_by_the_deploy_job_only() -> None:
-    """Whatever a job beside it does, it does with the right to read."""
+    """All other jobs have the right to read only."""
     used = {(step.path.name, step.job, step.connection) for step in STEPS if step.connection}
 
     assert used == {
