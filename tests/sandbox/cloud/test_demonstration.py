@@ -95,6 +95,13 @@ def test_one_invoice_and_one_event_that_agree_are_good(sales: _Sales) -> None:
     assert line.invoice_number == sales.invoices()[0]["invoicenumber"]
 
 
+def test_an_event_with_further_members_agrees(sales: _Sales) -> None:
+    sales.invoice()
+    event = sales.event()
+    customer = {**event.content["data"]["customer"], "number": "A-00000"}
+    assert sales.outcome(sales.event(customer=customer, lines=[])).is_good
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
