@@ -15,32 +15,31 @@ from typing import TYPE_CHECKING
 import click
 
 from operations.console import Column, confirm, note, say_json, say_table
+from operations.dataverse_setup import (
+    ENABLED,
+    ENDPOINT_NAME,
+    ROLE_NAME,
+    STEP_KIND,
+    STEP_NAME,
+    endpoint_values,
+    find_application_user,
+    find_role,
+    find_root_business_unit,
+    find_service_endpoint,
+    find_step,
+    find_win,
+    is_as_wanted,
+)
 from operations.environment import namespace_address
 from operations.privileges import OPTIONAL_PRIVILEGES, lacking, needed_privileges, privilege_ids
-from operations.web_api import Row, WebApi, derived_id, quoted
+from operations.web_api import Row, WebApi, derived_id
 from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ROLE_NAME = "Opportunity Invoicing"
-ENDPOINT_NAME = "Opportunity Invoicing queue"
-STEP_NAME = "Post won opportunities to the invoicing queue"
 SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
 SAS_KEY_NAME = "dataverse"
-
-# 6 is a persistent queue; some tools write 2. Not confirmed which of the two every environment takes, or shows.
-CONTRACT_QUEUE = 6
-OLD_CONTRACT_QUEUE = 2
-_ENDPOINT = {
-    "contract": CONTRACT_QUEUE,
-    "connectionmode": 1,
-    "authtype": 2,  # a SAS key
-    "namespaceformat": 2,  # the address of a namespace
-    "messageformat": 2,  # JSON
-    "userclaim": 1,  # none
-}
-_ENABLED = {"statecode": 0, "statuscode": 1}
 
 
 class Outcome(Enum):
@@ -119,7 +118,7 @@ def connect(
     done = Connection(api, target, dry_run=dry_run).make()
     _say(done, as_json=as_json)
     if not dry_run:
-        check_that_it_is_there(api, target)
+        check_that_itis_as_wanted(api, target)
     note(f"For the function's settings: DATAVERSE_ORGANIZATION_ID={who['OrganizationId']}")
 
 
@@ -174,37 +173,26 @@ class Connection:
         self._done.append(Done(step, outcome, detail))
 
     def _win(self) -> tuple[str, str]:
-        messages = {
-            row["name"]: row
-            for row in self._api.rows(
-                "sdkmessages?$select=sdkmessageid,name"
-                "&$filter=name eq 'Win' or name eq 'GenerateInvoiceFromOpportunity'"
-                "&$expand=sdkmessageid_sdkmessagefilter($select=sdkmessagefilterid,primaryobjecttypecode,"
-                "iscustomprocessingstepallowed;$filter=primaryobjecttypecode eq 'opportunity')"
-            )
-        }
-        if not {"Win", "GenerateInvoiceFromOpportunity"} <= messages.keys():
+        win, absent = find_win(self._api)
+        if win is None:
             raise click.ClickException(
-                f"{self._api.url} has no Dynamics 365 Sales: install it there, or correct DATAVERSE_URL."
+                f"{self._api.url} has no Dynamics 365 Sales (no message {' and no '.join(sorted(absent))}): install it "
+                "there, or correct DATAVERSE_URL."
             )
-        win = messages["Win"]
-        filters = win["sdkmessageid_sdkmessagefilter"]
-        if not filters:
+        if not win.filter_ids:
             raise click.ClickException(
                 "The message Win is not offered for opportunities in this environment."
             )
         self._say("Dynamics 365 Sales", Outcome.ALREADY_THERE)
-        return win["sdkmessageid"], filters[0]["sdkmessagefilterid"]
+        return win.message_id, win.filter_ids[0]
 
     def _root_business_unit(self) -> str:
-        unit = self._api.first(
-            "businessunits?$select=name,businessunitid&$filter=_parentbusinessunitid_value eq null"
-        )
+        unit = find_root_business_unit(self._api)
         if unit is None:
             raise click.ClickException(
                 "Your login does not see the root business unit: an administrator's is needed."
             )
-        return str(unit["businessunitid"])
+        return unit
 
     def _application_user(self, unit: str) -> str | None:
         user = find_application_user(self._api, self._target.application_id)
@@ -309,18 +297,12 @@ class Connection:
 
     def _service_endpoint(self) -> str:
         target = self._target
-        values: Row = {
-            **_ENDPOINT,
-            "namespaceaddress": target.namespace_address,
-            "solutionnamespace": _solution_namespace(target.namespace_address),
-            "path": target.queue,
-            "saskeyname": target.sas_key_name,
-        }
+        values = endpoint_values(target.namespace_address, target.queue, target.sas_key_name)
         found = find_service_endpoint(self._api)
         if found is None:
             return self._create_endpoint(values)
         endpoint = str(found["serviceendpointid"])
-        different = {name: value for name, value in values.items() if not _is_there(name, value, found)}
+        different = {name: value for name, value in values.items() if not is_as_wanted(name, value, found)}
         if target.sas_key is not None:
             # It cannot be read back: whether this is another one is not known, so it is set.
             different["saskey"] = target.sas_key
@@ -354,8 +336,6 @@ class Connection:
         return endpoint
 
     def _step(self, endpoint: str, message: str, message_filter: str) -> str:
-        # Asynchronous, after the operation: a system job that Dataverse repeats, and that cannot fail the win.
-        kind = {"mode": 1, "stage": 40}
         bound = {
             "eventhandler_serviceendpoint@odata.bind": f"/serviceendpoints({endpoint})",
             "sdkmessageid@odata.bind": f"/sdkmessages({message})",
@@ -364,13 +344,13 @@ class Connection:
         found = find_step(self._api)
         if found is not None:
             step = str(found["sdkmessageprocessingstepid"])
-            wanted = {**kind, "_eventhandler_value": endpoint, "_sdkmessageid_value": message}
+            wanted = {**STEP_KIND, "_eventhandler_value": endpoint, "_sdkmessageid_value": message}
             if all(found.get(name) == value for name, value in wanted.items()):
                 self._say("Step on Win of opportunity", Outcome.ALREADY_THERE)
                 return step
             self._say("Step on Win of opportunity", Outcome.CHANGED)
             if not self._dry_run:
-                self._api.update(f"sdkmessageprocessingsteps({step})", {**kind, **bound})
+                self._api.update(f"sdkmessageprocessingsteps({step})", {**STEP_KIND, **bound})
             return step
         step = derived_id("sdkmessageprocessingstep", STEP_NAME)
         self._say("Step on Win of opportunity", Outcome.DONE)
@@ -384,7 +364,7 @@ class Connection:
                     "rank": 1,
                     "supporteddeployment": 0,
                     "asyncautodelete": True,
-                    **kind,
+                    **STEP_KIND,
                     **bound,
                 },
             )
@@ -392,15 +372,15 @@ class Connection:
 
     def _enable(self, step: str) -> None:
         row = self._api.row_or_none(f"sdkmessageprocessingsteps({step})?$select=statecode")
-        if row is not None and row["statecode"] == _ENABLED["statecode"]:
+        if row is not None and row["statecode"] == ENABLED["statecode"]:
             self._say("Step enabled", Outcome.ALREADY_THERE)
             return
         self._say("Step enabled", Outcome.DONE)
         if not self._dry_run:
-            self._api.update(f"sdkmessageprocessingsteps({step})", dict(_ENABLED))
+            self._api.update(f"sdkmessageprocessingsteps({step})", dict(ENABLED))
 
 
-def check_that_it_is_there(api: WebApi, target: Target) -> None:
+def check_that_itis_as_wanted(api: WebApi, target: Target) -> None:
     """Read everything back; raises ClickException for what Dataverse took and does not have."""
     absent = ["Service endpoint"]
     if find_service_endpoint(api) is not None:
@@ -418,8 +398,8 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
     """Delete step, endpoint and role, in this order; returns what was done, or would be."""
     done = []
     step, endpoint = find_step(api), find_service_endpoint(api)
-    unit = api.first("businessunits?$select=businessunitid&$filter=_parentbusinessunitid_value eq null")
-    role = find_role(api, str(unit["businessunitid"])) if unit else None
+    unit = find_root_business_unit(api)
+    role = find_role(api, unit) if unit else None
     for name, path in (
         (
             "Step on Win of opportunity",
@@ -440,64 +420,6 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
         Done("Application user", Outcome.ALREADY_THERE, "kept, without a role" if user else "was not there")
     )
     return done
-
-
-def find_application_user(api: WebApi, application_id: str) -> Row | None:
-    """Return the application user of a client id."""
-    return api.first(
-        "systemusers?$select=systemuserid,fullname,applicationid,azureactivedirectoryobjectid,isdisabled,azurestate"
-        f"&$filter=applicationid eq {application_id}"
-    )
-
-
-def find_role(api: WebApi, unit: str) -> str | None:
-    """Return the id of our role in the root business unit."""
-    role = api.first(
-        f"roles?$select=roleid,name&$filter=name eq {quoted(ROLE_NAME)} and _businessunitid_value eq {unit}"
-    )
-    return str(role["roleid"]) if role else None
-
-
-def find_service_endpoint(api: WebApi) -> Row | None:
-    """Return our service endpoint: by its id, or by its name where somebody made it by hand."""
-    columns = (
-        "serviceendpointid,name,path,saskeyname,issaskeyset,namespaceaddress,solutionnamespace,"
-        + ",".join(_ENDPOINT)
-    )
-    by_id = api.row_or_none(
-        f"serviceendpoints({derived_id('serviceendpoint', ENDPOINT_NAME)})?$select={columns}"
-    )
-    return by_id or api.first(f"serviceendpoints?$select={columns}&$filter=name eq {quoted(ENDPOINT_NAME)}")
-
-
-def bare(address: object) -> str:
-    """Return an address of a namespace as it can be compared: Dataverse may write it in a way of its own."""
-    return str(address or "").strip().rstrip("/").lower()
-
-
-def _is_there(name: str, value: object, endpoint: Row) -> bool:
-    """Return whether a value of a service endpoint need not be set."""
-    found = endpoint.get(name)
-    if name in ("namespaceaddress", "path"):
-        return bare(found) == bare(value)
-    if name == "contract":
-        return found in (CONTRACT_QUEUE, OLD_CONTRACT_QUEUE)
-    return found == value
-
-
-def find_step(api: WebApi) -> Row | None:
-    """Return our step: by its id, or by its name where somebody made it by hand."""
-    columns = "sdkmessageprocessingstepid,name,mode,stage,statecode,_eventhandler_value,_sdkmessageid_value"
-    by_id = api.row_or_none(
-        f"sdkmessageprocessingsteps({derived_id('sdkmessageprocessingstep', STEP_NAME)})?$select={columns}"
-    )
-    return by_id or api.first(
-        f"sdkmessageprocessingsteps?$select={columns}&$filter=name eq {quoted(STEP_NAME)}"
-    )
-
-
-def _solution_namespace(address: str) -> str:
-    return address.removeprefix("sb://").partition("/")[0].partition(".")[0]
 
 
 def _sas_key(environment: Mapping[str, str], *, from_stdin: bool) -> str | None:

@@ -10,12 +10,11 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from azure.core.exceptions import AzureError
 from azure.servicebus import parse_connection_string
 
-from operations.bounded import TimedOut, bounded
 from operations.environment import service_bus_settings_of
-from shared.credential import build_credential
+from shared.credential import Identities
+from shared.errors import TokenUnavailable
 from shared.settings import ConnectionString
 
 if TYPE_CHECKING:
@@ -60,12 +59,9 @@ def operator(environment: Mapping[str, str]) -> dict[str, str]:
     connection = service_bus_settings_of(environment).connection
     if isinstance(connection, ConnectionString):
         return who | {"key": parse_connection_string(connection.value).shared_access_key_name or ""}
-    client_id = connection.client_id
+    identity = Identities(environment).of(connection.client_id)
     try:
-        token = bounded(
-            lambda: build_credential(environment, client_id).get_token(SERVICE_BUS_SCOPE).token,
-            _TOKEN_SECONDS,
-        )
-    except (AzureError, TimedOut) as error:
-        return who | {"identity": f"not known: {type(error).__name__}"}
+        token = identity.token(SERVICE_BUS_SCOPE, _TOKEN_SECONDS)
+    except TokenUnavailable as error:
+        return who | {"identity": f"not known: {error}"}
     return who | {"identity": str(owner_of(token))}

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, TypeVar
 from azure.servicebus import ServiceBusSubQueue
 from azure.servicebus.exceptions import MessageNotFoundError, ServiceBusError
 
-from operations.bounded import TimedOut, bounded
 from operations.environment import answer_seconds, service_bus_settings_of
+from shared.bounded_call import BoundedCalls
 from shared.credential import build_credential
+from shared.deadline_socket import CallTimeout
 from shared.service_bus import connect
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+# The SDK can block without end over plain AMQP, and while it resolves a name.
+_calls = BoundedCalls("service bus", 32)
 _PAGE = 250
 # Seconds to wait for a response, and for more messages before a queue counts as empty.
 RESPONSE = 60.0
@@ -47,6 +50,7 @@ _QUIET = 5.0
 _CLOSING = 0.3
 _DECODER_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 _MAX_PROBES = 1000
+_LAST_NUMBER = 2**63 - 1
 # The subscription that keeps every published event.
 AUDIT = "audit"
 
@@ -158,17 +162,20 @@ class Namespace:
     def _peek(self, source: Source, first: int, most: int) -> list[Peeked]:
         """Return a page of messages; raises Undecodable if the SDK cannot decode one of them."""
         try:
-            page = self._bounded(
-                lambda: self._receiver(source).peek_messages(
-                    most, sequence_number=first, timeout=self._seconds
-                )
-            )
+            page = self._sdk_peek(source, first, most)
         except ServiceBusError as error:
             # The SDK has no class for it: what happened is the error that its decoder raised.
-            if type(error) is ServiceBusError and isinstance(error.inner_exception, _DECODER_ERRORS):
-                raise Undecodable from error
-            raise
+            if type(error) is not ServiceBusError or not isinstance(error.inner_exception, _DECODER_ERRORS):
+                raise
+            # A peer that does not speak AMQP ends like this too, whatever is peeked. No message has the last number.
+            self._sdk_peek(source, _LAST_NUMBER, 1)
+            raise Undecodable(f"A message of {source.entity} cannot be decoded.") from error
         return [Peeked(sequence_number(each), each, sequence_number(each)) for each in page]
+
+    def _sdk_peek(self, source: Source, first: int, most: int) -> list[ServiceBusReceivedMessage]:
+        return self._bounded(
+            lambda: self._receiver(source).peek_messages(most, sequence_number=first, timeout=self._seconds)
+        )
 
     def _undecodable(self, source: Source, first: int) -> Peeked:
         """Return what stands at `first`, where a peek fails: as far as the next number from which one does not.
@@ -294,8 +301,8 @@ class Namespace:
     def _bounded(self, call: Callable[[], Result], *, quiet: float = 0.0) -> Result:
         """Return what the call returns. `quiet`: seconds for which the broker itself is asked to wait."""
         try:
-            return bounded(call, self._seconds + quiet)
-        except TimedOut as error:
+            return _calls.run(call, self._seconds + quiet)
+        except CallTimeout as error:
             self._hangs = True
             raise NoResponse(
                 f"Service Bus did not respond within {self._seconds + quiet:g} s; what was not finished is "

@@ -20,7 +20,7 @@ from azure.servicebus.exceptions import (
     ServiceBusQuotaExceededError,
 )
 
-from operations.namespace import NoResponse
+from operations.namespace import NoResponse, Undecodable
 from shared.errors import InvalidSettings, InvoicingFailure, TokenUnavailable
 
 if TYPE_CHECKING:
@@ -44,13 +44,15 @@ class Trouble:
 def explain(error: BaseException) -> Trouble | None:
     """Return what an error of a connection, a login or the settings means; None for anything else, which is a bug."""
     if not isinstance(
-        error, InvoicingFailure | AzureError | NoResponse | OSError | requests.RequestException
+        error, InvoicingFailure | AzureError | NoResponse | Undecodable | OSError | requests.RequestException
     ):
         return None
     if isinstance(error, InvalidSettings):
         return Trouble(str(error), "Correct the app settings that are named, then repeat the command.")
     if isinstance(error, NoResponse):
         return Trouble(str(error))
+    if isinstance(error, Undecodable):
+        return Trouble(str(error), "")
     return _of_login(error) or _of_network(error) or _of_service_bus(error) or _other(error)
 
 

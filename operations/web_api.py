@@ -121,6 +121,10 @@ class WebApi:
         """Return the answers to many operations."""
         return self._patiently(lambda: self._dataverse.batch(operations, self._deadline))
 
+    def one_batch(self, operations: Sequence[Read | ChangeSet]) -> list[Response]:
+        """Return the responses to one request: fewer than operations if Dataverse stopped at a failed one."""
+        return self._patiently(lambda: self._dataverse.one_batch(operations, self._deadline))
+
     def invoice(self, invoice_id: str) -> Invoice:
         """Retrieve an invoice by itself, with its totals calculated; raises RecordNotFound."""
         return self._patiently(lambda: InvoiceReader(self._dataverse).retrieve(invoice_id, self._deadline))

@@ -1,48 +1,84 @@
 """The proof, on a real record, of the assumption on which "exactly one invoice" rests: a change set is one transaction.
 
-The change set makes a note, has the invoice generated and makes the same note again, which must fail. If Dataverse
-is what the design takes it for, neither note nor invoice is there afterwards.
+The change set creates a note, generates the invoice and creates the same note again, which must fail. If Dataverse
+works as documented, neither note nor invoice exists afterwards. A read behind the change set shows whether the
+environment goes on after a failed one, as the function prefers, or stops there.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from operations.diagnosis.findings import CannotSee, Finding, Found, ok
+from operations.diagnosis.check import CannotSee, Checked, CheckFailed, check, found, ok
+from operations.diagnosis.connections import settings
+from operations.diagnosis.dataverse import dataverse, environment, sales
+from operations.diagnosis.findings import Finding
 from shared.dataverse import ChangeSet, Read
 from shared.errors import DataverseForbidden, InvoicingFailure
 from shared.invoicing import claim_note, generate_invoice, invoices_of
 
 if TYPE_CHECKING:
-    from operations.diagnosis.findings import Result
+    from operations.diagnosis.check import Run
     from operations.web_api import WebApi
+    from shared.dataverse import Write
     from shared.response import Response
 
 WARNING = (
     "One change set that must fail is tried on opportunity {opportunity}: a note, GenerateInvoiceFromOpportunity, the "
     "same note again. Plug-ins and workflows run, and an invoice number may be used up. Nothing should be left."
 )
-# Whoever creates a record whose key is there already is told one of these; the first is what is documented.
+# Creating a record whose key exists ends with one of these; the first is what is documented.
 _DUPLICATE = frozenset({"0x80040237", "0x80060892"})
 
 
-def try_claim(api: WebApi, opportunity: str, note: str) -> list[Result]:
-    """Try the change set that must fail, with a note of this id; raises Found, CannotSee."""
+@check("change sets", settings, dataverse, environment, sales)
+def change_sets(run: Run) -> Checked[None]:
+    """Try the change set that must fail."""
+    api = run[settings].api.until(run.deadline)
     try:
-        return _try(api, opportunity, note)
+        return _try(api, str(run.inputs.opportunity), str(uuid.uuid4()))
     except DataverseForbidden as error:
         raise CannotSee(str(error), "the privileges of the function's role") from error
     except InvoicingFailure as error:
-        raise Found(Finding.CHANGE_SET_REFUSED_OTHERWISE, str(error)) from error
+        raise CheckFailed(Finding.CHANGE_SET_REFUSED_OTHERWISE, str(error)) from error
 
 
-def _try(api: WebApi, opportunity: str, note: str) -> list[Result]:
-    before = _there(api, opportunity, note)
-    # The requests of the function itself, so that the test proves what the function does.
+def _try(api: WebApi, opportunity: str, note: str) -> Checked[None]:
+    before = _existing(api, opportunity, note)
+    create = _test_note(opportunity, note)
+    failure: InvoicingFailure | None = None
+    status, code, goes_on = 0, "", True
+    try:
+        changed, *behind = api.one_batch(
+            [ChangeSet((create, generate_invoice(opportunity), create)), _note_read(note)]
+        )
+        status, code, goes_on = changed.status, _code(changed), bool(behind)
+        changed.raise_for_status()
+    except InvoicingFailure as error:
+        failure = error
+    # Whatever the response says, what counts is what exists.
+    left = ", ".join(sorted(_existing(api, opportunity, note) - before)) or "nothing"
+    if failure is None:
+        raise CheckFailed(Finding.CHANGE_SET_SUCCEEDED, f"status {status}; left behind: {left}")
+    if left != "nothing":
+        raise CheckFailed(Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, left)
+    if code not in _DUPLICATE:
+        raise failure
+    if not goes_on:
+        seen = "the change set failed whole, and the read behind it was not processed"
+        return Checked(None, (found(Finding.BATCH_STOPS_AT_FAILURE, seen),))
+    return ok(
+        "the change set failed whole, neither note nor invoice exists; the read behind it was processed"
+    )
+
+
+def _test_note(opportunity: str, note: str) -> Write:
+    # The function's own request, so that the test proves what the function does.
     claim = claim_note(opportunity)
-    create = replace(
+    return replace(
         claim,
         body={
             **claim.body,
@@ -51,37 +87,22 @@ def _try(api: WebApi, opportunity: str, note: str) -> list[Result]:
             "notetext": "This note should not exist. It can be deleted.",
         },
     )
-    generate = generate_invoice(opportunity)
-    failure: InvoicingFailure | None = None
-    status, code = 0, ""
-    try:
-        (changed,) = api.batch([ChangeSet((create, generate, create))])
-        status, code = changed.status, _code(changed)
-        changed.raise_for_status()
-    except InvoicingFailure as error:
-        failure = error
-    # Whatever was answered, what counts is what is there.
-    left = ", ".join(sorted(_there(api, opportunity, note) - before)) or "nothing"
-    if failure is None:
-        raise Found(Finding.CHANGE_SET_SUCCEEDED, f"answered {status}; there is now: {left}")
-    if left != "nothing":
-        raise Found(Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, left)
-    if code not in _DUPLICATE:
-        raise failure
-    return ok("the change set failed whole: neither note nor invoice is there")
 
 
-def _there(api: WebApi, opportunity: str, note: str) -> set[str]:
-    """Return the opportunity's invoices, and the note if it is there."""
-    read_note = Read(f"annotations?$select=annotationid&$filter=annotationid eq {note}")
-    invoices, notes = api.batch([invoices_of(opportunity), read_note])
+def _note_read(note: str) -> Read:
+    return Read(f"annotations?$select=annotationid&$filter=annotationid eq {note}")
+
+
+def _existing(api: WebApi, opportunity: str, note: str) -> set[str]:
+    """Return the opportunity's invoices, and the note if it exists."""
+    invoices, notes = api.batch([invoices_of(opportunity), _note_read(note)])
     return {f"invoice {row.guid('invoiceid')}" for row in invoices.records()} | {
         f"note {row.guid('annotationid')}" for row in notes.records()
     }
 
 
-def _code(answer: Response) -> str:
+def _code(response: Response) -> str:
     try:
-        return str(json.loads(answer.body)["error"]["code"]).lower()
+        return str(json.loads(response.body)["error"]["code"]).lower()
     except (ValueError, KeyError, TypeError):
         return ""

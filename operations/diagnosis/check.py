@@ -1,0 +1,195 @@
+"""The checks of `operations doctor`: what a check is, what it returns, and how all of them are run.
+
+A check is a function that returns what it saw. It names the checks whose results it needs, as objects; where one of
+those failed, it is not run. Checks that do not need one another run at the same time, since most of the time is spent
+waiting for a response.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from shared.clock import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from operations.diagnosis.findings import Finding
+    from shared.clock import Clock
+
+Seen = TypeVar("Seen")
+
+
+class State(Enum):
+    """The result of a check."""
+
+    OK = "ok"
+    # Nothing is broken, and there is something that one should know.
+    REMARK = "remark"
+    # The flow is in order, and something that went through it waits for a person.
+    ATTENTION = "attention"
+    PROBLEM = "problem"
+    CANNOT_SEE = "cannot see"
+    # A check that it needs failed: its result would be that failure again.
+    NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a check's result. `right`: what the login would need, where it cannot be seen."""
+
+    state: State
+    seen: str
+    finding: Finding | None = None
+    right: str = ""
+
+
+@dataclass(frozen=True)
+class Checked(Generic[Seen]):
+    """What a check returns: the value for the checks that need it, and the lines for people."""
+
+    value: Seen
+    results: tuple[Result, ...]
+
+
+class Inconclusive(Exception):
+    """A check ends without a value; `result` says why."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.seen)
+        self.result = result
+
+
+class CannotSee(Inconclusive):
+    """The login lacks a right."""
+
+    def __init__(self, seen: str, right: str) -> None:
+        super().__init__(Result(State.CANNOT_SEE, seen, right=right))
+
+
+class CheckFailed(Inconclusive):
+    """A finding that keeps the check, and those that need it, from going on."""
+
+    def __init__(self, finding: Finding, seen: str) -> None:
+        super().__init__(found(finding, seen))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the command was called with. `namespace_id` None: not given."""
+
+    environment: Mapping[str, str]
+    clock: Clock
+    namespace_id: str | None
+    arm_endpoint: str
+    opportunity: str | None
+
+
+class Check(Generic[Seen]):
+    """One check. `beside`: checks that it does not wait for, and whose failure makes its result worthless."""
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Run], Checked[Seen]],
+        needs: Sequence[Check[Any]],
+        beside: Sequence[Check[Any]],
+    ) -> None:
+        self.name = name
+        self.run = run
+        self.needs = tuple(needs)
+        self.beside = tuple(beside)
+
+    def __repr__(self) -> str:
+        return f"<Check {self.name}>"
+
+
+def check(
+    name: str, *needs: Check[Any], beside: Sequence[Check[Any]] = ()
+) -> Callable[[Callable[[Run], Checked[Seen]]], Check[Seen]]:
+    """Make a function a check, with the checks whose results it needs."""
+    return lambda run: Check(name, run, needs, beside)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a check gets: the inputs, its deadline, and what the checks that it needs saw."""
+
+    inputs: Inputs
+    deadline: Deadline
+    _outcomes: Mapping[Check[Any], Outcome]
+
+    def __getitem__(self, needed: Check[Seen]) -> Seen:
+        """Return the value of a check; raises what it ended with, where it has none."""
+        outcome = self._outcomes[needed]
+        if outcome.ended is not None:
+            raise outcome.ended
+        return cast("Seen", outcome.value)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one check. `ended`: what it raised, where it has no value."""
+
+    check: Check[Any]
+    results: tuple[Result, ...]
+    value: Any = None
+    ended: Inconclusive | None = None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the checks that need this one are not run."""
+        return any(result.state in (State.PROBLEM, State.NOT_CHECKED) for result in self.results)
+
+
+def run_checks(checks: Sequence[Check[Any]], inputs: Inputs, seconds: float) -> Iterator[Outcome]:
+    """Yield the outcome of each check, in order. `seconds`: how long each may take.
+
+    A check comes after those that it needs.
+    """
+    with ThreadPoolExecutor(max_workers=len(checks), thread_name_prefix="doctor") as pool:
+        running: dict[Check[Any], Future[Outcome]] = {}
+        for each in checks:
+            running[each] = pool.submit(_run, each, inputs, dict(running), seconds)
+        for future in running.values():
+            yield future.result()
+
+
+def ok(seen: str, value: Seen = None) -> Checked[Seen]:  # type: ignore[assignment]
+    """Return that a check is in order."""
+    return Checked(value, (Result(State.OK, seen),))
+
+
+def judged(findings: Sequence[Result], otherwise: str, value: Seen = None) -> Checked[Seen]:  # type: ignore[assignment]
+    """Return what a check found, or that it is in order."""
+    return Checked(value, tuple(findings)) if findings else ok(otherwise, value)
+
+
+def found(finding: Finding, seen: str) -> Result:
+    """Return a finding; one line, of a length that can be read."""
+    return Result(finding.state, " ".join(seen.split())[:500], finding)
+
+
+def _run(
+    each: Check[Any], inputs: Inputs, running: Mapping[Check[Any], Future[Outcome]], seconds: float
+) -> Outcome:
+    outcomes = {needed: running[needed].result() for needed in each.needs}
+    broken = _broken(outcomes.values())
+    if broken is not None:
+        return Outcome(each, (broken,), ended=Inconclusive(broken))
+    try:
+        checked = each.run(Run(inputs, Deadline.after(inputs.clock, seconds), outcomes))
+        outcome = Outcome(each, checked.results, checked.value)
+    except Inconclusive as ended:
+        outcome = Outcome(each, (ended.result,), ended=ended)
+    broken = _broken(running[needed].result() for needed in each.beside)
+    return outcome if broken is None else Outcome(each, (broken,), ended=Inconclusive(broken))
+
+
+def _broken(outcomes: Iterator[Outcome] | Any) -> Result | None:  # noqa: ANN401 - any iterable
+    names = [outcome.check.name for outcome in outcomes if outcome.is_broken]
+    return Result(State.NOT_CHECKED, f"because of: {', '.join(names)}") if names else None
