@@ -15,7 +15,7 @@ from enum import Flag, StrEnum, auto
 from pathlib import Path
 from typing import Any, TypeVar
 
-import isodate  # type: ignore[import-untyped]  # it ships no types
+import isodate
 import json5
 
 from sandbox.service_bus.filters import CorrelationFilter, Filter, InvalidFilter, SqlFilter, TrueFilter
