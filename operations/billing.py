@@ -1,6 +1,6 @@
 """How an opportunity is billed, as Dataverse's records say it: what the audit and the history judge by.
 
-What counts as an invoice, an order or a win is defined once, in `shared.invoicing`.
+What counts as an invoice, an order or a win is defined once, in `shared.sales`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shared.dataverse import Read
 from shared.errors import RecordNotFound
 from shared.invoice import Invoice, Opportunity
-from shared.invoicing import active, claim_read, latest_win, opportunity_read, orders_of, wins_of
+from shared.sales import active, claim_read, latest_win, opportunity_read, orders_of, wins_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -9,11 +9,10 @@ inferred from a status or a code, so every step may be repeated after any doubtf
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from shared.dataverse import ChangeSet, Read, Update, Write
+from shared.dataverse import ChangeSet
 from shared.errors import (
     ClaimedWithoutInvoice,
     DataverseUnavailable,
@@ -24,26 +23,31 @@ from shared.errors import (
 )
 from shared.invoice import InvoiceOwner, Opportunity, OpportunityState, OrderedOpportunity
 from shared.message import Ignored
-from shared.retrieval import Assignment
+from shared.sales import (
+    CLAIM_SUBJECT,
+    active,
+    assignment_of,
+    claim_note,
+    claim_of,
+    claim_read,
+    generate_invoice,
+    invoices_of,
+    latest_win,
+    oldest_active,
+    opportunity_read,
+    orders_of,
+    wins_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from shared.clock import Deadline
-    from shared.dataverse import Dataverse
-    from shared.invoice import Invoice, Owner
+    from shared.dataverse import Dataverse, Read
+    from shared.invoice import Invoice
     from shared.record import Record
     from shared.response import Response
-    from shared.retrieval import InvoiceReader
-
-# A contract with the notes in Dataverse: another value would bill every opportunity again.
-_CLAIMS: Final = uuid.UUID("79c72b69-1915-4bc2-bd91-3c6b28267760")
-_CLAIM_SUBJECT: Final = "Invoice generated automatically"
-
-_ORDER_CANCELED: Final = 2
-_INVOICE_CANCELED: Final = 3
-_CLOSED_AS_WON: Final = 1
+    from shared.retrieval import Assignment, InvoiceReader
 
 
 class Invoicing:
@@ -163,8 +167,10 @@ class _Checked:
         counts if the opportunity was won again since we invoiced it, and nobody has created another invoice after that.
         """
         differences = self.opportunity.differences(invoice)
-        owners = [claim.optional_guid("_objectid_value") for claim in self.claims.records()]
-        if not differences or invoice.opportunity_id not in owners:
+        if not differences or not any(
+            claim.optional_guid("_objectid_value") == invoice.opportunity_id
+            for claim in self.claims.records()
+        ):
             return
         won_at = latest_win(self.closes)
         if won_at is not None and won_at > max(row.time("createdon") for row in active(self.invoices)):
@@ -181,7 +187,7 @@ def _claimed_without_invoice(
     """Return the error that says what is the case: whose note it is, and what became of the invoice."""
     if claim.optional_guid("_objectid_value") != opportunity_id:
         says = "belongs to another record: somebody created or moved it. Whether there was an invoice is not known."
-    elif claim.text("subject") != _CLAIM_SUBJECT:
+    elif claim.text("subject") != CLAIM_SUBJECT:
         says = (
             "has another subject: somebody created or changed it. Whether there was an invoice is not known."
         )
@@ -198,50 +204,6 @@ def _claimed_without_invoice(
     )
 
 
-# ---------------------------------------------------------------------------------------------- requests
-
-_CURRENCY: Final = "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
-
-
-def claim_of(opportunity_id: str) -> str:
-    """Return the id of the note that claims an opportunity. `opportunity_id`: a GUID in lower case."""
-    return str(uuid.uuid5(_CLAIMS, opportunity_id))
-
-
-def claim_note(opportunity_id: str) -> Write:
-    """Return the creation of the note that claims an opportunity."""
-    return Write(
-        "annotations",
-        {
-            "annotationid": claim_of(opportunity_id),
-            "subject": _CLAIM_SUBJECT,
-            "notetext": (
-                "This opportunity was won, and its invoice was generated automatically. "
-                "Please keep this note: it makes sure that the opportunity is not invoiced twice. "
-                "If the invoice was deleted or canceled and a new one is wanted, create it by hand, "
-                "or delete this note and have the event sent again."
-            ),
-            "objectid_opportunity@odata.bind": f"/opportunities({opportunity_id})",
-        },
-    )
-
-
-def generate_invoice(opportunity_id: str) -> Write:
-    """Return the call of the action that generates the invoice."""
-    # The ColumnSet may be left out according to the Web API's reference, but not according to the SDK's.
-    return Write(
-        "GenerateInvoiceFromOpportunity",
-        {"OpportunityId": opportunity_id, "ColumnSet": {"AllColumns": False, "Columns": ["invoiceid"]}},
-    )
-
-
-def assignment_of(invoice_id: str, owner: Owner) -> Assignment:
-    """Return the write that assigns an invoice; Dataverse assigns a row whose owner is updated."""
-    owners = {"systemuser": "systemusers", "team": "teams"}[owner.table]
-    write = Update(f"invoices({invoice_id})", {"ownerid@odata.bind": f"/{owners}({owner.id})"})
-    return Assignment(ChangeSet((write,)), f"the {owner.table} {owner.id}")
-
-
 def _checks_of(opportunity_id: str) -> list[Read]:
     # The claim before the invoices: whoever sees a claim then also sees the invoice of the same transaction.
     return [
@@ -251,68 +213,3 @@ def _checks_of(opportunity_id: str) -> list[Read]:
         orders_of(opportunity_id),
         wins_of(opportunity_id),
     ]
-
-
-def opportunity_read(opportunity_id: str) -> Read:
-    """Return the retrieve of an opportunity, its totals included."""
-    return Read(
-        f"opportunities({opportunity_id})?$select=statecode,totalamount,_customerid_value,_ownerid_value,"
-        f"_transactioncurrencyid_value{_CURRENCY}"
-    )
-
-
-def claim_read(opportunity_id: str) -> Read:
-    """Return the query for the claim of an opportunity: a query, since "not found" can have other reasons."""
-    return Read(
-        "annotations?$select=annotationid,subject,_objectid_value,_createdby_value"
-        f"&$filter=annotationid eq {claim_of(opportunity_id)}"
-    )
-
-
-def invoices_of(opportunity_id: str) -> Read:
-    """Return the query for an opportunity's invoices, the oldest first."""
-    # By filter, never by $expand: expanded collections may be cached.
-    return Read(
-        "invoices?$select=invoiceid,statecode,createdon,_createdby_value,_ownerid_value"
-        f"&$filter=_opportunityid_value eq {opportunity_id}&$orderby=createdon,invoiceid"
-    )
-
-
-def orders_of(opportunity_id: str) -> Read:
-    """Return the query for a sales order through which an opportunity is billed: one that is not canceled."""
-    return Read(
-        f"salesorders?$select=salesorderid&$filter=_opportunityid_value eq {opportunity_id} "
-        f"and statecode ne {_ORDER_CANCELED}&$top=1"
-    )
-
-
-def wins_of(opportunity_id: str) -> Read:
-    """Return the query for the completed closes of an opportunity, the newest first; reopening cancels a close."""
-    return Read(
-        "opportunitycloses?$select=createdon,opportunitystatecode"
-        f"&$filter=_opportunityid_value eq {opportunity_id} and statecode eq 1&$orderby=createdon desc"
-    )
-
-
-# ---------------------------------------------------------------------------------------------- rows
-
-
-def active(invoices: Response) -> list[Record]:
-    """Return the invoices that are not canceled, created by anyone."""
-    return [row for row in invoices.records() if row.integer("statecode") != _INVOICE_CANCELED]
-
-
-def oldest_active(invoices: Response) -> Record | None:
-    """Return the first invoice that is not canceled."""
-    return next(iter(active(invoices)), None)
-
-
-def latest_win(closes: Response) -> datetime | None:
-    """Return when an opportunity was last closed as won. Dataverse may leave the state of a close empty."""
-    won = (None, _CLOSED_AS_WON)
-    times = [
-        row.time("createdon")
-        for row in closes.records()
-        if row.optional_integer("opportunitystatecode") in won
-    ]
-    return max(times, default=None)

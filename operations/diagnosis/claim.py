@@ -18,7 +18,7 @@ from operations.diagnosis.dataverse import dataverse, environment, sales
 from operations.diagnosis.findings import Finding
 from shared.dataverse import ChangeSet, Read
 from shared.errors import DataverseForbidden, InvoicingFailure
-from shared.invoicing import claim_note, generate_invoice, invoices_of
+from shared.sales import claim_note, generate_invoice, invoices_of
 
 if TYPE_CHECKING:
     from operations.diagnosis.check import Run

@@ -22,7 +22,7 @@ from sandbox.dataverse import DataverseApp, DataverseServer, Depth, Limits, Serv
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
-from shared.invoicing import claim_of
+from shared.sales import claim_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -21,7 +21,7 @@ from sandbox.actors import OpportunityChange, Salesperson
 from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions
 from sandbox.dataverse.schema import TABLES
 from sandbox.service_bus import Message, ReceiveMode
-from shared.invoicing import claim_note
+from shared.sales import claim_note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,10 +25,11 @@ from shared.errors import (
     RecordNotFound,
 )
 from shared.invoice import Currency, Customer, Invoice, InvoiceOwner, OrderedOpportunity
-from shared.invoicing import Invoicing, claim_of
+from shared.invoicing import Invoicing
 from shared.message import Ignored
 from shared.response import Response
 from shared.retrieval import InvoiceReader
+from shared.sales import claim_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
