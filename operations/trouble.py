@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import requests
@@ -122,9 +123,10 @@ def _other(error: BaseException) -> Trouble | None:
 
 def is_entity_missing(error: BaseException) -> bool:
     """Whether Service Bus says that there is no such entity: in Azure, the token exchange already responds 404."""
-    return isinstance(error, MessagingEntityNotFoundError) or (
-        isinstance(error, ServiceBusAuthenticationError) and "Status code: 404" in str(error)
-    )
+    if isinstance(error, ServiceBusAuthenticationError):
+        # The SDK's own text names neither the status nor the entity; the error that it wraps does.
+        return getattr(error.inner_exception, "status_code", None) == HTTPStatus.NOT_FOUND
+    return isinstance(error, MessagingEntityNotFoundError)
 
 
 def _is_dataverse(error: BaseException) -> bool:
