@@ -23,7 +23,10 @@ class _SystemUserRules(TableRules):
     def on_create(self, session: Session, values: Row) -> Row:  # noqa: ARG002
         if not values.get("applicationid"):
             return {}
-        return {"fullname": f"# {str(values['applicationid'])[:8]}", "accessmode": 4}
+        return {
+            "fullname": values.get("fullname") or f"# {str(values['applicationid'])[:8]}",
+            "accessmode": values.get("accessmode", 4),
+        }
 
 
 RULES: Final[Mapping[str, TableRules]] = {

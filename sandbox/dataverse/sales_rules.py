@@ -107,8 +107,9 @@ class _HeaderRules(TableRules):
         self._document = document
 
     def on_create(self, session: Session, values: Row) -> Row:
-        columns = self._document.next_number(session)
+        columns = _unless_given(values, self._document.next_number(session))
         columns |= _with_currency(session, values.get("transactioncurrencyid"))
+        columns |= _rounded_terms(session, columns, values)
         return columns | self._customer(session, values)
 
     def on_update(self, session: Session, row: Row, values: Row) -> Row:
@@ -143,9 +144,14 @@ class _HeaderRules(TableRules):
         return customer_columns(session, self._document.header.columns["customerid"], values["customerid"])
 
 
+def _unless_given(values: Row, columns: Row) -> Row:
+    """Return the columns that a caller left open."""
+    return {name: value for name, value in columns.items() if values.get(name) is None}
+
+
 def _rounded_terms(session: Session, row: Row, values: Row) -> Row:
     """Return the amounts that change, or all if the currency does, with the digits of the currency."""
-    after = {**row, **values}
+    after: Row = {"transactioncurrencyid": None, **row, **values}
     names = {"freightamount", "discountamount"}
     names &= after.keys() if "transactioncurrencyid" in values else values.keys()
     pricing = pricing_for(session, after["transactioncurrencyid"])
@@ -204,8 +210,8 @@ class _LineRules(TableRules):
         columns: Row = {name: header[name] for name in ("transactioncurrencyid", "exchangerate", "ownerid")}
         lines = self._document.lines_of(session, str(header_id))
         columns["lineitemnumber"] = max((line["lineitemnumber"] or 0 for line in lines), default=0) + 1
-        columns |= _product_columns(session, header, values)
-        full = self._complete({**columns, **values})
+        columns = _unless_given(values, columns | _product_columns(session, header, values))
+        full = self._complete({**values, **columns})
         return columns | _named(full) | pricing_for(session, header["transactioncurrencyid"]).line(full)
 
     def on_update(self, session: Session, row: Row, values: Row) -> Row:

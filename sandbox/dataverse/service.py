@@ -49,11 +49,11 @@ class TableRules:
     """What a table does by itself when its rows change; by default nothing."""
 
     def on_create(self, session: "Session", values: Row) -> Row:  # noqa: ARG002 - for those that need it
-        """Return further columns of a new row. Raises RequestRefused."""
+        """Return columns of a new row, besides what was given or instead of it. Raises RequestRefused."""
         return {}
 
     def on_update(self, session: "Session", row: Row, values: Row) -> Row:  # noqa: ARG002 - for those that need it
-        """Return further columns to change. Raises RequestRefused."""
+        """Return columns to change, besides what was given or instead of it. Raises RequestRefused."""
         return {}
 
     def after(self, session: "Session", row: Row, changed: Mapping[str, object]) -> None:
@@ -140,7 +140,7 @@ class Session:
             self._check_new_owner(table, str(values["ownerid"]))
         given = {**values, **_state(table, {}, values)}
         rules = self._rules(table)
-        row = self.add(table, {**rules.on_create(self, given), **given})
+        row = self.add(table, {**given, **rules.on_create(self, given)})
         rules.after(self, row, row)
         self.fire(Event("Create", table.name, row[table.key], self._target(table, row[table.key], values)))
         return row

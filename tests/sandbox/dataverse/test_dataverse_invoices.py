@@ -241,6 +241,24 @@ def test_a_product_brings_its_name_unit_and_price(https_world: World) -> None:
     assert (row["priceperunit"], row["baseamount"]) == (Decimal("219.9794"), Decimal(660))
 
 
+def test_what_is_typed_in_gets_the_digits_of_the_currency(https_world: World) -> None:
+    world, opportunity = https_world, https_world.demo.opportunities[2]
+    body = {
+        "productdescription": "Hose",
+        "quantity": 1,
+        "priceperunit": 100.4,
+        "tax": 9.5,
+        "manualdiscountamount": 0.7,
+    }
+    body["opportunityid@odata.bind"] = f"/opportunities({opportunity})"
+    line = world.admin.get(f"opportunityproducts({world.admin.create('opportunityproducts', body)})")
+    assert (line["baseamount"], line["tax"], line["manualdiscountamount"]) == (100, 10, 1)
+    assert line["extendedamount"] == 109
+    world.admin.patch(f"opportunities({opportunity})", {"freightamount": 12.6})
+    row = world.admin.get(f"opportunities({opportunity})")
+    assert (row["freightamount"], row["totalamount"] % 1) == (13, 0)
+
+
 def test_a_discount_may_be_for_each_unit(https_world: World) -> None:
     world, opportunity = https_world, https_world.demo.opportunities[0]
     with world.app.session() as session:
