@@ -57,7 +57,8 @@ def lines() -> list[str]:
     collected = Lines()
     logger = logging.getLogger("Function.User")
     logger.addHandler(collected)
-    level, logger.level = logger.level, logging.INFO
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         with Cloud(CloudOptions(APP, opportunities=3)) as cloud:
             published, still_open, lost = cloud.demo.opportunities[:3]
