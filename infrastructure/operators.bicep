@@ -120,3 +120,13 @@ resource pipelineReadsFailed 'Microsoft.Authorization/roleAssignments@2022-04-01
     roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', dataReceiver)
   }
 }
+
+resource pipelineReadsEvents 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(readPrincipalId)) {
+  name: guid(audit.id, readPrincipalId, dataReceiver)
+  scope: audit
+  properties: {
+    principalId: readPrincipalId
+    principalType: 'ServicePrincipal'
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', dataReceiver)
+  }
+}

@@ -421,6 +421,7 @@ def test_reading_and_publishing_are_different_roles_of_people() -> None:
         ("publishersGroupId", "dataSender", "invoiceCreated"),
         ("readPrincipalId", "dataReceiver", "opportunityWon"),
         ("readPrincipalId", "dataReceiver", "failed"),
+        ("readPrincipalId", "dataReceiver", "audit"),
     }
     assert all(named == scope for named, _, _, scope in given)
 
