@@ -18,7 +18,14 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType, AmqpMessageProperties
 
 from shared.errors import InvalidEvent, OtherOrganization
-from shared.message import ATTEMPT, DEAD_LETTER_DESCRIPTION, DEAD_LETTER_REASON, FIRST_SEEN, REASON
+from shared.message import (
+    ATTEMPT,
+    DEAD_LETTER_DESCRIPTION,
+    DEAD_LETTER_REASON,
+    DESCRIPTION,
+    FIRST_SEEN,
+    REASON,
+)
 from shared.opportunity_won import OpportunityWon, parse_event
 
 if TYPE_CHECKING:
@@ -61,7 +68,7 @@ class Seen:
         description = (
             properties.get(DEAD_LETTER_DESCRIPTION)
             or message.dead_letter_error_description
-            or properties.get(RETRY_DESCRIPTION)
+            or properties.get(DESCRIPTION)
         )
         attempt = properties.get(ATTEMPT)
         return cls(
@@ -74,10 +81,6 @@ class Seen:
             enqueued=_aware(message.enqueued_time_utc),
             due=_aware(message.scheduled_enqueue_time_utc),
         )
-
-
-# The text of the error for which a message is retried.
-RETRY_DESCRIPTION = "InvoicingDescription"
 
 
 def copy_of(

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from shared.errors import RetryLater, RetryPolicy
+from shared.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,8 @@ FIRST_SEEN = "InvoicingFirstSeen"
 POLICY = "InvoicingRhythm"
 POLICY_SINCE = "InvoicingRhythmSince"
 REASON = "InvoicingReason"
-RETRY_PROPERTIES = frozenset({ROOT, ATTEMPT, BACKOFF, FIRST_SEEN, POLICY, POLICY_SINCE, REASON})
+DESCRIPTION = "InvoicingDescription"
+RETRY_PROPERTIES = frozenset({ROOT, ATTEMPT, BACKOFF, FIRST_SEEN, POLICY, POLICY_SINCE, REASON, DESCRIPTION})
 
 ORIGINAL_MESSAGE_ID = "InvoicingOriginalMessageId"
 DEAD_LETTER_REASON = "DeadLetterReason"
@@ -40,6 +42,8 @@ _RETRIES = uuid.UUID("12cd282c-3602-4e3e-8807-34c9d22e81c2")
 _PARKED = uuid.UUID("77329eb2-0826-4b03-a598-60afb751a364")
 
 _MAX_ROOT_LENGTH = 128
+# A retry should not be larger than the message by much.
+_MAX_DESCRIPTION_LENGTH = 200
 # More retries than any message can have.
 _MAX_COUNT = 1_000_000
 
@@ -152,7 +156,7 @@ class RetryState:
         return str(uuid.uuid5(_PARKED, f"{self.delivery}/{self.attempt}"))
 
     def properties(self, error: RetryLater) -> dict[str, str | int]:
-        """Return the application properties that carry this state, and the reason for people who read them."""
+        """Return the application properties that carry this state, and the reason in words for people who read them."""
         return {
             ROOT: self.root,
             ATTEMPT: self.attempt,
@@ -161,6 +165,7 @@ class RetryState:
             POLICY: error.policy.value,
             POLICY_SINCE: self.policy_since.isoformat(),
             REASON: error.reason,
+            DESCRIPTION: one_line(str(error), _MAX_DESCRIPTION_LENGTH),
         }
 
 

@@ -95,6 +95,7 @@ class Namespace:
                 "InvoicingAttempt": 2,
                 "InvoicingFirstSeen": (now - timedelta(hours=2)).isoformat(),
                 "InvoicingReason": reason,
+                "InvoicingDescription": "What was wrong.",
             },
         )
 

@@ -223,6 +223,10 @@ def test_waiting_lists_age_attempt_and_reason(namespace: Namespace) -> None:
         (namespace.opportunity(2), 2, "DataverseThrottled"),
     ]
     assert str(rows[0]["age"]).startswith("2:00:")
+    assert {row["description"] for row in rows} == {"What was wrong."}
+    text = namespace.run("waiting", "list").stdout
+    assert "What was" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
     assert len(namespace.listed("waiting", "list", "--reason", "DataverseThrottled")) == 1
 
 

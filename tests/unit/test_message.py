@@ -70,6 +70,7 @@ def test_property_names_are_golden() -> None:
         "InvoicingRhythm",
         "InvoicingRhythmSince",
         "InvoicingReason",
+        "InvoicingDescription",
         "InvoicingOriginalMessageId",
         "DeadLetterReason",
         "DeadLetterErrorDescription",
@@ -89,6 +90,7 @@ def test_a_copy_carries_its_place_in_plain_types() -> None:
         "InvoicingRhythm": "long",
         "InvoicingRhythmSince": "2026-03-01T12:00:00+00:00",
         "InvoicingReason": "DataverseUnreachable",
+        "InvoicingDescription": str(UNREACHABLE),
     }, "Copies that are waiting would be misread: keep what was written readable."
 
 
