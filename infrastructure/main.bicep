@@ -25,6 +25,14 @@ param dataverseOrganizationId string = ''
 @allowed(['skip', 'invoice'])
 param orderedOpportunity string = 'skip'
 
+@description('Who owns an invoice that the function generates: the owner of the opportunity, or the function (application-user).')
+@allowed(['opportunity', 'application-user'])
+param invoiceOwner string = 'opportunity'
+
+@description('Logical names of further columns of the invoice that its event contains. They can be personal data (SECURITY.md).')
+@maxLength(100)
+param invoiceColumns string[] = []
+
 // Flex Consumption once required at least 40; its documentation now says 1.
 @description('Maximum number of instances. Concurrent calls to Dataverse = instances x maxConcurrentCalls of host.json; keep it below 52 (docs/deploy.md).')
 @minValue(1)
@@ -156,6 +164,8 @@ module functionApp 'modules/function-app.bicep' = {
     dataverseUrl: dataverseUrl
     dataverseOrganizationId: dataverseOrganizationId
     orderedOpportunity: orderedOpportunity
+    invoiceOwner: invoiceOwner
+    invoiceColumns: invoiceColumns
     retryBounds: retryBounds
     maximumInstanceCount: maximumInstanceCount
     alwaysReadyInstanceCount: alwaysReadyInstanceCount

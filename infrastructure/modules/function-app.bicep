@@ -35,6 +35,12 @@ param dataverseOrganizationId string
 @description('What to do with a won opportunity that has a sales order.')
 param orderedOpportunity string
 
+@description('Who owns an invoice that the function generates.')
+param invoiceOwner string
+
+@description('Logical names of further columns of the invoice for its event.')
+param invoiceColumns string[]
+
 @description('For how long, and how often, the function retries.')
 param retryBounds RetryBounds
 
@@ -255,6 +261,8 @@ resource settings 'Microsoft.Web/sites/config@2025-03-01' = {
       DATAVERSE_URL: dataverseUrl
       AZURE_CLIENT_ID: functionClientId
       ORDERED_OPPORTUNITY: orderedOpportunity
+      INVOICE_OWNER: invoiceOwner
+      INVOICE_COLUMNS: join(invoiceColumns, ',')
       RETRY_OPEN_SECONDS: string(retryBounds.openSeconds)
       RETRY_RECORD_SECONDS: string(retryBounds.recordSeconds)
       RETRY_OUTAGE_SECONDS: string(retryBounds.outageSeconds)
