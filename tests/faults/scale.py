@@ -1,0 +1,206 @@
+"""How many wins an hour, and what limits first? A backlog against Dataverse's limits, in virtual time.
+
+    python tests/faults/scale.py [--wins 10000] [--processes 1,2,4,8,12] [--json]
+
+The deployed code handles a backlog against one web server with Microsoft's documented limits (6,000 requests and
+1,200 s of execution in 300 s, 52 at once), with 1 to 12 worker processes. The table shows how much of the permitted
+rate is used, how many requests are refused with 429, and what an invoice costs. The exit code is 1 if less than 95 %
+is used, more than 5 % of the requests are refused, or a win is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+# As a script it finds its neighbours only.
+sys.path.append(str(Path(__file__).parents[2]))
+
+import click
+from checker import QUEUE
+from one_core import stay_on
+from report import follow
+from rich.console import Console
+from rich.table import Table
+from rig import START, Shape, World, organization, quiet
+
+from sandbox.dataverse import Limits, ServiceProtection
+from sandbox.service_bus import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from simulation import Simulation
+
+# As in host.json.
+CONCURRENCY = 16
+_TICK = 0.05
+_TURNS = 50_000_000
+MIN_USED = 0.95
+MAX_REFUSED = 0.05
+
+
+@dataclass(frozen=True)
+class Load:
+    """A backlog of wins. `execution`: seconds that Dataverse takes for each request, beside those of the network."""
+
+    wins: int
+    processes: int
+    execution: float = 0.1
+    network: float = 0.05
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a backlog was handled. `used`: the share of the permitted rate; `lateness`: the last win's time by it."""
+
+    wins: int
+    processes: int
+    seconds: float
+    permitted_seconds: float
+    used: float
+    refused: float
+    requests_per_invoice: float
+    wins_per_hour: float
+    limited_by: str
+    left_behind: int
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the goals are met."""
+        return self.used >= MIN_USED and self.refused <= MAX_REFUSED and not self.left_behind
+
+
+class _Executing(ServiceProtection):
+    """Service protection where a request takes (virtual) time on the server, and counts as executing meanwhile."""
+
+    def __init__(self, simulation: Simulation, limits: Limits, execution: float) -> None:
+        super().__init__(simulation, limits, timer=simulation.monotonic)
+        self._simulation = simulation
+        self._execution = execution
+
+    @contextmanager
+    def admitted(self, user_id: str, server: int) -> Iterator[dict[str, str]]:
+        with super().admitted(user_id, server) as headers:
+            self._simulation.sleep(self._execution)
+            yield headers
+
+
+def run(load: Load, limits: Limits | None = None, seed: int = 1) -> Result:
+    """Handle a backlog and return how it went."""
+    limits = limits or Limits()
+    image = organization(load.wins, won=True)
+    shape = Shape(image, workers=load.processes, concurrency=CONCURRENCY, latency=load.network, tick=_TICK)
+    with quiet():
+        world = World(
+            Random(seed),  # noqa: S311 - to be repeatable, not secret
+            shape,
+            lambda simulation: _Executing(simulation, limits, load.execution),
+        )
+        try:
+            for id_ in image.demo.opportunities:
+                body = f'{{"opportunityId": "{id_}"}}'.encode()
+                world.broker.send(QUEUE, Message(body=body, message_id=world.new_id()))
+            world.run(turns=_TURNS)
+            return _result(load, limits, world)
+        finally:
+            world.close()
+
+
+def _result(load: Load, limits: Limits, world: World) -> Result:
+    requests = world.app.requests
+    accepted = [each for each in requests if each.status != HTTPStatus.TOO_MANY_REQUESTS]
+    published = {event.message_id: event.at for event in world.watch.published}
+    seconds = max((at - START).total_seconds() for at in published.values())
+    permitted, limit = _shortest(len(accepted), load, limits)
+    return Result(
+        load.wins,
+        load.processes,
+        seconds,
+        permitted,
+        used=permitted / seconds,
+        refused=1 - len(accepted) / len(requests),
+        requests_per_invoice=len(accepted) / load.wins,
+        wins_per_hour=load.wins / seconds * 3600,
+        limited_by=limit,
+        left_behind=load.wins - len(published),
+    )
+
+
+def _shortest(requests: int, load: Load, limits: Limits) -> tuple[float, str]:
+    """Return the seconds that so many requests take at least, and what limits them for most of the time."""
+    window, running = limits.window.total_seconds(), load.processes * CONCURRENCY
+    allowed = min(limits.requests, int(limits.execution.total_seconds() / load.execution))
+    at_once = min(running, limits.concurrent)
+    took = load.execution + load.network
+    sent: deque[float] = deque(maxlen=max(allowed, at_once))
+    waits = {"processes": 0.0, "Dataverse": 0.0}
+    for number in range(requests):
+        free = sent[-at_once] + took if number >= at_once else 0.0
+        permitted = sent[-allowed] + window if number >= allowed else 0.0
+        waits["Dataverse" if permitted > free else "processes"] += max(permitted, free) - (
+            sent[-1] if sent else 0.0
+        )
+        sent.append(max(free, permitted))
+    limit = max(waits, key=lambda name: waits[name])
+    if limit == "Dataverse":
+        by_requests = limits.requests <= limits.execution.total_seconds() / load.execution
+        return sent[-1] + took, "requests in 300 s" if by_requests else "execution time in 300 s"
+    return sent[-1] + took, "requests at once" if at_once < running else "processes"
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """Print the results as a table."""
+    table = Table(box=None, header_style="bold")
+    for heading in (
+        "processes",
+        "backlog",
+        "wins/h",
+        "of permitted",
+        "429",
+        "requests/invoice",
+        "limited by",
+    ):
+        table.add_column(heading, justify="left" if heading == "limited by" else "right")
+    for each in results:
+        table.add_row(
+            str(each.processes),
+            f"{each.wins:,} in {each.seconds / 60:.0f} min",
+            f"{each.wins_per_hour:,.0f}",
+            f"{each.used:.1%}",
+            f"{each.refused:.1%}",
+            f"{each.requests_per_invoice:.2f}",
+            each.limited_by,
+        )
+    console.print(table)
+
+
+@click.command(help=(__doc__ or "").partition("\n\n")[2].partition("\n\n")[2])
+@click.option("--wins", default=10_000, show_default=True, help="How many wins wait.")
+@click.option("--processes", default="1,2,4,8,12", show_default=True, help="Worker processes, with commas.")
+@click.option("--execution", default=0.1, show_default=True, help="Seconds of execution for each request.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(*, wins: int, processes: str, execution: float, as_json: bool) -> None:
+    """Run every number of processes and judge."""
+    stay_on(0)
+    loads = [Load(wins, int(number), execution) for number in processes.split(",")]
+    started = time.monotonic()
+    results = [run(load) for load in follow(loads, "Backlogs", len(loads))]
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in results], indent=1))
+    else:
+        show(results, Console(width=110))
+        click.echo(f"in {time.monotonic() - started:.0f} s of real time")
+    sys.exit(0 if all(each.is_good for each in results) else 1)
+
+
+if __name__ == "__main__":
+    main()
