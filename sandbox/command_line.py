@@ -25,7 +25,7 @@ from sandbox.cloud import Cloud, CloudError, CloudOptions, Mode, NoTlsAddressErr
 from sandbox.dataverse import Limits
 from sandbox.faults import FaultPlan, Rule, Wire
 from sandbox.faults.plan import KINDS, OPERATIONS
-from sandbox.faults.syntax import WHEN, FaultSyntaxError, parse_rule
+from sandbox.faults.syntax import WHEN, InvalidRule, parse_rule
 from sandbox.functions_host import ConfigurationError, WorkerDiedError
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES
 from sandbox.stopping import Stop
@@ -111,7 +111,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict
 def _rules(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[Rule]:
     try:
         return [parse_rule(value) for value in values]
-    except FaultSyntaxError as error:
+    except InvalidRule as error:
         raise click.BadParameter(str(error)) from error
 
 

@@ -33,12 +33,12 @@ _ENTITY = "{}"
 Member = TypeVar("Member", bound=StrEnum)
 
 
-class FaultSyntaxError(ValueError):
+class InvalidRule(ValueError):
     """The text is no rule; says what there is instead."""
 
 
 def parse_rule(text: str) -> Rule:
-    """Return the rule; raises FaultSyntaxError."""
+    """Return the rule; raises InvalidRule."""
     words = _words(text)
     where, kind_name = [*words, "", ""][:2]
     wire_name, _, operation = where.partition("/")
@@ -48,9 +48,7 @@ def parse_rule(text: str) -> Rule:
     fields = KINDS[kind].fields
     unknown = sorted(values.keys() - {*fields, *WHEN})
     if unknown:
-        raise FaultSyntaxError(
-            f"{kind} knows no {', '.join(unknown)}; it knows {', '.join([*fields, *WHEN])}"
-        )
+        raise InvalidRule(f"{kind} knows no {', '.join(unknown)}; it knows {', '.join([*fields, *WHEN])}")
     _check_operation(wire, operation)
     given: dict[str, Any] = {
         name: _read(_FIELDS[name], name, values[name]) for name in fields if name in values
@@ -62,7 +60,7 @@ def _words(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise FaultSyntaxError(f"a quotation mark is missing in {text!r}") from error
+        raise InvalidRule(f"a quotation mark is missing in {text!r}") from error
 
 
 def kinds_of(wire: Wire) -> list[Kind]:
@@ -72,14 +70,14 @@ def kinds_of(wire: Wire) -> list[Kind]:
 
 def _member(kind: type[Member], name: str, what: str, members: list[Member]) -> Member:
     if name not in members:
-        raise FaultSyntaxError(f"there is no {what} called {name!r}; there is {', '.join(members)}")
+        raise InvalidRule(f"there is no {what} called {name!r}; there is {', '.join(members)}")
     return kind(name)
 
 
 def _pair(word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not equals:
-        raise FaultSyntaxError(f"{word!r} is not NAME=VALUE")
+        raise InvalidRule(f"{word!r} is not NAME=VALUE")
     return name.replace("-", "_"), value
 
 
@@ -89,7 +87,7 @@ def _check_operation(wire: Wire, operation: str) -> None:
         fixed, _, _ = known.partition(_ENTITY)
         if not operation or fnmatchcase(known, operation) or (fixed != known and operation.startswith(fixed)):
             return
-    raise FaultSyntaxError(
+    raise InvalidRule(
         f"the wire {wire} has no operation {operation!r}; it has {', '.join(OPERATIONS[wire])} "
         "({} stands for a queue or topic; * for anything)"
     )
@@ -116,7 +114,7 @@ def _read(read: Callable[[str], Value], name: str, text: str) -> Value:
         return read(text)
     except (ValueError, KeyError) as error:
         looks_like = WHEN.get(name) or "a value such as that of the list of faults"
-        raise FaultSyntaxError(f"{name}={text} cannot be read; it is {looks_like}") from error
+        raise InvalidRule(f"{name}={text} cannot be read; it is {looks_like}") from error
 
 
 def _numbers(text: str) -> tuple[int, int | None]:

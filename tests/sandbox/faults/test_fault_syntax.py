@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.faults import Fault, Kind, Rule, When, Wire
 from sandbox.faults.plan import KINDS
-from sandbox.faults.syntax import _FIELDS, FaultSyntaxError, parse_rule
+from sandbox.faults.syntax import _FIELDS, InvalidRule, parse_rule
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_rule_is_read_as_it_is_written(text: str, rule: Rule) -> None:
     ],
 )
 def test_what_is_no_rule_is_refused_with_what_there_is(text: str, says: str) -> None:
-    with pytest.raises(FaultSyntaxError) as refused:
+    with pytest.raises(InvalidRule) as refused:
         parse_rule(text)
     assert says in str(refused.value)
 
