@@ -107,8 +107,8 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 	set -e; lock() { uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 		$(if $(UPGRADE),--upgrade) "$$@"; }; \
 	lock pyproject.toml -o requirements.txt; \
-	lock pyproject.toml --group sandbox -c requirements.txt -o requirements-sandbox.txt; \
-	lock pyproject.toml --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
+	lock pyproject.toml --extra sandbox -c requirements.txt -o requirements-sandbox.txt; \
+	lock pyproject.toml --extra sandbox --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
 	lock pyproject.toml --group operations -c requirements-sandbox.txt -o requirements-operations.txt; \
 	lock pyproject.toml --group telemetry -c requirements.txt -o requirements-telemetry.txt; \
 	lock --group pyproject.toml:scan -o requirements-scan.txt; \

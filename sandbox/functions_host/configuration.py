@@ -1,7 +1,7 @@
-"""What the Functions host is told: host.json, function.json and the app settings, read into frozen values.
+"""host.json and the app settings, read into frozen values.
 
-Whatever the sandbox's host does not do is refused here, by name, before anything starts. Names are matched
-without regard to case and `__` stands for a level, as .NET's configuration has it.
+The sandbox refuses what its host does not support by name, before anything starts. Names are matched without regard to
+case and `__` stands for a level, like .NET's configuration.
 """
 
 import os
@@ -17,7 +17,7 @@ import json5
 _DEFAULT_FUNCTION_TIMEOUT = "00:30:00"
 _OVERRIDE_PREFIX = "azurefunctionsjobhost:"
 _SERVICE_BUS = "extensions:servicebus:"
-# These shape batches, sessions, transactions or retries of the host's own calls: nothing that happens here.
+# These concern batches, sessions, transactions or retries of the host's own calls: nothing that happens here.
 _WITHOUT_EFFECT = frozenset(
     {
         "clientretryoptions",
@@ -40,8 +40,8 @@ _KNOWN = _WITHOUT_EFFECT | {
 _MAX_WORKER_PROCESSES = 10
 
 
-class ConfigurationError(Exception):
-    """The app is configured in a way that Azure would refuse, or that the sandbox's host does not do."""
+class InvalidAppConfiguration(Exception):
+    """The app is configured in a way that Azure would refuse, or that the sandbox's host does not support."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,8 @@ class IdentityConnection:
     identity_header: str = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Function:
-    """One function with its Service Bus trigger; `disabled` ones are loaded but get no messages."""
-
-    name: str
-    directory: Path
-    script_file: Path
-    entry_point: str
-    parameter: str
-    queue: str
-    connection: ConnectionString | IdentityConnection
-    disabled: bool
-
-
 class Settings:
-    """App settings by name, whatever its case."""
+    """App settings by name; upper and lower case are the same."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = {_path(name): value for name, value in values.items()}
@@ -102,12 +88,12 @@ class Settings:
                 yield path.removeprefix(prefix), value
 
     def resolve(self, text: str) -> str:
-        """Replace each %NAME% in `text`; raises ConfigurationError for a name that is not set."""
+        """Replace each %NAME% in `text`; raises InvalidAppConfiguration for a name that is not set."""
 
         def value_of(match: re.Match[str]) -> str:
             value = self.get(match[1])
             if not value:
-                raise ConfigurationError(
+                raise InvalidAppConfiguration(
                     f"'%{match[1]}%' does not resolve to a value: set it as an app setting"
                 )
             return value
@@ -117,10 +103,10 @@ class Settings:
 
 def read_host(app_root: Path, settings: Settings) -> HostConfiguration:
     """Read host.json and the AzureFunctionsJobHost__… settings that override it."""
-    values = dict(_flatten(_read_json(app_root / "host.json")))
+    values = dict(_flatten(read_json(app_root / "host.json")))
     values.update(settings.under(_OVERRIDE_PREFIX))
     if values.get("version") != "2.0":
-        raise ConfigurationError('host.json must say "version": "2.0"')
+        raise InvalidAppConfiguration('host.json must say "version": "2.0"')
     for name, value in values.items():
         if name.startswith(_SERVICE_BUS):
             _check_known(name.removeprefix(_SERVICE_BUS), value)
@@ -142,121 +128,56 @@ def read_host(app_root: Path, settings: Settings) -> HostConfiguration:
     )
 
 
-def read_functions(app_root: Path, settings: Settings) -> list[Function]:
-    """Read every folder with a function.json; raises ConfigurationError where there is none."""
-    if (app_root / "function_app.py").exists():
-        raise ConfigurationError("function_app.py makes this a v2 app: this host runs the v1 model only")
-    folders = sorted(path.parent for path in app_root.glob("*/function.json"))
-    if not folders:
-        raise ConfigurationError(f"no function.json was found below {app_root}")
-    return [_read_function(folder, settings) for folder in folders]
-
-
-def _read_function(folder: Path, settings: Settings) -> Function:
-    definition = _read_json(folder / "function.json")
-    where = f"{folder.name}/function.json"
-    trigger = _trigger(definition, where)
-    script = (folder / str(definition.get("scriptFile", "__init__.py"))).resolve()
-    return Function(
-        name=folder.name,
-        directory=folder.resolve(),
-        script_file=script,
-        entry_point=str(definition.get("entryPoint", "main")),
-        parameter=str(trigger["name"]),
-        queue=settings.resolve(str(trigger["queueName"])),
-        connection=_connection(str(trigger.get("connection") or "ServiceBus"), settings),
-        disabled=_is_disabled(folder.name, definition, settings),
-    )
-
-
-def _trigger(definition: Mapping[str, object], where: str) -> Mapping[str, object]:
-    bindings = definition.get("bindings")
-    if isinstance(bindings, list) and len(bindings) == 1 and isinstance(bindings[0], dict):
-        trigger: dict[str, object] = bindings[0]
-        if str(trigger.get("type")).lower() == "servicebustrigger" and trigger.get("name"):
-            _check_trigger(trigger, where)
-            return trigger
-    raise ConfigurationError(
-        f"{where}: this host runs functions with exactly one binding, a serviceBusTrigger with a name"
-    )
-
-
-def _check_trigger(trigger: Mapping[str, object], where: str) -> None:
-    if trigger.get("direction", "in") != "in":
-        raise ConfigurationError(f"{where}: the direction of a trigger is 'in'")
-    if not trigger.get("queueName"):
-        raise ConfigurationError(f"{where}: queueName is missing; topics are not supported as a trigger here")
-    if trigger.get("cardinality", "one") != "one":
-        raise ConfigurationError(f"{where}: cardinality must be 'one'; batches are not supported here")
-    if trigger.get("dataType") != "binary":
-        raise ConfigurationError(
-            f"{where}: dataType must be 'binary': with another one Azure's host copies the top-level keys of "
-            "a JSON body over the message's metadata, which nobody wants and this host does not do"
-        )
-    if trigger.get("isSessionsEnabled"):
-        raise ConfigurationError(f"{where}: sessions are not supported here")
-    if trigger.get("autoComplete") is False:
-        raise ConfigurationError(
-            f"{where}: autoComplete must stay on: a Python function cannot settle a message"
-        )
-
-
-def _connection(name: str, settings: Settings) -> ConnectionString | IdentityConnection:
+def read_connection(name: str, settings: Settings) -> ConnectionString | IdentityConnection:
+    """Return the connection that a trigger calls `name`; raises InvalidAppConfiguration."""
     for setting in (f"AzureWebJobs{name}", name):
         value = settings.get(setting)
         if value:
             return ConnectionString(value)
     namespace = settings.get(f"{name}__fullyQualifiedNamespace")
     if not namespace:
-        raise ConfigurationError(
+        raise InvalidAppConfiguration(
             f"neither {name} (a connection string) nor {name}__fullyQualifiedNamespace (an identity's) is set"
         )
     client_id = settings.get(f"{name}__clientId")
     if client_id and settings.get(f"{name}__credential") != "managedidentity":
-        raise ConfigurationError(
+        raise InvalidAppConfiguration(
             f"{name}__clientId takes effect only with {name}__credential=managedidentity"
         )
     endpoint, header = settings.get("IDENTITY_ENDPOINT"), settings.get("IDENTITY_HEADER")
     if not endpoint or not header:
-        raise ConfigurationError(
+        raise InvalidAppConfiguration(
             f"{name} takes a managed identity, but IDENTITY_ENDPOINT or IDENTITY_HEADER is not set"
         )
     return IdentityConnection(namespace, client_id, endpoint, header)
 
 
-def _is_disabled(name: str, definition: Mapping[str, object], settings: Settings) -> bool:
-    # Linux plans take underscores, because a dot is not allowed in the name of an environment variable.
-    switches = (settings.get(f"AzureWebJobs.{name}.Disabled"), settings.get(f"AzureWebJobs_{name}_Disabled"))
-    return definition.get("disabled") is True or any(
-        (value or "").lower() in {"true", "1"} for value in switches
-    )
+def read_json(path: Path) -> dict[str, object]:
+    """Return the object in a JSON file, in which comments are allowed; raises InvalidAppConfiguration."""
+    try:
+        content = json5.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError as error:
+        raise InvalidAppConfiguration(f"{path.name} is missing in {path.parent}") from error
+    except ValueError as error:
+        raise InvalidAppConfiguration(f"{path.name} in {path.parent} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidAppConfiguration(f"{path.name} in {path.parent} must hold a JSON object")
+    return content
 
 
 def _check_known(name: str, value: object) -> None:
     if name.partition(":")[0] not in _KNOWN:
-        raise ConfigurationError(f"host.json: extensions.serviceBus knows no '{name}'")
+        raise InvalidAppConfiguration(f"host.json: extensions.serviceBus has no setting '{name}'")
     if name == "autocompletemessages" and str(value).lower() != "true":
-        raise ConfigurationError(
+        raise InvalidAppConfiguration(
             "host.json: autoCompleteMessages must stay on: Python cannot settle a message"
         )
     if name == "enablecrossentitytransactions" and str(value).lower() != "false":
-        raise ConfigurationError("host.json: enableCrossEntityTransactions is not supported here")
+        raise InvalidAppConfiguration("host.json: enableCrossEntityTransactions is not supported here")
     if name == "transporttype" and str(value).lower() != "amqptcp":
-        raise ConfigurationError(
+        raise InvalidAppConfiguration(
             "host.json: transportType must be amqpTcp; web sockets are not supported here"
         )
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json5.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{path.name} is missing in {path.parent}") from error
-    except ValueError as error:
-        raise ConfigurationError(f"{path.name} in {path.parent} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path.name} in {path.parent} must hold a JSON object")
-    return content
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -275,7 +196,7 @@ def _path(name: str) -> str:
 def _duration(text: str, name: str) -> timedelta:
     match = re.fullmatch(r"(?:(\d+)\.)?(\d\d?):(\d\d):(\d\d(?:\.\d{1,7})?)", text)
     if match is None:
-        raise ConfigurationError(f"{name} must look like hh:mm:ss, not {text!r}")
+        raise InvalidAppConfiguration(f"{name} must look like hh:mm:ss, not {text!r}")
     days, hours, minutes, seconds = match.groups(default="0")
     return timedelta(days=int(days), hours=int(hours), minutes=int(minutes), seconds=float(seconds))
 
@@ -284,7 +205,7 @@ def _count(value: object, name: str, limit: int | None = None) -> int:
     try:
         number = int(str(value))
     except ValueError as error:
-        raise ConfigurationError(f"{name} must be a whole number, not {value!r}") from error
+        raise InvalidAppConfiguration(f"{name} must be a whole number, not {value!r}") from error
     if number < 1 or (limit is not None and number > limit):
-        raise ConfigurationError(f"{name} must be between 1 and {limit or 'any'}, not {number}")
+        raise InvalidAppConfiguration(f"{name} must be between 1 and {limit or 'any'}, not {number}")
     return number

@@ -1,4 +1,4 @@
-"""How the Functions host reaches Service Bus: by connection string, or over TLS with its managed identity."""
+"""Clients for Service Bus: by connection string, or over TLS with a managed identity."""
 
 import ssl
 import threading
@@ -11,18 +11,18 @@ from azure.servicebus import ServiceBusClient
 from sandbox.functions_host.configuration import ConnectionString, IdentityConnection
 
 _TOKEN_TIMEOUT_SECONDS = 5.0
-# A token is fetched anew this long before its end.
+# A token is fetched anew this long before it expires.
 _TOKEN_MARGIN_SECONDS = 300
 
 
-class TokenError(Exception):
-    """The managed-identity endpoint gave no token."""
+class NoToken(Exception):
+    """The managed-identity endpoint returned no token."""
 
 
 class ManagedIdentity:
-    """A token credential that asks App Service's endpoint as given, not as this process's environment has it.
+    """A token credential for the endpoint of a connection.
 
-    The credential of azure-identity reads the environment, and there may be several hosts in one process.
+    The credential of azure-identity reads the environment, but there may be several hosts in one process.
     """
 
     def __init__(self, connection: IdentityConnection) -> None:
@@ -31,7 +31,7 @@ class ManagedIdentity:
         self._tokens: dict[str, AccessToken] = {}
 
     def get_token(self, *scopes: str, **_: object) -> AccessToken:
-        """Return a token for the one scope; raises TokenError."""
+        """Return a token for the one scope; raises NoToken."""
         resource = scopes[0].removesuffix("/.default")
         with self._lock:
             token = self._tokens.get(resource)
@@ -44,16 +44,16 @@ class ManagedIdentity:
         if self._connection.client_id:
             query["client_id"] = self._connection.client_id
         try:
-            answer = requests.get(
+            response = requests.get(
                 self._connection.identity_endpoint,
                 params=query,
                 headers={"X-IDENTITY-HEADER": self._connection.identity_header},
                 timeout=_TOKEN_TIMEOUT_SECONDS,
             )
-            answer.raise_for_status()
-            content = answer.json()
+            response.raise_for_status()
+            content = response.json()
         except requests.RequestException as error:
-            raise TokenError(f"no token for {resource}: {error}") from error
+            raise NoToken(f"no token for {resource}: {error}") from error
         return AccessToken(content["access_token"], int(content["expires_on"]))
 
 
@@ -62,7 +62,7 @@ class Connector:
 
     def __init__(self, connection: ConnectionString | IdentityConnection, certificates: str | None) -> None:
         self._connection = connection
-        # Not the bundle that the client library brings along: the trust of this host.
+        # The client library would trust the certificates that it ships, and no others.
         self._trust = ssl.create_default_context(cafile=certificates)
         self._identity = ManagedIdentity(connection) if isinstance(connection, IdentityConnection) else None
 

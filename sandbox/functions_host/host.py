@@ -1,57 +1,34 @@
-"""The Functions host: receives from Service Bus, has a worker run the function, settles the message.
+"""The Functions host of one app folder: its configuration, its workers, its dispatchers."""
 
-As in Azure, a message is completed when its function returns and abandoned when it fails. One whose worker died, or
-was ended for taking longer than functionTimeout, is left alone: it comes again when its lock expires.
-"""
-
-import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-from azure.servicebus import ServiceBusReceivedMessage, ServiceBusReceiver
-from azure.servicebus.exceptions import ServiceBusError
+from typing import Self
 
 from sandbox.clock import Clock, SystemClock
-from sandbox.functions_host.configuration import (
-    Function,
-    HostConfiguration,
-    Settings,
-    read_functions,
-    read_host,
-)
-from sandbox.functions_host.connection import Connector, TokenError
-from sandbox.functions_host.trigger import UnsupportedBodyError, invocation_request
-from sandbox.functions_host.worker_process import (
-    FunctionLoadError,
-    WorkerDiedError,
-    WorkerPool,
-    WorkerProcess,
-    protocol,
-)
+from sandbox.functions_host.configuration import HostConfiguration, Settings, read_host
+from sandbox.functions_host.connection import Connector
+from sandbox.functions_host.dispatcher import Dispatcher, Surroundings
+from sandbox.functions_host.functions import Declaration, Function, read_functions
+from sandbox.functions_host.trace_context import SpanSink
+from sandbox.functions_host.worker_pool import WorkerPool
+from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-_log = logging.getLogger(__name__)
-
-# How long one receive waits, and so how long a stop may take to be noticed.
-_RECEIVE_SECONDS = 0.5
-# How often a running invocation is looked at: for its lock, its time and a stop.
-_LOOK_SECONDS = 0.1
-_READY_SECONDS = 30.0
 _STOP_SECONDS = 5.0
-_PAUSES_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
+# In front of a debugger, locks are renewed for as long as a person may need.
+_DEBUG_LOCK_RENEWAL = timedelta(days=1)
 
 
 class FunctionsHost:
-    """Runs the functions of one app folder; the settings are all that the app's processes see of their surroundings.
+    """Runs the functions of one app folder; `settings` are all that the app's processes see of the environment.
 
-    `broker_clock` is the time by which locks expire, and so by which they are renewed; functionTimeout is real time.
-    `on_invocation` is told of each invocation once its worker has it, and may kill the worker.
+    `declared` saves asking a v2 app again for what it declares. `broker_clock` is the time by which locks expire, and
+    so by which they are renewed; functionTimeout is real time. `on_invocation` is called with the worker of each
+    invocation, once the worker has it, and may kill the worker. `export_span` gets the span of each invocation. With
+    `debug_port` there is one worker, which waits there for a debugger, and no time limit.
     """
 
     def __init__(
@@ -60,27 +37,45 @@ class FunctionsHost:
         settings: Mapping[str, str],
         broker_clock: Clock | None = None,
         on_invocation: Callable[[WorkerProcess], None] = lambda _: None,
+        *,
+        declared: Sequence[Declaration] | None = None,
+        export_span: SpanSink | None = None,
+        debug_port: int | None = None,
     ) -> None:
-        """Read the configuration; raises ConfigurationError where Azure, or this host, would not run it."""
+        """Read the configuration; raises InvalidAppConfiguration where Azure, or this host, would not run it.
+
+        Raises WorkerDied for a v2 app that does not load.
+        """
         known = Settings(settings)
-        self._app_root = app_root.resolve()
-        self.configuration = read_host(self._app_root, known)
-        self._functions = read_functions(self._app_root, known)
-        self._clock = broker_clock or SystemClock()
-        self._on_invocation = on_invocation
+        app = App(app_root.resolve(), settings, debug_port)
+        self.configuration = _configuration(app, known)
+        functions = read_functions(declarations(app) if declared is None else declared, known)
+        self._app = app
         self._stopping = threading.Event()
-        self._pool = WorkerPool(
-            self.configuration.worker_processes, self._app_root, settings, self._functions
+        self._pool = WorkerPool(self.configuration.worker_processes, app, functions)
+        surroundings = Surroundings(
+            self._pool,
+            self.configuration,
+            broker_clock or SystemClock(),
+            self._stopping,
+            on_invocation,
+            export_span,
         )
+        self._functions = functions
         self._dispatchers = [
             dispatcher
-            for function in self._functions
+            for function in functions
             if not function.disabled
-            for dispatcher in self._dispatchers_of(function, settings)
+            for dispatcher in self._dispatchers_of(function, known, surroundings)
         ]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._app_root} {[function.name for function in self._functions]}>"
+        return f"<{type(self).__name__} {self._app.root} {[function.name for function in self._functions]}>"
+
+    @property
+    def functions(self) -> Sequence[Function]:
+        """The functions, disabled ones included."""
+        return self._functions
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
@@ -98,7 +93,7 @@ class FunctionsHost:
         self._pool.kill()
 
     def start(self) -> None:
-        """Start workers and receivers; returns when a worker is ready, raises WorkerDiedError if it dies."""
+        """Start workers and receivers; returns when a worker is ready, raises WorkerDied if it dies."""
         self._pool.start()
         for dispatcher in self._dispatchers:
             dispatcher.start()
@@ -108,7 +103,7 @@ class FunctionsHost:
         self._stopping.set()
         self._join_dispatchers()
         self._pool.stop()
-        # Those whose function was ended only now; one that waits for a silent broker is left to the process's end.
+        # Those whose function was ended only now; one that waits for a silent broker ends with this process.
         self._join_dispatchers()
 
     def _join_dispatchers(self) -> None:
@@ -123,174 +118,20 @@ class FunctionsHost:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _dispatchers_of(self, function: Function, settings: Mapping[str, str]) -> list["_Dispatcher"]:
-        connector = Connector(function.connection, Settings(settings).get("SSL_CERT_FILE"))
+    def _dispatchers_of(
+        self, function: Function, settings: Settings, surroundings: Surroundings
+    ) -> list[Dispatcher]:
+        connector = Connector(function.trigger.connection, settings.get("SSL_CERT_FILE"))
         return [
-            _Dispatcher(
-                function,
-                connector,
-                self._pool,
-                self.configuration,
-                self._clock,
-                self._stopping,
-                self._on_invocation,
-            )
+            Dispatcher(function, connector, surroundings)
             for _ in range(self.configuration.max_concurrent_calls)
         ]
 
 
-class _Dispatcher:
-    """One of maxConcurrentCalls: one message at a time, from its receipt to its settlement.
-
-    Receivers are not thread-safe, so each has a thread, and renews its own lock while the function runs.
-    """
-
-    def __init__(
-        self,
-        function: Function,
-        connector: Connector,
-        pool: WorkerPool,
-        configuration: HostConfiguration,
-        clock: Clock,
-        stopping: threading.Event,
-        on_invocation: Callable[[WorkerProcess], None],
-    ) -> None:
-        self._on_invocation = on_invocation
-        self._function = function
-        self._connector = connector
-        self._pool = pool
-        self._configuration = configuration
-        self._clock = clock
-        self._stopping = stopping
-        self._failures = 0
-        self.in_hand: int | None = None
-        self._thread = threading.Thread(target=self._run, name=f"dispatcher {function.name}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def join(self, timeout: float) -> None:
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                with (
-                    self._connector.connect() as client,
-                    client.get_queue_receiver(self._function.queue) as receiver,
-                ):
-                    self._receive(receiver)
-            except (ServiceBusError, TokenError, OSError) as error:
-                pause = _PAUSES_SECONDS[min(self._failures, len(_PAUSES_SECONDS) - 1)]
-                self._failures += 1
-                # As text: an exception holds on to its frames, and so to the connection that it was about.
-                _log.warning("Cannot receive from %s: %s", self._function.queue, str(error))
-                self._stopping.wait(pause)
-
-    def _receive(self, receiver: ServiceBusReceiver) -> None:
-        while not self._stopping.is_set():
-            # A message must not wait here, with its lock ticking, for a worker that is not there.
-            if self._pool.take_turn(_RECEIVE_SECONDS) is None:
-                continue
-            messages = receiver.receive_messages(max_message_count=1, max_wait_time=_RECEIVE_SECONDS)
-            self._failures = 0
-            for message in messages:
-                self._dispatch(receiver, message)
-
-    def _dispatch(self, receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> None:
-        self.in_hand = message.sequence_number
-        try:
-            worker = self._pool.take_turn(_READY_SECONDS)
-            if worker is None:
-                return
-            started = time.monotonic()
-            failure = self._invoke(receiver, message, worker)
-        except WorkerDiedError as error:
-            if not self._stopping.is_set():
-                _log.error("%s, message %s not settled: %s", self._function.name, message.message_id, error)
-            return
-        finally:
-            self.in_hand = None
-        _log.log(
-            logging.ERROR if failure else logging.INFO,
-            "Executed 'Functions.%s' (%s, message %s, delivery %d, %d ms)%s",
-            self._function.name,
-            "Failed" if failure else "Succeeded",
-            message.message_id,
-            (message.delivery_count or 0) + 1,
-            (time.monotonic() - started) * 1000,
-            f": {failure}" if failure else "",
-        )
-        try:
-            if failure:
-                receiver.abandon_message(message)
-            else:
-                receiver.complete_message(message)
-        except (ServiceBusError, ValueError) as error:
-            # Its lock is lost or the connection is: it comes again, and the function must cope.
-            _log.warning("Message %s could not be settled: %s", message.message_id, str(error))
-
-    def _invoke(
-        self, receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage, worker: WorkerProcess
-    ) -> str | None:
-        try:
-            request = invocation_request(protocol(), message, self._function.name, self._function.parameter)
-            answer = worker.invoke(self._function, request)
-        except (FunctionLoadError, UnsupportedBodyError) as error:
-            return str(error)
-        self._on_invocation(worker)
-        result = self._await(answer, _LockKeeper(receiver, message, self._configuration, self._clock), worker)
-        if result.status == protocol().StatusResult.Success:
-            return None
-        return f"{result.exception.message}\n{result.exception.stack_trace}".rstrip()
-
-    def _await(self, answer: "Future[Any]", lock: "_LockKeeper", worker: WorkerProcess) -> Any:  # noqa: ANN401
-        timeout = self._configuration.function_timeout
-        deadline = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
-        while True:
-            try:
-                return answer.result(_LOOK_SECONDS).invocation_response.result
-            except TimeoutError:
-                if time.monotonic() > deadline:
-                    _log.error("Timeout value of %s exceeded by function %s.", timeout, self._function.name)
-                    worker.kill()
-                    deadline = float("inf")
-            lock.renew_if_due()
-
-
-class _LockKeeper:
-    """Renews one message's lock when half of it is over, for as long as maxAutoLockRenewalDuration."""
-
-    def __init__(
-        self,
-        receiver: ServiceBusReceiver,
-        message: ServiceBusReceivedMessage,
-        configuration: HostConfiguration,
-        clock: Clock,
-    ) -> None:
-        self._receiver = receiver
-        self._message = message
-        self._clock = clock
-        now = clock.now()
-        self._end = now + configuration.max_auto_lock_renewal
-        self._due = self._half_way(now)
-
-    def renew_if_due(self) -> None:
-        now = self._clock.now()
-        if not self._due <= now < self._end:
-            return
-        try:
-            self._receiver.renew_message_lock(self._message)
-        except (ServiceBusError, ValueError) as error:
-            _log.warning(
-                "The lock of message %s could not be renewed: %s", self._message.message_id, str(error)
-            )
-            # Like Azure's client, which gives up on the lock; the function runs on.
-            self._due = self._end
-        else:
-            self._due = self._half_way(now)
-
-    def _half_way(self, now: datetime) -> datetime:
-        until = self._message.locked_until_utc
-        return now + max((until - now) / 2, timedelta()) if until else self._end
+def _configuration(app: App, settings: Settings) -> HostConfiguration:
+    configuration = read_host(app.root, settings)
+    if app.debug_port is None:
+        return configuration
+    return replace(
+        configuration, function_timeout=None, max_auto_lock_renewal=_DEBUG_LOCK_RENEWAL, worker_processes=1
+    )

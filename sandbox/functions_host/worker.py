@@ -1,13 +1,15 @@
 """The worker process: runs the functions of one app through Microsoft's own runtime library.
 
 It is started as a script, in isolated mode, and talks to the host through its standard input and output:
-StreamingMessages of the Functions worker protocol, each with its length before it; Azure's host and worker
-exchange the same ones over gRPC. It knows nothing of the sandbox, and neither does the function's import path.
+StreamingMessages of the Functions worker protocol, each preceded by its length; Azure's host and worker exchange the
+same ones over gRPC. It imports nothing of the sandbox, and the function's import path does not contain the sandbox.
 
 The host imports this module as well, for the two things that both sides do alike: frames and protocol messages.
 """
 
 import asyncio
+import atexit
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
@@ -17,15 +19,26 @@ import os
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import IO, Any, cast
 
+# How long the end of a worker may take: exporters of telemetry send their last batch. The host waits a little longer.
+END_WITHIN_SECONDS = 3.0
+
 _LENGTH = struct.Struct(">I")
-# What the runtime library needs: nothing else is lent to an app that brings its own packages.
-_LENT = ("azure_functions_runtime_v1", "google", "grpc", "typing_extensions")
+# What the runtime libraries and the debugger need: nothing else is lent to an app that brings its own packages.
+_LENT = (
+    "azure_functions_runtime",
+    "azure_functions_runtime_v1",
+    "debugpy",
+    "google",
+    "grpc",
+    "typing_extensions",
+)
 _APP_PACKAGES = Path(".python_packages") / "lib" / "site-packages"
 # The real worker counts these as its own; everything else is the function's.
 _SYSTEM_LOGGERS = ("azure.functions", "azure_functions_worker", "azure_functions_runtime")
@@ -105,10 +118,10 @@ class _LogForwarder(logging.Handler):
 
 
 class _Worker:
-    def __init__(self, protocol: ModuleType, requests: IO[bytes], responses: IO[bytes]) -> None:
-        import azure_functions_runtime_v1 as runtime  # noqa: PLC0415 - only once the import path is the app's
+    """Passes requests to the runtime library `runtime`, an import name, and its responses back."""
 
-        self._runtime = runtime
+    def __init__(self, protocol: ModuleType, runtime: str, requests: IO[bytes], responses: IO[bytes]) -> None:
+        self._runtime = importlib.import_module(runtime)
         self._protocol = protocol
         self._requests = requests
         self._responses = responses
@@ -141,40 +154,39 @@ class _Worker:
         )
 
     async def run(self) -> None:
+        """Serve requests until the host asks the worker to terminate, or is gone."""
         self._runtime.start_threadpool_executor()
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[bytes] = asyncio.Queue()
+        inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         def read() -> None:
-            while True:
+            frame: bytes | None = b""
+            while frame is not None:
+                # None: the host is gone, perhaps killed.
                 frame = read_frame(self._requests)
-                if frame is None:
-                    # The host is gone, perhaps killed: nothing that still runs may keep this process alive.
-                    os._exit(0)
                 loop.call_soon_threadsafe(inbox.put_nowait, frame)
 
         threading.Thread(target=read, name="requests", daemon=True).start()
         self.send(start_stream=self._protocol.StartStream(worker_id=str(os.getpid())))
-        while True:
-            message = self._protocol.StreamingMessage.FromString(await inbox.get())
-            task = asyncio.create_task(self._answer(message))
+        while (frame := await inbox.get()) is not None:
+            message = self._protocol.StreamingMessage.FromString(frame)
+            if message.WhichOneof("content") == "worker_terminate":
+                return
+            task = asyncio.create_task(self._respond(message))
             self._running.add(task)
-            task.add_done_callback(self._answered)
+            task.add_done_callback(self._done)
 
-    def _answered(self, task: "asyncio.Task[None]") -> None:
+    def _done(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        error = task.exception()
+        error = None if task.cancelled() else task.exception()
         if error is not None:
             # The runtime library reports what a function does wrong; this is something else, such as a package
-            # that it cannot do without. An answer will never come: the host must see the end.
+            # that it cannot do without. A response will never come: the host must see the end.
             traceback.print_exception(error)
             os._exit(1)
 
-    async def _answer(self, message: Any) -> None:  # noqa: ANN401 - protobuf classes are made at run time
-        kind = message.WhichOneof("content")
-        if kind == "worker_terminate":
-            os._exit(0)
-        handler, answer = {
+    async def _respond(self, message: Any) -> None:  # noqa: ANN401 - protobuf classes are made at run time
+        handler, response = {
             "worker_init_request": (self._runtime.worker_init_request, "worker_init_response"),
             "functions_metadata_request": (
                 self._runtime.functions_metadata_request,
@@ -182,12 +194,49 @@ class _Worker:
             ),
             "function_load_request": (self._runtime.function_load_request, "function_load_response"),
             "invocation_request": (self._runtime.invocation_request, "invocation_response"),
-        }[kind]
+        }[message.WhichOneof("content")]
         request = SimpleNamespace(request=message, properties=self._properties)
-        self.send(message.request_id, **{answer: await cast("Coroutine[Any, Any, object]", handler(request))})
+        self.send(
+            message.request_id, **{response: await cast("Coroutine[Any, Any, object]", handler(request))}
+        )
 
 
-def _main(app_root: Path, protocol_folder: Path, packages: Path) -> None:
+def _end() -> None:
+    """End the process in order, within a bound.
+
+    Exit handlers run, such as the one by which OpenTelemetry exports its last batch. Threads in which a function still
+    runs are not waited for: they may run for ever.
+    """
+
+    def give_up() -> None:
+        time.sleep(END_WITHIN_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=give_up, name="end", daemon=True).start()
+    # Not the interpreter's own end, which joins the threads of every pool before it calls the handlers.
+    atexit._run_exitfuncs()  # noqa: SLF001 - there is no public function for it
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _wait_for_debugger(port: int) -> None:
+    debugpy = importlib.import_module("debugpy")
+    debugpy.listen(("127.0.0.1", port))
+    sys.stderr.write(f"The worker {os.getpid()} waits for a debugger on 127.0.0.1:{port}.\n")
+    sys.stderr.flush()
+    debugpy.wait_for_client()
+    # It stops where a client is attached and does nothing otherwise.
+    sys.breakpointhook = debugpy.breakpoint
+
+
+def _pass_breakpoint(*_: object, **__: object) -> None:
+    """Do not start pdb, which would read from a closed standard input and fail the invocation."""
+    logging.getLogger("sandbox.worker").warning(
+        "breakpoint() is passed over: no debugger is attached. Start the sandbox with --debug."
+    )
+
+
+def _main(app_root: Path, protocol_folder: Path, packages: Path, runtime: str, debug_port: str) -> None:
     # Standard output is the protocol's: what the function prints goes where errors go, and the host shows it.
     responses = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -202,15 +251,23 @@ def _main(app_root: Path, protocol_folder: Path, packages: Path) -> None:
         own.append(str(app_root / _APP_PACKAGES))
         sys.meta_path.append(_Lender(packages))
     sys.path[:0] = own
-    worker = _Worker(load_protocol(protocol_folder), requests, responses)
+    sys.breakpointhook = _pass_breakpoint
+    if debug_port:
+        _wait_for_debugger(int(debug_port))
+    worker = _Worker(load_protocol(protocol_folder), runtime, requests, responses)
     logging.root.addHandler(_LogForwarder(worker))
     logging.root.setLevel(
         logging.DEBUG
         if os.environ.get("PYTHON_ENABLE_DEBUG_LOGGING", "").lower() in {"1", "true"}
         else logging.INFO
     )
-    asyncio.run(worker.run())
+    # Not asyncio.run: at its end it waits for what still runs.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(worker.run())
+    _end()
 
 
 if __name__ == "__main__":
-    _main(*(Path(argument) for argument in sys.argv[1:4]))
+    app, protocol, lent_packages, runtime_module, port = sys.argv[1:]
+    _main(Path(app), Path(protocol), Path(lent_packages), runtime_module, port)

@@ -1,18 +1,17 @@
-"""The host's side of the worker processes: start, load the functions, invoke, notice a death, start again."""
+"""The host's side of one worker process: start, load the functions, invoke, notice a death, end."""
 
-import itertools
 import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,59 +19,101 @@ from types import ModuleType
 from typing import IO, Any, cast
 
 from sandbox.functions_host import worker
-from sandbox.functions_host.configuration import Function
+from sandbox.functions_host.configuration import Settings
+from sandbox.functions_host.functions import (
+    Declaration,
+    Function,
+    Model,
+    declaration_from_metadata,
+    declarations_of_v1,
+)
 
 _log = logging.getLogger(__name__)
 _console = logging.getLogger("Host.Function.Console")
 
-_RUNTIME = "azure-functions-runtime-v1"
+# It ships the worker protocol as well, which is the same for both models.
+_PROTOCOL_PACKAGE = Model.V1
 # Azure gives an app this long to get ready.
-_START_TIMEOUT_SECONDS = 30.0
-_STOP_TIMEOUT_SECONDS = 2.0
+START_TIMEOUT_SECONDS = 30.0
+# A little longer than the worker allows itself.
+_STOP_TIMEOUT_SECONDS = worker.END_WITHIN_SECONDS + 1.0
+_CONSOLE_TIMEOUT_SECONDS = 2.0
 # Of this machine's environment a process cannot do without these; all else that a function sees is app settings.
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT")
-_WAIT_SECONDS = 1.0
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 5.0
 
 
-class WorkerDiedError(Exception):
-    """The worker process ended before it answered."""
+class WorkerDied(Exception):
+    """The worker process ended before it responded."""
 
 
-class FunctionLoadError(Exception):
+class FunctionNotLoaded(Exception):
     """The worker could not load the function: no invocation of it can succeed."""
 
 
+@dataclass(frozen=True)
+class App:
+    """A function app as its workers run it: `settings` are all of the environment that its processes see.
+
+    With `debug_port` a worker waits for a debugger there before it loads anything.
+    """
+
+    root: Path
+    settings: Mapping[str, str] = field(repr=False)
+    debug_port: int | None = None
+
+    @property
+    def model(self) -> Model:
+        """The programming model."""
+        return Model.of(self.root, Settings(self.settings))
+
+
 def protocol() -> ModuleType:
-    """Return the worker protocol's messages; raises WorkerDiedError where the runtime is not installed."""
-    return worker.load_protocol(_installed("tests/protos"))
+    """Return the worker protocol's messages; raises WorkerDied where the runtime is not installed."""
+    return worker.load_protocol(_installed(_PROTOCOL_PACKAGE, "tests/protos"))
 
 
-def _installed(name: str) -> Path:
+def declarations(app: App) -> tuple[Declaration, ...]:
+    """Return the functions that an app declares; of a v2 app a worker process of its own asks the decorators.
+
+    Raises InvalidAppConfiguration, or WorkerDied with the reason why the app cannot be loaded.
+    """
+    if app.model is Model.V1:
+        return declarations_of_v1(app.root)
+    process = WorkerProcess(replace(app, debug_port=None), ())
     try:
-        return Path(str(metadata.distribution(_RUNTIME).locate_file(name))).resolve()
+        return process.initialize()
+    finally:
+        process.stop()
+
+
+def _installed(package: str, name: str) -> Path:
+    try:
+        return Path(str(metadata.distribution(package).locate_file(name))).resolve()
     except metadata.PackageNotFoundError as error:
-        raise WorkerDiedError(f"{_RUNTIME} is not installed: see requirements-runtime.txt") from error
+        raise WorkerDied(
+            f"{package} is not installed. It declares Python 3.13 and runs on 3.11 and 3.12 as well: "
+            f"python -m pip install --no-deps --ignore-requires-python {' '.join(Model)}"
+        ) from error
 
 
 class WorkerProcess:
     """One worker, from its start to its end; methods may be called from any thread and none blocks for long."""
 
-    def __init__(self, app_root: Path, settings: Mapping[str, str], functions: Sequence[Function]) -> None:
-        self._app_root = app_root
+    def __init__(self, app: App, functions: Sequence[Function]) -> None:
+        self._app = app
         self._functions = functions
         self._protocol = protocol()
         self._pending: dict[str, Future[Any]] = {}
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._dead = threading.Event()
+        self._responded = threading.Event()
         self._console_tail: deque[str] = deque(maxlen=20)
         self._load_failures: dict[str, str] = {}
-        self._process = self._spawn(settings)
+        self._process = self._spawn()
         self._threads = {
             target: threading.Thread(target=target, name=f"worker {self.pid}", daemon=True)
-            for target in (self._write_requests, self._read_answers, self._read_console)
+            for target in (self._write_requests, self._read_responses, self._read_console)
         }
         for thread in self._threads.values():
             thread.start()
@@ -87,37 +128,44 @@ class WorkerProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can still answer."""
+        """Whether it can still respond."""
         return not self._dead.is_set()
 
     def wait(self, timeout: float) -> bool:
         """Wait until the worker is dead, `timeout` seconds at most; tell whether it is."""
         return self._dead.wait(timeout)
 
-    def initialize(self) -> None:
-        """Greet the worker and load the functions; raises WorkerDiedError if it does not answer in time.
+    def initialize(self) -> tuple[Declaration, ...]:
+        """Start the runtime and load the functions; raises WorkerDied if it does not respond in time.
 
-        A function that does not load is remembered, not raised: each invocation of it will fail.
+        Returns what a v2 app declares. Such an app is indexed as a whole, and where that fails WorkerDied says why; a
+        single function that does not load is remembered: each invocation of it will fail.
         """
-        root, messages = str(self._app_root), self._protocol
-        self._ask(
+        root, messages = str(self._app.root), self._protocol
+        initialized = self._ask(
             worker_init_request=messages.WorkerInitRequest(host_version="4", function_app_directory=root)
-        )
-        self._ask(functions_metadata_request=messages.FunctionsMetadataRequest(function_app_directory=root))
+        ).worker_init_response.result
+        if initialized.status != messages.StatusResult.Success:
+            raise WorkerDied(f"the app does not load: {_failure(initialized)}")
+        declared = self._ask(
+            functions_metadata_request=messages.FunctionsMetadataRequest(function_app_directory=root)
+        ).function_metadata_response.function_metadata_results
         for function in self._functions:
-            response = self._ask(function_load_request=self._load_request(function)).function_load_response
-            if response.result.status != messages.StatusResult.Success:
-                failure = response.result.exception.message
-                self._load_failures[function.name] = failure
-                _log.error("Function %s does not load: %s", function.name, failure)
+            result = self._ask(
+                function_load_request=self._load_request(function)
+            ).function_load_response.result
+            if result.status != messages.StatusResult.Success:
+                self._load_failures[function.name] = result.exception.message
+                _log.error("Function %s does not load: %s", function.name, result.exception.message)
+        return tuple(map(declaration_from_metadata, declared))
 
     def invoke(self, function: Function, request: object) -> "Future[Any]":
         """Send an InvocationRequest; the future gives the InvocationResponse's StreamingMessage.
 
-        Raises FunctionLoadError for a function that did not load; the future raises WorkerDiedError.
+        Raises FunctionNotLoaded for a function that did not load; the future raises WorkerDied.
         """
         if function.name in self._load_failures:
-            raise FunctionLoadError(self._load_failures[function.name])
+            raise FunctionNotLoaded(self._load_failures[function.name])
         return self._send(invocation_request=request)
 
     def kill(self) -> None:
@@ -128,7 +176,13 @@ class WorkerProcess:
                 self._kill_group()
 
     def stop(self) -> None:
-        """Ask the worker to end, then make it; returns when nothing of it is left."""
+        """Ask the worker to end, then kill it; returns when nothing of it is left.
+
+        It gets some seconds for its exit handlers, such as those that export telemetry.
+        """
+        if not self._responded.is_set():
+            # It is still starting, or waits for a debugger: it has nothing to put in order.
+            self.kill()
         self._send(worker_terminate=self._protocol.StreamingMessage().worker_terminate)
         if not self.wait(_STOP_TIMEOUT_SECONDS):
             _log.warning("Worker %d did not end by itself.", self.pid)
@@ -136,16 +190,26 @@ class WorkerProcess:
         for thread in self._threads.values():
             thread.join(_STOP_TIMEOUT_SECONDS)
 
-    def _spawn(self, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    def _spawn(self) -> "subprocess.Popen[bytes]":
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-        environment |= {"FUNCTIONS_WORKER_RUNTIME": "python", **settings}
+        environment |= {"FUNCTIONS_WORKER_RUNTIME": "python", **self._app.settings}
         # Isolated, so that neither this process's folder nor its environment is on the import path; without
         # the packages of this environment, where the app has its own.
-        options = ["-I", *(["-S"] if worker.has_own_packages(self._app_root) else [])]
-        folders = [str(folder) for folder in (self._app_root, _installed("tests/protos"), _installed(""))]
+        options = ["-I", *(["-S"] if worker.has_own_packages(self._app.root) else [])]
+        if self._app.debug_port:
+            # The debugger cannot stop in modules that are frozen into the interpreter.
+            options += ["-X", "frozen_modules=off"]
+        model = self._app.model
+        arguments = (
+            self._app.root,
+            _installed(_PROTOCOL_PACKAGE, "tests/protos"),
+            _installed(model, ""),
+            model.module,
+            self._app.debug_port or "",
+        )
         return subprocess.Popen(  # noqa: S603 - no shell, and every argument is ours
-            [sys.executable, *options, worker.__file__, *folders],
-            cwd=self._app_root,
+            [sys.executable, *options, worker.__file__, *map(str, arguments)],
+            cwd=self._app.root,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -159,50 +223,53 @@ class WorkerProcess:
         binding = messages.BindingInfo(
             type="serviceBusTrigger",
             direction=getattr(messages.BindingInfo, "in"),
-            data_type=messages.BindingInfo.binary,
+            data_type=getattr(messages.BindingInfo, function.trigger.data_type),
         )
         return messages.FunctionLoadRequest(
-            function_id=function.name,
+            function_id=function.function_id,
             metadata=messages.RpcFunctionMetadata(
                 name=function.name,
                 directory=str(function.directory),
                 script_file=str(function.script_file),
                 entry_point=function.entry_point,
-                bindings={function.parameter: binding},
+                bindings={function.trigger.parameter: binding},
             ),
         )
 
     def _ask(self, **content: object) -> Any:  # noqa: ANN401 - protobuf classes are made at run time
+        # A debugger is attached by a person.
+        timeout = None if self._app.debug_port else START_TIMEOUT_SECONDS
         try:
-            return self._send(**content).result(_START_TIMEOUT_SECONDS)
+            return self._send(**content).result(timeout)
         except TimeoutError as error:
-            raise WorkerDiedError(f"worker {self.pid} was silent for {_START_TIMEOUT_SECONDS} s") from error
+            raise WorkerDied(f"worker {self.pid} did not respond within {timeout} s") from error
 
     def _send(self, **content: object) -> "Future[Any]":
         request_id = str(uuid.uuid4())
         message = self._protocol.StreamingMessage(request_id=request_id, **content)
-        answer: Future[Any] = Future()
+        response: Future[Any] = Future()
         with self._lock:
             if self._dead.is_set():
-                answer.set_exception(self._death())
+                response.set_exception(self._death())
             else:
-                self._pending[request_id] = answer
+                self._pending[request_id] = response
                 # By a thread of its own, because a pipe that nobody reads blocks its writer.
                 self._outbox.put(message.SerializeToString())
-        return answer
+        return response
 
-    def _death(self) -> WorkerDiedError:
+    def _death(self) -> WorkerDied:
         tail = "; ".join(self._console_tail)
-        return WorkerDiedError(f"worker {self.pid} ended" + (f", saying: {tail}" if tail else ""))
+        return WorkerDied(f"worker {self.pid} ended" + (f" with the output: {tail}" if tail else ""))
 
     def _write_requests(self) -> None:
         with suppress(OSError), cast("IO[bytes]", self._process.stdin) as stream:
             while (frame := self._outbox.get()) is not None:
                 worker.write_frame(stream, frame)
 
-    def _read_answers(self) -> None:
+    def _read_responses(self) -> None:
         with cast("IO[bytes]", self._process.stdout) as stream:
             while (frame := worker.read_frame(stream)) is not None:
+                self._responded.set()
                 message = self._protocol.StreamingMessage.FromString(frame)
                 if message.WhichOneof("content") == "rpc_log":
                     self._show(message.rpc_log)
@@ -216,7 +283,7 @@ class WorkerProcess:
             self._process.wait(_STOP_TIMEOUT_SECONDS)
         self._outbox.put(None)
         # What it said last may say why.
-        self._threads[self._read_console].join(_STOP_TIMEOUT_SECONDS)
+        self._threads[self._read_console].join(_CONSOLE_TIMEOUT_SECONDS)
         with self._lock:
             self._dead.set()
         for orphan in self._pending.values():
@@ -250,111 +317,5 @@ class WorkerProcess:
         logger.log(levels.get(entry.level, logging.DEBUG), "%s", entry.message)
 
 
-class WorkerPool:
-    """Keeps `size` workers running: each that dies is replaced, ever more slowly while they die young."""
-
-    def __init__(
-        self, size: int, app_root: Path, settings: Mapping[str, str], functions: Sequence[Function]
-    ) -> None:
-        self._app_root = app_root
-        self._settings = settings
-        self._functions = functions
-        self._started: list[WorkerProcess] = []
-        self._ready: list[WorkerProcess] = []
-        self._failure: WorkerDiedError | None = None
-        self._turn = itertools.count()
-        self._changed = threading.Condition()
-        self._stopping = threading.Event()
-        self._keepers = [
-            threading.Thread(target=self._keep, name=f"worker keeper {number}", daemon=True)
-            for number in range(size)
-        ]
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.pids}>"
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The process ids of the workers that are ready."""
-        with self._changed:
-            return tuple(process.pid for process in self._alive())
-
-    def start(self) -> None:
-        """Start the workers; returns when one is ready, raises WorkerDiedError where the first one dies."""
-        for keeper in self._keepers:
-            keeper.start()
-        with self._changed:
-            settled = self._changed.wait_for(lambda: self._ready or self._failure, 2 * _START_TIMEOUT_SECONDS)
-            failure = self._failure or WorkerDiedError("no worker got ready in time")
-        if not settled or not self._ready:
-            self.stop()
-            raise failure
-
-    def take_turn(self, timeout: float) -> WorkerProcess | None:
-        """Return the worker whose turn it is; None where none gets ready within `timeout` seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._alive() or self._stopping.is_set(), timeout)
-            alive = self._alive()
-            if self._stopping.is_set() or not alive:
-                return None
-            return alive[next(self._turn) % len(alive)]
-
-    def kill(self) -> None:
-        """End every worker that is ready, at once; others take their places."""
-        with self._changed:
-            alive = self._alive()
-        for process in alive:
-            process.kill()
-
-    def stop(self) -> None:
-        """End all workers; returns when they are gone."""
-        with self._changed:
-            self._stopping.set()
-            self._changed.notify_all()
-            started = list(self._started)
-        for process in started:
-            process.stop()
-        for keeper in self._keepers:
-            if keeper.is_alive():
-                keeper.join(_STOP_TIMEOUT_SECONDS)
-
-    def _alive(self) -> list[WorkerProcess]:
-        return [process for process in self._ready if process.is_alive]
-
-    def _keep(self) -> None:
-        pause = _FIRST_PAUSE_SECONDS
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            self._run_one()
-            if time.monotonic() - started > 2 * _LONGEST_PAUSE_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS
-            self._stopping.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-
-    def _run_one(self) -> None:
-        with self._changed:
-            if self._stopping.is_set():
-                return
-            process = WorkerProcess(self._app_root, self._settings, self._functions)
-            self._started.append(process)
-        try:
-            process.initialize()
-            with self._changed:
-                self._ready.append(process)
-                self._changed.notify_all()
-            _log.info("Worker %d is ready.", process.pid)
-            while not process.wait(_WAIT_SECONDS):
-                pass
-        except WorkerDiedError as error:
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
-            _log.warning("A worker did not get ready: %s", error)
-        finally:
-            process.stop()
-            with self._changed:
-                self._started.remove(process)
-                if process in self._ready:
-                    self._ready.remove(process)
-        if not self._stopping.is_set():
-            _log.warning("Worker %d ended; another one is started.", process.pid)
+def _failure(result: Any) -> str:  # noqa: ANN401 - protobuf classes are made at run time
+    return f"{result.exception.message}\n{result.exception.stack_trace}".strip()

@@ -72,6 +72,10 @@ class Authenticator:
         self._clock: Clock = clock or SystemClock()
         self._verify_token = verify_token
 
+    def assign(self, *assignments: RoleAssignment) -> None:
+        """Add role assignments, as an administrator does while the namespace is in use."""
+        self._roles = (*self._roles, *assignments)
+
     def put_token(self, kind: str, token: str, resource: str) -> list[Grant]:
         """Return what a token permits on `resource` (a URI); raise Unauthorized for one that is not good."""
         # The Python SDK sends its signatures as "jwt" where it keeps refreshing them: the content decides.

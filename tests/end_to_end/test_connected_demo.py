@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sandbox import demo
-from sandbox.cloud import Cloud, CloudError, CloudOptions, Mode
+from sandbox.cloud import CannotStart, Cloud, CloudOptions, Mode
 from sandbox.dataverse.schema import TABLES
 
 if TYPE_CHECKING:
@@ -46,5 +46,5 @@ def test_without_it_a_win_stays_a_win() -> None:
 
 def test_what_the_command_said_is_told() -> None:
     broken = (sys.executable, "-c", "import sys; sys.exit('The role could not be made.')")
-    with pytest.raises(CloudError, match="ended with 1: The role could not be made"):
+    with pytest.raises(CannotStart, match="ended with 1: The role could not be made"):
         Cloud(CloudOptions(ROOT, connect_with=broken)).start()

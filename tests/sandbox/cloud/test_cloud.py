@@ -8,6 +8,7 @@ import ssl
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,19 @@ import pytest
 import requests
 
 from sandbox.actors import Salesperson
-from sandbox.cloud import WON_QUEUE, Cloud, CloudError, CloudOptions, Mode, StartInterruptedError
+from sandbox.cloud import (
+    WON_QUEUE,
+    CannotStart,
+    Cloud,
+    CloudOptions,
+    Mode,
+    NotInThisSandbox,
+    StartInterrupted,
+)
 from sandbox.dataverse.schema import TABLES
-from sandbox.functions_host import ConfigurationError, WorkerDiedError
+from sandbox.functions_host import InvalidAppConfiguration, WorkerDied
 from sandbox.service_bus import Message
+from sandbox.service_bus.configuration import DEFAULT_ENTITIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +73,7 @@ def test_a_start_that_is_called_off_leaves_nothing(calls: int) -> None:
     before = own_threads()
     asked = iter(range(10))
     cloud = Cloud(CloudOptions(APP, opportunities=1))
-    with pytest.raises(StartInterruptedError):
+    with pytest.raises(StartInterrupted):
         cloud.start(lambda: next(asked) == calls)
     assert own_threads() <= before
 
@@ -72,14 +82,14 @@ def test_a_start_that_is_called_off_leaves_nothing(calls: int) -> None:
 def test_an_app_that_cannot_run_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     before = own_threads()
     (tmp_path / "host.json").write_text('{"version": "2.0"}')
-    with pytest.raises(ConfigurationError, match=r"no function\.json"):
+    with pytest.raises(InvalidAppConfiguration, match=r"neither function_app\.py nor a function\.json"):
         Cloud(CloudOptions(tmp_path, opportunities=1)).start()
     folder = tmp_path / "broken" / "Function"
     folder.mkdir(parents=True)
     (folder.parent / "host.json").write_text('{"version": "2.0"}')
     (folder / "function.json").write_text((APP / "GenerateInvoiceFunction" / "function.json").read_text())
     (folder.parent / ".python_packages" / "lib" / "site-packages").mkdir(parents=True)
-    with pytest.raises(WorkerDiedError):
+    with pytest.raises(WorkerDied):
         Cloud(CloudOptions(folder.parent, opportunities=1)).start()
     assert own_threads() <= before
 
@@ -132,13 +142,13 @@ def test_what_is_committed_can_be_read_while_somebody_writes() -> None:
 
 def test_entities_that_are_not_enough_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "Config.json"
-    file.write_text(ENTITIES.replace("opportunity-won-failed", "other").replace("audit", "mine"))
+    file.write_text(ENTITIES.replace("opportunity-won", "other"))
     with pytest.raises(
-        CloudError,
-        match="lacks what is needed here: the queue opportunity-won-failed, the topic invoice-created with",
+        CannotStart, match="lacks the queue opportunity-won, to which Dataverse posts: add it, or"
     ):
         Cloud(CloudOptions(APP, entities=file))
-    with pytest.raises(CloudError, match="nowhere"):
+    Cloud(CloudOptions(APP, entities=file, dataverse=False))
+    with pytest.raises(CannotStart, match="nowhere"):
         Cloud(CloudOptions(APP, entities=tmp_path / "nowhere"))
 
 
@@ -168,15 +178,130 @@ def _handshake(cloud: Cloud, address: str) -> None:
 def test_the_function_may_do_what_it_needs_on_service_bus_and_no_more() -> None:
     """The roles are those that the templates assign; its settings name no key in this mode."""
     with Cloud(CloudOptions(APP, mode=Mode.IDENTITY, opportunities=1, functions_host=False)) as cloud:
-        token = cloud.authority.issue(cloud.function_identity, "https://servicebus.azure.net")
-        assert cloud.tls_server is not None
-        grants = cloud.tls_server.authenticator.put_token("jwt", token, "")
-        assert sorted((grant.scope, grant.rights.name) for grant in grants) == [
+        assert function_rights(cloud) == [
             ("invoice-created", "SEND"),
             ("opportunity-won", "LISTEN"),
             ("opportunity-won", "SEND"),
             ("opportunity-won-failed", "SEND"),
         ]
+
+
+V2_APP = """
+import os
+
+import azure.functions as func
+
+app = func.FunctionApp()
+
+
+@app.service_bus_topic_trigger(
+    arg_name="message", connection="Bus", topic_name="events", subscription_name="all"
+)
+def receive(message: func.ServiceBusMessage) -> None:
+    assert os.environ["REPLIES"]
+
+
+@app.service_bus_queue_trigger(arg_name="message", connection="OtherBus", queue_name="%WORK%")
+def work(message: func.ServiceBusMessage) -> None:
+    pass
+"""
+OTHER_ENTITIES = """
+{"UserConfig": {"Namespaces": [{"Name": "own",
+  "Queues": [{"Name": "work"}, {"Name": "replies"}, {"Name": "unrelated"}],
+  "Topics": [{"Name": "events", "Subscriptions": [{"Name": "all"}]}]}]}}
+"""
+
+
+@pytest.fixture
+def other_app(tmp_path: Path) -> CloudOptions:
+    """Return what runs an app that has nothing to do with invoices."""
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "host.json").write_text('{"version": "2.0"}')
+    (app / "function_app.py").write_text(V2_APP)
+    entities = tmp_path / "entities.json"
+    entities.write_text(OTHER_ENTITIES)
+    settings = {"WORK": "work", "REPLIES": "replies"}
+    return CloudOptions(app, mode=Mode.IDENTITY, dataverse=False, entities=entities, settings=settings)
+
+
+def function_rights(cloud: Cloud) -> list[tuple[str, str]]:
+    token = cloud.authority.issue(cloud.function_identity, "https://servicebus.azure.net")
+    assert cloud.tls_server is not None
+    grants = cloud.tls_server.authenticator.put_token("jwt", token, "")
+    return sorted((grant.scope, str(grant.rights.name)) for grant in grants)
+
+
+def test_any_app_runs_without_dataverse_and_with_its_own_entities(other_app: CloudOptions) -> None:
+    """Its connections and roles follow from its triggers and settings."""
+    with Cloud(other_app) as cloud:
+        settings = cloud.app_settings
+        assert settings["Bus__fullyQualifiedNamespace"] == settings["OtherBus__fullyQualifiedNamespace"]
+        assert not [name for name in settings if name.startswith(("DATAVERSE", "OPPORTUNITY", "INVOICE"))]
+        assert function_rights(cloud) == [
+            ("events/subscriptions/all", "LISTEN"),
+            ("replies", "SEND"),
+            ("work", "LISTEN"),
+            ("work", "SEND"),
+        ]
+        for entity in ("events", "work"):
+            cloud.broker.send(entity, Message(body=b"x"))
+        deadline = time.monotonic() + 20
+        while any(cloud.broker.counts(entity).active for entity in ("events/Subscriptions/all", "work")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(NotInThisSandbox, match="without Dataverse"):
+            _ = cloud.dataverse
+
+
+def test_roles_come_from_the_entities_file_where_it_names_the_function(other_app: CloudOptions) -> None:
+    assigned = OTHER_ENTITIES.replace(
+        '{"Name": "unrelated"}',
+        '{"Name": "unrelated", "RoleAssignments": [{"ClientId": "function", "Role": "Owner"}]}',
+    )
+    other_app.entities.write_text(assigned)
+    with Cloud(replace(other_app, functions_host=False)) as cloud:
+        assert [scope for scope, _ in function_rights(cloud)] == ["unrelated"]
+
+
+def test_local_settings_have_every_connection_of_the_app(other_app: CloudOptions) -> None:
+    with Cloud(replace(other_app, functions_host=False)) as cloud:
+        values = cloud.local_settings()["Values"]
+        assert isinstance(values, dict)
+        assert values["Bus"] == values["OtherBus"] == cloud.connection_string
+        assert not [name for name in values if name.endswith("__fullyQualifiedNamespace")]
+
+
+def test_defaults_give_way_to_the_sandboxs_settings_and_the_rest_stays() -> None:
+    defaults = {"AZURE_CLIENT_ID": "old", "MINE": "kept"}
+    with Cloud(CloudOptions(APP, defaults=defaults, opportunities=1, functions_host=False)) as cloud:
+        assert cloud.app_settings["AZURE_CLIENT_ID"] == cloud.function_identity.client_id
+        assert cloud.app_settings["MINE"] == "kept"
+
+
+@pytest.mark.parametrize("text", [None, ENTITIES], ids=["this project's", "without keys"])
+def test_nobody_can_guess_a_key(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "Config.json"
+    file.write_text(text or DEFAULT_ENTITIES.read_text())
+    one, other, published = (
+        {key for rule in cloud.configuration.sas_rules for key in rule.keys}
+        for cloud in (
+            Cloud(CloudOptions(APP, entities=file)),
+            Cloud(CloudOptions(APP, entities=file)),
+            Cloud(CloudOptions(APP, entities=file, published_keys=True)),
+        )
+    )
+    assert "SAS_KEY_VALUE" in published
+    assert not one & other
+    assert not one & published
+
+
+def test_a_key_of_the_users_own_stays(tmp_path: Path) -> None:
+    file = tmp_path / "Config.json"
+    own = '"AuthorizationRules": [{"Name": "own", "PrimaryKey": "my-own-key", "Rights": ["Send"]}]'
+    file.write_text(ENTITIES.replace('{"Name": "sbemulatorns",', f'{{"Name": "sbemulatorns", {own},'))
+    rules = Cloud(CloudOptions(APP, entities=file)).configuration.sas_rules
+    assert [rule.keys == ("my-own-key",) for rule in rules] == [True, False]
 
 
 def test_settings_of_the_caller_win_over_the_sandboxs() -> None:

@@ -164,7 +164,7 @@ def test_start_for_people_until_ctrl_c(terminal: _Terminal) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=PATIENCE)
     text = "".join(lines)
-    assert "ServiceBusConnection " in text, error
+    assert "ServiceBusConnection=Endpoint=" in text, error
     assert "Service Bus, TLS" not in text
     assert "\x1b" not in text
     assert process.returncode == 0
@@ -193,8 +193,11 @@ def test_workers_end_with_a_sandbox_that_is_killed(terminal: _Terminal) -> None:
     while terminal.processes():
         assert time.monotonic() < deadline, f"{document['workers']} are still there"
         threading.Event().wait(0.05)
-    # Its settings are those of a sandbox that is gone, so the next one takes their place.
+    left = list(terminal.temporary.glob("*/*"))
+    assert left
+    # Its settings are those of a sandbox that is gone, so the next one takes their place, and removes what it left.
     second, _ = terminal.start_for_scripts()
+    assert not [folder for folder in left if folder.exists()]
     second.send_signal(signal.SIGTERM)
     second.communicate(timeout=PATIENCE)
     assert second.returncode == 0
@@ -310,6 +313,7 @@ def test_what_is_missing_after_an_interruption_is_no_failure(terminal: _Terminal
         (("demo", "--mode", "sideways"), 2, "'auto', 'connection-string', 'identity'"),
         (("demo", "--entities", "host.json"), 1, "host.json: the Service Bus configuration has problems"),
         (("start", "--opportunities", "-1"), 2, "--opportunities"),
+        (("start", "--settings", "host.json"), 2, "host.json is not a settings file"),
         (("start", "--local-settings", "/proc/nowhere/x.json"), 1, "/proc/nowhere/x.json cannot be written"),
         (("demo", "--set", "nonsense"), 2, "NAME=VALUE"),
         (("demo", "--app", "tests"), 1, "host.json is missing"),

@@ -6,14 +6,22 @@ from pathlib import Path
 import pytest
 
 from sandbox.functions_host.configuration import (
-    ConfigurationError,
     ConnectionString,
-    Function,
     HostConfiguration,
     IdentityConnection,
+    InvalidAppConfiguration,
     Settings,
-    read_functions,
     read_host,
+)
+from sandbox.functions_host.functions import (
+    DataType,
+    Function,
+    Model,
+    Queue,
+    Subscription,
+    connection_names,
+    declarations_of_v1,
+    read_functions,
 )
 
 SETTINGS = {"QUEUE": "opportunity-won", "Bus": "Endpoint=sb://127.0.0.1"}
@@ -38,7 +46,7 @@ def change_binding(app: Path, **changes: object) -> None:
 
 
 def function(app: Path, **settings: str) -> Function:
-    (found,) = read_functions(app, Settings(SETTINGS | settings))
+    (found,) = read_functions(declarations_of_v1(app), Settings(SETTINGS | settings))
     return found
 
 
@@ -79,7 +87,7 @@ def test_function_timeout_may_be_unlimited_and_days_are_understood(app: Path) ->
 @pytest.mark.parametrize(
     ("service_bus", "message"),
     [
-        ({"maxConcurentCalls": 4}, "knows no 'maxconcurentcalls'"),
+        ({"maxConcurentCalls": 4}, "has no setting 'maxconcurentcalls'"),
         ({"maxConcurrentCalls": 0}, "maxConcurrentCalls must be"),
         ({"maxConcurrentCalls": "many"}, "maxConcurrentCalls must be a whole number"),
         ({"maxAutoLockRenewalDuration": "5 minutes"}, "maxAutoLockRenewalDuration must look like hh:mm:ss"),
@@ -90,7 +98,7 @@ def test_function_timeout_may_be_unlimited_and_days_are_understood(app: Path) ->
 )
 def test_host_json_is_refused_by_name(app: Path, service_bus: dict[str, object], message: str) -> None:
     write_host(app, service_bus)
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(InvalidAppConfiguration, match=message):
         host(app)
 
 
@@ -99,12 +107,12 @@ def test_host_json_is_refused_by_name(app: Path, service_bus: dict[str, object],
 )
 def test_a_broken_host_json_is_refused(app: Path, text: str, message: str) -> None:
     (app / "host.json").write_text(text)
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(InvalidAppConfiguration, match=message):
         host(app)
 
 
 def test_a_missing_host_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"host\.json is missing"):
+    with pytest.raises(InvalidAppConfiguration, match=r"host\.json is missing"):
         host(tmp_path)
 
 
@@ -116,28 +124,31 @@ def test_client_retry_options_are_accepted_and_have_no_effect(app: Path) -> None
 def test_function_json_is_read(app: Path) -> None:
     change_binding(app, name="won")
     read = function(app)
-    assert (read.name, read.parameter, read.queue, read.entry_point, read.disabled) == (
+    assert (read.name, read.function_id, read.entry_point, read.disabled) == (
         "record",
-        "won",
-        "opportunity-won",
+        "record",
         "main",
         False,
     )
+    assert (read.trigger.parameter, read.trigger.source) == ("won", Queue("opportunity-won"))
+    assert read.trigger.data_type is DataType.BINARY
     assert read.script_file == (app / "record" / "__init__.py").resolve()
 
 
 def test_the_queues_name_may_be_part_of_a_setting(app: Path) -> None:
     change_binding(app, queueName="pre-%queue%-post")
-    assert function(app).queue == "pre-opportunity-won-post"
+    assert function(app).trigger.source == Queue("pre-opportunity-won-post")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"type": "queueTrigger"}, "exactly one binding, a serviceBusTrigger"),
-        ({"queueName": ""}, "queueName is missing; topics"),
+        ({"queueName": ""}, "a queueName, or a topicName and a subscriptionName"),
+        ({"topicName": "t", "subscriptionName": "s"}, "a queueName, or a topicName and a subscriptionName"),
+        ({"name": ""}, "name is missing"),
         ({"queueName": "%OTHER%"}, "%OTHER%.* does not resolve to a value"),
-        ({"dataType": "string"}, "dataType must be 'binary'"),
+        ({"dataType": "stream"}, "dataType must be 'binary' or 'string' here, not 'stream'"),
         ({"cardinality": "many"}, "cardinality must be 'one'"),
         ({"isSessionsEnabled": True}, "sessions"),
         ({"autoComplete": False}, "autoComplete must stay on"),
@@ -149,33 +160,72 @@ def test_what_the_host_does_not_do_is_refused_by_name(
     app: Path, changes: dict[str, object], message: str
 ) -> None:
     change_binding(app, **changes)
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(InvalidAppConfiguration, match=message):
         function(app)
 
 
-def test_a_second_binding_is_refused(app: Path) -> None:
-    path = app / "record" / "function.json"
-    definition = json.loads(path.read_text())
-    definition["bindings"].append({"type": "http", "direction": "out", "name": "$return"})
-    path.write_text(json.dumps(definition))
-    with pytest.raises(ConfigurationError, match="exactly one binding"):
-        function(app)
+def add_function(app: Path, name: str, *bindings: dict[str, object]) -> None:
+    folder = app / name
+    folder.mkdir()
+    (folder / "function.json").write_text(json.dumps({"bindings": list(bindings)}))
 
 
-def test_an_app_of_the_v2_model_is_refused(app: Path) -> None:
+HTTP: dict[str, object] = {"type": "httpTrigger", "direction": "in", "name": "request"}
+
+
+def test_a_function_with_another_trigger_is_left_out(app: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_function(app, "web", HTTP)
+    assert function(app).name == "record"
+    assert "does not run web: " in caplog.text
+    assert "it has httpTrigger" in caplog.text
+
+
+def test_an_app_with_no_function_that_can_run_is_refused(tmp_path: Path) -> None:
+    add_function(tmp_path, "web", HTTP)
+    add_function(tmp_path, "empty")
+    with pytest.raises(InvalidAppConfiguration, match=r"empty: .*it has none; web: .*it has httpTrigger"):
+        function(tmp_path)
+
+
+def test_a_subscription_may_be_the_source(app: Path) -> None:
+    change_binding(app, queueName=None, topicName="events-%QUEUE%", subscriptionName="all")
+    source = function(app).trigger.source
+    assert source == Subscription("events-opportunity-won", "all")
+    assert source.path == "events-opportunity-won/Subscriptions/all"
+
+
+@pytest.mark.parametrize(
+    ("word", "data_type"), [("STRING", DataType.STRING), (None, DataType.STRING), ("BINARY", DataType.BINARY)]
+)
+def test_the_body_is_a_string_unless_binary_is_asked_for(
+    app: Path, word: str | None, data_type: DataType
+) -> None:
+    change_binding(app, dataType=word)
+    assert function(app).trigger.data_type is data_type
+
+
+def test_the_names_of_connections_come_from_all_service_bus_bindings(app: Path) -> None:
+    add_function(app, "web", HTTP, {"type": "serviceBus", "direction": "out", "connection": "Out"})
+    add_function(app, "other", {"type": "serviceBusTrigger", "name": "m", "queueName": "q"})
+    assert connection_names(declarations_of_v1(app)) == {"Bus", "Out", "ServiceBus"}
+
+
+def test_a_script_at_the_top_makes_an_app_one_of_the_v2_model(app: Path) -> None:
+    assert Model.of(app, Settings({})) is Model.V1
+    (app / "main.py").touch()
+    assert Model.of(app, Settings({"PYTHON_SCRIPT_FILE_NAME": "main.py"})) is Model.V2
     (app / "function_app.py").touch()
-    with pytest.raises(ConfigurationError, match="v2"):
-        function(app)
+    assert Model.of(app, Settings({})) is Model.V2
 
 
 def test_a_folder_without_functions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"no function\.json"):
+    with pytest.raises(InvalidAppConfiguration, match=r"neither function_app\.py nor a function\.json"):
         function(tmp_path)
 
 
 def test_a_connection_string_wins_over_an_identity(app: Path) -> None:
     read = function(app, Bus__fullyQualifiedNamespace="127.0.0.9")
-    assert read.connection == ConnectionString(SETTINGS["Bus"])
+    assert read.trigger.connection == ConnectionString(SETTINGS["Bus"])
     assert SETTINGS["Bus"] not in repr(read)
 
 
@@ -190,8 +240,8 @@ IDENTITY = {
 
 
 def test_a_connection_by_identity(app: Path) -> None:
-    (read,) = read_functions(app, Settings(IDENTITY))
-    assert read.connection == IdentityConnection(
+    (read,) = read_functions(declarations_of_v1(app), Settings(IDENTITY))
+    assert read.trigger.connection == IdentityConnection(
         "127.0.0.9", "an-id", "http://127.0.0.1:1/msi/token", "secret-header"
     )
     assert "secret-header" not in repr(read)
@@ -207,8 +257,8 @@ def test_a_connection_by_identity(app: Path) -> None:
 )
 def test_half_a_connection_by_identity_is_refused(app: Path, missing: str, message: str) -> None:
     settings = {name: value for name, value in IDENTITY.items() if name != missing}
-    with pytest.raises(ConfigurationError, match=message):
-        read_functions(app, Settings(settings))
+    with pytest.raises(InvalidAppConfiguration, match=message):
+        read_functions(declarations_of_v1(app), Settings(settings))
 
 
 @pytest.mark.parametrize("name", ["AzureWebJobs.record.Disabled", "AzureWebJobs_record_Disabled"])

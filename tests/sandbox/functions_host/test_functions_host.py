@@ -1,5 +1,7 @@
 """The host between a real queue and real workers, over sockets."""
 
+from __future__ import annotations
+
 import gc
 import json
 import os
@@ -7,18 +9,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock
-from sandbox.functions_host import FunctionsHost
+from sandbox.functions_host import FunctionsHost, WorkerDied
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import (
     Authenticator,
@@ -33,14 +34,21 @@ from sandbox.service_bus import (
 )
 from sandbox.service_bus.messages import AmqpValue
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sandbox.functions_host.trace_context import InvocationSpan, SpanSink
+
 RECORDER = Path(__file__).with_name("recorder")
 QUEUE = "work"
+TOPIC = "events"
 ENTITIES = {
     "UserConfig": {
         "Namespaces": [
             {
                 "Name": "test",
                 "Queues": [{"Name": QUEUE, "Properties": {"LockDuration": "PT1M", "MaxDeliveryCount": 3}}],
+                "Topics": [{"Name": TOPIC, "Subscriptions": [{"Name": "all"}]}],
             }
         ]
     }
@@ -59,6 +67,7 @@ class _Stage:
         self.observations: list[Observation] = []
         self.broker.observe(self.observations.append)
         self.server = stack.enter_context(ServiceBusServer(self.broker))
+        self.export_span: SpanSink | None = None
         self._stack = stack
         self._host: FunctionsHost | None = None
 
@@ -74,7 +83,9 @@ class _Stage:
         )
         all_settings = {"QUEUE": QUEUE, "Bus": connection, "RECORDS": str(self.folder)} | settings
         all_settings = {name: value for name, value in all_settings.items() if value}
-        self._host = self._stack.enter_context(FunctionsHost(self.app, all_settings, self.clock))
+        self._host = self._stack.enter_context(
+            FunctionsHost(self.app, all_settings, self.clock, export_span=self.export_span)
+        )
         return self._host
 
     def send(self, body: bytes | dict[str, str] = b"hello", message: Message | None = None) -> None:
@@ -188,15 +199,177 @@ def test_a_time_to_live_ends_in_a_date_without_zone(stage: _Stage) -> None:
     assert not stage.records()[0]["metadata"]["ExpiresAtUtc"].endswith("Z")
 
 
+SENDERS_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03"
+
+
 @pytest.mark.parametrize("name", ["traceparent", "Diagnostic-Id"])
-def test_the_invocation_continues_the_senders_trace(stage: _Stage, name: str) -> None:
+def test_the_function_gets_the_senders_trace_context_where_nobody_collects_spans(
+    stage: _Stage, name: str
+) -> None:
+    """A span of the host's that nobody exports would be a gap in the trace."""
     stage.start()
-    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    stage.send(message=Message(application_properties={name: f"00-{trace}-{span}-01"}))
+    stage.send(message=Message(application_properties={name: SENDERS_TRACE}))
     stage.wait(lambda: len(stage.records()) == 1, "recorded")
-    version, own_trace, own_span, flags = stage.records()[0]["traceparent"].split("-")
-    assert (version, own_trace, flags) == ("00", trace, "01")
-    assert own_span != span
+    assert stage.records()[0]["traceparent"] == SENDERS_TRACE
+
+
+def test_an_invocation_is_a_span_between_the_sender_and_the_function(stage: _Stage) -> None:
+    spans: list[InvocationSpan] = []
+    stage.export_span = spans.append
+    stage.start()
+    stage.send(
+        {"do": "fail"}, Message(message_id="an-id", application_properties={"traceparent": SENDERS_TRACE})
+    )
+    stage.wait(lambda: len(spans) == 3, "three spans")
+    trace, parent = SENDERS_TRACE.split("-")[1:3]
+    assert {(span.trace_id, span.parent_id, span.name) for span in spans} == {
+        (trace, parent, f"process {QUEUE}")
+    }
+    seen = [record["traceparent"] for record in stage.records()]
+    assert seen == [f"00-{trace}-{span.span_id}-01" for span in spans]
+    assert [span.attributes["messaging.servicebus.message.delivery_count"] for span in spans] == [1, 2, 3]
+    assert {span.attributes["messaging.message.id"] for span in spans} == {"an-id"}
+    assert all("ValueError: as told" in span.failure for span in spans)
+    assert all(span.started_ns < span.ended_ns for span in spans)
+
+
+def test_without_a_senders_trace_the_invocation_starts_one(stage: _Stage) -> None:
+    spans: list[InvocationSpan] = []
+    stage.export_span = spans.append
+    stage.start()
+    stage.send(message=Message(application_properties={"traceparent": "nonsense"}))
+    stage.wait(lambda: len(spans) == 1, "a span")
+    assert (spans[0].parent_id, spans[0].failure) == ("", "")
+    assert len(spans[0].trace_id) == 32
+
+
+def use_string(stage: _Stage) -> None:
+    path = stage.app / "record" / "function.json"
+    definition = json.loads(path.read_text())
+    del definition["bindings"][0]["dataType"]
+    path.write_text(json.dumps(definition))
+
+
+def test_with_a_string_trigger_a_json_body_overwrites_the_metadata(stage: _Stage) -> None:
+    """Like Azure's host: whatever the case of a name, and in .NET's spelling of the values."""
+    use_string(stage)
+    stage.start()
+    body = {
+        "correlationid": 7,
+        "Subject": True,
+        "own": {"nested": [1]},
+        "MessageId": None,
+        "lockToken": ["a list"],
+        "amount": 1.5,
+    }
+    stage.send(json.dumps(body).encode(), Message(message_id="an-id", correlation_id="a-correlation"))
+    stage.wait_for(Happened.COMPLETED, 1)
+    (record,) = stage.records()
+    metadata = record["metadata"]
+    assert json.loads(record["body"]) == body
+    assert metadata["CorrelationId"] == "7"
+    assert metadata["Subject"] == "True"
+    assert metadata["own"] == {"nested": [1]}
+    assert metadata["amount"] == "1.5"
+    assert metadata["MessageId"] == "an-id"
+    assert metadata["LockToken"] != ["a list"]
+    assert "correlationid" not in metadata
+
+
+@pytest.mark.parametrize("name", ["deliveryCount", "userProperties"])
+def test_with_a_string_trigger_some_bodies_fail_before_the_function_runs(stage: _Stage, name: str) -> None:
+    use_string(stage)
+    stage.start()
+    stage.send(json.dumps({name: "anything"}).encode())
+    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
+    assert stage.records() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"[1]", "[1]"),
+        (b"\xef\xbb\xbfwith a BOM", "with a BOM"),
+        (b"not \xff UTF-8", "not \ufffd UTF-8"),
+        (b"", ""),
+        (AmqpValue("an AMQP value"), "an AMQP value"),
+    ],
+)
+def test_with_a_string_trigger_any_text_arrives(stage: _Stage, body: bytes | AmqpValue, text: str) -> None:
+    use_string(stage)
+    stage.start()
+    stage.broker.send(QUEUE, Message(body=body))
+    stage.wait_for(Happened.COMPLETED, 1)
+    assert stage.records()[0]["body"] == text
+
+
+def test_with_a_string_trigger_a_number_fails_the_invocation(stage: _Stage) -> None:
+    use_string(stage)
+    stage.start()
+    stage.broker.send(QUEUE, Message(body=AmqpValue(7)))
+    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
+    assert stage.records() == []
+
+
+def test_a_function_receives_from_a_subscription(stage: _Stage) -> None:
+    path = stage.app / "record" / "function.json"
+    definition = json.loads(path.read_text())
+    definition["bindings"][0] |= {"queueName": None, "topicName": TOPIC, "subscriptionName": "all"}
+    path.write_text(json.dumps(definition))
+    stage.start()
+    stage.broker.send(TOPIC, Message(body=b"to all"))
+    stage.wait_for(Happened.COMPLETED, 1)
+    assert [record["body"] for record in stage.records()] == ["to all"]
+    assert stage.broker.counts(f"{TOPIC}/Subscriptions/all").active == 0
+
+
+V2_APP = """
+import azure.functions as func
+
+from record import main
+
+app = func.FunctionApp()
+
+
+@app.service_bus_queue_trigger(arg_name="message", connection="Bus", queue_name="%QUEUE%")
+def from_queue(message: func.ServiceBusMessage, context: func.Context) -> None:
+    main(message, context)
+
+
+@app.service_bus_topic_trigger(
+    arg_name="message",
+    connection="Bus",
+    topic_name="events",
+    subscription_name="all",
+    data_type=func.DataType.BINARY,
+)
+async def from_topic(message: func.ServiceBusMessage, context: func.Context) -> None:
+    main(message, context)
+
+
+@app.route(route="hello")
+def hello(req: func.HttpRequest) -> str:
+    return "hello"
+"""
+
+
+def test_an_app_of_the_v2_model_runs(stage: _Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """Queue and topic, sync and async; what the host does not run is left out."""
+    (stage.app / "record" / "function.json").unlink()
+    (stage.app / "function_app.py").write_text(V2_APP)
+    host = stage.start()
+    assert {function.name for function in host.functions} == {"from_queue", "from_topic"}
+    assert "does not run hello: " in caplog.text
+    stage.send(b'{"CorrelationId": "from the body"}')
+    stage.broker.send(TOPIC, Message(body=b'{"CorrelationId": "from the body"}', correlation_id="sent"))
+    stage.wait_for(Happened.COMPLETED, 2)
+    assert {record["metadata"]["CorrelationId"] for record in stage.records()} == {"from the body", "sent"}
+
+
+def test_a_v2_app_that_cannot_be_loaded_says_why(stage: _Stage) -> None:
+    (stage.app / "function_app.py").write_text("import os\n\nos.environ['NO_SUCH_SETTING']\n")
+    with pytest.raises(WorkerDied, match="does not load: KeyError: 'NO_SUCH_SETTING'"):
+        stage.start()
 
 
 def test_a_failed_invocation_is_abandoned_at_once_until_it_is_dead_lettered(stage: _Stage) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import azure.functions
 import pytest
 
-from sandbox.functions_host.configuration import Settings, read_functions
+from sandbox.functions_host.configuration import Settings
+from sandbox.functions_host.functions import read_functions
+from sandbox.functions_host.worker_pool import WorkerPool
 from sandbox.functions_host.worker_process import (
-    FunctionLoadError,
-    WorkerDiedError,
-    WorkerPool,
+    App,
+    FunctionNotLoaded,
+    WorkerDied,
     WorkerProcess,
+    declarations,
     protocol,
 )
 
@@ -41,13 +44,13 @@ class _Runner:
 
     def __init__(self, app: Path, records: Path) -> None:
         self.settings = {"QUEUE": "q", "Bus": "Endpoint=sb://x", "RECORDS": str(records)}
-        self.functions = read_functions(app, Settings(self.settings))
-        self._app = app
+        self.app = App(app, self.settings)
+        self.functions = read_functions(declarations(self.app), Settings(self.settings))
         self._records = records
         self._started: list[WorkerProcess] = []
 
     def start(self) -> WorkerProcess:
-        process = WorkerProcess(self._app, self.settings, self.functions)
+        process = WorkerProcess(self.app, self.functions)
         self._started.append(process)
         process.initialize()
         return process
@@ -182,10 +185,10 @@ def test_a_death_ends_what_was_running(runner: _Runner) -> None:
     process = runner.start()
     waiting = process.invoke(runner.functions[0], request(b'{"do": "wait", "for": "never"}'))
     process.invoke(runner.functions[0], request(b'{"do": "die"}'))
-    with pytest.raises(WorkerDiedError):
+    with pytest.raises(WorkerDied):
         waiting.result(10)
     assert process.wait(5)
-    with pytest.raises(WorkerDiedError):
+    with pytest.raises(WorkerDied):
         process.invoke(runner.functions[0], request(b"too late")).result(1)
 
 
@@ -196,24 +199,71 @@ def test_stopping_leaves_no_process(runner: _Runner) -> None:
     assert not is_running(process.pid)
 
 
+EXIT_HANDLER = """
+import atexit
+import os
+import time
+from pathlib import Path
+
+
+def export_the_last_batch() -> None:
+    Path(os.environ["RECORDS"], "exported").touch()
+    time.sleep(float(os.environ["EXPORT_SECONDS"]))
+
+
+atexit.register(export_the_last_batch)
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0", "600"])
+def test_the_end_of_a_worker_runs_its_exit_handlers_within_a_bound(
+    runner: _Runner, app: Path, records: Path, seconds: str
+) -> None:
+    """Exporters of telemetry send their last batch there, even while a function still runs."""
+    function = app / "record" / "__init__.py"
+    function.write_text(function.read_text() + EXIT_HANDLER)
+    runner.settings["EXPORT_SECONDS"] = seconds
+    process = runner.start()
+    process.invoke(runner.functions[0], request(b'{"do": "wait", "for": "never"}'))
+    started = time.monotonic()
+    process.stop()
+    assert not is_running(process.pid)
+    assert (records / "exported").exists()
+    assert time.monotonic() - started < 20
+
+
+def test_a_breakpoint_without_a_debugger_is_passed_over(
+    runner: _Runner, app: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    function = app / "record" / "__init__.py"
+    function.write_text(
+        function.read_text().replace("    records = Path", "    breakpoint()\n    records = Path")
+    )
+    process = runner.start()
+    with caplog.at_level("INFO"):
+        assert runner.invoke(process).status == protocol().StatusResult.Success
+        process.stop()
+    assert "no debugger is attached" in caplog.text
+
+
 def test_a_function_that_does_not_load_fails_each_invocation(runner: _Runner, app: Path) -> None:
     (app / "record" / "__init__.py").write_text("import no_such_module\n")
     process = runner.start()
     for _ in range(2):
-        with pytest.raises(FunctionLoadError, match="no_such_module"):
+        with pytest.raises(FunctionNotLoaded, match="no_such_module"):
             process.invoke(runner.functions[0], request(b"x"))
 
 
 def test_a_worker_that_cannot_even_start_says_why(app: Path, runner: _Runner) -> None:
     (app / ".python_packages" / "lib" / "site-packages").mkdir(parents=True)
-    pool = WorkerPool(1, app, runner.settings, runner.functions)
-    with pytest.raises(WorkerDiedError, match=r"No module named 'azure"):
+    pool = WorkerPool(1, runner.app, runner.functions)
+    with pytest.raises(WorkerDied, match=r"No module named 'azure"):
         pool.start()
     assert pool.pids == ()
 
 
-def test_a_pool_takes_turns_and_replaces_the_dead(app: Path, runner: _Runner) -> None:
-    pool = WorkerPool(2, app, runner.settings, runner.functions)
+def test_a_pool_takes_turns_and_replaces_the_dead(runner: _Runner) -> None:
+    pool = WorkerPool(2, runner.app, runner.functions)
     pool.start()
     try:
         first = pool.take_turn(10)

@@ -1,0 +1,365 @@
+"""Starts and stops the parts of the sandbox in order, and says where they are.
+
+What each part does is its own affair. Everything listens on loopback addresses only and is gone after `stop`.
+"""
+
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self
+
+from sandbox.certificates import CertificateAuthority
+from sandbox.clock import MovableClock
+from sandbox.cloud.entities import entity_names, function_roles, load_entities, namespace_rule, posting_rule
+from sandbox.cloud.namespace import Namespace
+from sandbox.cloud.options import (
+    CONNECTION,
+    WON_QUEUE,
+    CannotStart,
+    CloudOptions,
+    Mode,
+    NotInThisSandbox,
+    StartInterrupted,
+)
+from sandbox.cloud.proxies import Targets, start_proxies
+from sandbox.cloud.sales import Sales, connect, connect_with, start_sales
+from sandbox.cloud.settings import Connections, belongs_to_connection, entity_settings
+from sandbox.control.run_folder import NotPrivate, RunFolder
+from sandbox.dataverse import DataverseApp, DataverseServer, seed
+from sandbox.dataverse.seed import DemoOrganization
+from sandbox.faults.dataverse import faulty_dataverse
+from sandbox.faults.identity import faulty_identity
+from sandbox.faults.plan import Kind, Wire
+from sandbox.faults.service_bus import PlannedFaults
+from sandbox.functions_host import FunctionsHost
+from sandbox.functions_host.configuration import Settings, read_host
+from sandbox.functions_host.functions import Declaration, connection_names
+from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
+from sandbox.identity import Identity, IdentityServer, TokenAuthority
+from sandbox.posting import ServiceEndpointPoster
+from sandbox.service_bus import Authenticator, Broker, Role, RoleAssignment, ServiceBusServer
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+
+    from sandbox.faults.proxy import TcpProxy
+
+
+class Cloud:
+    """Azure on this machine, from `start` to `stop`; a context manager.
+
+    Its parts are attributes, to look at and to change: `broker`, `broker_clock` (move it with `move_broker_clock`),
+    `dataverse` (the application with its store), `demo` (what was seeded), `authority`, `function_identity`, `operator`
+    (may do everything on both sides), `host`; with faults, `proxies`.
+    """
+
+    def __init__(self, options: CloudOptions) -> None:
+        """Read the entities file; raises CannotStart."""
+        self.options = options
+        self.authority = TokenAuthority()
+        self.function_identity = Identity.named("function")
+        self.operator = Identity.named("operator", self.function_identity.tenant_id)
+        self.broker_clock = MovableClock()
+        self.configuration = load_entities(options.entities, published_keys=options.published_keys)
+        if options.dataverse and WON_QUEUE not in entity_names(self.configuration):
+            raise CannotStart(
+                f"{options.entities} lacks the queue {WON_QUEUE}, to which Dataverse posts: add it, or leave Dataverse "
+                "out (--no-dataverse)"
+            )
+        self.broker = Broker(self.configuration, self.broker_clock)
+        self.proxies: Mapping[Wire, TcpProxy] = {}
+        self.host: FunctionsHost | None = None
+        self._sales: Sales | None = None
+        self._declared: tuple[Declaration, ...] = ()
+        self._closing = ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.options.mode} {self.options.app_root}>"
+
+    def start(self, is_called_off: Callable[[], bool] = lambda: False) -> None:
+        """Start every part; if anything fails, what was started is stopped again before it is raised.
+
+        Raises CannotStart, InvalidAppConfiguration or WorkerDied for an app that cannot run, StartInterrupted
+        as soon as `is_called_off` returns true between two steps.
+        """
+        steps = [
+            self._start_identity,
+            self._start_service_bus,
+            self._start_dataverse,
+            self._start_faults,
+            self._read_declarations,
+            self._start_functions_host,
+        ]
+        with ExitStack() as starting:
+            try:
+                folder = RunFolder.create()
+            except NotPrivate as error:
+                raise CannotStart(str(error)) from error
+            starting.callback(folder.close)
+            self.folder = folder.path
+            self.certificates = CertificateAuthority(self.folder)
+            for step in steps:
+                if is_called_off():
+                    raise StartInterrupted
+                step(starting)
+            self._closing = starting.pop_all()
+
+    def stop(self) -> None:
+        """Stop every part, the function first; takes seconds at most and may be called twice."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # Where everything is
+
+    @property
+    def dataverse(self) -> DataverseApp:
+        """Dataverse; raises NotInThisSandbox."""
+        return self._dataverse_part.app
+
+    @property
+    def dataverse_server(self) -> DataverseServer:
+        """Dataverse's server; raises NotInThisSandbox."""
+        return self._dataverse_part.server
+
+    @property
+    def demo(self) -> DemoOrganization:
+        """The ids of what was seeded; raises NotInThisSandbox."""
+        return self._dataverse_part.demo
+
+    @property
+    def _dataverse_part(self) -> Sales:
+        if self._sales is None:
+            raise NotInThisSandbox("this sandbox runs without Dataverse")
+        return self._sales
+
+    @property
+    def plain_server(self) -> ServiceBusServer:
+        """Service Bus without TLS."""
+        return self._namespace.plain
+
+    @property
+    def tls_server(self) -> ServiceBusServer | None:
+        """Service Bus over TLS, in the identity mode."""
+        return self._namespace.tls
+
+    @property
+    def namespace(self) -> str:
+        """The fully qualified namespace over TLS: an address, on which port 5671 responds."""
+        if self.tls_server is None:
+            raise NotInThisSandbox("there is no namespace over TLS in this mode")
+        return self.tls_server.host
+
+    @property
+    def namespace_address(self) -> str:
+        """What a service endpoint has as its namespace address."""
+        return self._namespace.address
+
+    @property
+    def connection_string(self) -> str:
+        """A connection string with all rights, for plain AMQP."""
+        rule = namespace_rule(self.configuration)
+        return (
+            f"Endpoint=sb://{self.plain_server.host}:{self.plain_server.port};SharedAccessKeyName={rule.name};"
+            f"SharedAccessKey={rule.keys[0]};UseDevelopmentEmulator=true;"
+        )
+
+    @property
+    def app_settings(self) -> dict[str, str]:
+        """All app settings of the function, as its processes get them."""
+        connections = Connections(
+            connection_names(self._declared),
+            self._namespace,
+            self.connection_string,
+            self.function_identity,
+            self.identity_server,
+            self.proxies,
+        )
+        settings = {
+            **self.options.defaults,
+            **entity_settings(self.configuration),
+            **self._dataverse_settings,
+            "AZURE_CLIENT_ID": self.function_identity.client_id,
+            **connections.settings,
+            **self.certificates.settings,
+            **self.options.settings,
+        }
+        host = read_host(self.options.app_root, Settings(settings))
+        # One thread for each message that the host dispatches at once, like the deployment.
+        settings.setdefault("PYTHON_THREADPOOL_THREAD_COUNT", str(host.max_concurrent_calls))
+        return settings
+
+    @property
+    def _dataverse_settings(self) -> dict[str, str]:
+        if self._sales is None:
+            return {}
+        organization = self._sales.app.organization
+        return {"DATAVERSE_URL": organization.url, "DATAVERSE_ORGANIZATION_ID": organization.id}
+
+    @property
+    def operator_settings(self) -> dict[str, str]:
+        """The environment of somebody who administers both sides: the function's settings, another identity."""
+        return {
+            **self.app_settings,
+            "OPERATIONS_CLIENT_ID": self.operator.client_id,
+            "OPPORTUNITY_WON_SAS_KEY": posting_rule(self.configuration).keys[0],
+        }
+
+    @property
+    def trust(self) -> ssl.SSLContext:
+        """A client's TLS context that trusts the sandbox's servers."""
+        return ssl.create_default_context(cafile=self.certificates.bundle)
+
+    def local_settings(self) -> dict[str, object]:
+        """Return local.settings.json for `func start` of Core Tools, with the plain connection string."""
+        values = {
+            "FUNCTIONS_WORKER_RUNTIME": "python",
+            # Core Tools asks for it with every trigger but HTTP; this function itself stores nothing.
+            "AzureWebJobsStorage": "UseDevelopmentStorage=true",
+        }
+        connections = {CONNECTION, *connection_names(self._declared)}
+        values |= {
+            name: value
+            for name, value in self.app_settings.items()
+            if not belongs_to_connection(name, connections)
+        }
+        values |= dict.fromkeys(connections, self.connection_string)
+        return {"IsEncrypted": False, "Values": values}
+
+    def move_broker_clock(self, by: timedelta) -> None:
+        """Let time pass for Service Bus alone: locks, ages, windows and schedules."""
+        self.broker_clock.advance(by)
+        self._namespace.wake()
+
+    def restart_service_bus(self) -> None:
+        """Stop Service Bus's servers and start them where they were; messages and locks stay as they are."""
+        self._namespace.restart()
+
+    def kill_workers(self) -> None:
+        """End the function's worker processes at once; the host replaces them."""
+        if self.host is not None:
+            self.host.kill_workers()
+
+    # Starting, in this order; stopping is the reverse
+
+    def _start_identity(self, closing: ExitStack) -> None:
+        plan = self.options.faults
+        self.identity_server = IdentityServer(
+            self.authority,
+            [self.function_identity, self.operator],
+            middleware=(lambda application: faulty_identity(application, plan)) if plan else None,
+            lifetime=self.options.token_lifetime,
+        )
+        self.identity_server.start()
+        closing.callback(self.identity_server.stop)
+
+    def _start_service_bus(self, closing: ExitStack) -> None:
+        self._authenticator = Authenticator(
+            self.configuration,
+            verify_token=self.authority.verify,
+            role_assignments=[RoleAssignment(self.operator.client_id, Role.OWNER)],
+        )
+        self._namespace = Namespace(self.broker, self._authenticator, self.certificates, self._planned_faults)
+        self._namespace.start_plain(closing, standard_port=self.options.standard_ports)
+        if self.options.mode is Mode.IDENTITY:
+            self._namespace.start_tls(closing)
+
+    def _planned_faults(self) -> PlannedFaults | None:
+        plan = self.options.faults
+        return PlannedFaults(self.broker, plan, self._comes_by_proxy) if plan else None
+
+    def _comes_by_proxy(self, peer: tuple[str, int]) -> bool:
+        """Tell the function and its host from everybody else."""
+        return any(proxy.carries(peer) for proxy in self.proxies.values())
+
+    def _start_dataverse(self, closing: ExitStack) -> None:
+        if not self.options.dataverse:
+            return
+        poster = ServiceEndpointPoster(self.trust)
+        closing.callback(poster.close)
+        self._sales = start_sales(
+            closing,
+            verify_token=self.authority.verify,
+            post=poster,
+            ssl_context=self.certificates.server_context("127.0.0.1", "localhost"),
+            folder=self.folder,
+            limits=self.options.limits,
+            opportunities=self.options.opportunities,
+            random_seed=self.options.seed,
+            middleware=lambda application: self.options.dataverse_middleware(
+                self._faulty_dataverse(application)
+            ),
+        )
+        self._set_up(self._sales)
+
+    def _set_up(self, sales: Sales) -> None:
+        seed.add_administrator(sales.app, self.operator.client_id, self.operator.object_id)
+        if self.options.connect_with:
+            connect_with(self.options.connect_with, self.function_identity, self.operator_settings)
+        elif self.options.connected:
+            rule = posting_rule(self.configuration)
+            connect(sales.app, self.function_identity, self.namespace_address, rule)
+
+    def _faulty_dataverse(self, application: "WSGIApplication") -> "WSGIApplication":
+        plan = self.options.faults
+        if plan is None:
+            return application
+
+        def is_the_function(environ: "WSGIEnvironment") -> bool:
+            # Nobody else uses the proxy.
+            return bool(self.proxies) and environ.get("HTTP_HOST") == self.proxies[Wire.DATAVERSE].address
+
+        return faulty_dataverse(application, plan, concerns=is_the_function)
+
+    def _start_faults(self, closing: ExitStack) -> None:
+        """Put a proxy in front of each server, and give the plan what no connection can do by itself."""
+        plan = self.options.faults
+        if plan is None:
+            return
+        closing.callback(plan.clear)
+        plan.provide(Kind.KILL, self.kill_workers)
+        plan.provide(Kind.RESTART, self.restart_service_bus)
+        dataverse_url = self._sales.server.url if self._sales else None
+        targets = Targets(self.identity_server.endpoint, dataverse_url, self._namespace)
+        self.proxies = start_proxies(plan, targets, closing)
+        if self._sales is not None:
+            # Tokens for it, and its events, name the address under which the function knows it.
+            self._sales.app.organization.url = f"https://{self.proxies[Wire.DATAVERSE].address}"
+
+    def _read_declarations(self, _: ExitStack) -> None:
+        """Find out what the app declares: it decides about connections and roles."""
+        self._declared = declarations(App(self.options.app_root.resolve(), self.app_settings))
+        self._authenticator.assign(
+            *function_roles(
+                self.configuration, self._declared, self.app_settings, self.function_identity.client_id
+            )
+        )
+
+    def _start_functions_host(self, closing: ExitStack) -> None:
+        if not self.options.functions_host:
+            return
+        self.host = FunctionsHost(
+            self.options.app_root,
+            self.options.reroute(self.app_settings),
+            self.broker_clock,
+            self._invoked,
+            declared=self._declared,
+            debug_port=self.options.debug_port,
+        )
+        closing.callback(self.host.stop)
+        self.host.start()
+
+    def _invoked(self, worker: WorkerProcess) -> None:
+        plan = self.options.faults
+        if (
+            plan is not None
+            and plan.strike(Wire.FUNCTIONS_HOST, "invoke", f"worker {worker.pid}") is not None
+        ):
+            # There is no other fault on this connection.
+            worker.kill()

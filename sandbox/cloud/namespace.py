@@ -1,0 +1,107 @@
+"""Service Bus's servers: plain, and over TLS where there are identities."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from sandbox.certificates import CertificateAuthority
+from sandbox.cloud.options import CannotStart, Mode, NoTlsAddress
+from sandbox.faults.service_bus import PlannedFaults
+from sandbox.service_bus import Authenticator, Broker, ServiceBusServer
+
+# With a token, the clients use this port and no other.
+TLS_PORT = 5671
+PLAIN_PORT = 5672
+
+
+class Namespace:
+    """Serves a broker; `new_faults` makes what lets the connections of a server fail."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        authenticator: Authenticator,
+        certificates: CertificateAuthority,
+        new_faults: Callable[[], PlannedFaults | None] = lambda: None,
+    ) -> None:
+        self._broker = broker
+        self._authenticator = authenticator
+        self._certificates = certificates
+        self._new_faults = new_faults
+        self.plain: ServiceBusServer
+        self.tls: ServiceBusServer | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.servers}>"
+
+    @property
+    def servers(self) -> list[ServiceBusServer]:
+        """All servers."""
+        return [self.plain, *([self.tls] if self.tls else [])]
+
+    @property
+    def address(self) -> str:
+        """What a service endpoint of Dataverse has as its namespace address."""
+        if self.tls is not None:
+            return f"sb://{self.tls.host}/"
+        return f"sb://{self.plain.host}:{self.plain.port}/"
+
+    def start_plain(self, closing: ExitStack, *, standard_port: bool) -> None:
+        """Listen without TLS. Raises CannotStart."""
+        for port in (PLAIN_PORT, 0) if standard_port else (0,):
+            server = ServiceBusServer(
+                self._broker,
+                port=port,
+                authenticator=self._authenticator,
+                interceptor=self._new_faults(),
+                https_context=self._certificates.server_context("127.0.0.1"),
+            )
+            try:
+                server.start()
+            except OSError:
+                continue
+            self.plain = server
+            closing.callback(server.stop)
+            return
+        raise CannotStart("no port is free on 127.0.0.1")
+
+    def start_tls(self, closing: ExitStack) -> None:
+        """Listen with TLS, on a loopback address of its own. Raises NoTlsAddress."""
+        for last in range(1, 255):
+            address = f"127.0.0.{last}"
+            server = ServiceBusServer(
+                self._broker,
+                host=address,
+                port=TLS_PORT,
+                # In front of it there may be a proxy, on an address of its own.
+                ssl_context=self._certificates.server_context(address, proxy_address(address)),
+                authenticator=self._authenticator,
+                interceptor=self._new_faults(),
+            )
+            try:
+                server.start()
+            except OSError:
+                # Another sandbox uses it, or this system has no such address unless one is set up.
+                continue
+            self.tls = server
+            closing.callback(server.stop)
+            return
+        raise NoTlsAddress(
+            f"port {TLS_PORT}, the only one for clients with tokens, is taken on every loopback address of this "
+            f"machine: use the mode {Mode.CONNECTION_STRING}"
+        )
+
+    def wake(self) -> None:
+        """Let the servers notice that the broker's clock has moved."""
+        for server in self.servers:
+            server.wake()
+
+    def restart(self) -> None:
+        """Stop the servers and start them where they were; messages and locks stay as they are."""
+        for server in self.servers:
+            server.stop()
+            server.start()
+
+
+def proxy_address(address: str) -> str:
+    """Return the address of the proxy in front of a server with TLS, which uses the same port."""
+    return address.replace("127.0.0.", "127.0.1.")

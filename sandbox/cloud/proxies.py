@@ -1,0 +1,52 @@
+"""A proxy in front of each server that the function talks to: where faults strike."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from sandbox.cloud.namespace import TLS_PORT, Namespace, proxy_address
+from sandbox.cloud.options import Mode, NoTlsAddress
+from sandbox.faults.plan import FaultPlan, Wire
+from sandbox.faults.proxy import TcpProxy
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The addresses of what the function talks to; `dataverse_url` None where there is no Dataverse."""
+
+    identity_endpoint: str
+    dataverse_url: str | None
+    namespace: Namespace
+
+
+def start_proxies(plan: FaultPlan, targets: Targets, closing: ExitStack) -> Mapping[Wire, TcpProxy]:
+    """Start the proxies. Raises NoTlsAddress where this system has no second loopback address."""
+    proxies = {Wire.IDENTITY: TcpProxy(_address(targets.identity_endpoint), plan, Wire.IDENTITY)}
+    if targets.dataverse_url is not None:
+        proxies[Wire.DATAVERSE] = TcpProxy(_address(targets.dataverse_url), plan, Wire.DATAVERSE)
+    inbound, outbound = Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT
+    plain, tls = targets.namespace.plain, targets.namespace.tls
+    if tls is not None:
+        # The host and the function find the namespace in one setting, so they share a proxy.
+        proxies[outbound] = TcpProxy(
+            (tls.host, TLS_PORT), plan, inbound, outbound, host=proxy_address(tls.host), port=TLS_PORT
+        )
+    else:
+        for wire in (inbound, outbound):
+            proxies[wire] = TcpProxy((plain.host, plain.port), plan, wire)
+    for proxy in proxies.values():
+        try:
+            proxy.start()
+        except OSError as error:
+            raise NoTlsAddress(
+                f"{proxy.host}:{proxy.port}, where faults strike, is no address of this machine: use the mode "
+                f"{Mode.CONNECTION_STRING}"
+            ) from error
+        closing.callback(proxy.stop)
+    return proxies
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or 0

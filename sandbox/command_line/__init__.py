@@ -1,0 +1,34 @@
+"""The commands of `python -m sandbox`.
+
+A command's module is imported when the command is used. `options` are shared by the commands that start a sandbox,
+`console` prints tables for people and plain lines for files and pipes.
+"""
+
+import importlib
+
+import click
+
+_MODULES = {
+    "start": "start",
+    "demo": "demonstrate",
+    "faults": "fault_list",
+}
+
+
+class _LazyGroup(click.Group):
+    """Finds a command in its module, as an attribute with its name."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        if name not in _MODULES:
+            return None
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Azure on this machine: Service Bus, Dataverse, managed identity and a Functions host, on loopback only."""

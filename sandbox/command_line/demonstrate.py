@@ -1,0 +1,108 @@
+"""`python -m sandbox demo`: win opportunities, show what comes of them, stop."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sandbox import demo as demonstration
+from sandbox.actors import ReceivedEvent
+from sandbox.command_line.console import log_to_stderr, print_table, progress
+from sandbox.command_line.options import INTERRUPTED, Common, common, running, transport, workers
+from sandbox.command_line.struck import show_struck
+from sandbox.faults import FaultPlan
+from sandbox.stopping import Stop
+
+
+@click.command("demo")
+@common
+@click.option(
+    "--count", default=5, show_default=True, type=click.IntRange(1), help="How many opportunities to win."
+)
+@click.option(
+    "--patience",
+    default=demonstration.PATIENCE_SECONDS,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How many seconds to wait for the last events.",
+)
+@click.option(
+    "--events",
+    "events_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write the events to this file, as they came: one JSON document in each line.",
+)
+@click.pass_obj
+def demo_command(
+    stop: Stop, *, common: Common, count: int, patience: float, events_file: Path | None
+) -> None:
+    """Win opportunities and show the invoices and events that come of them; exit code 1 if any is missing."""
+    log_to_stderr(logging.INFO if common.verbose else logging.ERROR)
+    options = replace(
+        common.options, opportunities=count, faults=FaultPlan(common.rules) if common.rules else None
+    )
+    with running(options, common.mode, stop) as cloud:
+        click.echo(
+            f"Service Bus over {transport(cloud)}; Dataverse over HTTPS; the function in {workers(cloud)}."
+        )
+        with progress(count) as report:
+            outcome = demonstration.run(
+                cloud, cloud.demo.opportunities[:count], report, stop.is_wanted, patience
+            )
+        show_struck(cloud)
+    _show_lines(outcome)
+    if stop.is_wanted():
+        click.echo("Interrupted before the end: what is missing might still have come.", err=True)
+    else:
+        _show_problems(outcome)
+    click.echo(str(outcome))
+    if events_file is not None:
+        _write_events(events_file, outcome.received)
+    if stop.is_wanted():
+        raise click.exceptions.Exit(INTERRUPTED)
+    if not outcome.is_good or len(outcome.lines) != count:
+        raise click.exceptions.Exit(1)
+
+
+def _show_lines(outcome: demonstration.Outcome) -> None:
+    rows = [
+        (
+            line.opportunity,
+            line.invoice_number,
+            line.customer,
+            line.total,
+            line.event_id,
+            "" if line.milliseconds is None else str(line.milliseconds),
+        )
+        for line in outcome.lines
+    ]
+    print_table(
+        "", ("opportunity", "invoice", "customer", "total", "event", "ms"), rows, right=("total", "ms")
+    )
+
+
+def _show_problems(outcome: demonstration.Outcome) -> None:
+    for line in outcome.lines:
+        for problem in line.problems:
+            click.echo(f"{line.opportunity_id}: {problem}", err=True)
+
+
+def _write_events(file: Path, events: Sequence[ReceivedEvent]) -> None:
+    documents = [
+        {
+            "messageId": event.message_id,
+            "contentType": event.content_type,
+            "correlationId": event.correlation_id,
+            "applicationProperties": event.application_properties,
+            # The text, not its content: not a byte of it is changed.
+            "body": event.body.decode(),
+        }
+        for event in events
+    ]
+    try:
+        file.write_text("".join(f"{json.dumps(document)}\n" for document in documents), "utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error

@@ -1,0 +1,30 @@
+"""`python -m sandbox faults`: what can fail, and how to write it."""
+
+import click
+
+from sandbox.command_line.console import print_table
+from sandbox.faults import Wire
+from sandbox.faults.plan import KINDS, OPERATIONS
+from sandbox.faults.syntax import WHEN
+
+
+@click.command("faults")
+def faults_command() -> None:
+    """List what can fail on which connection, and how to write it after --fault or break."""
+    click.echo(
+        "--fault 'WIRE[/OPERATION] FAULT [NAME=VALUE …]', as often as you like; the first that applies strikes."
+    )
+    click.echo("For example: --fault 'dataverse/change-set reset after=yes nth=1'\n")
+    print_table("Wires", ("wire", "operations"), [(wire, ", ".join(OPERATIONS[wire])) for wire in Wire])
+    click.echo("")
+    rows = [
+        (kind, _wires_of(description.wires), description.text, " ".join(description.fields))
+        for kind, description in KINDS.items()
+    ]
+    print_table("Faults", ("fault", "wires", "what happens", "names"), rows)
+    click.echo("")
+    print_table("When", ("name", "value"), list(WHEN.items()))
+
+
+def _wires_of(wires: frozenset[Wire]) -> str:
+    return "all" if wires == frozenset(Wire) else ", ".join(wire for wire in Wire if wire in wires)

@@ -1,0 +1,190 @@
+"""The options of the commands that start a sandbox, and starting one."""
+
+import functools
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from sandbox.cloud import CannotStart, Cloud, CloudOptions, Mode, NoTlsAddress, StartInterrupted
+from sandbox.faults import Rule
+from sandbox.faults.syntax import InvalidRule, parse_rule
+from sandbox.functions_host import InvalidAppConfiguration, WorkerDied
+from sandbox.service_bus.configuration import DEFAULT_ENTITIES
+from sandbox.stopping import Stop
+
+INTERRUPTED = 130
+_AUTOMATIC = "auto"
+
+
+@dataclass(frozen=True)
+class Common:
+    """What `start` and `demo` are both asked for."""
+
+    app: Path
+    mode: str
+    settings: Mapping[str, str]
+    settings_file: Mapping[str, str]
+    rules: Sequence[Rule]
+    entities: Path
+    published_keys: bool
+    connect_with: Sequence[str]
+    verbose: bool
+
+    @property
+    def options(self) -> CloudOptions:
+        """What to run."""
+        return CloudOptions(
+            self.app,
+            settings=self.settings,
+            defaults=self.settings_file,
+            connect_with=self.connect_with,
+            entities=self.entities,
+            published_keys=self.published_keys,
+        )
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options to a command, which gets them as its argument `common`."""
+
+    @functools.wraps(command)
+    def with_common(*arguments: object, **parameters: object) -> None:
+        names = Common.__dataclass_fields__
+        values = {name: parameters.pop(name) for name in names}
+        command(*arguments, common=Common(**values), **parameters)  # type: ignore[arg-type]  # click has checked them
+
+    for option in _OPTIONS:
+        with_common = option(with_common)
+    return with_common
+
+
+def _words(_: click.Context, __: click.Parameter, value: str | None) -> Sequence[str]:
+    return shlex.split(value or "")
+
+
+def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE")
+    return dict(value.partition("=")[::2] for value in values)
+
+
+def _rules(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[Rule]:
+    try:
+        return [parse_rule(value) for value in values]
+    except InvalidRule as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _values(_: click.Context, __: click.Parameter, path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8-sig"))["Values"]
+        return {str(name): str(value) for name, value in values.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise click.BadParameter(f"{path} is not a settings file, JSON with an object Values") from error
+
+
+_OPTIONS = (
+    click.option(
+        "--app",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        default=Path(__file__).parents[2],
+        show_default="this project",
+        help="The folder of the function app: host.json and function_app.py, or the functions' folders.",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice([_AUTOMATIC, *(mode.value for mode in Mode)]),
+        default=_AUTOMATIC,
+        show_default=True,
+        help="How the function connects to Service Bus; auto is identity with TLS where an address is free for it.",
+    ),
+    click.option(
+        "--settings",
+        "settings_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        callback=_values,
+        help="App settings of the function, a file like local.settings.json; the sandbox replaces its connections.",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_pairs,
+        help="An app setting of the function; AzureFunctionsJobHost__… override host.json.",
+    ),
+    click.option(
+        "--fault",
+        "rules",
+        multiple=True,
+        metavar="RULE",
+        callback=_rules,
+        help="Let something fail, such as 'dataverse throttled retry_after=7 for=30s'; see faults.",
+    ),
+    click.option(
+        "--entities",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        default=DEFAULT_ENTITIES,
+        show_default="this project's",
+        help="What Service Bus has: a JSON file in the official emulator's format, with comments.",
+    ),
+    click.option(
+        "--published-keys",
+        is_flag=True,
+        help="Keep keys that everybody knows, such as the official emulator's, instead of random ones.",
+    ),
+    click.option(
+        "--connect-with",
+        metavar="COMMAND",
+        callback=_words,
+        help="Leave setting Dataverse up to this command, run as an administrator; {function} in it becomes the "
+        "client id of the function's identity.",
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Show what the parts and the function log."),
+)
+
+
+@contextmanager
+def running(options: CloudOptions, mode: str, stop: Stop) -> Iterator[Cloud]:
+    """Start a sandbox, and stop it in the end; what keeps it from starting becomes a message."""
+    modes = [Mode.IDENTITY, Mode.CONNECTION_STRING] if mode == _AUTOMATIC else [Mode(mode)]
+    try:
+        cloud = Cloud(replace(options, mode=modes[0]))
+        try:
+            cloud.start(stop.is_wanted)
+        except NoTlsAddress:
+            if len(modes) == 1:
+                raise
+            cloud = Cloud(replace(options, mode=modes[1]))
+            cloud.start(stop.is_wanted)
+    except StartInterrupted as error:
+        raise click.exceptions.Exit(INTERRUPTED) from error
+    except (CannotStart, InvalidAppConfiguration, WorkerDied) as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        yield cloud
+    finally:
+        cloud.stop()
+
+
+def transport(cloud: Cloud) -> str:
+    """Tell how the function reaches Service Bus."""
+    if cloud.tls_server is not None:
+        return f"TLS on {cloud.namespace}, with a managed identity"
+    return f"plain AMQP on port {cloud.plain_server.port}, with a connection string"
+
+
+def workers(cloud: Cloud) -> str:
+    """Tell where the function runs."""
+    if cloud.host is None:
+        return "no process of the sandbox: start it with func start"
+    if cloud.options.debug_port:
+        return f"a worker process that waits for a debugger on 127.0.0.1:{cloud.options.debug_port}"
+    return "worker process " + ", ".join(map(str, cloud.host.worker_pids))

@@ -1,0 +1,155 @@
+"""`python -m sandbox start`: run everything until Ctrl-C."""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sandbox.cloud import Cloud
+from sandbox.command_line.console import log_to_stderr
+from sandbox.command_line.local_settings import FILE_NAME, LocalSettings
+from sandbox.command_line.options import Common, common, running, workers
+from sandbox.command_line.struck import show_struck
+from sandbox.dataverse import Limits
+from sandbox.faults import FaultPlan
+from sandbox.stopping import Stop
+
+_DEBUG_PORT = 5678
+
+
+@click.command("start")
+@common
+@click.option(
+    "--opportunities",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0),
+    help="How many open opportunities Dataverse has.",
+)
+@click.option("--dataverse/--no-dataverse", default=True, help="Leave Dataverse out.")
+@click.option("--limits", is_flag=True, help="Switch Dataverse's service-protection limits on.")
+@click.option("--functions-host/--no-functions-host", default=True, help="Leave the function to func start.")
+@click.option(
+    "--debug",
+    "debug_port",
+    is_flag=False,
+    flag_value=_DEBUG_PORT,
+    type=click.IntRange(1, 65535),
+    metavar="[PORT]",
+    help=f"Let the function's worker wait for a debugger (debugpy), on port {_DEBUG_PORT} unless another is given.",
+)
+@click.option(
+    "--local-settings",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"Where to write the app settings for func start.  [default: {FILE_NAME} in the app's folder]",
+)
+@click.option("--force", is_flag=True, help="Overwrite local settings that somebody else wrote.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document with everything, for scripts.")
+@click.pass_obj
+def start_command(  # noqa: PLR0913 - one parameter for each option
+    stop: Stop,
+    *,
+    common: Common,
+    opportunities: int,
+    dataverse: bool,
+    limits: bool,
+    functions_host: bool,
+    debug_port: int | None,
+    local_settings: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run everything until Ctrl-C, and write local.settings.json for func start; it is removed at the end."""
+    log_to_stderr(logging.INFO if common.verbose else logging.WARNING)
+    options = replace(
+        common.options,
+        opportunities=opportunities,
+        dataverse=dataverse,
+        limits=Limits() if limits else None,
+        functions_host=functions_host,
+        debug_port=debug_port,
+        standard_ports=True,
+        faults=FaultPlan(common.rules) if common.rules else None,
+    )
+    file = LocalSettings(local_settings or common.app / FILE_NAME)
+    if local_settings is not None and not force and not file.is_free():
+        raise click.ClickException(
+            f"{file.path} was not written by a sandbox that is gone: --force overwrites it"
+        )
+    with running(options, common.mode, stop) as cloud:
+        try:
+            written = _write(file, cloud) if force or file.is_free() else None
+            if as_json:
+                click.echo(json.dumps(_document(cloud, written), indent=2))
+            else:
+                _show(cloud, written)
+            sys.stdout.flush()
+            stop.wait()
+        finally:
+            file.remove()
+            show_struck(cloud)
+        if not as_json:
+            click.echo("Stopping …", err=True)
+
+
+def _write(file: LocalSettings, cloud: Cloud) -> Path:
+    try:
+        return file.write(cloud)
+    except OSError as error:
+        raise click.ClickException(
+            f"{file.path} cannot be written ({error.strerror}): --local-settings takes another place"
+        ) from error
+
+
+def _document(cloud: Cloud, local_settings: Path | None) -> dict[str, object]:
+    return {
+        "pid": os.getpid(),
+        "mode": cloud.options.mode,
+        "endpoints": _endpoints(cloud),
+        "connectionString": cloud.connection_string,
+        "settings": cloud.app_settings,
+        "operatorSettings": cloud.operator_settings,
+        "clientIds": {
+            "function": cloud.function_identity.client_id,
+            "operator": cloud.operator.client_id,
+        },
+        "opportunities": cloud.demo.opportunities if cloud.options.dataverse else [],
+        "workers": cloud.host.worker_pids if cloud.host else [],
+        "debugPort": cloud.options.debug_port,
+        "localSettings": str(local_settings) if local_settings else None,
+    }
+
+
+def _endpoints(cloud: Cloud) -> dict[str, str]:
+    return {
+        **({"Dataverse": cloud.dataverse_server.url} if cloud.options.dataverse else {}),
+        "Service Bus, plain": f"amqp://{cloud.plain_server.host}:{cloud.plain_server.port}",
+        **({"Service Bus, TLS": f"amqps://{cloud.namespace}:5671"} if cloud.tls_server else {}),
+        "Managed identity": cloud.identity_server.endpoint,
+    }
+
+
+def _show(cloud: Cloud, local_settings: Path | None) -> None:
+    endpoints = {
+        **_endpoints(cloud),
+        "Connection string": cloud.connection_string,
+        "Operator's client id": cloud.operator.client_id,
+    }
+    width = max(map(len, endpoints))
+    # One line each, whatever the width of the terminal: an id that is folded cannot be copied.
+    click.echo("Endpoints")
+    for name, value in endpoints.items():
+        click.echo(f"  {name.ljust(width)}  {value}")
+    click.echo("\nApp settings")
+    for name, value in sorted(cloud.app_settings.items()):
+        click.echo(f"  {name}={value}")
+    if local_settings:
+        click.echo(f"\n{local_settings} is written for func start, and removed at the end.")
+    else:
+        click.echo(f"\nNo {FILE_NAME} was written: there is one already that somebody else wrote.")
+    click.echo(f"The function runs in {workers(cloud)}.\n")
+    click.echo("\nCtrl-C stops everything.")

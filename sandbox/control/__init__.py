@@ -1,0 +1,1 @@
+"""How running sandboxes are found: the private folder of each run."""
