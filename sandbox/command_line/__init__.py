@@ -1,7 +1,8 @@
 """The commands of `python -m sandbox`.
 
-A command's module is imported when the command is used. `options` are shared by the commands that start a sandbox,
-`console` prints tables for people and plain lines for files and pipes.
+A command's module is imported when the command is used: those that talk to a running sandbox need none of its parts.
+`options` are shared by the commands that start one, `console` prints tables for people and plain lines for files and
+pipes.
 """
 
 import importlib
@@ -12,6 +13,18 @@ _MODULES = {
     "start": "start",
     "demo": "demonstrate",
     "faults": "fault_list",
+    "status": "play",
+    "win": "play",
+    "opportunities": "play",
+    "invoices": "play",
+    "events": "play",
+    "requests": "play",
+    "send": "play",
+    "messages": "play",
+    "break": "play",
+    "repair": "play",
+    "kill": "play",
+    "pass-time": "play",
 }
 
 
@@ -31,4 +44,8 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Azure on this machine: Service Bus, Dataverse, managed identity and a Functions host, on loopback only."""
+    """Azure on this machine: Service Bus, Dataverse, managed identity and a Functions host, on loopback only.
+
+    `start` and `demo` start a sandbox of their own. The other commands talk to the one that runs; they exit with 0 when
+    it is done, 1 when it is refused, 2 for wrong usage and 3 when no sandbox runs.
+    """

@@ -3,17 +3,22 @@
 import json
 import logging
 import os
+import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from sandbox.cloud import Cloud
+from sandbox.cloud import Cloud, CloudOptions
 from sandbox.command_line.console import log_to_stderr
 from sandbox.command_line.local_settings import FILE_NAME, LocalSettings
 from sandbox.command_line.options import Common, common, running, workers
 from sandbox.command_line.struck import show_struck
+from sandbox.control.client import Control
+from sandbox.control.panel import ControlPanel
+from sandbox.control.server import ControlServer
 from sandbox.dataverse import Limits
 from sandbox.faults import FaultPlan
 from sandbox.stopping import Stop
@@ -73,25 +78,27 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
         functions_host=functions_host,
         debug_port=debug_port,
         standard_ports=True,
-        faults=FaultPlan(common.rules) if common.rules else None,
+        # Also without a rule: `break` adds some later.
+        faults=FaultPlan(common.rules),
     )
     file = LocalSettings(local_settings or common.app / FILE_NAME)
     if local_settings is not None and not force and not file.is_free():
         raise click.ClickException(
             f"{file.path} was not written by a sandbox that is gone: --force overwrites it"
         )
-    with running(options, common.mode, stop) as cloud:
-        try:
-            written = _write(file, cloud) if force or file.is_free() else None
-            if as_json:
-                click.echo(json.dumps(_document(cloud, written), indent=2))
-            else:
-                _show(cloud, written)
-            sys.stdout.flush()
-            stop.wait()
-        finally:
-            file.remove()
-            show_struck(cloud)
+    with running(options, common.mode, stop) as cloud, ExitStack() as closing:
+        server = closing.enter_context(ControlServer(closing.enter_context(ControlPanel(cloud))))
+        control = Control(server.url, server.token, os.getpid())
+        control.write(cloud.folder)
+        closing.callback(show_struck, cloud)
+        closing.callback(file.remove)
+        written = _write(file, cloud) if force or file.is_free() else None
+        if as_json:
+            click.echo(json.dumps(_document(cloud, control, written), indent=2))
+        else:
+            _show(cloud, control, written)
+        sys.stdout.flush()
+        stop.wait()
         if not as_json:
             click.echo("Stopping …", err=True)
 
@@ -105,11 +112,12 @@ def _write(file: LocalSettings, cloud: Cloud) -> Path:
         ) from error
 
 
-def _document(cloud: Cloud, local_settings: Path | None) -> dict[str, object]:
+def _document(cloud: Cloud, control: Control, local_settings: Path | None) -> dict[str, object]:
     return {
         "pid": os.getpid(),
         "mode": cloud.options.mode,
         "endpoints": _endpoints(cloud),
+        "control": {"url": control.url, "token": control.token},
         "connectionString": cloud.connection_string,
         "settings": cloud.app_settings,
         "operatorSettings": cloud.operator_settings,
@@ -133,9 +141,10 @@ def _endpoints(cloud: Cloud) -> dict[str, str]:
     }
 
 
-def _show(cloud: Cloud, local_settings: Path | None) -> None:
+def _show(cloud: Cloud, control: Control, local_settings: Path | None) -> None:
     endpoints = {
         **_endpoints(cloud),
+        "Control": control.url,
         "Connection string": cloud.connection_string,
         "Operator's client id": cloud.operator.client_id,
     }
@@ -152,4 +161,37 @@ def _show(cloud: Cloud, local_settings: Path | None) -> None:
     else:
         click.echo(f"\nNo {FILE_NAME} was written: there is one already that somebody else wrote.")
     click.echo(f"The function runs in {workers(cloud)}.\n")
+    click.echo("Try this in another terminal")
+    suggestions = _suggestions(cloud.options)
+    longest = max(len(command) for command, _ in suggestions)
+    for command, effect in suggestions:
+        click.echo(f"  {_program()} {command.ljust(longest)}  {effect}")
     click.echo("\nCtrl-C stops everything.")
+
+
+def _suggestions(options: CloudOptions) -> list[tuple[str, str]]:
+    shared = [
+        ("events --follow", "watch what is published"),
+        ("break 'service-bus-out reset' --for 30s", "break a connection"),
+        ("repair", "end every fault"),
+        ("kill", "kill the function's worker"),
+        ("pass-time 1h", "let an hour pass for Service Bus"),
+        ("status", "see what waits where"),
+    ]
+    if not options.dataverse:
+        return [("send ENTITY BODY", "send a message"), ("messages ENTITY", "see what waits"), *shared]
+    return [
+        ("win", "win the next open opportunity"),
+        ("win 10", "win ten"),
+        ("invoices", "see the invoices"),
+        ("requests --follow", "watch Dataverse's requests"),
+        *shared,
+    ]
+
+
+def _program() -> str:
+    """Return how this program can be called from here."""
+    executable = Path(sys.executable)
+    if executable.is_relative_to(Path.cwd()):
+        executable = executable.relative_to(Path.cwd())
+    return f"{shlex.quote(str(executable))} -m sandbox"

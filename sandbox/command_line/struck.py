@@ -15,5 +15,5 @@ def show_struck(cloud: Cloud) -> None:
     struck = Counter(f"{entry.wire}/{entry.operation} {entry.fault}" for entry in plan.log)
     for what, count in struck.items():
         click.echo(f"{what}: struck {count} time{'s' if count > 1 else ''}", err=True)
-    if not struck:
+    if plan.rules and not struck:
         click.echo("No fault has struck.", err=True)

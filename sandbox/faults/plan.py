@@ -352,6 +352,14 @@ class Struck:
         return f"{self.at.isoformat()} {self.wire}/{self.operation}: {self.fault} {self.about}".rstrip()
 
 
+@dataclass(frozen=True)
+class ActiveRule:
+    """A rule that takes part now; `until` None: until the plan is cleared."""
+
+    rule: Rule
+    until: datetime | None
+
+
 @dataclass
 class _Standing:
     """A rule with what it has seen."""
@@ -387,6 +395,18 @@ class FaultPlan:
         """Everything that struck, in order."""
         with self._lock:
             return tuple(self._log)
+
+    @property
+    def active(self) -> tuple[ActiveRule, ...]:
+        """The rules that may still strike, in order; those of the future included."""
+        with self._lock:
+            now = self.clock.now()
+            active = [
+                ActiveRule(standing.rule, _end(standing))
+                for standing in self._standing
+                if not _is_spent(standing)
+            ]
+        return tuple(each for each in active if each.until is None or now < each.until)
 
     def add(self, *rules: Rule) -> None:
         """Let rules take part from now on; the first that applies to a call strikes it."""
@@ -443,6 +463,17 @@ class FaultPlan:
     def pause(self, seconds: float) -> None:
         """Wait in real time, until `clear` at most: for the wires' silences and delays."""
         self._released.wait(seconds)
+
+
+def _end(standing: _Standing) -> datetime | None:
+    when = standing.rule.when
+    return None if when.duration is None else standing.since + when.start + when.duration
+
+
+def _is_spent(standing: _Standing) -> bool:
+    """Tell whether the last call that could be struck has come."""
+    last = standing.rule.when.last
+    return last is not None and standing.matched >= last
 
 
 def _hits(standing: _Standing, wire: Wire, operation: str, now: datetime) -> bool:

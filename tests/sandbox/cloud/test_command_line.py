@@ -165,10 +165,67 @@ def test_start_for_people_until_ctrl_c(terminal: _Terminal) -> None:
     _, error = process.communicate(timeout=PATIENCE)
     text = "".join(lines)
     assert "ServiceBusConnection=Endpoint=" in text, error
+    assert "Try this in another terminal" in text
     assert "Service Bus, TLS" not in text
     assert "\x1b" not in text
     assert process.returncode == 0
     terminal.assert_nothing_is_left()
+
+
+def test_a_running_sandbox_is_controlled_by_commands(terminal: _Terminal) -> None:
+    """As a person, and as a script that reads JSON and exit codes."""
+    process, document = terminal.start_for_scripts()
+
+    won = terminal.run("win")
+    assert (won.returncode, won.stderr) == (0, "")
+    assert won.stdout.startswith("won: ")
+    assert won.stdout.count("\n") == 1
+    invoices: list[dict[str, Any]] = []
+    deadline = time.monotonic() + PATIENCE
+    while not invoices:
+        assert time.monotonic() < deadline
+        invoices = json.loads(terminal.run("invoices", "--json").stdout)
+    assert invoices[0]["opportunity"] in won.stdout
+    by_id = terminal.run("win", document["opportunities"][-1], "--json")
+    assert [each["id"] for each in json.loads(by_id.stdout)] == [document["opportunities"][-1]]
+
+    broken = terminal.run("break", "dataverse reset", "--for", "10m")
+    assert broken.stdout == "broken: dataverse reset for=600s\n"
+    assert "Broken: dataverse reset for=600s until " in terminal.run("status").stdout
+    assert terminal.run("repair").stdout == "Nothing is broken.\n"
+    killed = json.loads(terminal.run("kill", "--json").stdout)["killed"]
+    assert set(killed) <= set(document["workers"])
+    assert "shows 20" in terminal.run("pass-time", "90m").stdout
+    assert "Service Bus's clock is 1.5 h ahead" in terminal.run("status").stdout
+    assert "WinOpportunity" in terminal.run("requests").stdout
+    assert "sent: sequence number" in terminal.run("send", "invoice-created", "{}").stdout
+    assert "  active  " in terminal.run("messages", "invoice-created/Subscriptions/audit").stdout
+    assert f"won   {invoices[0]['opportunity']}" in terminal.run("opportunities").stdout
+
+    refused = terminal.run("win", "nobody", "--pid", str(process.pid))
+    assert (refused.returncode, refused.stderr) == (1, "Error: no opportunity is called 'nobody'\n")
+    other = terminal.run("status", "--pid", "1")
+    assert (other.returncode, other.stderr) == (3, "Error: no sandbox runs with the process id 1\n")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    terminal.assert_nothing_is_left()
+    gone = terminal.run("status")
+    assert gone.returncode == 3
+    assert "start one with" in gone.stderr
+
+
+def test_events_are_followed_until_ctrl_c(terminal: _Terminal) -> None:
+    process, document = terminal.start_for_scripts()
+    following = terminal.start("events", "--follow", "--json", "--pid", str(process.pid))
+    terminal.run("win", document["opportunities"][0])
+    assert following.stdout is not None
+    event = json.loads(following.stdout.readline())
+    assert (event["topic"], document["opportunities"][0] in event["body"]) == ("invoice-created", True)
+    following.send_signal(signal.SIGINT)
+    _, error = following.communicate(timeout=PATIENCE)
+    assert (following.returncode, error) == (0, "")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
 
 
 # Somewhere in the imports, the start, the running and the stop; a failing moment can be run again by its number.
@@ -314,6 +371,8 @@ def test_what_is_missing_after_an_interruption_is_no_failure(terminal: _Terminal
         (("demo", "--entities", "host.json"), 1, "host.json: the Service Bus configuration has problems"),
         (("start", "--opportunities", "-1"), 2, "--opportunities"),
         (("start", "--settings", "host.json"), 2, "host.json is not a settings file"),
+        (("break", "dataverse reset", "--for", "soon"), 2, "'soon' is not a duration such as 30s"),
+        (("events",), 3, "no sandbox runs here"),
         (("start", "--local-settings", "/proc/nowhere/x.json"), 1, "/proc/nowhere/x.json cannot be written"),
         (("demo", "--set", "nonsense"), 2, "NAME=VALUE"),
         (("demo", "--app", "tests"), 1, "host.json is missing"),

@@ -1,0 +1,309 @@
+"""The commands that talk to the running sandbox: win, break, watch."""
+
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from sandbox.control.client import CallFailed, Control, NoSandbox
+from sandbox.stopping import Stop
+
+_NO_SANDBOX = 3
+# Of a body, on a terminal; --json has all of it.
+_MAX_SHOWN = 200
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class _Seconds(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:  # noqa: ANN401 - click's signature
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a duration such as 30s, 5m, 2h or 1d", param, context)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+def _controlling(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its `control`, and the options that all of these commands have."""
+
+    @click.option(
+        "--pid", type=int, help="The process id of the sandbox, where several run.  [default: the newest]"
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+    @functools.wraps(command)
+    def with_control(*, pid: int | None, **parameters: Any) -> None:  # noqa: ANN401 - what click passes on
+        try:
+            command(control=Control.find(pid), **parameters)
+        except (NoSandbox, CallFailed) as error:
+            click.echo(f"Error: {error}", err=True)
+            raise click.exceptions.Exit(_NO_SANDBOX if isinstance(error, NoSandbox) else 1) from error
+
+    return with_control
+
+
+def _print(content: object, lines: Iterator[str] | Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for line in lines:
+        click.echo(line)
+
+
+# --- selling ---
+
+
+@click.command("win")
+@click.argument("what", nargs=-1, metavar="[NAME|ID|COUNT]...")
+@_controlling
+def win_command(control: Control, what: Sequence[str], *, as_json: bool) -> None:
+    """Win opportunities: by name, a part of it or id; or so many of the open ones, one unless a count is given."""
+    won = control.call("POST", "/win", _chosen(what))
+    _print(won, [f"won: {_line(each)}" for each in won], as_json=as_json)
+
+
+def _chosen(what: Sequence[str]) -> dict[str, object]:
+    if len(what) == 1 and what[0].isascii() and what[0].isdigit():
+        return {"count": int(what[0])}
+    return {"opportunities": list(what)}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return f"{row['id']}  {row['name']}  {row['customer']}  {row['total']} {row['currency']}"
+
+
+@click.command("opportunities")
+@click.argument("search", default="")
+@_controlling
+def opportunities_command(control: Control, search: str, *, as_json: bool) -> None:
+    """List the opportunities, or those whose name contains SEARCH."""
+    rows = control.call("GET", "/opportunities", query={"search": search})
+    lines = [f"{row['state'].ljust(4)}  {_line(row)}" for row in rows]
+    _print(rows, lines or ["There is no such opportunity."], as_json=as_json)
+
+
+@click.command("invoices")
+@_controlling
+def invoices_command(control: Control, *, as_json: bool) -> None:
+    """List the invoices, the newest first."""
+    rows = control.call("GET", "/invoices")
+    lines = [
+        f"{row['number']}  {row['total']} {row['currency']}  {row['customer']}  opportunity {row['opportunity']}"
+        for row in rows
+    ]
+    _print(rows, lines or ["There are no invoices."], as_json=as_json)
+
+
+# --- watching ---
+
+
+@click.command("status")
+@_controlling
+def status_command(control: Control, *, as_json: bool) -> None:
+    """Show what runs, what is broken and how many messages wait where."""
+    status = control.call("GET", "/status")
+    _print(status, _status_lines(status), as_json=as_json)
+
+
+def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Sandbox {status['pid']}: {status['app']}, {status['mode']}"
+    for function in status["functions"]:
+        yield f"Function {function['name']} receives from {function['source']}" + (
+            " (disabled)" if function["disabled"] else ""
+        )
+    yield f"Workers: {', '.join(map(str, status['workers'])) or 'none is ready'}"
+    if status["clockAheadSeconds"]:
+        yield f"Service Bus's clock is {status['clockAheadSeconds'] / 3600:g} h ahead"
+    if status["opportunities"]:
+        yield "Opportunities: " + ", ".join(
+            f"{count} {name}" for name, count in status["opportunities"].items()
+        )
+    for entity in status["entities"]:
+        counts = (
+            (entity["active"], "active"),
+            (entity["scheduled"], "scheduled"),
+            (entity["deadLetter"], "dead"),
+        )
+        shown = ", ".join(f"{count} {name}" for count, name in counts if count)
+        yield f"{entity['path']}: {shown or 'empty'}"
+    for fault in status["faults"]:
+        yield f"Broken: {fault['rule']}" + (f" until {fault['until']}" if fault["until"] else "")
+
+
+@click.command("events")
+@click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
+@_controlling
+@click.pass_obj
+def events_command(stop: Stop, control: Control, *, follow: bool, as_json: bool) -> None:
+    """Show what was published on the topics."""
+    _watch(control, "/events", _event_line, stop, follow=follow, as_json=as_json)
+
+
+def _event_line(event: Mapping[str, Any]) -> str:
+    properties = event["applicationProperties"]
+    about = event["subject"] or properties.get("cloudEvents_subject") or event["messageId"] or ""
+    return f"{event['at'][11:19]}  {event['topic']}  {about}\n{' ' * 10}{_short(event['body'])}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}…"
+
+
+@click.command("requests")
+@click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
+@_controlling
+@click.pass_obj
+def requests_command(stop: Stop, control: Control, *, follow: bool, as_json: bool) -> None:
+    """Show Dataverse's requests: who asked for what, and the status."""
+    _watch(control, "/requests", _request_line, stop, follow=follow, as_json=as_json)
+
+
+def _request_line(request: Mapping[str, Any]) -> str:
+    head = f"{request['at'][11:19]}  {request['status']}  {request['client']}  {request['method']} {request['url']}"
+    inner = [
+        f"{' ' * 10}{each['status']}  {each['method']} {_path(each['url'])}" for each in request["operations"]
+    ]
+    return "\n".join([head, *inner])
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(scheme="", netloc="").geturl()
+
+
+def _watch(
+    control: Control,
+    path: str,
+    line: Callable[[Mapping[str, Any]], str],
+    stop: Stop,
+    *,
+    follow: bool,
+    as_json: bool,
+) -> None:
+    """Print entries; in JSON one document on each line."""
+    last = 0
+    while not stop.is_wanted():
+        entries = control.call("GET", path, query={"after": last, "wait": 1 if follow and last else 0})
+        for entry in entries:
+            last = entry["number"]
+            click.echo(json.dumps(entry, ensure_ascii=False) if as_json else line(entry))
+        if not follow:
+            if not entries and not as_json:
+                click.echo("There is nothing yet.")
+            return
+        if not entries:
+            time.sleep(0.1)
+
+
+@click.command("traces")
+@click.argument("opportunity", required=False)
+@_controlling
+def traces_command(control: Control, opportunity: str | None, *, as_json: bool) -> None:
+    """Show the trees of spans, of one opportunity (an id) or of all; needs start --traces."""
+    query = {"opportunity": opportunity} if opportunity else None
+    trees = control.call("GET", "/traces", query=query)
+    lines = [line for tree in trees for line in _tree_lines(tree, 0)]
+    _print(trees, lines or ["There are no traces."], as_json=as_json)
+
+
+def _tree_lines(span: Mapping[str, Any], depth: int) -> Iterator[str]:
+    failure = f"  ERROR {span['error']}" if span["error"] else ""
+    yield f"{'  ' * depth}{span['name']}  {span['milliseconds']} ms  {span['service']}{failure}"
+    for child in span["children"]:
+        yield from _tree_lines(child, depth + 1)
+
+
+@click.command("messages")
+@click.argument("entity")
+@_controlling
+def messages_command(control: Control, entity: str, *, as_json: bool) -> None:
+    """Show the messages of a queue, TOPIC/Subscriptions/NAME or …/$DeadLetterQueue, without receiving them."""
+    messages = control.call("GET", "/messages", query={"entity": entity})
+    lines = [
+        f"{each['sequenceNumber']}  {each['state']}  delivered {each['deliveryCount']} times  {_short(each['body'])}"
+        for each in messages
+    ]
+    _print(messages, lines or [f"{entity} is empty."], as_json=as_json)
+
+
+@click.command("send")
+@click.argument("entity")
+@click.argument("body")
+@click.option("--content-type", help="Such as application/json.")
+@click.option("--message-id", help="For duplicate detection.")
+@click.option("--subject", help="For filters, and for the function.")
+@click.option(
+    "--property", "properties", multiple=True, metavar="NAME=VALUE", help="An application property."
+)
+@_controlling
+def send_command(
+    control: Control,
+    entity: str,
+    body: str,
+    content_type: str | None,
+    message_id: str | None,
+    subject: str | None,
+    properties: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Send a message to a queue or topic."""
+    sent = control.call(
+        "POST",
+        "/messages",
+        {
+            "entity": entity,
+            "body": body,
+            "contentType": content_type,
+            "messageId": message_id,
+            "subject": subject,
+            "applicationProperties": dict(text.partition("=")[::2] for text in properties),
+        },
+    )
+    _print(sent, [f"sent: sequence number {', '.join(map(str, sent['sequenceNumbers']))}"], as_json=as_json)
+
+
+# --- breaking ---
+
+
+@click.command("break")
+@click.argument("rule")
+@click.option(
+    "--for", "seconds", type=_Seconds(), help="How long, such as 30s or 5m.  [default: until repair]"
+)
+@_controlling
+def break_command(control: Control, rule: str, seconds: float | None, *, as_json: bool) -> None:
+    """Let something fail by a RULE such as 'dataverse reset'; see faults."""
+    broken = control.call("POST", "/faults", {"rule": rule, "seconds": seconds})
+    _print(broken, [f"broken: {each['rule']}" for each in broken["faults"]], as_json=as_json)
+
+
+@click.command("repair")
+@_controlling
+def repair_command(control: Control, *, as_json: bool) -> None:
+    """End every fault."""
+    repaired = control.call("DELETE", "/faults")
+    _print(repaired, ["Nothing is broken."], as_json=as_json)
+
+
+@click.command("kill")
+@_controlling
+def kill_command(control: Control, *, as_json: bool) -> None:
+    """Kill the function's worker processes, as a crash would; others are started."""
+    killed = control.call("POST", "/workers/kill")
+    _print(killed, [f"killed: {', '.join(map(str, killed['killed'])) or 'none was ready'}"], as_json=as_json)
+
+
+@click.command("pass-time")
+@click.argument("duration", type=_Seconds())
+@_controlling
+def pass_time_command(control: Control, duration: float, *, as_json: bool) -> None:
+    """Let time pass for Service Bus, such as 1h: retries become due, locks expire. No other clock moves."""
+    moved = control.call("POST", "/clock", {"hours": duration / 3600})
+    _print(moved, [f"Service Bus's clock shows {moved['now']}"], as_json=as_json)
