@@ -1,0 +1,137 @@
+"""A project that has nothing to do with invoices: it installs the sandbox with pip and tests its own function app."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+# It installs some thirty packages, from pip's cache where they are there.
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the project with an environment that has the sandbox installed from a wheel."""
+    folder = tmp_path_factory.mktemp("any-app")
+    project = Path(shutil.copytree(HERE / "project", folder / "project"))
+    _pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "venv", with_pip=True)
+    python = str(folder / "venv" / "bin" / "python")
+    # The tested versions, so that a new release elsewhere fails nothing here.
+    constraints = folder / "constraints.txt"
+    constraints.write_text(_versions("requirements-dev.txt"))
+    _pip(
+        python,
+        *(
+            "install",
+            "--constraint",
+            str(constraints),
+            f"invoice-from-opportunity[sandbox] @ {wheel.as_uri()}",
+        ),
+        *("--requirement", str(project / "app" / "requirements.txt"), "pytest"),
+    )
+    runtime = ROOT / "requirements-runtime.txt"
+    _pip(python, "install", "--no-deps", "--ignore-requires-python", "--requirement", str(runtime))
+    return project
+
+
+def _versions(file: str) -> str:
+    lines = (ROOT / file).read_text().splitlines()
+    return "\n".join(line.partition("\\")[0] for line in lines if "==" in line and not line.startswith(" "))
+
+
+def _pip(python: str, command: str, *arguments: str) -> None:
+    done = subprocess.run(  # noqa: S603 - our own command
+        [python, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _python(project: Path) -> str:
+    return str(project.parent / "venv" / "bin" / "python")
+
+
+def test_its_tests_are_green(project: Path) -> None:
+    """With the plug-in alone: no conftest, no import of the sandbox."""
+    done = subprocess.run(  # noqa: S603 - our own command
+        [_python(project), "-m", "pytest", "-v", "-p", "no:cacheprovider"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+
+
+def test_what_is_installed_is_the_sandbox_and_nothing_else(project: Path) -> None:
+    (wheel,) = project.parent.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "sandbox/service_bus/entities.json" in names
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"sandbox"}
+
+
+def test_it_runs_as_a_program(project: Path, tmp_path: Path) -> None:
+    arguments = (
+        "--app",
+        "app",
+        "--entities",
+        "entities.json",
+        "--no-dataverse",
+        "--mode",
+        "connection-string",
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [_python(project), "-m", "sandbox"]
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [*command, "start", "--json", *arguments, "--set", "CONFIRMATIONS_TOPIC=confirmations"],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def call(*words: str) -> str:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [*command, *words],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+    try:
+        assert process.stdout is not None
+        while process.stdout.readline() != "}\n":
+            assert process.poll() is None
+        call("send", "orders", '{"number": 8}')
+        deadline = time.monotonic() + 60
+        while not (events := call("events", "--json")):
+            assert time.monotonic() < deadline, "no event within 60 s"
+        event = json.loads(events)
+        assert (event["topic"], json.loads(event["body"])["number"]) == ("confirmations", 8)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not (project / "app" / "local.settings.json").exists()
