@@ -67,6 +67,39 @@ def win_command(control: Control, what: Sequence[str], *, as_json: bool) -> None
     _print(won, [f"won: {_line(each)}" for each in won], as_json=as_json)
 
 
+@click.command("lose")
+@click.argument("what", nargs=-1, required=True, metavar="NAME|ID...")
+@_controlling
+def lose_command(control: Control, what: Sequence[str], *, as_json: bool) -> None:
+    """Lose open opportunities."""
+    lost = control.call("POST", "/lose", {"opportunities": list(what)})
+    _print(lost, [f"lost: {_line(each)}" for each in lost], as_json=as_json)
+
+
+@click.command("reopen")
+@click.argument("what", nargs=-1, required=True, metavar="NAME|ID...")
+@_controlling
+def reopen_command(control: Control, what: Sequence[str], *, as_json: bool) -> None:
+    """Open won or lost opportunities again."""
+    opened = control.call("POST", "/reopen", {"opportunities": list(what)})
+    _print(opened, [f"open: {_line(each)}" for each in opened], as_json=as_json)
+
+
+@click.command("change")
+@click.argument("what", nargs=-1, required=True, metavar="NAME|ID...")
+@click.option("--price", type=float, help="The price of the line.")
+@click.option("--quantity", type=float, help="The quantity of the line.")
+@click.option("--line", type=click.IntRange(1), help="The number of the line.  [default: 1]")
+@click.option("--freight", type=float, help="The freight amount.")
+@click.option("--discount", type=float, help="The discount on the whole opportunity.")
+@click.option("--currency", help="The code of the currency, such as USD.")
+@_controlling
+def change_command(control: Control, what: Sequence[str], *, as_json: bool, **change: object) -> None:
+    """Change open opportunities: amounts and currency."""
+    changed = control.call("POST", "/change", {"opportunities": list(what), **change})
+    _print(changed, [f"changed: {_line(each)}" for each in changed], as_json=as_json)
+
+
 def _chosen(what: Sequence[str]) -> dict[str, object]:
     if len(what) == 1 and what[0].isascii() and what[0].isdigit():
         return {"count": int(what[0])}

@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
 import requests
 
-from sandbox.actors import SalesError, SalesPerson
+from sandbox.actors import LineChange, OpportunityChange, Salesperson, SalesRefused
 from sandbox.cloud import Cloud, NotInThisSandbox
 from sandbox.control.journal import Journal
 from sandbox.dataverse import DataverseApp, RequestRecord
-from sandbox.dataverse.schema import TABLES, Row
+from sandbox.dataverse.columns import Row
+from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.store import Transaction
 from sandbox.faults import FaultPlan
 from sandbox.faults.syntax import FaultSyntaxError, parse_rule
@@ -51,13 +53,13 @@ class ControlPanel:
         self._events = Journal()
         self._one_sale_at_a_time = threading.Lock()
         self._closing = ExitStack()
-        self._salesperson: SalesPerson | None = None
+        self._salesperson: Salesperson | None = None
         self._topics = {topic.path for topic in cloud.configuration.topics}
 
     def __enter__(self) -> Self:
         self._closing.callback(self._cloud.broker.observe(self._observe))
         if self._cloud.options.dataverse:
-            self._salesperson = self._closing.enter_context(SalesPerson(self._cloud))
+            self._salesperson = self._closing.enter_context(Salesperson(self._cloud))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,6 +149,25 @@ class ControlPanel:
         """Win the opportunities that are named, or the next `count` open ones."""
         return self._sell(lambda seller, row: seller.win(row["opportunityid"]), "open", wanted, count)
 
+    def lose(self, wanted: Sequence[str]) -> list[Json]:
+        """Lose the open opportunities that are named."""
+        return self._sell(lambda seller, row: seller.lose(row["opportunityid"]), "open", _some(wanted), 1)
+
+    def reopen(self, wanted: Sequence[str]) -> list[Json]:
+        """Open the closed opportunities that are named again."""
+        return self._sell(lambda seller, row: seller.reopen(row["opportunityid"]), "won", _some(wanted), 1)
+
+    def change(self, wanted: Sequence[str], change: Mapping[str, Any]) -> list[Json]:
+        """Change the opportunities that are named.
+
+        `change` may have the amounts freight, discount and discountPercentage, the currency's code, and for one line,
+        the first unless `line` says another, price and quantity.
+        """
+        parsed = self._change(change)
+        return self._sell(
+            lambda seller, row: seller.change(row["opportunityid"], parsed), "open", _some(wanted), 1
+        )
+
     def send(self, entity: str, body: str, message: Mapping[str, Any]) -> Json:
         """Send a message; `message` may have contentType, messageId, subject, correlationId, applicationProperties."""
         try:
@@ -202,20 +223,48 @@ class ControlPanel:
     # --- how ---
 
     def _sell(
-        self, act: Callable[[SalesPerson, Row], None], state: str, wanted: Sequence[str], count: int
+        self, act: Callable[[Salesperson, Row], None], state: str, wanted: Sequence[str], count: int
     ) -> list[Json]:
+        """Let the salesperson act on opportunities, and return what they are afterwards."""
         with self._reading() as transaction:
-            names = _Names(transaction)
             chosen = _choose(_all_opportunities(transaction), state, wanted, count)
-            described = [names.opportunity(row) for row in chosen]
         assert self._salesperson is not None  # noqa: S101 - for the type checker: `_reading` has refused it
         with self._one_sale_at_a_time:
             for row in chosen:
                 try:
                     act(self._salesperson, row)
-                except (SalesError, requests.RequestException) as error:
+                except (SalesRefused, requests.RequestException) as error:
                     raise Refused(f"{row['name']}: {error}") from error
-        return described
+        ids = [row["opportunityid"] for row in chosen]
+        with self._reading() as transaction:
+            names = _Names(transaction)
+            rows = {row["opportunityid"]: row for row in _all_opportunities(transaction)}
+        return [names.opportunity(rows[each]) for each in ids]
+
+    def _change(self, change: Mapping[str, Any]) -> OpportunityChange:
+        price, quantity = _amount(change, "price"), _amount(change, "quantity")
+        lines: tuple[LineChange, ...] = ()
+        if price is not None or quantity is not None:
+            lines = (LineChange(int(_amount(change, "line") or 1), price=price, quantity=quantity),)
+        code = change.get("currency")
+        currencies = self._dataverse_currencies()
+        if code is not None and code not in currencies:
+            raise Refused(f"there is no currency {code!r}; there is {', '.join(sorted(currencies))}")
+        parsed = OpportunityChange(
+            freight=_amount(change, "freight"),
+            discount=_amount(change, "discount"),
+            discount_percentage=_amount(change, "discountPercentage"),
+            currency=currencies[code] if code is not None else None,
+            lines=lines,
+        )
+        if parsed == OpportunityChange():
+            raise Refused("nothing changes: give a price, quantity, freight, discount or currency")
+        return parsed
+
+    def _dataverse_currencies(self) -> Mapping[str, str]:
+        with self._reading() as transaction:
+            rows = transaction.rows(TABLES["transactioncurrency"])
+        return {str(row["isocurrencycode"]): str(row["transactioncurrencyid"]) for row in rows}
 
     def _dataverse(self) -> DataverseApp:
         try:
@@ -357,6 +406,21 @@ def _message(message: Message) -> Json:
         },
         "body": body.decode(errors="replace") if isinstance(body, bytes) else str(body),
     }
+
+
+def _some(wanted: Sequence[str]) -> Sequence[str]:
+    if not wanted:
+        raise Refused("name at least one opportunity")
+    return wanted
+
+
+def _amount(values: Mapping[str, Any], name: str) -> Decimal | None:
+    if values.get(name) is None:
+        return None
+    try:
+        return Decimal(str(values[name]))
+    except InvalidOperation as error:
+        raise Refused(f"{name} must be a number") from error
 
 
 def _all_opportunities(transaction: Transaction) -> list[Row]:

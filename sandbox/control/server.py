@@ -152,6 +152,9 @@ def _routes(panel: ControlPanel) -> dict[tuple[str, str], Callable[[_Call], obje
         ("POST", "/win"): lambda call: panel.win(
             call.texts("opportunities"), int(call.amount("count", 1) or 0)
         ),
+        ("POST", "/lose"): lambda call: panel.lose(call.texts("opportunities")),
+        ("POST", "/reopen"): lambda call: panel.reopen(call.texts("opportunities")),
+        ("POST", "/change"): lambda call: panel.change(call.texts("opportunities"), call.body),
         ("POST", "/messages"): lambda call: panel.send(call.text("entity"), call.text("body"), call.body),
         ("POST", "/faults"): lambda call: panel.add_fault(call.text("rule"), call.amount("seconds")),
         ("DELETE", "/faults"): lambda _: panel.repair(),

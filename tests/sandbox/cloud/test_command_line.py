@@ -189,6 +189,11 @@ def test_a_running_sandbox_is_controlled_by_commands(terminal: _Terminal) -> Non
     by_id = terminal.run("win", document["opportunities"][-1], "--json")
     assert [each["id"] for each in json.loads(by_id.stdout)] == [document["opportunities"][-1]]
 
+    last = document["opportunities"][-2]
+    assert f"lost: {last}" in terminal.run("lose", last).stdout
+    assert f"open: {last}" in terminal.run("reopen", last).stdout
+    assert f"changed: {last}" in terminal.run("change", last, "--price", "5.25").stdout
+
     broken = terminal.run("break", "dataverse reset", "--for", "10m")
     assert broken.stdout == "broken: dataverse reset for=600s\n"
     assert "Broken: dataverse reset for=600s until " in terminal.run("status").stdout

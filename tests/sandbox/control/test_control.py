@@ -69,6 +69,35 @@ def test_it_wins_by_count_name_part_and_id(running: _Running) -> None:
     assert {states[row["id"]] for row in won} == {("won", 1)}
 
 
+def test_an_opportunity_is_lost_reopened_changed_and_won(running: _Running) -> None:
+    (row, *_) = [row for row in running.get("/opportunities") if row["state"] == "open"][-4:]
+    wanted = [row["id"]]
+    assert running.post("/lose", opportunities=wanted)[0]["state"] == "lost"
+    assert running.post("/reopen", opportunities=wanted)[0]["state"] == "open"
+    (changed,) = running.post("/change", opportunities=wanted, price=100, quantity=2, freight=1)
+    assert changed["total"] != row["total"]
+    running.post("/win", opportunities=wanted)
+    running.wait(lambda: row["id"] in {each["opportunity"] for each in running.get("/invoices")})
+    with pytest.raises(CallFailed, match=f"{row['name']}: 4.."):
+        running.post("/lose", opportunities=wanted)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/lose", {}, "name at least one opportunity"),
+        ("/change", {"opportunities": ["x"]}, "nothing changes"),
+        ("/change", {"opportunities": ["x"], "price": "much"}, "price must be a number"),
+        ("/change", {"opportunities": ["x"], "currency": "XXX"}, "there is no currency 'XXX'; there is EUR"),
+    ],
+)
+def test_it_refuses_a_sale_with_a_reason(
+    running: _Running, path: str, body: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CallFailed, match=message):
+        running.post(path, **body)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
