@@ -1,5 +1,6 @@
 """`python -m sandbox start`: run everything until Ctrl-C."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -48,6 +49,11 @@ _DEBUG_PORT = 5678
     help=f"Let the function's worker wait for a debugger (debugpy), on port {_DEBUG_PORT} unless another is given.",
 )
 @click.option(
+    "--traces",
+    is_flag=True,
+    help="Collect spans of host and function over OTLP/HTTP; see the command traces.",
+)
+@click.option(
     "--local-settings",
     type=click.Path(dir_okay=False, path_type=Path),
     help=f"Where to write the app settings for func start.  [default: {FILE_NAME} in the app's folder]",
@@ -64,6 +70,7 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
     limits: bool,
     functions_host: bool,
     debug_port: int | None,
+    traces: bool,
     local_settings: Path | None,
     force: bool,
     as_json: bool,
@@ -77,10 +84,13 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
         limits=Limits() if limits else None,
         functions_host=functions_host,
         debug_port=debug_port,
+        traces=traces,
         standard_ports=True,
         # Also without a rule: `break` adds some later.
         faults=FaultPlan(common.rules),
     )
+    if debug_port is not None and importlib.util.find_spec("debugpy") is None:
+        raise click.ClickException(f"--debug needs debugpy: {sys.executable} -m pip install debugpy")
     file = LocalSettings(local_settings or common.app / FILE_NAME)
     if local_settings is not None and not force and not file.is_free():
         raise click.ClickException(
@@ -177,6 +187,7 @@ def _suggestions(options: CloudOptions) -> list[tuple[str, str]]:
         ("kill", "kill the function's worker"),
         ("pass-time 1h", "let an hour pass for Service Bus"),
         ("status", "see what waits where"),
+        *([("traces", "see what called what")] if options.traces else []),
     ]
     if not options.dataverse:
         return [("send ENTITY BODY", "send a message"), ("messages ENTITY", "see what waits"), *shared]
