@@ -35,10 +35,12 @@ from sandbox.faults.service_bus import PlannedFaults
 from sandbox.functions_host import FunctionsHost
 from sandbox.functions_host.configuration import Settings, read_host
 from sandbox.functions_host.functions import Declaration, connection_names
+from sandbox.functions_host.trace_context import InvocationSpan
 from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.posting import ServiceEndpointPoster
 from sandbox.service_bus import Authenticator, Broker, Role, RoleAssignment, ServiceBusServer
+from sandbox.tracing import OtlpReceiver, Span, SpanStore
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -51,7 +53,7 @@ class Cloud:
 
     Its parts are attributes, to look at and to change: `broker`, `broker_clock` (move it with `move_broker_clock`),
     `dataverse` (the application with its store), `demo` (what was seeded), `authority`, `function_identity`, `operator`
-    (may do everything on both sides), `host`; with faults, `proxies`.
+    (may do everything on both sides), `host`; with faults, `proxies`; with traces, `spans`.
     """
 
     def __init__(self, options: CloudOptions) -> None:
@@ -70,6 +72,8 @@ class Cloud:
         self.broker = Broker(self.configuration, self.broker_clock)
         self.proxies: Mapping[Wire, TcpProxy] = {}
         self.host: FunctionsHost | None = None
+        self.spans = SpanStore() if options.traces else None
+        self._trace_settings: Mapping[str, str] = {}
         self._sales: Sales | None = None
         self._declared: tuple[Declaration, ...] = ()
         self._closing = ExitStack()
@@ -84,6 +88,7 @@ class Cloud:
         as soon as `is_called_off` returns true between two steps.
         """
         steps = [
+            self._start_tracing,
             self._start_identity,
             self._start_service_bus,
             self._start_dataverse,
@@ -188,6 +193,7 @@ class Cloud:
             "AZURE_CLIENT_ID": self.function_identity.client_id,
             **connections.settings,
             **self.certificates.settings,
+            **self._trace_settings,
             **self.options.settings,
         }
         host = read_host(self.options.app_root, Settings(settings))
@@ -247,6 +253,13 @@ class Cloud:
             self.host.kill_workers()
 
     # Starting, in this order; stopping is the reverse
+
+    def _start_tracing(self, closing: ExitStack) -> None:
+        if self.spans is not None:
+            receiver = OtlpReceiver(self.spans)
+            receiver.start()
+            closing.callback(receiver.stop)
+            self._trace_settings = receiver.settings
 
     def _start_identity(self, closing: ExitStack) -> None:
         plan = self.options.faults
@@ -350,10 +363,15 @@ class Cloud:
             self.broker_clock,
             self._invoked,
             declared=self._declared,
+            export_span=self._export if self.spans is not None else None,
             debug_port=self.options.debug_port,
         )
         closing.callback(self.host.stop)
         self.host.start()
+
+    def _export(self, span: InvocationSpan) -> None:
+        if self.spans is not None:
+            self.spans.add(Span.of_invocation(span))
 
     def _invoked(self, worker: WorkerProcess) -> None:
         plan = self.options.faults

@@ -22,6 +22,7 @@ _MODULES = {
     "invoices": "play",
     "events": "play",
     "requests": "play",
+    "traces": "play",
     "send": "play",
     "messages": "play",
     "break": "play",

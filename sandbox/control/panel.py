@@ -41,14 +41,10 @@ class Refused(Exception):
 
 
 class ControlPanel:
-    """Acts on a running cloud and watches it from now on; a context manager. Safe under many threads.
+    """Acts on a running cloud and watches it from now on; a context manager. Safe under many threads."""
 
-    `traces` returns the trees of spans of an opportunity, or of all.
-    """
-
-    def __init__(self, cloud: Cloud, traces: Callable[[str | None], list[Json]] | None = None) -> None:
+    def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
-        self._traces = traces
         self._started_at = datetime.now(UTC)
         self._events = Journal()
         self._one_sale_at_a_time = threading.Lock()
@@ -86,7 +82,7 @@ class ControlPanel:
             "entities": self._entities(),
             "opportunities": self._count_opportunities(),
             "eventsPublished": self._events.last,
-            "tracing": self._traces is not None,
+            "tracing": self._cloud.spans is not None,
         }
 
     def opportunities(self, search: str = "") -> list[Json]:
@@ -139,15 +135,15 @@ class ControlPanel:
 
     def traces(self, opportunity: str | None = None) -> list[Json]:
         """Return the trees of spans, of one opportunity (an id) or of all."""
-        if self._traces is None:
+        if self._cloud.spans is None:
             raise Refused("this sandbox collects no traces: start it with --traces")
-        return self._traces(opportunity)
+        return self._cloud.spans.trees(opportunity)
 
     # --- what can be done ---
 
     def win(self, wanted: Sequence[str] = (), count: int = 1) -> list[Json]:
         """Win the opportunities that are named, or the next `count` open ones."""
-        return self._sell(lambda seller, row: seller.win(row["opportunityid"]), "open", wanted, count)
+        return self._sell(self._win, "open", wanted, count)
 
     def lose(self, wanted: Sequence[str]) -> list[Json]:
         """Lose the open opportunities that are named."""
@@ -240,6 +236,16 @@ class ControlPanel:
             names = _Names(transaction)
             rows = {row["opportunityid"]: row for row in _all_opportunities(transaction)}
         return [names.opportunity(rows[each]) for each in ids]
+
+    def _win(self, seller: Salesperson, row: Row) -> None:
+        opportunity = row["opportunityid"]
+        if self._cloud.spans is None:
+            seller.win(opportunity)
+            return
+        # The win is where the trace of an invoice begins.
+        about = {"invoicing.opportunity.id": opportunity}
+        with self._cloud.spans.recording("WinOpportunity", "salesperson", about) as context:
+            seller.win(opportunity, context.trace_parent)
 
     def _change(self, change: Mapping[str, Any]) -> OpportunityChange:
         price, quantity = _amount(change, "price"), _amount(change, "quantity")

@@ -219,6 +219,21 @@ def test_a_running_sandbox_is_controlled_by_commands(terminal: _Terminal) -> Non
     assert "start one with" in gone.stderr
 
 
+def test_traces_are_shown_as_trees(terminal: _Terminal) -> None:
+    process, document = terminal.start_for_scripts("--traces")
+    opportunity = document["opportunities"][0]
+    terminal.run("win", opportunity)
+    deadline = time.monotonic() + PATIENCE
+    while "process opportunity-won" not in (shown := terminal.run("traces", opportunity).stdout):
+        assert time.monotonic() < deadline, shown
+    lines = shown.splitlines()
+    assert lines[0].startswith("WinOpportunity")
+    assert lines[1].startswith("  process opportunity-won")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    terminal.assert_nothing_is_left()
+
+
 def test_events_are_followed_until_ctrl_c(terminal: _Terminal) -> None:
     process, document = terminal.start_for_scripts()
     following = terminal.start("events", "--follow", "--json", "--pid", str(process.pid))

@@ -1,0 +1,11 @@
+"""Traces on this machine: a receiver that collects spans over OTLP/HTTP, and the trees that they form.
+
+store = SpanStore()
+with OtlpReceiver(store) as receiver:           # OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint
+    store.trees(opportunity_id)                 # JSON: the spans that belong together, nested
+"""
+
+from sandbox.tracing.receiver import OtlpReceiver
+from sandbox.tracing.spans import Span, SpanStore
+
+__all__ = ["OtlpReceiver", "Span", "SpanStore"]

@@ -1,0 +1,128 @@
+"""Finished spans, and the trees that they form."""
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import Any
+
+from sandbox.functions_host.trace_context import InvocationSpan, SpanContext
+
+_MAX_SPANS = 50_000
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A finished span; ids are hexadecimal, `parent_id` "" for a root, times in nanoseconds since 1970.
+
+    `error` is the status's text, "error" where it has none, and "" for a span without an error.
+    """
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    name: str
+    service: str
+    started_ns: int
+    ended_ns: int
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    error: str = ""
+
+    @classmethod
+    def of_invocation(cls, invocation: InvocationSpan) -> "Span":
+        """Return the span that the Functions host made of an invocation."""
+        return cls(
+            trace_id=invocation.trace_id,
+            span_id=invocation.span_id,
+            parent_id=invocation.parent_id,
+            name=invocation.name,
+            service="functions-host",
+            started_ns=invocation.started_ns,
+            ended_ns=invocation.ended_ns,
+            attributes=invocation.attributes,
+            error=invocation.failure,
+        )
+
+
+class SpanStore:
+    """The newest spans; safe under many threads."""
+
+    def __init__(self, max_spans: int = _MAX_SPANS) -> None:
+        self._spans: deque[Span] = deque(maxlen=max_spans)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {len(self._spans)}>"
+
+    def add(self, *spans: Span) -> None:
+        """Keep spans."""
+        with self._lock:
+            self._spans.extend(spans)
+
+    @contextmanager
+    def recording(self, name: str, service: str, attributes: Mapping[str, object]) -> Iterator[SpanContext]:
+        """Record the block as a root span; its context goes to those who shall be its children."""
+        context = SpanContext.child_of(None)
+        started = time.time_ns()
+        error = ""
+        try:
+            yield context
+        except Exception as failure:
+            error = type(failure).__name__
+            raise
+        finally:
+            ended = time.time_ns()
+            self.add(
+                Span(context.trace_id, context.span_id, "", name, service, started, ended, attributes, error)
+            )
+
+    def trees(self, about: str | None = None) -> list[Json]:
+        """Return the trees of the traces in which a span has `about` as an attribute's value, or of all.
+
+        A tree is a span with its children, the earliest first. A span whose parent is missing is a root, so a trace
+        with gaps has several trees.
+        """
+        with self._lock:
+            spans = list(self._spans)
+        by_trace: dict[str, dict[str, Span]] = defaultdict(dict)
+        for span in spans:
+            # An exporter that got no response sends a span again.
+            by_trace[span.trace_id][span.span_id] = span
+        return [
+            tree
+            for trace in by_trace.values()
+            if about is None or any(_mentions(span, about) for span in trace.values())
+            for tree in _trees(trace)
+        ]
+
+
+def _mentions(span: Span, text: str) -> bool:
+    return any(str(value).lower() == text.lower() for value in span.attributes.values())
+
+
+def _trees(trace: Mapping[str, Span]) -> Iterator[Json]:
+    children: dict[str, list[Span]] = defaultdict(list)
+    for span in sorted(trace.values(), key=attrgetter("started_ns")):
+        children[span.parent_id if span.parent_id in trace else ""].append(span)
+
+    def node(span: Span) -> Json:
+        return {
+            "traceId": span.trace_id,
+            "spanId": span.span_id,
+            "name": span.name,
+            "service": span.service,
+            "startedAt": datetime.fromtimestamp(span.started_ns / 1e9, UTC).isoformat(),
+            "milliseconds": round((span.ended_ns - span.started_ns) / 1e6, 1),
+            "attributes": dict(span.attributes),
+            "error": span.error,
+            "children": [node(child) for child in children[span.span_id]],
+        }
+
+    for root in children[""]:
+        yield node(root)
