@@ -10,7 +10,7 @@ from sandbox.cloud.options import WON_QUEUE, CannotStart
 from sandbox.functions_host.configuration import InvalidAppConfiguration, Settings
 from sandbox.functions_host.functions import Declaration, sources
 from sandbox.service_bus import Configuration, Role, RoleAssignment
-from sandbox.service_bus.configuration import ALL_RIGHTS, DEFAULT_ENTITIES, EMULATOR_RULE, Right, SasRule
+from sandbox.service_bus.configuration import ALL_RIGHTS, EMULATOR_RULE, Right, SasRule
 
 # What an entities file calls the function's identity, whose client id is made up at each start.
 FUNCTION = "function"
@@ -19,8 +19,8 @@ FUNCTION = "function"
 def load_entities(path: Path, *, published_keys: bool) -> Configuration:
     """Read what Service Bus has; raises CannotStart.
 
-    Without `published_keys`, keys that everybody knows become random ones: those of this repository and the official
-    emulator's. There is always a key of the namespace with all rights.
+    Without `published_keys`, the official emulator's key, which everybody knows, becomes a random one. There is always
+    a key of the namespace with all rights.
     """
     try:
         configuration = Configuration.load(path)
@@ -30,8 +30,7 @@ def load_entities(path: Path, *, published_keys: bool) -> Configuration:
     if not any(map(_may_do_all, rules)):
         rules = (*rules, EMULATOR_RULE)
     if not published_keys:
-        known = {*EMULATOR_RULE.keys, *_keys_of_this_repository()}
-        rules = tuple(_with_random_keys(rule, known) for rule in rules)
+        rules = tuple(map(_with_random_keys, rules))
     return replace(configuration, sas_rules=rules)
 
 
@@ -94,13 +93,8 @@ def _may_do_all(rule: SasRule) -> bool:
     return not rule.scope and rule.rights == ALL_RIGHTS
 
 
-def _keys_of_this_repository() -> Iterator[str]:
-    for rule in Configuration.load(DEFAULT_ENTITIES).sas_rules:
-        yield from rule.keys
-
-
-def _with_random_keys(rule: SasRule, known: set[str]) -> SasRule:
-    return replace(rule, keys=tuple(_random_key() if key in known else key for key in rule.keys))
+def _with_random_keys(rule: SasRule) -> SasRule:
+    return replace(rule, keys=tuple(_random_key() if key in EMULATOR_RULE.keys else key for key in rule.keys))
 
 
 def _random_key() -> str:

@@ -18,6 +18,9 @@ from sandbox.service_bus.configuration import DEFAULT_ENTITIES
 from sandbox.stopping import Stop
 
 INTERRUPTED = 130
+_REPOSITORY = Path(__file__).parents[2]
+# Installed with pip, the sandbox has neither an app nor entities of its own.
+_IN_REPOSITORY = DEFAULT_ENTITIES.exists()
 _AUTOMATIC = "auto"
 
 
@@ -94,8 +97,8 @@ _OPTIONS = (
     click.option(
         "--app",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
-        default=Path(__file__).parents[2],
-        show_default="this project",
+        default=_REPOSITORY if _IN_REPOSITORY else Path(),
+        show_default="this project" if _IN_REPOSITORY else "the current folder",
         help="The folder of the function app: host.json and function_app.py, or the functions' folders.",
     ),
     click.option(
@@ -131,8 +134,9 @@ _OPTIONS = (
     click.option(
         "--entities",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        default=DEFAULT_ENTITIES,
-        show_default="this project's",
+        default=DEFAULT_ENTITIES if _IN_REPOSITORY else None,
+        show_default="this project's" if _IN_REPOSITORY else False,
+        required=not _IN_REPOSITORY,
         help="What Service Bus has: a JSON file in the official emulator's format, with comments.",
     ),
     click.option(
