@@ -80,6 +80,12 @@ def test_its_tests_are_green(project: Path) -> None:
     assert "2 passed" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["app/function_app.py", "entities.json", "pytest.ini", "test_orders.py"])
+def test_the_tutorial_shows_these_files(name: str) -> None:
+    tutorial = (ROOT / "docs" / "sandbox.md").read_text()
+    assert (HERE / "project" / name).read_text() in tutorial
+
+
 def test_what_is_installed_is_the_sandbox_and_nothing_else(project: Path) -> None:
     (wheel,) = project.parent.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -265,6 +265,20 @@ def test_other_requests_are_refused(
     assert response.json()["error"]
 
 
+def test_the_documentation_lists_every_endpoint(running: _Running) -> None:
+    page = (APP / "docs" / "sandbox.md").read_text()
+    response = requests.get(
+        f"{running.control.url}/nowhere",
+        headers={"Authorization": f"Bearer {running.control.token}"},
+        timeout=10,
+    )
+    endpoints = response.json()["error"].partition("there is ")[2].removeprefix("no /nowhere; there is ")
+    listed = [endpoint for endpoint in endpoints.split(", ") if f"`{endpoint}`" in page]
+    assert listed == endpoints.split(", ")
+    status = running.get("/status")
+    assert [name for name in status if f"`{name}`" not in page] == []
+
+
 def test_without_dataverse_selling_is_refused() -> None:
     options = CloudOptions(APP, dataverse=False, functions_host=False)
     with Cloud(options) as cloud, ControlPanel(cloud) as panel, ControlServer(panel) as server:
