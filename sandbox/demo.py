@@ -1,16 +1,18 @@
 """The demonstration: win opportunities, watch invoices and events come, and check that they agree.
 
-It looks at the sandbox from outside: wins over HTTPS, listens on the topic, and compares each event with the invoice
-in Dataverse's database.
+It is at the top of the sandbox because it uses all parts, from outside: it wins over HTTPS, listens on the topic, and
+compares each event with the invoice in Dataverse's database. What is missing it looks up in the queues.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from sandbox.actors import Consumer, ReceivedEvent, Salesperson
-from sandbox.cloud import Cloud
+from sandbox.cloud import FAILED_QUEUE, WON_QUEUE, Cloud
+from sandbox.cloud.entities import entity_names
 from sandbox.dataverse.columns import Row
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.store import Store, Transaction
@@ -18,11 +20,15 @@ from sandbox.dataverse.store import Store, Transaction
 # For all events to come, after the last win: some seconds, and more for each opportunity.
 PATIENCE_SECONDS = 30.0
 _PATIENCE_PER_WIN_SECONDS = 0.5
+_MAX_MESSAGES = 10_000
 
 
 @dataclass(frozen=True)
 class Line:
-    """What came of one won opportunity; `problems` is empty where all is as it should be."""
+    """What came of one won opportunity; `problems` is empty where all is as it should be.
+
+    `retry_reason` says why the function tries again, where that is what is missing.
+    """
 
     opportunity_id: str
     opportunity: str
@@ -32,6 +38,15 @@ class Line:
     event_id: str = ""
     milliseconds: int | None = None
     problems: tuple[str, ...] = ()
+    retry_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What waits for an opportunity: a retry, or a parked message, and why."""
+
+    is_parked: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -49,19 +64,34 @@ class Outcome:
 
     @property
     def failed(self) -> int:
-        """How many opportunities did not come to exactly one invoice and one event that tells the truth."""
-        return sum(bool(line.problems) for line in self.lines)
+        """How many opportunities have not exactly one invoice and one event that agree, and are not retried."""
+        return sum(bool(line.problems) and not line.retry_reason for line in self.lines)
+
+    @property
+    def retried(self) -> Mapping[str, int]:
+        """How many opportunities are still being retried, by reason."""
+        return Counter(line.retry_reason for line in self.lines if line.retry_reason)
 
     @property
     def is_good(self) -> bool:
         """Whether every opportunity has exactly one invoice and one event, and nothing else is there."""
-        return self.failed == 0 and self.invoices == self.events == len(self.lines)
+        return not any(line.problems for line in self.lines) and self.invoices == self.events == len(
+            self.lines
+        )
 
     def __str__(self) -> str:
-        return (
-            f"{len(self.lines)} opportunities won · {self.invoices} invoices · {self.events} events "
-            f"· {self.failed} failed"
-        )
+        parts = [
+            f"{_counted(len(self.lines), 'opportunity', 'opportunities')} won",
+            _counted(self.invoices, "invoice", "invoices"),
+            _counted(self.events, "event", "events"),
+            *(f"{count} being retried ({reason})" for reason, count in self.retried.items()),
+            f"{self.failed} failed",
+        ]
+        return " · ".join(parts)
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 @dataclass(frozen=True)
@@ -99,10 +129,15 @@ def run(
             consumer.wait_for(len(consumer.events) + 1, timeout=0.2)
             report(Progress(total, len(won_at), len(consumer.events)))
         events = consumer.events
-    return compare(cloud.dataverse.store, won_at, events)
+    return compare(cloud.dataverse.store, won_at, events, _pending(cloud, won_at))
 
 
-def compare(store: Store, won_at: Mapping[str, float], events: Sequence[ReceivedEvent]) -> Outcome:
+def compare(
+    store: Store,
+    won_at: Mapping[str, float],
+    events: Sequence[ReceivedEvent],
+    pending: Mapping[str, Pending] | None = None,
+) -> Outcome:
     """Judge what came of the opportunities in `won_at` (id → when, monotonic) by Dataverse's database."""
     by_opportunity: dict[str, list[ReceivedEvent]] = {opportunity: [] for opportunity in won_at}
     for event in events:
@@ -110,10 +145,38 @@ def compare(store: Store, won_at: Mapping[str, float], events: Sequence[Received
     with store.reading() as transaction:
         records = _Records(transaction)
         lines = tuple(
-            _line(records, opportunity, won_at[opportunity], by_opportunity[opportunity])
+            _with_pending(
+                _line(records, opportunity, won_at[opportunity], by_opportunity[opportunity]),
+                (pending or {}).get(opportunity),
+            )
             for opportunity in won_at
         )
         return Outcome(lines, records.invoice_count, tuple(events))
+
+
+def _pending(cloud: Cloud, opportunities: Iterable[str]) -> Mapping[str, Pending]:
+    """Find what waits in the queues for opportunities, by what this project's function writes into properties."""
+    found: dict[str, Pending] = {}
+    names = entity_names(cloud.configuration)
+    for queue, name in ((FAILED_QUEUE, "DeadLetterReason"), (WON_QUEUE, "InvoicingReason")):
+        if queue not in names:
+            continue
+        for waiting in cloud.broker.peek(queue, 0, _MAX_MESSAGES):
+            message = waiting.message
+            reason = str(message.application_properties.get(name, "not processed yet"))
+            body = message.body.lower() if isinstance(message.body, bytes) else b""
+            for opportunity in opportunities:
+                if opportunity.encode() in body:
+                    found[opportunity] = Pending(queue == FAILED_QUEUE, reason)
+    return found
+
+
+def _with_pending(line: Line, pending: Pending | None) -> Line:
+    if not line.problems or pending is None:
+        return line
+    if pending.is_parked:
+        return replace(line, problems=(*line.problems, f"parked: {pending.reason}"))
+    return replace(line, retry_reason=pending.reason)
 
 
 class _Records:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock
-from sandbox.cloud.entities import entity_names, function_roles, load_entities, namespace_rule, posting_rule
+from sandbox.cloud.entities import (
+    entity_names,
+    function_roles,
+    load_entities,
+    namespace_rule,
+    posting_rule,
+    with_subscriptions,
+)
 from sandbox.cloud.namespace import Namespace
 from sandbox.cloud.options import (
     CONNECTION,
@@ -63,7 +70,8 @@ class Cloud:
         self.function_identity = Identity.named("function")
         self.operator = Identity.named("operator", self.function_identity.tenant_id)
         self.broker_clock = MovableClock()
-        self.configuration = load_entities(options.entities, published_keys=options.published_keys)
+        entities = load_entities(options.entities, published_keys=options.published_keys)
+        self.configuration = with_subscriptions(entities, options.extra_subscriptions)
         if options.dataverse and WON_QUEUE not in entity_names(self.configuration):
             raise CannotStart(
                 f"{options.entities} lacks the queue {WON_QUEUE}, to which Dataverse posts: add it, or leave Dataverse "
@@ -216,6 +224,17 @@ class Cloud:
             "OPERATIONS_CLIENT_ID": self.operator.client_id,
             "OPPORTUNITY_WON_SAS_KEY": posting_rule(self.configuration).keys[0],
         }
+
+    @property
+    def operator_connection(self) -> dict[str, str]:
+        """The settings by which another program, such as a consumer, connects to Service Bus as the operator.
+
+        Its connection is its own: the function's faults do not concern it.
+        """
+        connections = Connections(
+            (), self._namespace, self.connection_string, self.operator, self.identity_server, {}
+        )
+        return {**connections.settings, "AZURE_CLIENT_ID": self.operator.client_id}
 
     @property
     def trust(self) -> ssl.SSLContext:

@@ -10,7 +10,14 @@ from sandbox.cloud.options import WON_QUEUE, CannotStart
 from sandbox.functions_host.configuration import InvalidAppConfiguration, Settings
 from sandbox.functions_host.functions import Declaration, sources
 from sandbox.service_bus import Configuration, Role, RoleAssignment
-from sandbox.service_bus.configuration import ALL_RIGHTS, EMULATOR_RULE, Right, SasRule
+from sandbox.service_bus.configuration import (
+    ALL_RIGHTS,
+    EMULATOR_RULE,
+    QueueSettings,
+    Right,
+    SasRule,
+    SubscriptionSettings,
+)
 
 # What an entities file calls the function's identity, whose client id is made up at each start.
 FUNCTION = "function"
@@ -32,6 +39,20 @@ def load_entities(path: Path, *, published_keys: bool) -> Configuration:
     if not published_keys:
         rules = tuple(map(_with_random_keys, rules))
     return replace(configuration, sas_rules=rules)
+
+
+def with_subscriptions(configuration: Configuration, added: Iterable[tuple[str, str]]) -> Configuration:
+    """Return the entities with more subscriptions that get everything. Raises CannotStart for an unknown topic."""
+    topics = {topic.path: topic for topic in configuration.topics}
+    for path, name in added:
+        if path not in topics:
+            raise CannotStart(f"there is no topic {path} for the subscription {name}")
+        topic = topics[path]
+        if name not in {subscription.name for subscription in topic.subscriptions}:
+            queue = QueueSettings(f"{path}/Subscriptions/{name}")
+            subscriptions = (*topic.subscriptions, SubscriptionSettings(name, queue))
+            topics[path] = replace(topic, subscriptions=subscriptions)
+    return replace(configuration, topics=tuple(topics.values()))
 
 
 def entity_names(configuration: Configuration) -> frozenset[str]:

@@ -61,7 +61,8 @@ class CloudOptions:
     `functions_host` False leaves the function to another host, such as Core Tools. `standard_ports` prefers the
     ports that the official emulator uses; others are taken where they are not free. `entities` is a file that
     describes Service Bus, in the official emulator's format. `published_keys` keeps the keys that everybody knows,
-    such as the official emulator's, instead of making up random ones.
+    such as the official emulator's, instead of making up random ones. `extra_subscriptions`, each a topic and a name,
+    are added to it.
 
     `faults`: what goes wrong, on every connection of the function; the salesperson and the consumer have connections of
     their own. `token_lifetime`: below five minutes, clients fetch a token for every call. `traces` collects spans over
@@ -84,6 +85,7 @@ class CloudOptions:
     standard_ports: bool = False
     entities: Path = DEFAULT_ENTITIES
     published_keys: bool = False
+    extra_subscriptions: Sequence[tuple[str, str]] = ()
     faults: FaultPlan | None = None
     token_lifetime: timedelta = timedelta(days=1)
     traces: bool = False

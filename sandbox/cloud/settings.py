@@ -36,13 +36,13 @@ def belongs_to_connection(setting: str, names: Iterable[str]) -> bool:
 class Connections:
     """The settings of the connections to Service Bus and to the identity endpoint.
 
-    `names` is what the app's bindings call their connections to Service Bus.
+    `names` is what the app's bindings call their connections to Service Bus, `identity` logs in.
     """
 
     names: Iterable[str]
     namespace: Namespace
     connection_string: str
-    function: Identity
+    identity: Identity
     identity_server: IdentityServer
     proxies: Mapping[Wire, TcpProxy]
 
@@ -69,7 +69,7 @@ class Connections:
         return {
             f"{name}__fullyQualifiedNamespace": host,
             f"{name}__credential": "managedidentity",
-            f"{name}__clientId": self.function.client_id,
+            f"{name}__clientId": self.identity.client_id,
         }
 
     def _by_key(self, name: str) -> dict[str, str]:

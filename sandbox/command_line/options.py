@@ -65,7 +65,8 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
     return with_common
 
 
-def _words(_: click.Context, __: click.Parameter, value: str | None) -> Sequence[str]:
+def words(_: click.Context, __: click.Parameter, value: str | None) -> Sequence[str]:
+    """Split a command, for an option's callback."""
     return shlex.split(value or "")
 
 
@@ -147,7 +148,7 @@ _OPTIONS = (
     click.option(
         "--connect-with",
         metavar="COMMAND",
-        callback=_words,
+        callback=words,
         help="Leave setting Dataverse up to this command, run as an administrator; {function} in it becomes the "
         "client id of the function's identity.",
     ),

@@ -73,8 +73,9 @@ class _Sales:
         body = json.dumps({"id": "an-event", "data": data}).encode()
         return ReceivedEvent(body, {}, None, "an-event", None, WON_AT + 1.5)
 
-    def outcome(self, *events: ReceivedEvent) -> demo.Outcome:
-        return demo.compare(self.app.store, {self.opportunity: WON_AT}, events)
+    def outcome(self, *events: ReceivedEvent, pending: demo.Pending | None = None) -> demo.Outcome:
+        waiting = {self.opportunity: pending} if pending else {}
+        return demo.compare(self.app.store, {self.opportunity: WON_AT}, events, waiting)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_one_invoice_and_one_event_that_agree_are_good(sales: _Sales) -> None:
     sales.invoice()
     outcome = sales.outcome(sales.event())
     assert outcome.is_good, outcome.lines
-    assert str(outcome) == "1 opportunities won · 1 invoices · 1 events · 0 failed"
+    assert str(outcome) == "1 opportunity won · 1 invoice · 1 event · 0 failed"
     (line,) = outcome.lines
     assert line.milliseconds == 1500
     assert line.invoice_number == sales.invoices()[0]["invoicenumber"]
@@ -131,6 +132,24 @@ def test_a_missing_invoice_and_a_missing_event_are_found(sales: _Sales) -> None:
     outcome = sales.outcome()
     assert not outcome.is_good
     assert outcome.lines[0].problems == ("0 invoices", "0 events")
+
+
+def test_what_is_still_retried_has_not_failed(sales: _Sales) -> None:
+    outcome = sales.outcome(pending=demo.Pending(is_parked=False, reason="DataverseUnavailable"))
+    assert not outcome.is_good
+    shown = "1 opportunity won · 0 invoices · 0 events · 1 being retried (DataverseUnavailable) · 0 failed"
+    assert str(outcome) == shown
+
+
+def test_what_is_parked_has_failed_with_its_reason(sales: _Sales) -> None:
+    outcome = sales.outcome(pending=demo.Pending(is_parked=True, reason="InvoiceOutdated"))
+    assert str(outcome) == "1 opportunity won · 0 invoices · 0 events · 1 failed"
+    assert outcome.lines[0].problems[-1] == "parked: InvoiceOutdated"
+
+
+def test_a_second_message_of_a_good_opportunity_is_no_problem(sales: _Sales) -> None:
+    sales.invoice()
+    assert sales.outcome(sales.event(), pending=demo.Pending(is_parked=False, reason="x")).is_good
 
 
 def test_a_second_event_is_found(sales: _Sales) -> None:
