@@ -5,7 +5,8 @@ What each part does is its own affair. Everything listens on loopback addresses 
 
 import ssl
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
@@ -33,7 +34,7 @@ from sandbox.cloud.proxies import Targets, start_proxies
 from sandbox.cloud.sales import Sales, connect, connect_with, start_sales
 from sandbox.cloud.settings import Connections, belongs_to_connection, entity_settings
 from sandbox.control.run_folder import NotPrivate, RunFolder
-from sandbox.dataverse import DataverseApp, DataverseServer, seed
+from sandbox.dataverse import DataverseApp, DataverseServer, Post, ServiceEndpoint, seed
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.identity import faulty_identity
@@ -101,6 +102,7 @@ class Cloud:
             self._start_service_bus,
             self._start_dataverse,
             self._start_faults,
+            self._set_up_dataverse,
             self._read_declarations,
             self._start_functions_host,
         ]
@@ -171,8 +173,15 @@ class Cloud:
 
     @property
     def namespace_address(self) -> str:
-        """What a service endpoint has as its namespace address."""
-        return self._namespace.address
+        """What a service endpoint has as its namespace address: the name by which the function knows the namespace."""
+        return f"sb://{self._public_address}/"
+
+    @property
+    def _public_address(self) -> str:
+        proxy = self.proxies.get(Wire.SERVICE_BUS_OUT)
+        if proxy is None:
+            return self._namespace.address
+        return proxy.host if self.tls_server else proxy.address
 
     @property
     def connection_string(self) -> str:
@@ -318,7 +327,7 @@ class Cloud:
         self._sales = start_sales(
             closing,
             verify_token=self.authority.verify,
-            post=poster,
+            post=self._posting(poster),
             ssl_context=self.certificates.server_context("127.0.0.1", "localhost"),
             folder=self.folder,
             limits=self.options.limits,
@@ -328,15 +337,30 @@ class Cloud:
                 self._faulty_dataverse(application)
             ),
         )
-        self._set_up(self._sales)
 
-    def _set_up(self, sales: Sales) -> None:
-        seed.add_administrator(sales.app, self.operator.client_id, self.operator.object_id)
-        if self.options.connect_with:
-            connect_with(self.options.connect_with, self.function_identity, self.operator_settings)
-        elif self.options.connected:
-            rule = posting_rule(self.configuration)
-            connect(sales.app, self.function_identity, self.namespace_address, rule)
+    def _posting(self, post: Post) -> Post:
+        """Let Dataverse post past the proxy in front of Service Bus: the faults there are the function's."""
+
+        def post_directly(
+            endpoint: ServiceEndpoint, body: bytes, properties: Mapping[str, str], content_type: str
+        ) -> None:
+            address = endpoint.namespace_address.replace(self._public_address, self._namespace.address)
+            post(replace(endpoint, namespace_address=address), body, properties, content_type)
+
+        return post_directly
+
+    def _set_up_dataverse(self, _: ExitStack) -> None:
+        """Let the operator and the function in, before anything fails."""
+        if self._sales is None:
+            return
+        app, plan = self._sales.app, self.options.faults
+        with plan.suspended() if plan else nullcontext():
+            seed.add_administrator(app, self.operator.client_id, self.operator.object_id)
+            if self.options.connect_with:
+                connect_with(self.options.connect_with, self.function_identity, self.operator_settings)
+            elif self.options.connected:
+                rule = posting_rule(self.configuration)
+                connect(app, self.function_identity, self.namespace_address, rule)
 
     def _faulty_dataverse(self, application: "WSGIApplication") -> "WSGIApplication":
         plan = self.options.faults

@@ -40,10 +40,8 @@ class Namespace:
 
     @property
     def address(self) -> str:
-        """What a service endpoint of Dataverse has as its namespace address."""
-        if self.tls is not None:
-            return f"sb://{self.tls.host}/"
-        return f"sb://{self.plain.host}:{self.plain.port}/"
+        """Where a client connects that is not the function: host, and port unless it is the standard one of TLS."""
+        return self.tls.host if self.tls else f"{self.plain.host}:{self.plain.port}"
 
     def start_plain(self, closing: ExitStack, *, standard_port: bool) -> None:
         """Listen without TLS. Raises CannotStart."""

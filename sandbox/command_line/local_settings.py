@@ -1,7 +1,8 @@
-"""local.settings.json for Core Tools, written by `start` and removed when it stops."""
+"""Settings files that `start` writes and removes: local.settings.json for Core Tools, and the operator's."""
 
 import json
 import os
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,3 +51,15 @@ class LocalSettings:
         with suppress(FileNotFoundError):
             if self._written is not None and self.path.read_text("utf-8") == self._written:
                 self.path.unlink()
+
+
+def write_operator_settings(cloud: Cloud) -> Path:
+    """Write what a shell reads to administer both sides (`. FILE`), into the private folder of the run."""
+    path = cloud.folder / "operator.env"
+    path.touch(mode=0o600)
+    # A shell cannot have names such as AzureWebJobs.NAME.Disabled, which concern the Functions host only.
+    settings = {name: value for name, value in cloud.operator_settings.items() if name.isidentifier()}
+    path.write_text(
+        "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(settings.items())), "utf-8"
+    )
+    return path

@@ -14,7 +14,7 @@ import click
 
 from sandbox.cloud import Cloud, CloudOptions
 from sandbox.command_line.console import log_to_stderr
-from sandbox.command_line.local_settings import FILE_NAME, LocalSettings
+from sandbox.command_line.local_settings import FILE_NAME, LocalSettings, write_operator_settings
 from sandbox.command_line.options import Common, common, running, workers
 from sandbox.command_line.struck import show_struck
 from sandbox.control.client import Control
@@ -103,10 +103,11 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
         closing.callback(show_struck, cloud)
         closing.callback(file.remove)
         written = _write(file, cloud) if force or file.is_free() else None
+        operator = write_operator_settings(cloud)
         if as_json:
-            click.echo(json.dumps(_document(cloud, control, written), indent=2))
+            click.echo(json.dumps(_document(cloud, control, written, operator), indent=2))
         else:
-            _show(cloud, control, written)
+            _show(cloud, control, written, operator)
         sys.stdout.flush()
         stop.wait()
         if not as_json:
@@ -122,7 +123,9 @@ def _write(file: LocalSettings, cloud: Cloud) -> Path:
         ) from error
 
 
-def _document(cloud: Cloud, control: Control, local_settings: Path | None) -> dict[str, object]:
+def _document(
+    cloud: Cloud, control: Control, local_settings: Path | None, operator: Path
+) -> dict[str, object]:
     return {
         "pid": os.getpid(),
         "mode": cloud.options.mode,
@@ -131,6 +134,7 @@ def _document(cloud: Cloud, control: Control, local_settings: Path | None) -> di
         "connectionString": cloud.connection_string,
         "settings": cloud.app_settings,
         "operatorSettings": cloud.operator_settings,
+        "operatorSettingsFile": str(operator),
         "clientIds": {
             "function": cloud.function_identity.client_id,
             "operator": cloud.operator.client_id,
@@ -151,12 +155,13 @@ def _endpoints(cloud: Cloud) -> dict[str, str]:
     }
 
 
-def _show(cloud: Cloud, control: Control, local_settings: Path | None) -> None:
+def _show(cloud: Cloud, control: Control, local_settings: Path | None, operator: Path) -> None:
     endpoints = {
         **_endpoints(cloud),
         "Control": control.url,
         "Connection string": cloud.connection_string,
         "Operator's client id": cloud.operator.client_id,
+        "Operator's settings": str(operator),
     }
     width = max(map(len, endpoints))
     # One line each, whatever the width of the terminal: an id that is folded cannot be copied.

@@ -25,8 +25,8 @@ from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.store import Transaction
 from sandbox.faults import FaultPlan
 from sandbox.faults.syntax import FaultSyntaxError, parse_rule
-from sandbox.service_bus import Happened, Message, Observation
-from sandbox.service_bus.errors import BrokerError
+from sandbox.service_bus import EventKind, Message, Observation
+from sandbox.service_bus.errors import Refusal
 
 _STATES = ("open", "won", "lost")
 _MAX_LISTED = 1_000
@@ -120,7 +120,7 @@ class ControlPanel:
         """Return the messages of a queue, a subscription or a dead-letter queue, without receiving them."""
         try:
             peeked = self._cloud.broker.peek(entity, 0, _MAX_LISTED)
-        except BrokerError as error:
+        except Refusal as error:
             raise Refused(str(error)) from error
         return [
             {
@@ -178,7 +178,7 @@ class ControlPanel:
                     application_properties=message.get("applicationProperties") or {},
                 ),
             )
-        except BrokerError as error:
+        except Refusal as error:
             raise Refused(str(error)) from error
         return {"sequenceNumbers": list(numbers)}
 
@@ -331,7 +331,7 @@ class ControlPanel:
 
     def _observe(self, seen: Observation) -> None:
         # Under the broker's lock: only take note.
-        if seen.happened is Happened.ACCEPTED and seen.entity in self._topics:
+        if seen.kind is EventKind.ACCEPTED and seen.entity in self._topics:
             self._events.append(
                 {"at": seen.at.isoformat(), "topic": seen.entity, **_message(seen.message.message)}
             )

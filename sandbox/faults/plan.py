@@ -8,7 +8,8 @@ keeps a log of what struck. How a fault is brought about is left to `dataverse`,
 import random
 import shlex
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -384,6 +385,7 @@ class FaultPlan:
         self._log: list[Struck] = []
         self._actions: dict[Kind, Callable[[], None]] = {}
         self._released = threading.Event()
+        self._is_suspended = False
         for rule in self.rules:
             self.add(rule)
 
@@ -424,6 +426,20 @@ class FaultPlan:
             released, self._released = self._released, threading.Event()
         released.set()
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let nothing strike and count no call in the block; the rules' time begins after it."""
+        with self._lock:
+            self._is_suspended = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._is_suspended = False
+                now = self.clock.now()
+                for standing in self._standing:
+                    standing.since = now
+
     def provide(self, kind: Kind, action: Callable[[], None]) -> None:
         """Have `action` called wherever a fault of this kind strikes: for what a wire cannot do by itself.
 
@@ -446,6 +462,8 @@ class FaultPlan:
         Every rule that matches counts the call, whichever strikes it.
         """
         with self._lock:
+            if self._is_suspended:
+                return None
             now = self.clock.now()
             # A list, not a generator: each must count.
             hits = [standing for standing in self._standing if _hits(standing, wire, operation, now)]

@@ -263,7 +263,7 @@ def test_with_a_string_trigger_a_json_body_overwrites_the_metadata(stage: _Stage
         "amount": 1.5,
     }
     stage.send(json.dumps(body).encode(), Message(message_id="an-id", correlation_id="a-correlation"))
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     (record,) = stage.records()
     metadata = record["metadata"]
     assert json.loads(record["body"]) == body
@@ -299,7 +299,7 @@ def test_with_a_string_trigger_any_text_arrives(stage: _Stage, body: bytes | Amq
     use_string(stage)
     stage.start()
     stage.broker.send(QUEUE, Message(body=body))
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     assert stage.records()[0]["body"] == text
 
 
@@ -318,7 +318,7 @@ def test_a_function_receives_from_a_subscription(stage: _Stage) -> None:
     path.write_text(json.dumps(definition))
     stage.start()
     stage.broker.send(TOPIC, Message(body=b"to all"))
-    stage.wait_for(Happened.COMPLETED, 1)
+    stage.wait_for(EventKind.COMPLETED, 1)
     assert [record["body"] for record in stage.records()] == ["to all"]
     assert stage.broker.counts(f"{TOPIC}/Subscriptions/all").active == 0
 
@@ -362,7 +362,7 @@ def test_an_app_of_the_v2_model_runs(stage: _Stage, caplog: pytest.LogCaptureFix
     assert "does not run hello: " in caplog.text
     stage.send(b'{"CorrelationId": "from the body"}')
     stage.broker.send(TOPIC, Message(body=b'{"CorrelationId": "from the body"}', correlation_id="sent"))
-    stage.wait_for(Happened.COMPLETED, 2)
+    stage.wait_for(EventKind.COMPLETED, 2)
     assert {record["metadata"]["CorrelationId"] for record in stage.records()} == {"from the body", "sent"}
 
 
