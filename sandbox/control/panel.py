@@ -24,7 +24,7 @@ from sandbox.dataverse.columns import Row
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.store import Transaction
 from sandbox.faults import FaultPlan
-from sandbox.faults.syntax import FaultSyntaxError, parse_rule
+from sandbox.faults.syntax import InvalidRule, parse_rule
 from sandbox.service_bus import EventKind, Message, Observation
 from sandbox.service_bus.errors import Refusal
 
@@ -187,7 +187,7 @@ class ControlPanel:
         plan = self._plan()
         try:
             parsed = parse_rule(rule)
-        except FaultSyntaxError as error:
+        except InvalidRule as error:
             raise Refused(str(error)) from error
         if seconds is not None:
             if seconds <= 0:
