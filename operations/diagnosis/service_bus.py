@@ -35,7 +35,7 @@ from operations.diagnosis.check import (
 from operations.diagnosis.connections import service_bus_connection, service_bus_token, settings
 from operations.diagnosis.findings import Finding
 from operations.messages import Seen
-from operations.namespace import Namespace, NoResponse, Place, Source
+from operations.namespace import AUDIT, Namespace, NoResponse, Place, Source
 from operations.trouble import is_entity_missing
 from shared.bounded_call import BoundedCalls
 from shared.deadline_socket import CallTimeout
@@ -87,8 +87,20 @@ def failed_queue(run: Run) -> Checked[None]:
 
 @check("topic", settings, service_bus_token, service_bus_connection)
 def topic(run: Run) -> Checked[None]:
-    """Check the topic, to which the function publishes."""
-    return _entity(run, run[settings].service_bus.invoice_created_topic, (Right.SEND,))
+    """Check the topic, to which the function publishes.
+
+    Publishing is a role of its own: operators and the pipeline's login read the subscription for operators instead.
+    """
+    name = run[settings].service_bus.invoice_created_topic
+    checked = _entity(run, name, (Right.SEND,))
+    if all(result.state is not State.CANNOT_SEE for result in checked.results):
+        return checked
+    subscription = f"{name}/Subscriptions/{AUDIT}"
+    if _try_link(run[settings], subscription, Right.RECEIVE, run.deadline) is not None:
+        return checked
+    return ok(
+        f"{name} exists, and your login may receive from {AUDIT}; the function's rights are another check"
+    )
 
 
 def _entity(
