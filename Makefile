@@ -22,7 +22,7 @@ CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start test test-all faults fuzz mutants bench package sbom audit scan templates check snapshot format clean lock
+.PHONY: help demo start operations test test-all faults fuzz mutants bench package sbom audit scan templates check snapshot format clean lock
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ demo: $(VENV)/.sandbox ## win opportunities and watch the invoices come: N=200 f
 
 start: $(VENV)/.sandbox ## run the sandbox until Ctrl-C
 	@$(BIN)/python -m sandbox start --connect-with '$(CONNECT)'
+
+operations: .venv-operations/.installed ## install the operators' commands, without development tools
+	@echo ".venv-operations/bin/python -m operations --help"
 
 test: $(VENV)/.dev ## run all tests; RESULTS=folder also writes reports for a build server
 	$(BIN)/coverage run -m pytest $(call junit,unit) tests/unit tests/contract
