@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from shared.invoice import InvoiceOwner
+from shared.settings import dataverse_settings
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -41,8 +44,6 @@ ASSIGNMENT_PRIVILEGES: dict[str, str] = {
     "prvReadUser": "Global",
     "prvReadTeam": "Global",
 }
-_OWNER_SETTING = "INVOICE_OWNER"
-_OWNER_OPPORTUNITY = "opportunity"
 # Only older lists name these two: an environment without them is none to worry about.
 OPTIONAL_PRIVILEGES = frozenset({"prvReadEntityMap", "prvReadAttributeMap"})
 
@@ -53,9 +54,9 @@ _PRIVILEGES_AT_ONCE = 40
 
 
 def needed_privileges(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the privileges that the function needs with these app settings, and their depths."""
-    owner = environment.get(_OWNER_SETTING, "").strip().lower() or _OWNER_OPPORTUNITY
-    return PRIVILEGES | (ASSIGNMENT_PRIVILEGES if owner == _OWNER_OPPORTUNITY else {})
+    """Return the privileges that the function needs with these app settings; raises InvalidSettings."""
+    is_assigned = dataverse_settings(environment).invoice_owner is InvoiceOwner.OPPORTUNITY
+    return PRIVILEGES | (ASSIGNMENT_PRIVILEGES if is_assigned else {})
 
 
 def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, str]:

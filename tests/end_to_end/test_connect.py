@@ -136,7 +136,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(organization: Organi
     assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
 
 
-@pytest.mark.parametrize("owner", ["", "opportunity", "application"])
+@pytest.mark.parametrize("owner", ["", "opportunity", "application-user"])
 def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_depth(
     organization: Organization, owner: str
 ) -> None:
@@ -151,7 +151,7 @@ def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_de
         if row["roleid"] == role["roleid"]
     }
     needed = needed_privileges(organization.environment)
-    assert ("prvAssignInvoice" in needed) is (owner != "application")
+    assert ("prvAssignInvoice" in needed) is (owner != "application-user")
     assert granted == {name: int(Depth[depth.upper()]) for name, depth in needed.items()}
     assert all(
         depth == "Global" for name, depth in needed.items() if name.startswith(("prvRead", "prvAppendToO"))
@@ -386,7 +386,7 @@ def test_reconcile_refuses_to_look_with_a_login_that_sees_only_a_part(organizati
 
 
 def test_reconcile_says_where_it_cannot_tell_what_its_login_sees(organization: Organization) -> None:
-    organization.environment["INVOICE_OWNER"] = "application"
+    organization.environment["INVOICE_OWNER"] = "application-user"
     organization.connect()
     asked = organization.run(
         "reconcile", "--since", "2026-01-01", "--json", AZURE_CLIENT_ID=FUNCTION.client_id
