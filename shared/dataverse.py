@@ -14,25 +14,21 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass, replace
-from email.parser import BytesParser
-from email.policy import compat32
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import requests
-from requests.utils import requote_uri
 
+from shared import multipart
 from shared.errors import (
     DataverseThrottled,
     DataverseUnavailable,
     DataverseUnreachable,
 )
-from shared.http_exchange import ConnectionBroken, HttpExchange, NoResponse, Request
+from shared.http_exchange import ConnectionBroken, HttpExchange, NoResponse, Request, encoded
 from shared.response import Json, Response, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
-    from email.message import Message
 
     from requests.adapters import BaseAdapter
 
@@ -134,7 +130,7 @@ class Dataverse:
             "Content-Type": f'multipart/mixed; boundary="{boundary}"',
             "Prefer": f"odata.continue-on-error,{_ERROR_DETAILS}",
         }
-        body = _multipart(boundary, [_part(operation, self._root) for operation in operations])
+        body = multipart.join(boundary, [_part(operation, self._root) for operation in operations])
         response = self.request("POST", "$batch", headers, body, deadline)
         if not _is_multipart(response):
             response.raise_for_status()
@@ -258,6 +254,9 @@ _ERROR_DETAILS = 'odata.include-annotations="Microsoft.PowerApps.CDS.ErrorDetail
 _WRITE_HEADERS = {"Content-Type": "application/json; charset=utf-8", "Prefer": _ERROR_DETAILS}
 
 
+_STATUS_LINE = re.compile(r"HTTP/\S+ (\d{3})\b")
+
+
 def _name(path: str) -> str:
     # A log line names what was asked for; the query may hold more than belongs there.
     return path.removeprefix(API).partition("?")[0]
@@ -281,7 +280,7 @@ def _part(operation: Read | ChangeSet, root: str) -> bytes:
         for number, write in enumerate(operation.writes, start=1)
     ]
     head = f'Content-Type: multipart/mixed; boundary="{boundary}"\r\n\r\n'
-    return head.encode() + _multipart(boundary, writes)
+    return head.encode() + multipart.join(boundary, writes)
 
 
 def _http_part(
@@ -292,55 +291,43 @@ def _http_part(
         head.append(f"Content-ID: {content_id}")
     # Encoded as requests encodes the address of a request by itself: a query has spaces.
     request = [
-        f"{method} {requote_uri(url)} HTTP/1.1",
+        f"{method} {encoded(url)} HTTP/1.1",
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join([*head, "", *request, "", ""]).encode() + body
 
 
-def _multipart(boundary: str, parts: Sequence[bytes]) -> bytes:
-    return (
-        b"".join(f"--{boundary}\r\n".encode() + part + b"\r\n" for part in parts)
-        + f"--{boundary}--\r\n".encode()
-    )
-
-
 def _is_multipart(response: Response) -> bool:
-    return response.headers.get("content-type", "").lower().startswith("multipart/mixed")
+    return multipart.is_multipart(response.headers.get("content-type", ""))
 
 
 def _parts(response: Response) -> list[Response]:
     """Return the parts of a response to a batch; raises DataverseUnreachable where it broke off."""
-    content_type = response.headers.get("content-type", "")
-    document = BytesParser(policy=compat32).parsebytes(
-        b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n" + response.body
-    )
-    return [
-        _answer_of(part, response.request_id, response.received)
-        for part in _whole_parts(document, response.request_id)
-    ]
+    try:
+        parts = multipart.split(response.headers.get("content-type", ""), response.body)
+        return [_response_of(part, response) for part in parts]
+    except multipart.Truncated as error:
+        raise DataverseUnreachable(
+            "The response to a batch broke off.", request_id=response.request_id
+        ) from error
 
 
-def _whole_parts(document: Message, request_id: str) -> list[Any]:
-    # A truncated answer raises nothing in the parser: it is told by its defects.
-    parts = document.get_payload()
-    if document.defects or not isinstance(parts, list):
-        raise DataverseUnreachable("The answer to a batch broke off.", request_id=request_id)
-    return parts
+def _response_of(part: multipart.Part, batch: Response) -> Response:
+    if not part.is_multipart:
+        return _http_response(part.body, batch)
+    # A change set: as many parts as writes, or one that says why none was carried out.
+    writes = multipart.split(part.headers["content-type"], part.body)
+    responses = [_http_response(write.body, batch) for write in writes]
+    failed = [response for response in responses if response.failed]
+    return (failed or responses)[-1]
 
 
-def _answer_of(part: Message, request_id: str, received: datetime) -> Response:
-    if part.is_multipart():
-        # A change set: as many parts as writes, or one that tells why none was carried out.
-        answers = [_answer_of(inner, request_id, received) for inner in _whole_parts(part, request_id)]
-        failed = [answer for answer in answers if answer.failed]
-        return (failed or answers)[-1]
-    payload = part.get_payload(decode=True)
-    head, _, body = (payload if isinstance(payload, bytes) else b"").partition(b"\r\n\r\n")
-    status_line, _, header_lines = head.decode("latin-1").lstrip().partition("\r\n")
-    match = re.match(r"HTTP/\S+ (\d{3})\b", status_line)
+def _http_response(content: bytes, batch: Response) -> Response:
+    head, _, body = content.partition(b"\r\n\r\n")
+    status_line, *lines = head.decode("latin-1").lstrip().split("\r\n")
+    match = _STATUS_LINE.match(status_line)
     if match is None:
-        raise DataverseUnreachable("A part of a batch's answer is no HTTP answer.", request_id=request_id)
-    lines = [line.partition(":") for line in header_lines.split("\r\n") if line]
-    headers = {name.strip().lower(): value.strip() for name, _, value in lines}
-    return Response(int(match[1]), headers, body, request_id, received)
+        raise DataverseUnreachable(
+            "A part of the response to a batch is not an HTTP response.", request_id=batch.request_id
+        )
+    return Response(int(match[1]), multipart.header_fields(lines), body, batch.request_id, batch.received)

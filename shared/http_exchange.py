@@ -10,6 +10,7 @@ work, behind a proxy (HTTPS_PROXY) too. Who calls what, and what a response mean
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -67,6 +68,7 @@ _SOCKET_OPTIONS = [
         if hasattr(socket, name)
     ),
 ]
+_PLAIN_URL = re.compile(r"[A-Za-z0-9\-._~!#$&'()*+,/:;=?@\[\] ]*")
 _BODILESS = frozenset({"GET", "HEAD"})
 _COMMON_HEADERS = {
     "User-Agent": "invoice-from-opportunity",
@@ -128,12 +130,18 @@ class HttpExchange:
     def _prepared(self, request: Request) -> requests.PreparedRequest:
         prepared = requests.PreparedRequest()
         prepared.method = request.method
-        prepared.url = requote_uri(self._origin + request.path)
+        prepared.url = encoded(self._origin + request.path)
         prepared.headers = CaseInsensitiveDict({**_COMMON_HEADERS, **request.headers})
         if request.body or request.method not in _BODILESS:
             prepared.headers["Content-Length"] = str(len(request.body))
             prepared.body = request.body
         return prepared
+
+
+def encoded(url: str) -> str:
+    """Return a URL with what may not stand in one percent-encoded, as `requests` does it."""
+    # Most URLs here have only spaces to encode.
+    return url.replace(" ", "%20") if _PLAIN_URL.fullmatch(url) else requote_uri(url)
 
 
 def _failure(error: Exception) -> NoResponse:
@@ -248,6 +256,24 @@ class _BoundedConnect(HTTPConnection):
     """Resolves the name and connects in a thread of its own: nothing else bounds name resolution."""
 
     used_at = 0.0
+    _pieces: list[bytes] | None = None
+
+    def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - the signature is the library's
+        """Send head and body at once: each piece would be a TLS record, a system call and a packet of its own."""
+        pieces: list[bytes] = []
+        self._pieces = pieces
+        try:
+            super().request(*args, **options)
+        finally:
+            self._pieces = None
+        self.send(b"".join(pieces))
+
+    def send(self, data: Any) -> None:  # noqa: ANN401 - as above
+        """Send a piece of a request, or keep it until the request is complete."""
+        if self._pieces is None:
+            super().send(data)
+        else:
+            self._pieces.append(data)
 
     def _new_conn(self) -> socket.socket:
         plain = _connecting.run(super()._new_conn, seconds_left(), discard=socket.socket.close)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
+from requests.utils import requote_uri
 
 from shared import http_exchange
 from shared.http_exchange import (
@@ -18,6 +21,7 @@ from shared.http_exchange import (
     HttpExchange,
     NoResponse,
     Request,
+    encoded,
 )
 
 if TYPE_CHECKING:
@@ -142,6 +146,11 @@ def test_a_request_is_sent_as_it_is(exchange: HttpExchange, tls_server: TlsServe
     }
 
 
+@given(st.text(st.characters(codec="utf-8")) | st.text("aZ09-._~!#$&'()*+,/:;=?@[] %2C"))
+def test_urls_are_encoded_as_by_the_library(text: str) -> None:
+    assert encoded(text) == requote_uri(text)
+
+
 @pytest.mark.parametrize(
     ("method", "length"), [("GET", None), ("HEAD", None), ("POST", "0"), ("DELETE", "0")]
 )
@@ -180,6 +189,23 @@ def test_cookies_redirects_and_netrc_do_not_come_into_play(
         ("GET /path HTTP/1.1", None)
     ] * 2
     assert not any("authorization" in received.headers for received in tls_server.requests)
+
+
+@pytest.mark.usefixtures("way")
+def test_head_and_body_are_sent_at_once(exchange: HttpExchange, tls_server: TlsServer) -> None:
+    """Each piece would be a TLS record, a system call and a packet of its own."""
+    received: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        # One read returns one record at most.
+        while data := connection.recv(65536):
+            received.append(data)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    tls_server.serve = serve
+    for _ in range(2):
+        assert exchange.send(Request("POST", "/path", {}, b"body"), BOUND).status == 200
+    assert [data.partition(b"\r\n\r\n")[2] for data in received] == [b"body", b"body"]
 
 
 @pytest.mark.usefixtures("trusted")
