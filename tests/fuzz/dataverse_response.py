@@ -67,11 +67,11 @@ def _kind(response: Any) -> str:  # noqa: ANN401 - see above
         _check_failure(error)
         return type(error).__name__
     for row in rows:
-        _read(row)
+        _read(row, rows)
     return "value"
 
 
-def _read(row: Any) -> None:  # noqa: ANN401 - see above
+def _read(row: Any, lines: list[Any]) -> None:  # noqa: ANN401 - see above
     errors = importlib.import_module("shared.errors")
     invoice = importlib.import_module("shared.invoice")
     invoice_created = importlib.import_module("shared.invoice_created").invoice_created
@@ -81,6 +81,8 @@ def _read(row: Any) -> None:  # noqa: ANN401 - see above
     found: Any = None
     with suppress(errors.DataverseUnavailable):
         found = invoice.Invoice.of(row)
+        found = invoice.Invoice.of(row, lines)
+        assert isinstance(found.totals_agree, bool)
         json.loads(invoice_created(found, dataverse_url="https://contoso.crm4.dynamics.com").body)
     with suppress(errors.DataverseUnavailable):
         opportunity = invoice.Opportunity.of(row)
@@ -90,7 +92,8 @@ def _read(row: Any) -> None:  # noqa: ANN401 - see above
 
 def _getters(row: Any) -> Iterator[Any]:  # noqa: ANN401 - see above
     for column in row.columns:
-        for getter in (row.integer, row.amount, row.text, row.guid, row.time, row.expanded, row.lookup_table):
+        getters = (row.integer, row.amount, row.text, row.guid, row.time, row.date, row.label, row.expanded)
+        for getter in (*getters, row.lookup_table):
             yield lambda getter=getter, column=column: getter(column)
 
 
