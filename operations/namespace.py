@@ -48,6 +48,7 @@ RESPONSE = 60.0
 _QUIET = 5.0
 # Closed sockets are enough. The SDK then waits a second for a receiver's keep-alive thread, which nobody else has to.
 _CLOSING = 0.3
+CLOSING = "closing a link"
 _DECODER_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 _MAX_PROBES = 1000
 _LAST_NUMBER = 2**63 - 1
@@ -228,7 +229,7 @@ class Namespace:
         if self._hangs:
             return
         links = [*self._receivers.values(), *self._senders.values()]
-        closing = [threading.Thread(target=_close, args=(link,), daemon=True) for link in links]
+        closing = [threading.Thread(target=_close, args=(link,), name=CLOSING, daemon=True) for link in links]
         for thread in closing:
             thread.start()
         end = time.monotonic() + _CLOSING

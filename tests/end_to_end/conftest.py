@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +17,7 @@ from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from click.testing import CliRunner
 
 from operations.__main__ import operations
+from operations.namespace import CLOSING
 from sandbox.clock import SystemClock
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
 
@@ -101,7 +105,18 @@ class Namespace:
 
 
 @pytest.fixture
-def namespace() -> Iterator[Namespace]:
+def collects_links() -> Iterator[None]:
+    """Wait until the SDK has closed its links, and collect what it leaves behind here, where it is known why."""
+    yield
+    end = time.monotonic() + 10
+    for thread in threading.enumerate():
+        if thread.name == CLOSING:
+            thread.join(max(end - time.monotonic(), 0.0))
+    gc.collect()
+
+
+@pytest.fixture
+def namespace(collects_links: None) -> Iterator[Namespace]:  # noqa: ARG001 - for what it does afterwards
     configuration = Configuration.load()
     broker = Broker(configuration, SystemClock())
     with ExitStack() as stack:

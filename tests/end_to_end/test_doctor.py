@@ -459,6 +459,15 @@ def test_the_function_itself_sees_only_what_it_needs(sandbox: Sandbox) -> None:
     assert code == 0
 
 
+def test_either_variable_for_certificates_is_enough_for_dataverse(sandbox: Sandbox) -> None:
+    """The function trusts what both name, so `doctor` must trust it too."""
+    for absent in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        environment = {**sandbox.environment, absent: None}
+        run = CliRunner().invoke(operations, ["doctor", "--json"], env=environment)
+        states = state_of(json.loads(run.stdout))
+        assert states["connection to Dataverse"] == states["Sales"] == "ok", absent
+
+
 def test_the_system_assigned_identity_is_the_function_where_none_is_named(sandbox: Sandbox) -> None:
     nobody = dict.fromkeys(("OPERATIONS_CLIENT_ID", "AZURE_CLIENT_ID", "ServiceBusConnection__clientId"), "")
     code, rows = sandbox.doctor(nobody)

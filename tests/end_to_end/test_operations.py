@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from sandbox.service_bus import (
     EventKind,
     Message,
     Observation,
+    ReceiveMode,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ pytestmark = [
 ]
 QUEUE = "opportunity-won"
 FAILED = "opportunity-won-failed"
+TOPIC = "invoice-created"
 
 
 def test_list_shows_reason_opportunity_since_when_and_attempts(namespace: Namespace) -> None:
@@ -124,6 +127,65 @@ def test_each_replay_is_another_root(namespace: Namespace) -> None:
     assert first is not None
     assert second is not None
     assert first.message_id != second.message_id
+
+
+class Function:
+    """Does with each message that is sent to the queue what a function may do with it."""
+
+    def __init__(self, namespace: Namespace, does: str) -> None:
+        self._broker = namespace.broker
+        self._namespace = namespace
+        self._does = does
+        self._stop = namespace.broker.observe(self._see)
+
+    def _see(self, seen: Observation) -> None:
+        if seen.entity == QUEUE and seen.kind is EventKind.ACCEPTED:
+            # Not in the broker's own thread, which holds its lock.
+            threading.Thread(target=self._process, args=(seen.message.message,), daemon=True).start()
+
+    def _process(self, message: Message) -> None:
+        self._stop()
+        copy = {"DeadLetterReason": "InvoiceRefused", "InvoicingOriginalMessageId": str(message.message_id)}
+        if self._does == "parks":
+            self._broker.send(FAILED, Message(message.body, application_properties=copy))
+        if self._does == "retries":
+            due = datetime.now(UTC) + timedelta(hours=1)
+            retry = {"InvoicingReason": "DataverseThrottled", "InvoicingAttempt": 1}
+            self._broker.send(
+                QUEUE, Message(message.body, scheduled_enqueue_time=due, application_properties=retry)
+            )
+        if self._does == "publishes":
+            data = {
+                "opportunityId": self._namespace.opportunity(1),
+                "invoiceId": "i",
+                "invoiceNumber": "INV-7",
+            }
+            self._broker.send(TOPIC, Message(json.dumps({"id": "e", "data": data}).encode()))
+        if self._does != "nothing":
+            self._broker.receive(QUEUE, 1, ReceiveMode.RECEIVE_AND_DELETE)
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "state", "text"),
+    [
+        ("publishes", 0, "published", "INV-7"),
+        ("retries", 0, "is retried", "DataverseThrottled, next try at"),
+        ("parks", 1, "failed again", "InvoiceRefused"),
+        ("ignores", 0, "processed", "nothing to invoice"),
+        ("nothing", 0, "waits in the queue", ""),
+    ],
+)
+def test_a_followed_replay_reports_what_became_of_the_message(
+    namespace: Namespace, does: str, code: int, state: str, text: str
+) -> None:
+    namespace.send(FAILED, [namespace.parked(1)])
+    Function(namespace, does)
+    seconds = "3" if does == "nothing" else "60"
+    result = namespace.run("failed", "replay", "1", "--follow", "--seconds", seconds, "--json")
+    assert result.exit_code == code, result.output
+    (row,) = json.loads(result.stdout)
+    assert (row["outcome"], row["became"]) == ("done", state)
+    assert text in row["detail"]
 
 
 def test_a_dry_run_does_nothing(namespace: Namespace) -> None:
@@ -351,7 +413,7 @@ def test_a_connection_string_without_a_key_is_told_without_showing_it(namespace:
     with started({**os.environ, **namespace.environment}, "failed", "list") as process:
         _, said = process.communicate(timeout=60)
     assert (process.returncode, len(said.splitlines())) == (1, 2)
-    assert "ServiceBusConnection is not valid" in said
+    assert "ServiceBusConnection has no key" in said
     assert "secret" not in said
 
 

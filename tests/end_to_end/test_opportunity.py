@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SINCE = ("reconcile", "--since", "2000-01-01")
 # Commands do not wait until the SDK has closed its links.
 pytestmark = [
+    pytest.mark.usefixtures("collects_links"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -327,6 +328,30 @@ def test_a_real_function_shows_the_win_the_claim_the_invoice_and_the_event() -> 
     for expected in ("won", "claimed", "invoiced", "event published"):
         assert expected in what, what
     assert found["remarks"] == []
+
+
+def test_lists_show_opportunity_and_customer_by_name(office: Office) -> None:
+    opportunity = office.win(office.opportunity())
+    office.row("opportunity", opportunity, name="Chairs\x1b[31m")
+    office.message(FAILED_QUEUE, opportunity, DeadLetterReason="NamesAreShown")
+    row = office.api.row(f"opportunities({opportunity})?$select=_customerid_value")
+    (listed,) = json.loads(office.run("failed", "list", "--reason", "NamesAreShown", "--json"))
+    assert listed["opportunityName"] == "Chairs\x1b[31m"
+    assert listed["customer"]
+    assert row["_customerid_value"]
+    text = office.run("failed", "list", "--reason", "NamesAreShown")
+    assert "Chairs\\x1b[31m (" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_list_without_dataverse_shows_ids_and_says_why(office: Office) -> None:
+    opportunity = office.win(office.opportunity())
+    office.message(FAILED_QUEUE, opportunity, DeadLetterReason="NoNames")
+    environment = {**office.environment, "DATAVERSE_URL": "https://127.0.0.1:1"}
+    done = CliRunner().invoke(operations, ["failed", "list", "--reason", "NoNames"], env=environment)
+    assert done.exit_code == 0
+    assert opportunity[:8] in done.stdout
+    assert "Ids instead of names: " in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------- the audit
