@@ -1,6 +1,14 @@
 """Azure on one machine, for tests and demonstrations.
 
-Service Bus, Dataverse, managed identity and a Functions host, on loopback addresses only. It is a stranger
-to the code that it runs, as Azure is: it imports nothing of it, and what is deployed cannot tell the two
-apart. Never for production.
+Service Bus, Dataverse, managed identity and a Functions host, on loopback addresses only. It imports nothing of the
+code that it runs, and what is deployed cannot tell it from Azure. Never for production.
+
+Packages: `service_bus`, `dataverse`, `identity` and `functions_host` are the emulators; `faults` lets them fail;
+`tracing` collects spans; `cloud` composes them all; people and programs use the result through `control` and
+`command_line`.
+
+Modules at the top, because several packages share them: `clock` (time that tests can move), `certificates` (the
+authority of all TLS servers), `listener` (the port of the AMQP server and of the fault proxy), `posting` (Dataverse's
+connection to Service Bus). Because they use the whole from outside: `actors`, `demo`, `testing`, `pytest_plugin`.
+Because they run before anything else is imported or installed: `stopping`, `prerequisites`, `install`.
 """

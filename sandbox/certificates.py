@@ -1,7 +1,7 @@
-"""Certificates for the sandbox's TLS servers, from an authority that lives as long as one sandbox.
+"""Certificates for the sandbox's TLS servers, from an authority that exists as long as one sandbox.
 
-The deployed code trusts it as it would trust a company's own authority: through SSL_CERT_FILE and
-REQUESTS_CA_BUNDLE, which name a bundle that this module writes.
+The deployed code trusts it like a company's own authority: through SSL_CERT_FILE and REQUESTS_CA_BUNDLE, which name a
+bundle that this module writes.
 """
 
 import ssl
@@ -15,7 +15,7 @@ class CertificateAuthority:
     """Issues certificates for loopback names and addresses.
 
     `bundle` is written into `folder`, which should be private and temporary. The two variables *replace* what is
-    trusted by default, so the bundle holds the public roots as well: whatever else the process talks to keeps working.
+    trusted by default, so the bundle holds the public roots as well: the process can still talk to the internet.
     The key stays in memory: nobody can issue with it once the sandbox is gone.
     """
 
@@ -34,7 +34,7 @@ class CertificateAuthority:
         return {"SSL_CERT_FILE": str(self.bundle), "REQUESTS_CA_BUNDLE": str(self.bundle)}
 
     def server_context(self, *names: str) -> ssl.SSLContext:
-        """Return the context of a server that answers to `names` (host names or IP addresses)."""
+        """Return the context of a server with `names` (host names or IP addresses)."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._authority.issue_cert(*names).configure_cert(context)
         return context

@@ -1,7 +1,7 @@
-"""Where the sandbox takes its time from.
+"""The time of the sandbox.
 
-Every part that measures locks, windows, schedules or token lifetimes asks a `Clock` that it was given, so
-that a test can move time instead of waiting for it.
+Every part that measures locks, windows, schedules or token lifetimes reads an injected `Clock`, so that a test can move
+time instead of waiting for it.
 """
 
 import threading
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time as an aware UTC datetime."""
+    """A source of the time."""
 
     def now(self) -> datetime:
         """Return the time, aware, in UTC."""
@@ -18,7 +18,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own time."""
+    """The time of this machine."""
 
     def now(self) -> datetime:
         """Return the machine's time, aware, in UTC."""

@@ -164,7 +164,7 @@ def _show(cloud: Cloud, control: Control, local_settings: Path | None, operator:
         "Operator's settings": str(operator),
     }
     width = max(map(len, endpoints))
-    # One line each, whatever the width of the terminal: an id that is folded cannot be copied.
+    # One line each, also where the terminal is narrow: an id that is folded cannot be copied.
     click.echo("Endpoints")
     for name, value in endpoints.items():
         click.echo(f"  {name.ljust(width)}  {value}")

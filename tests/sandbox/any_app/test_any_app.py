@@ -21,17 +21,24 @@ ROOT = HERE.parents[2]
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the project with an environment that has the sandbox installed from a wheel."""
-    folder = tmp_path_factory.mktemp("any-app")
-    project = Path(shutil.copytree(HERE / "project", folder / "project"))
-    _pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
-    (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
-    python = str(folder / "venv" / "bin" / "python")
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """Return the wheel that this repository is built into."""
+    _pip(
+        sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)
+    )
+    (built,) = tmp_path.glob("*.whl")
+    return built
+
+
+@pytest.fixture
+def project(tmp_path: Path, wheel: Path) -> Path:
+    """Return a copy of the project with an environment that has the sandbox installed."""
+    project = Path(shutil.copytree(HERE / "project", tmp_path / "project"))
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = _python(project)
     # The tested versions, so that a new release elsewhere fails nothing here.
-    constraints = folder / "constraints.txt"
+    constraints = tmp_path / "constraints.txt"
     constraints.write_text(_versions("requirements-dev.txt"))
     _pip(
         python,
@@ -67,7 +74,7 @@ def _python(project: Path) -> str:
     return str(project.parent / "venv" / "bin" / "python")
 
 
-def test_its_tests_are_green(project: Path) -> None:
+def test_its_tests_are_green_and_it_runs_as_a_program(project: Path) -> None:
     """With the plug-in alone: no conftest, no import of the sandbox."""
     done = subprocess.run(  # noqa: S603 - our own command
         [_python(project), "-m", "pytest", "-v", "-p", "no:cacheprovider"],
@@ -78,6 +85,7 @@ def test_its_tests_are_green(project: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
+    run_as_a_program(project, project.parent)
 
 
 @pytest.mark.parametrize("name", ["app/function_app.py", "entities.json", "pytest.ini", "test_orders.py"])
@@ -86,15 +94,14 @@ def test_the_tutorial_shows_these_files(name: str) -> None:
     assert (HERE / "project" / name).read_text() in tutorial
 
 
-def test_what_is_installed_is_the_sandbox_and_nothing_else(project: Path) -> None:
-    (wheel,) = project.parent.glob("*.whl")
+def test_what_is_installed_is_the_sandbox_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "sandbox/service_bus/broker.py" in names
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"sandbox"}
 
 
-def test_it_runs_as_a_program(project: Path, tmp_path: Path) -> None:
+def run_as_a_program(project: Path, temporary: Path) -> None:
     arguments = (
         "--app",
         "app",
@@ -104,7 +111,7 @@ def test_it_runs_as_a_program(project: Path, tmp_path: Path) -> None:
         "--mode",
         "connection-string",
     )
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {"TMPDIR": str(temporary)}
     command = [_python(project), "-m", "sandbox"]
     process = subprocess.Popen(  # noqa: S603 - our own program
         [*command, "start", "--json", *arguments, "--set", "CONFIRMATIONS_TOPIC=confirmations"],
