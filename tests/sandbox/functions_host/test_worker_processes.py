@@ -76,7 +76,7 @@ def runner(app: Path, records: Path) -> Iterator[_Runner]:
     running.stop()
 
 
-def request(body: bytes) -> object:
+def request(body: bytes, function_id: str = "record") -> object:
     messages = protocol()
     metadata = {
         "UserProperties": "{}",
@@ -86,7 +86,7 @@ def request(body: bytes) -> object:
     }
     return messages.InvocationRequest(
         invocation_id="an-invocation",
-        function_id="record",
+        function_id=function_id,
         input_data=[messages.ParameterBinding(name="message", data=messages.TypedData(bytes=body))],
         trigger_metadata={name: messages.TypedData(json=value) for name, value in metadata.items()},
     )
@@ -144,6 +144,38 @@ def test_an_app_with_its_own_packages_sees_no_others(runner: _Runner, app: Path)
     path = runner.record()["path"]
     assert path[:2] == [str(app), str(packages)]
     assert str(installed) not in path
+
+
+V2_APP = """
+import azure.functions as func
+
+from record import main
+
+app = func.FunctionApp()
+
+
+@app.service_bus_queue_trigger(arg_name="message", connection="Bus", queue_name="q", data_type="BINARY")
+def receive(message: func.ServiceBusMessage, context: func.Context) -> None:
+    main(message, context)
+"""
+
+
+def test_a_v2_app_with_its_own_packages_sees_no_others(app: Path, records: Path) -> None:
+    packages = app / ".python_packages" / "lib" / "site-packages"
+    installed = Path(azure.functions.__file__).parents[2]
+    shutil.copytree(installed / "azure" / "functions", packages / "azure" / "functions")
+    for name in ("werkzeug", "markupsafe"):
+        shutil.copytree(installed / name, packages / name)
+    (app / "function_app.py").write_text(V2_APP)
+    running = _Runner(app, records)
+    try:
+        process = running.start()
+        function_id = running.functions[0].function_id
+        response = process.invoke(running.functions[0], request(b"x", function_id)).result(20)
+        assert response.invocation_response.result.status == protocol().StatusResult.Success
+        assert str(installed) not in running.record()["path"]
+    finally:
+        running.stop()
 
 
 @pytest.mark.parametrize(
