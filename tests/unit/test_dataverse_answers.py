@@ -387,6 +387,16 @@ def test_the_status_of_a_stopped_batch_is_that_of_one_record(
     assert len(wire.requests) == 2
 
 
+def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Callable[..., list[Response]]) -> None:
+    """Never a RecursionError, which would count as a bug of ours."""
+    nested = b"Content-Type: text/plain\r\n\r\nhello"
+    for number in range(3_000):
+        head = f"Content-Type: multipart/mixed; boundary=b{number}\r\n\r\n".encode()
+        nested = head + multipart(f"b{number}", [nested])
+    with pytest.raises((DataverseUnreachable, DataverseUnavailable)):
+        batch(batch_body(nested, Part(), Part()))
+
+
 def test_one_batch_says_where_dataverse_stopped(
     dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> None:

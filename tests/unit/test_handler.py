@@ -250,7 +250,7 @@ def test_what_may_pass_is_tried_again_by_way_of_a_copy(
     assert copy.message_id != message.message_id, "duplicate detection would drop it"
     (line,) = caplog.messages
     assert line.startswith(f"retry: reason={error.reason} in=")
-    assert f"opportunity={OPPORTUNITY} attempt=0 age=0s root={ROOT}: x" in line
+    assert line.endswith(f"s opportunity={OPPORTUNITY} attempt=0 age=0s root={ROOT}: x")
 
 
 def test_a_copy_is_accepted_before_the_original_is_completed(
