@@ -58,7 +58,7 @@ faults: $(VENV)/.dev ## prove the guarantee in full, as docs/guarantee.md descri
 	$(BIN)/python tests/faults/run_socket_histories.py --count 300
 	$(BIN)/python tests/faults/run_matrix.py
 
-fuzz: $(VENV)/.dev ## search the readers of events and responses with a coverage-guided fuzzer: FUZZ_INPUTS=100000 for fewer
+fuzz: $(VENV)/.dev ## fuzz what reads events, responses and AMQP frames: FUZZ_INPUTS=100000 for fewer
 	@$(BIN)/python tests/fuzz/opportunity_won.py fuzz --inputs $(FUZZ_INPUTS) --found build/fuzz/opportunity-won
 	@$(BIN)/coverage run --data-file=build/.coverage-fuzz --branch --source=shared \
 		tests/fuzz/opportunity_won.py replay build/fuzz/opportunity-won
@@ -67,6 +67,7 @@ fuzz: $(VENV)/.dev ## search the readers of events and responses with a coverage
 	@$(BIN)/coverage run --data-file=build/.coverage-fuzz --branch --source=shared \
 		tests/fuzz/dataverse_response.py replay build/fuzz/dataverse-response
 	@$(BIN)/coverage report --data-file=build/.coverage-fuzz --include=shared/response.py,shared/record.py
+	@$(BIN)/python tests/fuzz/amqp_frames.py --frames $(FUZZ_INPUTS)
 
 mutants: $(VENV)/.dev ## change the deployed code in small ways and see that a test fails: MUTANTS=--all for every way
 	@$(BIN)/python tests/mutation/run.py $(MUTANTS)

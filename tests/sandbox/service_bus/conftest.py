@@ -1,4 +1,4 @@
-"""A broker with a clock that tests move, and a server for each way in which clients come."""
+"""A broker with a clock that tests move, and a server for plain AMQP and one for TLS."""
 
 import gc
 import secrets
@@ -92,7 +92,7 @@ class Credential:
 
 def verify_token(token: str, audiences: object) -> Claims:
     assert list(audiences) == ["https://servicebus.azure.net/"]  # type: ignore[call-overload]
-    if token not in ("good", "stranger"):
+    if token not in ("good", "without-role"):
         raise ValueError("the token is not good")
     return Claims(CLIENT_ID if token == "good" else "somebody-else", datetime.now(UTC) + timedelta(hours=1))
 
@@ -144,8 +144,8 @@ def free_address() -> str:
 
 
 @dataclass
-class Wire:
-    """One server, and how clients get in. What is opened here is closed behind the test's back."""
+class Access:
+    """One server, and how clients access it. What is opened here is closed after the test."""
 
     server: ServiceBusServer
     broker: Broker
@@ -159,7 +159,7 @@ class Wire:
 
     @cached_property
     def one_client(self) -> ServiceBusClient:
-        """The client of those who do not care which."""
+        """Return the client that senders and receivers share."""
         return self.client()
 
     def sender(self, entity: str = "plain") -> ServiceBusSender:
@@ -175,7 +175,7 @@ class Wire:
         return self.opened.enter_context(receiver)
 
     def advance(self, **duration: float) -> None:
-        """Move the broker's time, and tell the server."""
+        """Move the broker's time, and wake the server."""
         self.clock.advance(timedelta(**duration))
         self.server.wake()
 
@@ -185,7 +185,7 @@ class Wire:
 
     @staticmethod
     def receive(receiver: ServiceBusReceiver, count: int = 1) -> list[ServiceBusReceivedMessage]:
-        """Receive so many messages, however they are spread over answers; fail where they do not come."""
+        """Receive so many messages, in as many responses as it takes; fail where they do not come."""
         received: list[ServiceBusReceivedMessage] = []
         deadline = time.monotonic() + 10
         while len(received) < count and time.monotonic() < deadline:
@@ -233,22 +233,22 @@ def plain(
     authenticator: Authenticator,
     clock: MovableClock,
     closing: Callable[[ExitStack], None],
-) -> Iterator[Wire]:
+) -> Iterator[Access]:
     """Plain AMQP with the emulator's kind of connection string."""
     opened = ExitStack()
     server = opened.enter_context(ServiceBusServer(broker, authenticator=authenticator))
 
     def new_client(key: str = KEY, **options: Any) -> ServiceBusClient:  # noqa: ANN401 - the SDK's
-        return ServiceBusClient.from_connection_string(opened_wire.connection_string(key), **options)
+        return ServiceBusClient.from_connection_string(opened_access.connection_string(key), **options)
 
-    opened_wire = Wire(server, broker, clock, new_client, opened)
-    yield opened_wire
+    opened_access = Access(server, broker, clock, new_client, opened)
+    yield opened_access
     closing(opened)
 
 
 @pytest.fixture
-def severed(plain: Wire) -> Iterator[Wire]:
-    """Plain AMQP for tests that cut connections: the SDK then forgets to close its sockets, and is forgiven."""
+def severed(plain: Access) -> Iterator[Access]:
+    """Plain AMQP for tests that cut connections: the SDK then does not close its sockets, which is accepted here."""
     yield plain
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -266,7 +266,7 @@ def tls(
     authority: trustme.CA,
     authority_file: Path,
     closing: Callable[[ExitStack], None],
-) -> Iterator[Wire]:
+) -> Iterator[Access]:
     """TLS on port 5671 with an identity's token, or with a connection string where a key is given."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     host = free_address()
@@ -282,12 +282,12 @@ def tls(
             return ServiceBusClient.from_connection_string(f"Endpoint=sb://{host};{key}", **options)
         return ServiceBusClient(host, Credential(token), **options)
 
-    yield Wire(server, broker, clock, new_client, opened)
+    yield Access(server, broker, clock, new_client, opened)
     closing(opened)
 
 
 @pytest.fixture(params=["plain", "tls"], ids=["plain with key", "TLS with token"])
-def wire(request: pytest.FixtureRequest) -> Wire:
-    """Each way in: the same must be true of both."""
-    each: Wire = request.getfixturevalue(request.param)
+def access(request: pytest.FixtureRequest) -> Access:
+    """Plain AMQP with a key and TLS with a token: the same must be true of both."""
+    each: Access = request.getfixturevalue(request.param)
     return each

@@ -113,7 +113,7 @@ def test_maps_may_have_binary_keys() -> None:
 
 
 def test_what_was_sent_in_process_can_be_sent_on() -> None:
-    """A message that never was on a wire may hold what AMQP does not have."""
+    """A message that was never encoded may hold what AMQP does not have."""
     message = Message(
         b"x", application_properties={"when": NOW, "state": MessageState.ACTIVE, "path": Path("a")}
     )
@@ -158,7 +158,7 @@ def data(content: bytes) -> bytes:
 @example(b"s\x00\x11\x00\x00")  # a character beyond Unicode
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda tail: b"\x00\x53" + tail))
 def test_no_bytes_break_the_decoder(noise: bytes) -> None:
-    """Whatever comes is messages or a refusal, never another error."""
+    """Any bytes are messages or a refusal, never another error."""
     with suppress(InvalidArgument):
         decode_transfer(noise)
 

@@ -93,7 +93,7 @@ def parse(queue: dict[str, Any] | None = None, **namespace: Any) -> Configuratio
 
 
 def problems(act: Callable[[], Configuration]) -> tuple[str, ...]:
-    """Return what is wrong, and see that the error tells it line by line."""
+    """Return what is wrong, and check that the error lists it line by line."""
     with pytest.raises(InvalidConfiguration) as caught:
         act()
     assert str(caught.value).count("\n") == len(caught.value.problems)

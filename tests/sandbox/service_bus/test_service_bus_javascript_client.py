@@ -1,4 +1,4 @@
-"""Microsoft's @azure/service-bus (JavaScript), a client that nobody here wrote, against the server."""
+"""Microsoft's @azure/service-bus (JavaScript), a client that is not ours, against the server."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.sandbox.service_bus.conftest import Wire
+    from tests.sandbox.service_bus.conftest import Access
 
 HERE = Path(__file__).parent / "javascript"
 BUILD = Path(__file__).parents[3] / "build" / "javascript"
@@ -55,10 +55,10 @@ def exclusively(path: Path) -> Iterator[None]:
         yield
 
 
-def test_every_scenario_works(wire: "Wire", modules: Path, authority_file: Path) -> None:
-    secure = wire.server.port == 5671
-    host = f"{wire.server.host}" if secure else f"{wire.server.host}:{wire.server.port}"
-    key = wire.connection_string().split(";", 1)[1]
+def test_every_scenario_works(access: "Access", modules: Path, authority_file: Path) -> None:
+    secure = access.server.port == 5671
+    host = f"{access.server.host}" if secure else f"{access.server.host}:{access.server.port}"
+    key = access.connection_string().split(";", 1)[1]
     if secure:
         key = key.replace("UseDevelopmentEmulator=true;", "")
     environment = {

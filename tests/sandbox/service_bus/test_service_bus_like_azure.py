@@ -28,7 +28,7 @@ from sandbox.service_bus.amqp.performatives import (
 )
 
 if TYPE_CHECKING:
-    from tests.sandbox.service_bus.conftest import Wire
+    from tests.sandbox.service_bus.conftest import Access
 
 BODY = b"\x00\x53\x75\xa0\x04body"
 
@@ -49,7 +49,7 @@ def sections(payload: bytes) -> dict[int, object]:
 # 1: delivery ids, and errors with three fields
 
 
-def test_delivery_ids_may_come_out_of_order(plain: "Wire") -> None:
+def test_delivery_ids_may_come_out_of_order(plain: "Access") -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("plain")
         for delivery_id in (7, 3, 4, 9):
@@ -63,7 +63,7 @@ def test_delivery_ids_may_come_out_of_order(plain: "Wire") -> None:
     assert plain.broker.counts("plain").active == 4
 
 
-def test_many_threads_renew_locks_through_one_receiver(plain: "Wire") -> None:
+def test_many_threads_renew_locks_through_one_receiver(plain: "Access") -> None:
     """The SDK sends their requests with delivery ids out of order."""
     plain.broker.send("plain", *(Message(b"x") for _ in range(20)))
     receiver = plain.receiver()
@@ -73,7 +73,7 @@ def test_many_threads_renew_locks_through_one_receiver(plain: "Wire") -> None:
     assert len(renewed) == 20
 
 
-def test_an_error_has_all_three_fields(plain: "Wire") -> None:
+def test_an_error_has_all_three_fields(plain: "Access") -> None:
     """Microsoft's Python library reads the third one without checking."""
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("plain")
@@ -91,9 +91,9 @@ def test_an_error_has_all_three_fields(plain: "Wire") -> None:
 # 2: a token for an entity that does not exist
 
 
-def test_a_token_for_an_entity_that_does_not_exist_is_refused_with_404(wire: "Wire") -> None:
+def test_a_token_for_an_entity_that_does_not_exist_is_refused_with_404(access: "Access") -> None:
     with pytest.raises(ServiceBusAuthenticationError) as caught:
-        wire.sender("missing")
+        access.sender("missing")
     assert "Status code: 404" in str(caught.value.inner_exception)
     assert "'test/missing' could not be found" in str(caught.value.inner_exception)
 
@@ -101,14 +101,14 @@ def test_a_token_for_an_entity_that_does_not_exist_is_refused_with_404(wire: "Wi
 # 3, 4: what a message may look like
 
 
-def test_delivery_annotations_may_stand_after_the_body(plain: "Wire") -> None:
+def test_delivery_annotations_may_stand_after_the_body(plain: "Access") -> None:
     sender, receiver = plain.sender(), plain.receiver()
     sender.send_messages(AmqpAnnotatedMessage(data_body=b"body", delivery_annotations={"mine": "kept"}))
     [message] = plain.receive(receiver)
     assert b"".join(message.body) == b"body"
 
 
-def test_maps_with_binary_keys_are_accepted(plain: "Wire") -> None:
+def test_maps_with_binary_keys_are_accepted(plain: "Access") -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("plain")
         client.send(section(0x72, {b"x-opt-mine": 1}) + section(0x74, {b"key": "value"}) + BODY)
@@ -119,7 +119,7 @@ def test_maps_with_binary_keys_are_accepted(plain: "Wire") -> None:
 # 5 to 9: what a receiver gets
 
 
-def test_delivery_annotations_hold_the_lock_token_and_the_senders_own(plain: "Wire") -> None:
+def test_delivery_annotations_hold_the_lock_token_and_the_senders_own(plain: "Access") -> None:
     sender, receiver = plain.sender(), plain.receiver()
     sender.send_messages(AmqpAnnotatedMessage(data_body=b"body", delivery_annotations={"mine": "kept"}))
     [message] = plain.receive(receiver)
@@ -127,7 +127,7 @@ def test_delivery_annotations_hold_the_lock_token_and_the_senders_own(plain: "Wi
     assert raw.delivery_annotations == {b"mine": b"kept", b"x-opt-lock-token": message.lock_token}
 
 
-def test_without_a_lock_there_are_delivery_annotations_and_an_empty_delivery_tag(plain: "Wire") -> None:
+def test_without_a_lock_there_are_delivery_annotations_and_an_empty_delivery_tag(plain: "Access") -> None:
     plain.broker.send("plain", Message(b"x"))
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_receiver("plain", snd_settle_mode=1)
@@ -137,14 +137,14 @@ def test_without_a_lock_there_are_delivery_annotations_and_an_empty_delivery_tag
     assert sections(payload)[0x71] == {}
 
 
-def test_receive_and_delete_works_with_the_sdk(plain: "Wire") -> None:
+def test_receive_and_delete_works_with_the_sdk(plain: "Access") -> None:
     plain.broker.send("plain", *(Message(b"%d" % number) for number in range(3)))
     receiver = plain.receiver(receive_mode=ServiceBusReceiveMode.RECEIVE_AND_DELETE)
     assert sorted(map(str, plain.receive(receiver, 3))) == ["0", "1", "2"]
     assert plain.broker.counts("plain").active == 0
 
 
-def test_a_message_without_a_body_has_none(plain: "Wire") -> None:
+def test_a_message_without_a_body_has_none(plain: "Access") -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("plain")
         client.send(section(0x74, {"key": "value"}))
@@ -154,14 +154,14 @@ def test_a_message_without_a_body_has_none(plain: "Wire") -> None:
     assert sections(payload).keys() & {0x75, 0x76, 0x77} == set()
 
 
-def test_several_data_sections_stay_several(plain: "Wire") -> None:
+def test_several_data_sections_stay_several(plain: "Access") -> None:
     sender, receiver = plain.sender(), plain.receiver()
     sender.send_messages(AmqpAnnotatedMessage(data_body=[b"one", b"", b"two"]))
     [message] = plain.receive(receiver)
     assert list(message.body) == [b"one", b"", b"two"]
 
 
-def test_only_what_comes_over_management_has_a_state(plain: "Wire") -> None:
+def test_only_what_comes_over_management_has_a_state(plain: "Access") -> None:
     """Peeked messages and deferred ones that are received by their number."""
     plain.broker.send("plain", Message(b"x"))
     receiver = plain.receiver()
@@ -180,7 +180,7 @@ def test_only_what_comes_over_management_has_a_state(plain: "Wire") -> None:
 # 10: message ids
 
 
-def test_a_message_without_an_id_gets_one(plain: "Wire") -> None:
+def test_a_message_without_an_id_gets_one(plain: "Access") -> None:
     sender, receiver = plain.sender(), plain.receiver()
     sender.send_messages(AmqpAnnotatedMessage(data_body=b"one"))
     sender.send_messages(ServiceBusMessage("two", message_id="mine"))
@@ -207,7 +207,7 @@ def request(client: AmqpClient, operation: str, body: Mapping[str, object]) -> t
     return properties["statusCode"], found[0x77]
 
 
-def test_rules_are_listed_added_and_removed(plain: "Wire") -> None:
+def test_rules_are_listed_added_and_removed(plain: "Access") -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("news/Subscriptions/all/$management", 10)
         client.attach_receiver("news/Subscriptions/all/$management", 11)
@@ -248,7 +248,7 @@ def test_rules_are_listed_added_and_removed(plain: "Wire") -> None:
     ids=str,
 )
 def test_each_kind_of_rule_is_added_or_refused(
-    plain: "Wire", description: dict[str, object], status: int
+    plain: "Access", description: dict[str, object], status: int
 ) -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("news/Subscriptions/all/$management", 10)
@@ -261,7 +261,7 @@ def test_each_kind_of_rule_is_added_or_refused(
         )
 
 
-def test_only_subscriptions_have_rules(plain: "Wire") -> None:
+def test_only_subscriptions_have_rules(plain: "Access") -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("plain/$management", 10)
         client.attach_receiver("plain/$management", 11)
@@ -273,7 +273,7 @@ def test_only_subscriptions_have_rules(plain: "Wire") -> None:
 
 
 @pytest.mark.parametrize("session_id", ["mine", None])
-def test_a_session_is_refused_with_a_text_about_sessions(plain: "Wire", session_id: str | None) -> None:
+def test_a_session_is_refused_with_a_text_about_sessions(plain: "Access", session_id: str | None) -> None:
     filters = {Symbol("com.microsoft:session-filter"): session_id}
     with (
         logged_in(plain.server.host, plain.server.port) as client,
@@ -282,7 +282,7 @@ def test_a_session_is_refused_with_a_text_about_sessions(plain: "Wire", session_
         client.attach_receiver("plain", source=Source("plain", filter=filters))
 
 
-def test_requests_about_sessions_are_refused_with_a_text_about_sessions(plain: "Wire") -> None:
+def test_requests_about_sessions_are_refused_with_a_text_about_sessions(plain: "Access") -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("plain/$management", 10)
         client.attach_receiver("plain/$management", 11)
@@ -294,7 +294,7 @@ def test_requests_about_sessions_are_refused_with_a_text_about_sessions(plain: "
 
 
 def test_management_over_https_is_refused_with_a_text(
-    broker: Broker, authority: trustme.CA, authority_file: Path, tls: "Wire"
+    broker: Broker, authority: trustme.CA, authority_file: Path, tls: "Access"
 ) -> None:
     """On the plain port and on that for AMQP over TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -314,7 +314,7 @@ def test_management_over_https_is_refused_with_a_text(
 
 
 def test_a_server_without_a_certificate_refuses_tls_with_an_alert(
-    plain: "Wire", authority_file: Path
+    plain: "Access", authority_file: Path
 ) -> None:
     refused = administration_error(f"{plain.server.host}:{plain.server.port}", authority_file)
     assert isinstance(refused, ServiceRequestError)
@@ -338,7 +338,7 @@ def administration_error(address: str, authority_file: Path) -> Exception:
 # 14: SASL
 
 
-def test_the_mechanisms_are_azures(plain: "Wire") -> None:
+def test_the_mechanisms_are_azures(plain: "Access") -> None:
     for mechanism in ("MSSBCBS", "ANONYMOUS", "EXTERNAL"):
         with AmqpClient(plain.server.host, plain.server.port) as client:
             offered = client.log_in(mechanism).mechanisms

@@ -1,7 +1,7 @@
 """Random histories of one queue, against a model so simple that it is plainly right.
 
 The model keeps a list of messages and looks at all of them after every step; the broker keeps heaps, timers and
-indexes. Whatever is done in whatever order, both must show the same.
+indexes. After any operations in any order, both must show the same.
 """
 
 import itertools

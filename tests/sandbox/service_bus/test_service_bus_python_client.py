@@ -28,14 +28,14 @@ from sandbox.service_bus import EventKind, Message
 from sandbox.service_bus.configuration import Status
 
 if TYPE_CHECKING:
-    from tests.sandbox.service_bus.conftest import Wire
+    from tests.sandbox.service_bus.conftest import Access
 
 
 @pytest.fixture
-def links(wire: "Wire", pool: ThreadPoolExecutor) -> tuple[ServiceBusSender, ServiceBusReceiver]:
+def links(access: "Access", pool: ThreadPoolExecutor) -> tuple[ServiceBusSender, ServiceBusReceiver]:
     """Open both at once: the SDK takes half a second for each."""
-    assert wire.one_client is not None
-    sender, receiver = pool.submit(wire.sender), pool.submit(wire.receiver)
+    assert access.one_client is not None
+    sender, receiver = pool.submit(access.sender), pool.submit(access.receiver)
     return sender.result(20), receiver.result(20)
 
 
@@ -50,7 +50,7 @@ def receiver(links: tuple[ServiceBusSender, ServiceBusReceiver]) -> ServiceBusRe
 
 
 def test_a_message_arrives_as_it_was_sent(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sent_at = datetime.now(UTC)
     sender.send_messages(
@@ -75,7 +75,7 @@ def test_a_message_arrives_as_it_was_sent(
             },
         )
     )
-    [message] = wire.receive(receiver)
+    [message] = access.receive(receiver)
     assert b"".join(message.body) == b"\x00\xff body"
     assert (message.message_id, message.correlation_id, message.subject) == ("id-1", "correlation", "subject")
     assert (message.to, message.reply_to, message.content_type) == ("somebody", "answers", "application/json")
@@ -96,76 +96,76 @@ def test_a_message_arrives_as_it_was_sent(
     assert message.locked_until_utc is not None
     assert timedelta(seconds=20) < message.locked_until_utc - sent_at < timedelta(seconds=40)
     receiver.complete_message(message)
-    assert wire.broker.counts("plain").active == 0
+    assert access.broker.counts("plain").active == 0
 
 
 def test_a_batch_arrives_whole_and_in_order(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     batch = sender.create_message_batch()
     for number in range(20):
         batch.add_message(ServiceBusMessage(f"{number}", message_id=f"m{number}"))
     sender.send_messages(batch)
     sender.send_messages([ServiceBusMessage("one"), ServiceBusMessage("two")])
-    received = wire.receive(receiver, 22)
+    received = access.receive(receiver, 22)
     assert [str(message) for message in received] == [*map(str, range(20)), "one", "two"]
     assert received[7].message_id == "m7"
 
 
-def test_a_value_body_is_kept(wire: "Wire", receiver: ServiceBusReceiver) -> None:
-    sender = wire.sender("plain")
+def test_a_value_body_is_kept(access: "Access", receiver: ServiceBusReceiver) -> None:
+    sender = access.sender("plain")
     sender.send_messages(AmqpAnnotatedMessage(value_body={"a": [1, "b"]}))
     sender.send_messages(AmqpAnnotatedMessage(sequence_body=[[1, 2], [3]]))
-    first, second = wire.receive(receiver, 2)
+    first, second = access.receive(receiver, 2)
     assert first.body == {b"a": [1, b"b"]}
     assert list(second.body) == [[1, 2], [3]]
 
 
 def test_abandon_gives_it_back_at_once_and_counts(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages(ServiceBusMessage("again"))
     for count in range(3):
-        [message] = wire.receive(receiver)
+        [message] = access.receive(receiver)
         assert message.delivery_count == count
         receiver.abandon_message(message)
-    assert wire.broker.counts("plain").active == 0
-    assert wire.broker.counts("plain").dead_letter == 1
+    assert access.broker.counts("plain").active == 0
+    assert access.broker.counts("plain").dead_letter == 1
 
 
 def test_a_message_delivered_too_often_is_dead_lettered(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages(ServiceBusMessage("poison", application_properties={"kept": "yes"}))
     for _ in range(3):
-        receiver.abandon_message(wire.receive(receiver)[0])
-    dead_letters = wire.receiver("plain", sub_queue=ServiceBusSubQueue.DEAD_LETTER)
-    [message] = wire.receive(dead_letters)
+        receiver.abandon_message(access.receive(receiver)[0])
+    dead_letters = access.receiver("plain", sub_queue=ServiceBusSubQueue.DEAD_LETTER)
+    [message] = access.receive(dead_letters)
     assert message.dead_letter_reason == "MaxDeliveryCountExceeded"
     assert message.dead_letter_source == "plain"
     assert message.delivery_count == 3
     assert (message.application_properties or {})[b"kept"] == b"yes"
     dead_letters.complete_message(message)
-    assert wire.broker.counts("plain").dead_letter == 0
+    assert access.broker.counts("plain").dead_letter == 0
 
 
 def test_dead_lettering_with_reason_and_description(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages(ServiceBusMessage("bad"))
-    receiver.dead_letter_message(wire.receive(receiver)[0], reason="Bad", error_description="really")
-    dead_letters = wire.receiver("plain", sub_queue=ServiceBusSubQueue.DEAD_LETTER)
-    [message] = wire.receive(dead_letters)
+    receiver.dead_letter_message(access.receive(receiver)[0], reason="Bad", error_description="really")
+    dead_letters = access.receiver("plain", sub_queue=ServiceBusSubQueue.DEAD_LETTER)
+    [message] = access.receive(dead_letters)
     assert (message.dead_letter_reason, message.dead_letter_error_description) == ("Bad", "really")
 
 
-def test_dead_letters_are_forwarded_with_their_properties(wire: "Wire") -> None:
-    sender = wire.sender("forwarding")
-    receiver = wire.receiver("forwarding")
-    parked = wire.receiver("parked")
+def test_dead_letters_are_forwarded_with_their_properties(access: "Access") -> None:
+    sender = access.sender("forwarding")
+    receiver = access.receiver("forwarding")
+    parked = access.receiver("parked")
     sender.send_messages(ServiceBusMessage("bad", message_id="m", application_properties={"mine": "x"}))
-    receiver.dead_letter_message(wire.receive(receiver)[0], reason="Bad", error_description="really")
-    [message] = wire.receive(parked)
+    receiver.dead_letter_message(access.receive(receiver)[0], reason="Bad", error_description="really")
+    [message] = access.receive(parked)
     assert message.message_id == "m"
     assert message.delivery_count == 0
     assert (message.dead_letter_source, message.dead_letter_reason) == ("forwarding", "Bad")
@@ -178,12 +178,12 @@ def test_dead_letters_are_forwarded_with_their_properties(wire: "Wire") -> None:
 
 
 def test_an_expired_lock_brings_the_message_back_to_a_waiting_receiver(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages(ServiceBusMessage("slow"))
-    [first] = wire.receive(receiver)
-    wire.advance(seconds=31)
-    [second] = wire.receive(receiver)
+    [first] = access.receive(receiver)
+    access.advance(seconds=31)
+    [second] = access.receive(receiver)
     assert second.sequence_number == first.sequence_number
     assert second.delivery_count == 1
     assert second.lock_token != first.lock_token
@@ -192,48 +192,50 @@ def test_an_expired_lock_brings_the_message_back_to_a_waiting_receiver(
     receiver.complete_message(second)
 
 
-def test_a_renewed_lock_holds(wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver) -> None:
+def test_a_renewed_lock_holds(
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
+) -> None:
     sender.send_messages(ServiceBusMessage("slow"))
-    [message] = wire.receive(receiver)
+    [message] = access.receive(receiver)
     before = message.locked_until_utc
-    wire.advance(seconds=20)
+    access.advance(seconds=20)
     renewed = receiver.renew_message_lock(message)
     assert before is not None
     assert renewed - before > timedelta(seconds=19)
-    wire.advance(seconds=20)
-    assert wire.broker.counts("plain").locked == 1
+    access.advance(seconds=20)
+    assert access.broker.counts("plain").locked == 1
     receiver.complete_message(message)
-    assert wire.broker.counts("plain").active == 0
+    assert access.broker.counts("plain").active == 0
 
 
 def test_a_lost_lock_cannot_be_renewed(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages(ServiceBusMessage("slow"))
-    [message] = wire.receive(receiver)
-    wire.advance(seconds=31)
+    [message] = access.receive(receiver)
+    access.advance(seconds=31)
     with pytest.raises(MessageLockLostError):
         receiver.renew_message_lock(message)
 
 
-def test_the_sdk_renews_locks_by_itself(wire: "Wire") -> None:
+def test_the_sdk_renews_locks_by_itself(access: "Access") -> None:
     """The SDK's renewer begins ten seconds before a lock ends."""
     renewed = Event()
-    wire.broker.observe(lambda each: renewed.set() if each.kind is EventKind.LOCK_RENEWED else None)
-    wire.sender("brief").send_messages(ServiceBusMessage("slow"))
-    receiver = wire.receiver("brief")
+    access.broker.observe(lambda each: renewed.set() if each.kind is EventKind.LOCK_RENEWED else None)
+    access.sender("brief").send_messages(ServiceBusMessage("slow"))
+    receiver = access.receiver("brief")
     with AutoLockRenewer(max_lock_renewal_duration=60) as renewer:
-        [message] = wire.receive(receiver)
+        [message] = access.receive(receiver)
         renewer.register(receiver, message)
         assert renewed.wait(10)
         receiver.complete_message(message)
 
 
 def test_a_deferred_message_comes_by_its_number_only(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages([ServiceBusMessage("later"), ServiceBusMessage("now")])
-    later, now = wire.receive(receiver, 2)
+    later, now = access.receive(receiver, 2)
     receiver.defer_message(later)
     receiver.complete_message(now)
     [peeked] = receiver.peek_messages(1, sequence_number=1)
@@ -242,27 +244,27 @@ def test_a_deferred_message_comes_by_its_number_only(
     [again] = receiver.receive_deferred_messages([later.sequence_number])
     assert str(again) == "later"
     receiver.complete_message(again)
-    assert wire.broker.counts("plain").deferred == 0
+    assert access.broker.counts("plain").deferred == 0
     with pytest.raises(MessageNotFoundError):
         receiver.receive_deferred_messages([later.sequence_number])
 
 
 def test_a_deferred_message_can_be_dead_lettered_and_abandoned(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages(ServiceBusMessage("later"))
-    [message] = wire.receive(receiver)
+    [message] = access.receive(receiver)
     receiver.defer_message(message)
     number = message.sequence_number
     assert number is not None
     receiver.abandon_message(receiver.receive_deferred_messages(number)[0])
-    assert wire.broker.counts("plain").deferred == 1
+    assert access.broker.counts("plain").deferred == 1
     receiver.dead_letter_message(receiver.receive_deferred_messages(number)[0], reason="Old")
-    assert wire.broker.counts("plain").dead_letter == 1
+    assert access.broker.counts("plain").dead_letter == 1
 
 
 def test_a_scheduled_message_appears_when_it_is_due(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     due = datetime.now(UTC) + timedelta(hours=1)
     sender.schedule_messages(ServiceBusMessage("by schedule_messages"), due)
@@ -271,63 +273,63 @@ def test_a_scheduled_message_appears_when_it_is_due(
     )
     states = [message.state for message in receiver.peek_messages(5)]
     assert states == [ServiceBusMessageState.SCHEDULED] * 2
-    wire.advance(minutes=60, seconds=1)
-    [first] = wire.receive(receiver)
+    access.advance(minutes=60, seconds=1)
+    [first] = access.receive(receiver)
     assert str(first) == "by schedule_messages"
     receiver.complete_message(first)
-    wire.advance(minutes=1)
-    [message] = wire.receive(receiver)
+    access.advance(minutes=1)
+    [message] = access.receive(receiver)
     assert str(message) == "by property"
     assert message.scheduled_enqueue_time_utc is not None
 
 
 def test_a_scheduled_message_can_be_cancelled(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     due = datetime.now(UTC) + timedelta(hours=1)
     numbers = sender.schedule_messages([ServiceBusMessage("a"), ServiceBusMessage("b")], due)
     sender.cancel_scheduled_messages(numbers[0])
-    wire.advance(hours=2)
-    assert str(wire.receive(receiver)[0]) == "b"
+    access.advance(hours=2)
+    assert str(access.receive(receiver)[0]) == "b"
     with pytest.raises(MessageNotFoundError):
         sender.cancel_scheduled_messages(numbers[1])
 
 
-def test_a_duplicate_within_the_window_is_accepted_and_dropped(wire: "Wire") -> None:
-    sender = wire.sender("deduplicated")
-    receiver = wire.receiver("deduplicated")
+def test_a_duplicate_within_the_window_is_accepted_and_dropped(access: "Access") -> None:
+    sender = access.sender("deduplicated")
+    receiver = access.receiver("deduplicated")
     sender.send_messages(ServiceBusMessage("first", message_id="same"))
     sender.send_messages(ServiceBusMessage("second", message_id="same"))
-    receiver.complete_message(wire.receive(receiver)[0])
+    receiver.complete_message(access.receive(receiver)[0])
     sender.schedule_messages(
         ServiceBusMessage("third", message_id="same"), datetime.now(UTC) + timedelta(minutes=1)
     )
-    assert wire.broker.counts("deduplicated").scheduled == 0
-    wire.advance(minutes=11)
+    assert access.broker.counts("deduplicated").scheduled == 0
+    access.advance(minutes=11)
     sender.send_messages(ServiceBusMessage("fourth", message_id="same"))
-    assert str(wire.receive(receiver)[0]) == "fourth"
+    assert str(access.receive(receiver)[0]) == "fourth"
 
 
-def test_old_messages_are_dead_lettered_or_dropped(wire: "Wire") -> None:
-    aging = wire.sender("aging")
-    dropping = wire.sender("dropping")
-    dead_letters = wire.receiver("aging", sub_queue="deadletter")
+def test_old_messages_are_dead_lettered_or_dropped(access: "Access") -> None:
+    aging = access.sender("aging")
+    dropping = access.sender("dropping")
+    dead_letters = access.receiver("aging", sub_queue="deadletter")
     aging.send_messages(ServiceBusMessage("by the queue's age"))
     aging.send_messages(ServiceBusMessage("by its own", time_to_live=timedelta(minutes=1)))
     dropping.send_messages(ServiceBusMessage("gone"))
-    wire.advance(minutes=2)
-    [own] = wire.receive(dead_letters)
+    access.advance(minutes=2)
+    [own] = access.receive(dead_letters)
     assert (str(own), own.dead_letter_reason) == ("by its own", "TTLExpiredException")
-    wire.advance(minutes=4)
-    assert str(wire.receive(dead_letters)[0]) == "by the queue's age"
-    assert wire.broker.counts("dropping").active == 0
+    access.advance(minutes=4)
+    assert str(access.receive(dead_letters)[0]) == "by the queue's age"
+    assert access.broker.counts("dropping").active == 0
 
 
 def test_peeking_shows_all_and_changes_nothing(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     sender.send_messages([ServiceBusMessage(f"{number}") for number in range(5)])
-    [locked] = wire.receive(receiver)
+    [locked] = access.receive(receiver)
     peeked = receiver.peek_messages(3, sequence_number=1)
     assert [str(message) for message in peeked] == ["0", "1", "2"]
     assert [str(message) for message in receiver.peek_messages(10)] == ["3", "4"]
@@ -337,51 +339,51 @@ def test_peeking_shows_all_and_changes_nothing(
     assert [message.delivery_count for message in receiver.peek_messages(1, sequence_number=1)] == [0]
 
 
-def test_receive_and_delete_takes_it_for_good(wire: "Wire", sender: ServiceBusSender) -> None:
+def test_receive_and_delete_takes_it_for_good(access: "Access", sender: ServiceBusSender) -> None:
     sender.send_messages(ServiceBusMessage("once"))
-    receiver = wire.receiver(receive_mode=ServiceBusReceiveMode.RECEIVE_AND_DELETE)
-    assert str(wire.receive(receiver)[0]) == "once"
-    assert wire.broker.counts("plain").active == 0
+    receiver = access.receiver(receive_mode=ServiceBusReceiveMode.RECEIVE_AND_DELETE)
+    assert str(access.receive(receiver)[0]) == "once"
+    assert access.broker.counts("plain").active == 0
 
 
-def test_subscriptions_take_what_their_rules_say(wire: "Wire") -> None:
+def test_subscriptions_take_what_their_rules_say(access: "Access") -> None:
     messages = [
         ServiceBusMessage("red", subject="news", application_properties={"colour": "red"}),
         ServiceBusMessage("blue", subject="news", application_properties={"colour": "blue"}),
         ServiceBusMessage("none", subject="other"),
     ]
-    sender = wire.sender("news")
+    sender = access.sender("news")
     sender.send_messages(messages)
     sender.schedule_messages(
         ServiceBusMessage("late", subject="news", application_properties={"colour": "red"}),
         datetime.now(UTC) + timedelta(minutes=1),
     )
-    wire.advance(minutes=2)
+    access.advance(minutes=2)
     for name, expected in (
         ("all", ["red", "blue", "none", "late"]),
         ("red", ["red", "late"]),
         ("about", ["blue"]),
     ):
-        receiver = wire.receiver("news", name)
-        received = wire.receive(receiver, len(expected))
+        receiver = access.receiver("news", name)
+        received = access.receive(receiver, len(expected))
         assert [str(message) for message in received] == expected
         receiver.dead_letter_message(received[0], reason="Why not")
-        assert wire.broker.counts(f"news/Subscriptions/{name}").dead_letter == 1
-        receiver = wire.receiver("news", name, sub_queue="deadletter")
-        assert wire.receive(receiver)[0].dead_letter_source == f"news/Subscriptions/{name}"
+        assert access.broker.counts(f"news/Subscriptions/{name}").dead_letter == 1
+        receiver = access.receiver("news", name, sub_queue="deadletter")
+        assert access.receive(receiver)[0].dead_letter_source == f"news/Subscriptions/{name}"
 
 
 def test_a_message_that_is_too_large_is_refused(
-    wire: "Wire", sender: ServiceBusSender, receiver: ServiceBusReceiver
+    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
 ) -> None:
     with pytest.raises(MessageSizeExceededError):
         sender.send_messages(ServiceBusMessage(b"x" * (257 * 1024)))
-    small = wire.sender("small")
+    small = access.sender("small")
     with pytest.raises(MessageSizeExceededError):
         small.send_messages(ServiceBusMessage(b"x" * 2000))
     largest = b"x" * (255 * 1024)
     sender.send_messages(ServiceBusMessage(largest))
-    assert b"".join(wire.receive(receiver)[0].body) == largest
+    assert b"".join(access.receive(receiver)[0].body) == largest
 
 
 REFUSALS = [
@@ -392,29 +394,29 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("entity", "error", "text"), REFUSALS)
 def test_a_link_that_cannot_be_is_refused_with_the_reason(
-    wire: "Wire", entity: str, error: type[ServiceBusError], text: str
+    access: "Access", entity: str, error: type[ServiceBusError], text: str
 ) -> None:
-    wire.broker.set_status("other", Status.DISABLED)
+    access.broker.set_status("other", Status.DISABLED)
     entity = entity.replace("closed", "other")
     with pytest.raises(error, match=text):
-        wire.sender(entity).send_messages(ServiceBusMessage("no"))
+        access.sender(entity).send_messages(ServiceBusMessage("no"))
     if "$" not in entity:
         with pytest.raises(error, match=text):
-            wire.receiver(entity).receive_messages(max_wait_time=1)
+            access.receiver(entity).receive_messages(max_wait_time=1)
 
 
-def test_sessions_are_refused_by_name(wire: "Wire") -> None:
+def test_sessions_are_refused_by_name(access: "Access") -> None:
     with pytest.raises(ServiceBusError, match="does not support sessions"):
-        wire.receiver(session_id="mine").receive_messages(max_wait_time=1)
+        access.receiver(session_id="mine").receive_messages(max_wait_time=1)
 
 
-def test_a_receiver_waits_until_there_is_a_message(wire: "Wire") -> None:
+def test_a_receiver_waits_until_there_is_a_message(access: "Access") -> None:
     """A receiver that is attached and has credit gets what comes later, from wherever."""
-    receiver = wire.receiver()
+    receiver = access.receiver()
     received: list[str] = []
     thread = Thread(target=lambda: received.extend(map(str, receiver.receive_messages(1, max_wait_time=20))))
     thread.start()
-    wire.eventually(lambda: wire.server.waiting_receivers("plain") == 1)
-    wire.broker.send("plain", Message(b"at last"))
+    access.eventually(lambda: access.server.waiting_receivers("plain") == 1)
+    access.broker.send("plain", Message(b"at last"))
     thread.join(20)
     assert received == ["at last"]

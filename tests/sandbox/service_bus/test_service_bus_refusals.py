@@ -25,9 +25,10 @@ from sandbox.service_bus.amqp.performatives import (
 )
 
 if TYPE_CHECKING:
-    from tests.sandbox.service_bus.conftest import Wire
+    from tests.sandbox.service_bus.conftest import Access
 
 DOCS = Path(__file__).parents[3] / "docs" / "sandbox.md"
+_ACTION: dict[str, object] = {"expression": "SET a = 1"}
 SESSION = Source("plain", filter={Symbol("com.microsoft:session-filter"): "mine"})
 
 
@@ -41,16 +42,16 @@ def rows() -> list[tuple[str, str]]:
     ]
 
 
-def link(wire: "Wire", **attach: Any) -> str:  # noqa: ANN401 - the fields of an attach
-    with logged_in(wire.server.host, wire.server.port) as client, pytest.raises(Refused) as refused:
+def link(access: "Access", **attach: Any) -> str:  # noqa: ANN401 - the fields of an attach
+    with logged_in(access.server.host, access.server.port) as client, pytest.raises(Refused) as refused:
         client.attach_sender("", **attach) if "target" in attach else client.attach_receiver(
             "plain", **attach
         )
     return str(refused.value)
 
 
-def javascript_session(wire: "Wire") -> str:
-    with AmqpClient(wire.server.host, wire.server.port) as client:
+def javascript_session(access: "Access") -> str:
+    with AmqpClient(access.server.host, access.server.port) as client:
         client.log_in("PLAIN", b"\0RootManageSharedAccessKey\0SAS_KEY_VALUE")
         client.open(properties={Symbol("product"): "MSJSClient"})
         client.write(Attach("in", 0, RECEIVER, source=SESSION, target=Target()))
@@ -60,9 +61,9 @@ def javascript_session(wire: "Wire") -> str:
     return f"{close.error.name}: {close.error.description}"
 
 
-def outcome_in_a_transaction(wire: "Wire") -> str:
-    wire.broker.send("plain", Message(b"x"))
-    with logged_in(wire.server.host, wire.server.port) as client:
+def outcome_in_a_transaction(access: "Access") -> str:
+    access.broker.send("plain", Message(b"x"))
+    with logged_in(access.server.host, access.server.port) as client:
         client.attach_receiver("plain")
         client.give_credit(1)
         transfer, _ = client.receive()
@@ -74,9 +75,9 @@ def outcome_in_a_transaction(wire: "Wire") -> str:
     return f"{state.error.name}: {state.error.description}"
 
 
-def management(wire: "Wire", operation: str, body: dict[str, object]) -> str:
+def management(access: "Access", operation: str, body: dict[str, object]) -> str:
     node = "news/Subscriptions/all/$management"
-    with logged_in(wire.server.host, wire.server.port) as client:
+    with logged_in(access.server.host, access.server.port) as client:
         client.attach_sender(node, 0)
         client.attach_receiver(node, 1)
         client.give_credit(1, 1)
@@ -98,14 +99,14 @@ def section(code: int, value: object) -> bytes:
     return encode(Described(ULong(code), value))
 
 
-def rule(wire: "Wire", expression: str, **more: object) -> str:
-    description = {"sql-filter": {"expression": expression}, **more}
-    return management(wire, "add-rule", {"rule-name": "r", "rule-description": description})
+def rule(access: "Access", expression: str, action: dict[str, object] | None = None) -> str:
+    description = {"sql-filter": {"expression": expression}, "sql-rule-action": action}
+    return management(access, "add-rule", {"rule-name": "r", "rule-description": description})
 
 
-def http(wire: "Wire") -> str:
+def http(access: "Access") -> str:
     """Return the status and the body's first sentence; test_service_bus_like_azure.py has the client and TLS."""
-    with AmqpClient(wire.server.host, wire.server.port) as client:
+    with AmqpClient(access.server.host, access.server.port) as client:
         client.socket.sendall(b"GET /$Resources/queues HTTP/1.1\r\nHost: sandbox\r\n\r\n")
         head, _, body = client.end().decode().partition("\r\n\r\n")
     return f"{head.split()[1]} {body.partition('. ')[0]}."
@@ -133,16 +134,16 @@ def rule_action() -> str:
 
 
 # How each row is tried, by the beginning of what it says.
-TRIED: dict[str, Callable[["Wire"], str]] = {
-    '`get_queue_receiver(…, session_id="mine")`': lambda wire: link(wire, source=SESSION),
+TRIED: dict[str, Callable[["Access"], str]] = {
+    '`get_queue_receiver(…, session_id="mine")`': lambda access: link(access, source=SESSION),
     '`acceptSession("queue", "mine")` of the JavaScript client': javascript_session,
-    "`com.microsoft:get-message-sessions`": lambda wire: management(wire, "get-message-sessions", {}),
-    "a link to the coordinator of transactions": lambda wire: link(wire, target=Coordinator()),
+    "`com.microsoft:get-message-sessions`": lambda access: management(access, "get-message-sessions", {}),
+    "a link to the coordinator of transactions": lambda access: link(access, target=Coordinator()),
     "an outcome inside a transaction": outcome_in_a_transaction,
-    "`com.microsoft:batch-delete-messages`": lambda wire: management(wire, "batch-delete-messages", {}),
-    "`com.microsoft:add-rule` with an action": lambda wire: rule(wire, "1=1", **{"sql-rule-action": {"expression": 1}}),
-    "`com.microsoft:add-rule` with `price * 2 > 10`": lambda wire: rule(wire, "price * 2 > 10"),
-    "`com.microsoft:add-rule` with `newid() = 'x'`": lambda wire: rule(wire, "newid() = 'x'"),
+    "`com.microsoft:batch-delete-messages`": lambda access: management(access, "batch-delete-messages", {}),
+    "`com.microsoft:add-rule` with an action": lambda access: rule(access, "1=1", _ACTION),
+    "`com.microsoft:add-rule` with `price * 2 > 10`": lambda access: rule(access, "price * 2 > 10"),
+    "`com.microsoft:add-rule` with `newid() = 'x'`": lambda access: rule(access, "newid() = 'x'"),
     "`ServiceBusAdministrationClient`": http,
     "`RequiresSession` in the entities file": lambda _: queue(RequiresSession=True),
     "`Action` of a rule in the entities file": lambda _: rule_action(),
@@ -154,7 +155,7 @@ TRIED: dict[str, Callable[["Wire"], str]] = {
     ("request_text", "text"), rows(), ids=[re.sub(r"\W+", " ", row[0])[:40] for row in rows()]
 )
 def test_what_the_documentation_says_is_refused_is_refused_with_that_text(
-    plain: "Wire", request_text: str, text: str
+    plain: "Access", request_text: str, text: str
 ) -> None:
     [attempt] = [each for beginning, each in TRIED.items() if request_text.startswith(beginning)]
     assert attempt(plain) == text

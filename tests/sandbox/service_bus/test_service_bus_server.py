@@ -1,4 +1,4 @@
-"""The server itself: who gets in, how it ends and begins again, and many clients at once."""
+"""The server itself: who may connect, how it stops and starts again, and many clients at once."""
 
 import gc
 import socket
@@ -25,25 +25,25 @@ from azure.servicebus.exceptions import (
 
 from sandbox.service_bus import Broker, EventKind, ServiceBusServer
 from sandbox.service_bus import Message as OurMessage
-from sandbox.service_bus.amqp.performatives import Coordinator, Flow
+from sandbox.service_bus.amqp.performatives import Close, Coordinator, Flow
 
 if TYPE_CHECKING:
-    from tests.sandbox.service_bus.conftest import Wire
+    from tests.sandbox.service_bus.conftest import Access
 
 
-# Who gets in
+# Who may connect
 
 
-def test_a_key_that_is_wrong_is_refused(wire: "Wire") -> None:
+def test_a_key_that_is_wrong_is_refused(access: "Access") -> None:
     wrong = "SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=WRONG"
     with (
         pytest.raises(ServiceBusAuthenticationError),
-        wire.client(key=wrong).get_queue_sender("plain") as sender,
+        access.client(key=wrong).get_queue_sender("plain") as sender,
     ):
         sender.send_messages(ServiceBusMessage("no"))
 
 
-def test_a_connection_string_works_over_tls(tls: "Wire") -> None:
+def test_a_connection_string_works_over_tls(tls: "Access") -> None:
     key = "SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=SAS_KEY_VALUE"
     client = tls.client(key=key)
     with client.get_queue_sender("plain") as sender:
@@ -51,7 +51,7 @@ def test_a_connection_string_works_over_tls(tls: "Wire") -> None:
     assert tls.broker.counts("plain").active == 1
 
 
-def test_a_key_gives_its_rights_and_no_others(plain: "Wire") -> None:
+def test_a_key_gives_its_rights_and_no_others(plain: "Access") -> None:
     client = plain.client(key="SharedAccessKeyName=listener;SharedAccessKey=bGlzdGVu")
     plain.broker.send("plain", OurMessage(b"for listeners"))
     receiver = plain.opened.enter_context(client.get_queue_receiver("plain"))
@@ -60,20 +60,20 @@ def test_a_key_gives_its_rights_and_no_others(plain: "Wire") -> None:
         client.get_queue_sender("plain").send_messages(ServiceBusMessage("no"))
 
 
-def test_a_token_that_is_not_good_is_refused(tls: "Wire") -> None:
+def test_a_token_that_is_not_good_is_refused(tls: "Access") -> None:
     with pytest.raises(ServiceBusAuthenticationError), tls.client(token="bad").get_queue_sender("plain"):
         pass
 
 
-def test_a_good_token_without_a_role_is_refused(tls: "Wire") -> None:
+def test_a_good_token_without_a_role_is_refused(tls: "Access") -> None:
     with (
         pytest.raises(ServiceBusAuthorizationError),
-        tls.client(token="stranger").get_queue_sender("plain") as sender,
+        tls.client(token="without-role").get_queue_sender("plain") as sender,
     ):
         sender.send_messages(ServiceBusMessage("no"))
 
 
-def test_without_a_token_no_link_is_attached(plain: "Wire") -> None:
+def test_without_a_token_no_link_is_attached(plain: "Access") -> None:
     with AmqpClient(plain.server.host, plain.server.port) as client:
         client.log_in()
         client.open()
@@ -82,7 +82,7 @@ def test_without_a_token_no_link_is_attached(plain: "Wire") -> None:
                 attach("plain", handle)
 
 
-def test_a_key_may_come_as_user_name_and_password(plain: "Wire") -> None:
+def test_a_key_may_come_as_user_name_and_password(plain: "Access") -> None:
     with logged_in(plain.server.host, plain.server.port) as client:
         client.attach_sender("plain")
         client.send(b"\x00\x53\x75\xa0\x05hello")
@@ -91,7 +91,7 @@ def test_a_key_may_come_as_user_name_and_password(plain: "Wire") -> None:
         client.log_in("PLAIN", b"\0RootManageSharedAccessKey\0WRONG")
 
 
-def test_credit_that_cannot_be_used_is_given_back(plain: "Wire") -> None:
+def test_credit_that_cannot_be_used_is_given_back(plain: "Access") -> None:
     """A client that drains knows afterwards that nothing more is coming."""
     plain.broker.send("plain", OurMessage(b"the only one"))
     with logged_in(plain.server.host, plain.server.port) as client:
@@ -105,7 +105,7 @@ def test_credit_that_cannot_be_used_is_given_back(plain: "Wire") -> None:
 # What is refused
 
 
-def test_transactions_are_refused_by_name(plain: "Wire") -> None:
+def test_transactions_are_refused_by_name(plain: "Access") -> None:
     with (
         logged_in(plain.server.host, plain.server.port) as client,
         pytest.raises(Refused, match="does not support transactions"),
@@ -116,7 +116,7 @@ def test_transactions_are_refused_by_name(plain: "Wire") -> None:
 @pytest.mark.parametrize(
     "start", [b"GET /plain HTTP/1.1\r\n\r\n", b"PUT /new-queue?api-version=2021-05 HTTP/1.1\r\n"]
 )
-def test_http_is_told_that_only_amqp_is_spoken(plain: "Wire", start: bytes) -> None:
+def test_http_is_refused_with_a_text(plain: "Access", start: bytes) -> None:
     with socket.create_connection((plain.server.host, plain.server.port), timeout=10) as client:
         client.sendall(start)
         answer = b"".join(iter(lambda: client.recv(4096), b""))
@@ -133,7 +133,7 @@ def test_http_is_told_that_only_amqp_is_spoken(plain: "Wire", start: bytes) -> N
         b"AMQP\x00\x01\x00\x00" + b"\xff" * 64,
     ],
 )
-def test_noise_ends_the_connection_and_nothing_else(plain: "Wire", noise: bytes) -> None:
+def test_noise_ends_the_connection_and_nothing_else(plain: "Access", noise: bytes) -> None:
     with socket.create_connection((plain.server.host, plain.server.port), timeout=10) as client:
         client.sendall(noise)
         assert len(b"".join(iter(lambda: client.recv(4096), b""))) < 1000
@@ -146,21 +146,37 @@ def test_other_than_loopback_addresses_are_refused(broker: Broker) -> None:
             ServiceBusServer(broker, host=host)
 
 
-def test_a_port_that_is_taken_is_an_error(broker: Broker, plain: "Wire") -> None:
+def test_a_port_that_is_taken_is_an_error(broker: Broker, plain: "Access") -> None:
     with pytest.raises(OSError, match="in use"):
         ServiceBusServer(broker, port=plain.server.port).start()
 
 
-# Ending and beginning again
+def test_what_is_malformed_gets_a_close_with_a_condition(plain: "Access") -> None:
+    with logged_in(plain.server.host, plain.server.port) as client:
+        client.socket.sendall(b"\x00\x00\x00\x0a\x02\x00\x00\x00\xff\xff" * 1000)
+        performative, _ = client.read()
+        assert isinstance(performative, Close)
+        assert performative.error is not None
+        assert performative.error.name == "amqp:decode-error"
+        assert client.end() == b""
 
 
-def test_a_stop_waits_for_nobody_and_leaves_nothing(broker: Broker) -> None:
+def test_a_client_gets_heartbeats_within_its_own_limit(plain: "Access") -> None:
+    with AmqpClient(plain.server.host, plain.server.port) as client:
+        client.open(idle_time_out=400)
+        assert client.socket.recv(8) == b"\x00\x00\x00\x08\x02\x00\x00\x00"
+
+
+# Stopping and starting again
+
+
+def test_a_stop_waits_for_no_client_and_leaves_nothing(broker: Broker) -> None:
     server = ServiceBusServer(broker)
     before = set(threading.enumerate())
     server.start()
     [thread] = set(threading.enumerate()) - before
     with socket.create_connection((server.host, server.port)):
-        server.stop()  # raises where somebody holds it up
+        server.stop()  # raises where a client delays it
     assert not thread.is_alive()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((server.host, server.port))
@@ -169,7 +185,7 @@ def test_a_stop_waits_for_nobody_and_leaves_nothing(broker: Broker) -> None:
 
 @contextmanager
 def everything_closed() -> Iterator[None]:
-    """Fail where asyncio had to close a connection because everybody had forgotten it."""
+    """Fail where asyncio had to close a connection that no code owned any more."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         yield
@@ -186,7 +202,7 @@ def server(request: pytest.FixtureRequest, broker: Broker, authority: trustme.CA
     return ServiceBusServer(broker, ssl_context=context)
 
 
-def is_over(client: socket.socket) -> bool:
+def has_ended(client: socket.socket) -> bool:
     """Return whether the server ended the connection, rather than leaving the client on it."""
     try:
         while client.recv(4096):
@@ -198,7 +214,7 @@ def is_over(client: socket.socket) -> bool:
     return True
 
 
-def test_who_is_let_in_in_the_moment_of_the_stop_is_sent_away(server: ServiceBusServer) -> None:
+def test_a_client_that_is_accepted_while_the_server_stops_is_disconnected(server: ServiceBusServer) -> None:
     with everything_closed(), ExitStack() as opened:
         server.start()
         occupied, goes_on = threading.Event(), threading.Event()
@@ -206,7 +222,7 @@ def test_who_is_let_in_in_the_moment_of_the_stop_is_sent_away(server: ServiceBus
         server._loop.call_soon_threadsafe(occupied.set)
         server._loop.call_soon_threadsafe(goes_on.wait, 10)
         assert occupied.wait(10)
-        # The server comes to both at once, when it goes on: these clients and the wish to stop.
+        # The server handles both in one turn when it goes on: these clients and the request to stop.
         clients = [
             opened.enter_context(socket.create_connection((server.host, server.port), 5)) for _ in range(5)
         ]
@@ -215,12 +231,14 @@ def test_who_is_let_in_in_the_moment_of_the_stop_is_sent_away(server: ServiceBus
         goes_on.set()
         stop.join(10)
         assert not stop.is_alive()
-        assert all(is_over(client) for client in clients)
+        assert all(has_ended(client) for client in clients)
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half a hello"])
-def test_who_has_not_yet_introduced_itself_is_sent_away(server: ServiceBusServer, said: bytes) -> None:
-    """Neither a client that says nothing nor one in the middle of a TLS handshake holds up a stop."""
+def test_a_client_that_has_not_sent_its_first_frame_is_disconnected(
+    server: ServiceBusServer, said: bytes
+) -> None:
+    """Neither a client that sends nothing nor one in the middle of a TLS handshake delays a stop."""
     with everything_closed(), ExitStack() as opened:
         server.start()
         clients = [
@@ -229,12 +247,12 @@ def test_who_has_not_yet_introduced_itself_is_sent_away(server: ServiceBusServer
         for client in clients:
             client.sendall(said)
         for _ in range(10):
-            server.waiting_receivers("plain")  # the server has come around so often, and has let everyone in
-        server.stop()  # raises where somebody holds it up
-        assert all(is_over(client) for client in clients)
+            server.waiting_receivers("plain")  # the server has run so often, and has accepted every client
+        server.stop()  # raises where a client delays it
+        assert all(has_ended(client) for client in clients)
 
 
-def test_clients_that_keep_coming_never_make_a_stop_leave_something(server: ServiceBusServer) -> None:
+def test_a_stop_leaves_nothing_while_clients_keep_connecting(server: ServiceBusServer) -> None:
     over = threading.Event()
 
     def keep_coming() -> None:
@@ -257,7 +275,7 @@ def test_clients_that_keep_coming_never_make_a_stop_leave_something(server: Serv
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_new_server_has_the_messages_and_locks_of_the_old_one(severed: "Wire") -> None:
+def test_a_new_server_has_the_messages_and_locks_of_the_old_one(severed: "Access") -> None:
     severed.sender().send_messages([ServiceBusMessage("locked"), ServiceBusMessage("free")])
     first = severed.receiver()
     [locked] = severed.receive(first)
@@ -276,7 +294,7 @@ def test_a_new_server_has_the_messages_and_locks_of_the_old_one(severed: "Wire")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_sender_survives_cut_connections(severed: "Wire") -> None:
+def test_a_sender_survives_cut_connections(severed: "Access") -> None:
     client = severed.client(retry_total=2)
     with client.get_queue_sender("plain") as sender:
         sender.send_messages(ServiceBusMessage("before"))
@@ -286,7 +304,7 @@ def test_a_sender_survives_cut_connections(severed: "Wire") -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_message_can_be_settled_on_another_link(severed: "Wire") -> None:
+def test_a_message_can_be_settled_on_another_link(severed: "Access") -> None:
     """A lock belongs to its token, not to the link on which the message came."""
     severed.broker.send("plain", OurMessage(b"a"), OurMessage(b"b"))
     receiver = severed.opened.enter_context(severed.client(retry_total=2).get_queue_receiver("plain"))
@@ -299,7 +317,7 @@ def test_a_message_can_be_settled_on_another_link(severed: "Wire") -> None:
     assert (counts.active, counts.dead_letter) == (0, 1)
 
 
-def test_plain_and_tls_share_a_broker(plain: "Wire", tls: "Wire") -> None:
+def test_plain_and_tls_share_a_broker(plain: "Access", tls: "Access") -> None:
     assert plain.broker is tls.broker
     receiver = tls.receiver()
     plain.sender().send_messages(ServiceBusMessage("across"))
@@ -309,7 +327,7 @@ def test_plain_and_tls_share_a_broker(plain: "Wire", tls: "Wire") -> None:
 # Many at once
 
 
-def test_receivers_take_turns(plain: "Wire") -> None:
+def test_receivers_take_turns(plain: "Access") -> None:
     received: Counter[int] = Counter()
     everyone_waits = threading.Barrier(3, timeout=20)
 
@@ -331,7 +349,7 @@ def test_receivers_take_turns(plain: "Wire") -> None:
     assert min(received[0], received[1]) >= 5
 
 
-def test_hundreds_of_messages_flow_through_many_workers(plain: "Wire") -> None:
+def test_hundreds_of_messages_flow_through_many_workers(plain: "Access") -> None:
     """500 messages, 16 receivers, each message once, and no stall: a stall would take a lock's 30 seconds."""
     settled: Counter[int] = Counter()
     plain.broker.observe(
@@ -359,7 +377,7 @@ def test_hundreds_of_messages_flow_through_many_workers(plain: "Wire") -> None:
     assert set(settled.values()) == {1}
 
 
-def test_a_clock_that_is_moved_by_hand_is_noticed(plain: "Wire") -> None:
+def test_a_clock_that_is_moved_by_hand_is_noticed(plain: "Access") -> None:
     receiver = plain.receiver()
     plain.broker.send(
         "plain", OurMessage(b"due", scheduled_enqueue_time=plain.clock.now() + timedelta(hours=1))
@@ -371,8 +389,8 @@ def test_a_clock_that_is_moved_by_hand_is_noticed(plain: "Wire") -> None:
     thread.join()
 
 
-def test_a_slow_reader_does_not_hold_up_others(plain: "Wire") -> None:
-    """One client asks for a thousand large messages and reads none; another is served all the same."""
+def test_a_slow_reader_does_not_hold_up_others(plain: "Access") -> None:
+    """One client asks for a thousand large messages and reads none; another is served as before."""
     plain.broker.send("other", *[OurMessage(b"x" * 200_000)] * 1, size=1)
     for _ in range(60):
         plain.broker.send("other", OurMessage(b"x" * 200_000))
