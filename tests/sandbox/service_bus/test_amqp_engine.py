@@ -303,6 +303,16 @@ def test_the_peers_window_holds_frames_back_until_it_opens() -> None:
     assert link.can_send
 
 
+def test_frames_that_the_peer_has_not_seen_count_against_its_window() -> None:
+    peer = Peer().open()
+    link = peer.receiver(credit=100)
+    for number in range(4):
+        link.send(b"%d" % number, b"x")
+    peer.send(Flow(2, 3, 0, 5))
+    link.send(b"4", b"x")
+    assert not link.can_send
+
+
 def test_a_window_as_wide_as_it_can_be_stays_open() -> None:
     peer = Peer().open()
     link = peer.receiver(credit=2**32 - 1)
