@@ -139,11 +139,9 @@ def _compile(staging: Path, interpreter: str) -> None:
     command = [interpreter, "-S", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     # Paths in the bytecode are relative to the package. Python replaces them with the real ones when it loads a module.
     command += ["-s", str(staging), str(staging)]
-    # The order of constant sets depends on the seed.
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
     try:
         done = subprocess.run(  # noqa: S603 - our own command, no shell
-            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False, env=environment
+            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise PackageNotBuilt(f"The modules were not compiled within {COMPILE_SECONDS} s.") from error

@@ -604,6 +604,15 @@ def test_the_page_of_settings_has_each_setting_and_the_values_of_azure(prod: Sna
     assert {name: rows[name] for name in retries} == retries
 
 
+def test_the_page_of_settings_names_the_parameters_of_the_retries() -> None:
+    main = (INFRASTRUCTURE / "main.bicep").read_text(encoding="utf-8")
+    page = _settings_page("App settings")
+    parameters = re.findall(r"^param (retry\w+) int = ", main, re.MULTILINE)
+
+    assert len(parameters) == 5
+    assert [name for name in parameters if f"`{name}`" not in page] == []
+
+
 def test_the_page_of_settings_has_the_values_of_host_json() -> None:
     host = json.loads((ROOT / "host.json").read_bytes())
     values = {**host, **host["extensions"]["serviceBus"]}
