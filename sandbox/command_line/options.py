@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from sandbox.cloud import CannotStart, Cloud, CloudOptions, Mode, NoTlsAddress, StartInterrupted
+from sandbox.command_line.unknown_settings import hints
 from sandbox.faults import Rule
 from sandbox.faults.syntax import InvalidRule, parse_rule
 from sandbox.functions_host import InvalidAppConfiguration, WorkerDied
@@ -58,7 +59,10 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
     def with_common(*arguments: object, **parameters: object) -> None:
         names = Common.__dataclass_fields__
         values = {name: parameters.pop(name) for name in names}
-        command(*arguments, common=Common(**values), **parameters)  # type: ignore[arg-type]  # click has checked them
+        given = Common(**values)  # type: ignore[arg-type]  # click has checked them
+        for hint in hints(given.app, given.settings):
+            click.echo(hint, err=True)
+        command(*arguments, common=given, **parameters)
 
     for option in _OPTIONS:
         with_common = option(with_common)
