@@ -234,6 +234,7 @@ def test_only_what_waits_can_be_tried_now(namespace: Namespace) -> None:
     assert [row["reason"] for row in namespace.listed("waiting", "list")] == ["DataverseUnreachable"]
 
 
+@pytest.mark.timeout(400)
 def test_picking_wears_nothing_out(namespace: Namespace) -> None:
     """Of 5,000 messages, 50 selective passes, by reason or by number, let go what they mean.
 
