@@ -63,15 +63,28 @@ class Write:
     body: Json
 
     method: ClassVar[str] = "POST"
-    headers: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers besides those of every write."""
+        return {}
 
 
 @dataclass(frozen=True)
 class Update(Write):
-    """A PATCH of an existing row inside a change set: without the condition, it would create a missing row."""
+    """A PATCH of an existing row inside a change set, if its etag is `if_match`.
+
+    By default any etag matches: without the condition, the request would create a row that does not exist.
+    """
+
+    if_match: str = "*"
 
     method: ClassVar[str] = "PATCH"
-    headers: ClassVar[Mapping[str, str]] = {"If-Match": "*"}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The condition."""
+        return {"If-Match": self.if_match}
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class Invoicing:
             or owner.id == creator
         ):
             return None
-        return assignment_of(found.guid("invoiceid"), owner)
+        return assignment_of(found, owner)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ class Record:
         """Return a GUID in lower case with hyphens, or None for null."""
         return None if self.columns.get(column) is None else self.guid(column)
 
+    @property
+    def etag(self) -> str | None:
+        """The version of the row, None where Dataverse does not say."""
+        return self.text("@odata.etag")
+
     def lookup_table(self, column: str) -> str | None:
         """Return the logical name of the table that a lookup points to; None where Dataverse does not say."""
         return self.text(column + _LOOKUP_TABLE)

@@ -7,11 +7,12 @@ in the same batch. Which invoice it is, is left to `invoicing.py`.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from shared.columns import Columns, ColumnValue, attributes_of_invoice
-from shared.dataverse import API, Read
+from shared.dataverse import API, ChangeSet, Read
 from shared.errors import (
     DataverseForbidden,
     DataverseNotFound,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shared.clock import Deadline
-    from shared.dataverse import ChangeSet, Dataverse
+    from shared.dataverse import Dataverse, Update
     from shared.response import Response
 
 _logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ _HEADER: Final = (
     "invoiceid,invoicenumber,name,createdon,pricingerrorcode,duedate,paymenttermscode,"
     "totalamount,totallineitemamount,totallineitemdiscountamount,discountamount,discountpercentage,"
     "totaldiscountamount,totalamountlessfreight,freightamount,totaltax,"
-    "_customerid_value,_opportunityid_value,_salesorderid_value,_transactioncurrencyid_value"
+    "_customerid_value,_opportunityid_value,_salesorderid_value,_transactioncurrencyid_value,_ownerid_value"
 )
 _LINE: Final = (
     "invoicedetailid,lineitemnumber,producttypecode,productname,productdescription,quantity,priceperunit,"
@@ -52,9 +53,14 @@ _NO_SUCH_COLUMN: Final = (DataverseNotFound, InvoiceRefused, RequestRejected)
 
 @dataclass(frozen=True)
 class Assignment:
-    """The write that makes somebody the owner of an invoice; `owner` names them in the log."""
+    """The write that makes somebody the owner of an invoice.
 
-    change_set: ChangeSet
+    It has the etag of the row that was read. `previous` is the id of whoever owns it until then, `owner` names the new
+    owner in the log.
+    """
+
+    update: Update
+    previous: str
     owner: str
 
 
@@ -74,7 +80,7 @@ class InvoiceReader:
         columns = self._described(deadline)
         extra = columns.read(invoice_id) if columns else None
         reads = [_header(invoice_id), _lines(invoice_id), *([extra] if extra else [])]
-        responses = self._batch(reads, invoice_id, deadline, assignment)
+        assigned, responses = self._batch(reads, deadline, assignment)
         try:
             row, lines = self._rows(responses, deadline)
         except DataverseForbidden as error:
@@ -86,6 +92,9 @@ class InvoiceReader:
             )
             plain = [_header(invoice_id, names=False), _lines(invoice_id, names=False)]
             row, lines = self._rows(self._dataverse.batch(plain, deadline), deadline)
+        if assignment is not None:
+            # The other half of the time is for the event.
+            self._conclude(assignment, assigned, row, deadline.within(deadline.remaining / 2))
         values = self._values(columns, responses[2] if extra else None) if columns else None
         invoice = Invoice.of(row, lines, values)
         if not invoice.totals_agree:
@@ -96,22 +105,39 @@ class InvoiceReader:
         return invoice
 
     def _batch(
-        self, reads: list[Read], invoice_id: str, deadline: Deadline, assignment: Assignment | None
-    ) -> list[Response]:
-        """Return the responses to the reads. The assignment comes first, so that they show it; it may fail."""
+        self, reads: list[Read], deadline: Deadline, assignment: Assignment | None
+    ) -> tuple[Response | None, list[Response]]:
+        """Return the response to the assignment, None if there is none, and those to the reads.
+
+        The assignment comes first, so that the reads show it.
+        """
         if assignment is None:
-            return self._dataverse.batch(reads, deadline)
+            return None, self._dataverse.batch(reads, deadline)
         try:
-            assigned, *responses = self._dataverse.batch([assignment.change_set, *reads], deadline)
-        except DataverseUnreachable as error:
+            assigned, *responses = self._dataverse.batch([ChangeSet((assignment.update,)), *reads], deadline)
+        except DataverseUnreachable:
             # A plug-in on Assign may take longer than a request may: the reads are repeated without it.
-            _log_not_assigned(invoice_id, assignment, error)
-            return self._dataverse.batch(reads, deadline)
+            return None, self._dataverse.batch(reads, deadline)
+        return assigned, responses
+
+    def _conclude(
+        self, assignment: Assignment, assigned: Response | None, row: Record, deadline: Deadline
+    ) -> None:
+        """Repeat an assignment without response, or of a row that had changed; log why it failed. It stops nothing."""
         try:
+            if assigned is None or assigned.status == HTTPStatus.PRECONDITION_FAILED:
+                if row.optional_guid("_ownerid_value") != assignment.previous:
+                    return  # It was carried out, or somebody else has taken the invoice.
+                update = replace(assignment.update, if_match=row.etag or "*")
+                (assigned,) = self._dataverse.batch([ChangeSet((update,))], deadline)
             assigned.raise_for_status()
         except InvoicingFailure as error:
-            _log_not_assigned(invoice_id, assignment, error)
-        return responses
+            _logger.warning(
+                "dataverse: the invoice %s was not assigned to %s: %s",
+                row.guid("invoiceid"),
+                assignment.owner,
+                one_line(str(error)),
+            )
 
     def _rows(self, responses: Sequence[Response], deadline: Deadline) -> tuple[Record, list[Record]]:
         """Return the invoice and all its lines: Dataverse returns 5,000 rows at a time."""
@@ -157,13 +183,4 @@ def _lines(invoice_id: str, *, names: bool = True) -> Read:
     return Read(
         f"invoicedetails?$select={_LINE}&$filter=_invoiceid_value eq {invoice_id}"
         f"&$orderby=lineitemnumber,invoicedetailid{expand}"
-    )
-
-
-def _log_not_assigned(invoice_id: str, assignment: Assignment, error: InvoicingFailure) -> None:
-    _logger.warning(
-        "dataverse: the invoice %s was not assigned to %s: %s",
-        invoice_id,
-        assignment.owner,
-        one_line(str(error)),
     )

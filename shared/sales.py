@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from shared.dataverse import ChangeSet, Read, Update, Write
+from shared.dataverse import Read, Update, Write
 from shared.retrieval import Assignment
 
 if TYPE_CHECKING:
@@ -62,11 +62,18 @@ def generate_invoice(opportunity_id: str) -> Write:
     )
 
 
-def assignment_of(invoice_id: str, owner: Owner) -> Assignment:
-    """Return the write that assigns an invoice; Dataverse assigns a row whose owner is updated."""
+def assignment_of(invoice: Record, owner: Owner) -> Assignment:
+    """Return the write that assigns an invoice: Dataverse assigns a row whose owner is updated.
+
+    It carries the etag of the row, so that an invoice that somebody takes at that moment stays theirs.
+    """
     owners = {"systemuser": "systemusers", "team": "teams"}[owner.table]
-    write = Update(f"invoices({invoice_id})", {"ownerid@odata.bind": f"/{owners}({owner.id})"})
-    return Assignment(ChangeSet((write,)), f"the {owner.table} {owner.id}")
+    update = Update(
+        f"invoices({invoice.guid('invoiceid')})",
+        {"ownerid@odata.bind": f"/{owners}({owner.id})"},
+        if_match=invoice.etag or "*",
+    )
+    return Assignment(update, invoice.guid("_ownerid_value"), f"the {owner.table} {owner.id}")
 
 
 def opportunity_read(opportunity_id: str) -> Read:

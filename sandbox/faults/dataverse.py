@@ -57,10 +57,12 @@ class DataverseService(Service):
     wire = Wire.DATAVERSE
 
     def operation(self, request: Request) -> str:
-        """Tell reads, writes, batches of reads, and batches with a change set apart."""
+        """Tell reads, writes, batches of reads, and batches with a change set apart; update: it creates nothing."""
         if request.environ["PATH_INFO"].endswith("/$batch"):
             # The batch's own content type is among the headers: in the body it is a change set's.
-            return "change-set" if b"multipart/mixed" in request.body else "batch"
+            if b"multipart/mixed" not in request.body:
+                return "batch"
+            return "change-set" if b"\r\nPOST " in request.body else "update"
         return "read" if request.environ["REQUEST_METHOD"] == "GET" else "write"
 
     def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:

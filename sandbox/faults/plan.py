@@ -31,7 +31,7 @@ class Wire(StrEnum):
 # What can be told apart on each wire; `{}` stands for an entity. A rule may name one, or a pattern such as `*`.
 OPERATIONS = {
     Wire.IDENTITY: ("connect", "token"),
-    Wire.DATAVERSE: ("connect", "read", "write", "batch", "change-set"),
+    Wire.DATAVERSE: ("connect", "read", "write", "batch", "change-set", "update"),
     Wire.SERVICE_BUS_IN: ("connect", "attach:{}", "deliver:{}", "settle:{}"),
     Wire.SERVICE_BUS_OUT: ("connect", "attach:{}", "send:{}", "schedule:{}"),
     Wire.FUNCTIONS_HOST: ("invoke",),
@@ -519,7 +519,7 @@ def _can_strike(rule: Rule, operation: str) -> bool:
     if operation == "connect":
         return kind in _OF_CONNECTIONS and (rule.operation == "connect" or proxied_only)
     if kind is Kind.BATCH_STOPS:
-        return operation == "change-set"
+        return operation in ("change-set", "update")
     if kind in _OF_LOCKED_MESSAGES:
         return operation.startswith(("deliver:", "settle:"))
     return not proxied_only

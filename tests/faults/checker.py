@@ -192,6 +192,7 @@ class _Invoices:
         self.opportunities: dict[str, _Opportunity] = defaultdict(_Opportunity)
         # Every invoice that ever was: the opportunity that it is for, and when it was made.
         self.made: dict[str, tuple[str, datetime]] = {}
+        self.owners: dict[str, str] = {}
         self.violations: list[Violation] = []
         self._function_user = function_user
         self._excused = claim_deleted_under_way
@@ -218,14 +219,30 @@ class _Invoices:
         if change.kind == "create":
             self._created(change, commit)
         elif change.id in self.made:
+            self._assigned(change, commit)
             opportunity = self.opportunities[self.made[change.id][0]]
             if change.kind == "delete" or change.values.get("statecode") == _CANCELED:
                 opportunity.active.discard(change.id)
+
+    def _assigned(self, change: Change, commit: Commit) -> None:
+        """Follow an invoice's owner: the product may give away what it owns, and take nothing from anybody."""
+        if "ownerid" not in change.values:
+            return
+        owner = self.owners[change.id]
+        if commit.user_id == self._function_user != owner:
+            self.violations.append(
+                Violation(
+                    "an invoice that somebody has taken stays theirs",
+                    f"{change.id} was taken from {owner} at {commit.at.isoformat()}.",
+                )
+            )
+        self.owners[change.id] = str(change.values["ownerid"])
 
     def _created(self, change: Change, commit: Commit) -> None:
         opportunity_id = str(change.values.get("opportunityid"))
         opportunity = self.opportunities[opportunity_id]
         self.made[change.id] = opportunity_id, commit.at
+        self.owners[change.id] = str(change.values.get("ownerid"))
         if commit.user_id == self._function_user:
             still_active = [id_ for id_ in opportunity.generated if id_ in opportunity.active]
             # Once the claim *and* the invoice are gone, a replay bills anew: that is what deleting both asks for.

@@ -240,6 +240,8 @@ class _History:
             )
         if random.random() < 0.25:
             self._act("reassign invoice", random.randint(0, 40), lambda: self._reassign_invoice(story))
+        if random.random() < 0.1:
+            self._act("disable the owner", random.randint(0, 20), lambda: self._disable_owner(story))
         if random.random() < 0.15:
             self._act("a flow tells the win again", random.randint(0, 60), lambda: self._say(story.id))
 
@@ -440,6 +442,14 @@ class _History:
         self._change(table, id_, {"ownerid": self.random.choice(self.organization.demo.sellers)})
         return True
 
+    def _disable_owner(self, story: Story) -> bool:
+        """Let the assignment of the invoice be refused."""
+        (opportunity,) = self._rows("opportunity", "opportunityid", story.id)
+        users = self._rows("systemuser", "systemuserid", str(opportunity["ownerid"]))
+        if users:
+            self._change("systemuser", users[0]["systemuserid"], {"isdisabled": True})
+        return bool(users)
+
     def _say(self, opportunity_id: str) -> bool:
         """Tell a win in the plain form, as a flow does."""
         return self._send(f'{{"opportunityId": "{opportunity_id}"}}'.encode())
@@ -563,9 +573,9 @@ _SERVER_ERRORS = (500, 502, 503, 504)
 
 
 def _dataverse_rule(random: Random) -> tuple[Rule, int]:
-    operation = random.choice(("*", "batch", "change-set", "change-set", "change-set", "read"))
+    operation = random.choice(("*", "batch", "change-set", "change-set", "change-set", "update"))
     after = random.random() < 0.6
-    part = random.choice((None, None, 0, 1, 2)) if operation in ("batch", "change-set") else None
+    part = random.choice((None, None, 0, 1, 2)) if operation != "*" else None
     faults = (
         Fault(Kind.REFUSE),
         Fault(Kind.RESET, after=after),

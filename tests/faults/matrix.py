@@ -32,6 +32,8 @@ class Boundary(StrEnum):
     LOOK = "look"
     CLAIM = "claim and call"
     COMMITTED = "… after the commit"
+    ASSIGN = "assign"
+    ASSIGNED = "… after the assignment"
     RETRIEVE = "retrieve"
     PUBLISH = "publish"
     ACCEPTED = "… after acceptance"
@@ -75,7 +77,9 @@ class Cell:
         return f"{where}{shown}" + (f", {when.last} times" if when.last > 1 else "")
 
 
-_AFTER = frozenset({Boundary.COMMITTED, Boundary.ACCEPTED, Boundary.SCHEDULED, Boundary.PARKED})
+_AFTER = frozenset(
+    {Boundary.COMMITTED, Boundary.ASSIGNED, Boundary.ACCEPTED, Boundary.SCHEDULED, Boundary.PARKED}
+)
 
 
 @dataclass(frozen=True)
@@ -185,12 +189,13 @@ def _token() -> Iterator[Cell]:
 
 def _dataverse() -> Iterator[Cell]:
     for boundary, operation, parts in (
-        (Boundary.LOOK, "batch", 3),
-        (Boundary.CLAIM, "change-set", 1),
-        (Boundary.RETRIEVE, "read", 0),
+        (Boundary.LOOK, "batch", range(3)),
+        (Boundary.CLAIM, "change-set", range(1)),
+        # The batch that assigns the invoice, and then retrieves it and its lines.
+        (Boundary.RETRIEVE, "update", range(1, 3)),
     ):
         yield from _calls(boundary, operation, after=False)
-        for part, fault in itertools.product(range(parts), _PARTS):
+        for part, fault in itertools.product(parts, _PARTS):
             yield _of_dataverse(boundary, operation, replace(fault, part=part))
     yield from _calls(Boundary.COMMITTED, "change-set", after=True)
     # With the change set's own part the writer is told a lie; with the others, its reads fail.
@@ -198,7 +203,16 @@ def _dataverse() -> Iterator[Cell]:
         yield _of_dataverse(Boundary.COMMITTED, "change-set", replace(fault, part=part, after=True))
     for fault in (Fault(Kind.CUT), Fault(Kind.TRUNCATED), Fault(Kind.DRIBBLE, seconds=1)):
         yield _of_dataverse(Boundary.COMMITTED, "change-set", fault)
+    yield from _assignments()
     yield from _connections()
+
+
+def _assignments() -> Iterator[Cell]:
+    """Let the assignment fail alone, which stops nothing, or its response be lost."""
+    for fault in (*_PARTS, Fault(Kind.FORBIDDEN, code="0x80040299"), Fault(Kind.CONFLICT, code="0x80060882")):
+        yield _of_dataverse(Boundary.ASSIGN, "update", replace(fault, part=0))
+    for kind in (Kind.RESET, Kind.SILENT, Kind.KILL, Kind.UNAVAILABLE):
+        yield _of_dataverse(Boundary.ASSIGNED, "update", Fault(kind, after=True))
 
 
 def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]:
@@ -390,7 +404,8 @@ class Matrix:
             # A connection that is dead takes messages to nowhere, until its peers notice; that was this cell's.
             for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
                 stage.cut(wire)
-        problems = broken(
+        problems = self._unassigned(cell, mark)
+        problems += broken(
             stage,
             Expectations(invoiced=self._invoiced, causes=self._causes),
             len(self._invoiced),
@@ -402,6 +417,13 @@ class Matrix:
         if cell.reason and not seen.parked:
             problems.append("it was not parked")
         return Result(cell, _path(seen, cell), tuple(problems), time.monotonic() - started)
+
+    def _unassigned(self, cell: Cell, opportunity: str) -> list[str]:
+        """Say which invoices do not belong to the opportunity's owner; where the assignment fails, they may not."""
+        fails_often = cell.boundary is Boundary.RETRIEVE and cell.rule.when == _FOUR
+        if cell.reason is not None or cell.boundary is Boundary.ASSIGN or fails_often:
+            return []
+        return self._stage.unassigned(opportunity)
 
     def _won(self, cell: Cell) -> str:
         opportunity = self._stage.fresh()

@@ -57,6 +57,7 @@ EARLY = "no request before its time"
 ENDLESS = "an invocation ends within its deadline"
 SEVERAL_IDS = "all events of an invoice have one id"
 CONTRACT = "every event keeps the contract"
+TAKEN = "an invoice that somebody has taken stays theirs"
 
 _CHANGE_SET = "ChangeSet((claim_note(opportunity_id), generate_invoice(opportunity_id))),"
 _READS = "        claim, found = claims.records(), oldest_active(invoices)\n"
@@ -67,6 +68,11 @@ _BEGIN = "        self._broker_clock.observe(message.enqueued_at)\n"
 _INVOICE = "            self._invoice(event, delivery, traceparent)"
 
 MUTANTS = (
+    Mutant(
+        "assigning an invoice whatever has happened to it since it was read",
+        (Edit("shared/sales.py", 'if_match=invoice.etag or "*",', 'if_match="*",'),),
+        (TAKEN,),
+    ),
     Mutant(
         "no claim",
         (Edit("shared/invoicing.py", _CHANGE_SET, "ChangeSet((generate_invoice(opportunity_id),)),"),),

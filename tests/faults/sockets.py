@@ -136,6 +136,18 @@ class Stage:
             closing = {"opportunityid@odata.bind": f"/opportunities({opportunity_id})"}
             win_opportunity(session, {"OpportunityClose": closing, "Status": -1})
 
+    def unassigned(self, opportunity_id: str) -> list[str]:
+        """Say which invoices of an opportunity do not belong to its owner."""
+        with self.cloud.dataverse.store.reading() as transaction:
+            opportunity = transaction.get(TABLES["opportunity"], opportunity_id)
+            invoices = transaction.rows(TABLES["invoice"], "opportunityid = ?", (opportunity_id,))
+        owner = opportunity["ownerid"] if opportunity else None
+        return [
+            f"the invoice {row['invoiceid']} belongs to {row['ownerid']}, and the opportunity to {owner}"
+            for row in invoices
+            if row["ownerid"] != owner
+        ]
+
     def send(self, body: bytes, message_id: str | None = None) -> None:
         """Put a message into the queue, past Dataverse."""
         self.cloud.broker.send(

@@ -42,8 +42,9 @@ class _Made:
         self.clock.advance(timedelta(seconds=1))
         self.commits.append(Commit(len(self.commits) + 1, self.clock.now(), user, None, changes))
 
-    def invoiced(self, invoice: str, user: str = _FUNCTION) -> None:
-        made = Change("create", "invoice", invoice, {"opportunityid": _OPPORTUNITY, "statecode": 0})
+    def invoiced(self, invoice: str, user: str = _FUNCTION, owner: str = _PERSON) -> None:
+        values = {"opportunityid": _OPPORTUNITY, "statecode": 0, "ownerid": owner}
+        made = Change("create", "invoice", invoice, values)
         claim = Change(
             "create", "annotation", f"note {invoice}", {"objectid": _OPPORTUNITY, "createdby": user}
         )
@@ -111,6 +112,19 @@ def test_manual_invoice_is_nobodys_second(made: _Made) -> None:
     made.told("by hand")
 
     assert made.broken(never=[_OPPORTUNITY]) == []
+
+
+def test_an_invoice_is_given_away_once_and_taken_from_nobody(made: _Made) -> None:
+    """The product may give its own invoice to the salesperson; a person may do anything."""
+    made.invoiced("i1", owner=_FUNCTION)
+    made.told("i1")
+    made.commit(_FUNCTION, Change("update", "invoice", "i1", {"ownerid": "a salesperson"}))
+    made.commit(_PERSON, Change("update", "invoice", "i1", {"ownerid": "another"}))
+    made.commit(_FUNCTION, Change("update", "invoice", "i1", {"totalamount": 7}))
+    assert made.broken() == []
+
+    made.commit(_FUNCTION, Change("update", "invoice", "i1", {"ownerid": "a salesperson"}))
+    assert made.broken() == ["an invoice that somebody has taken stays theirs"]
 
 
 def test_where_people_made_another_there_is_one_at_least_and_it_is_told_of(made: _Made) -> None:

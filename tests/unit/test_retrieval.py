@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 INVOICE = "0f8fad5b-d9cb-469f-a165-70867728950e"
 OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
 SELLER = "83883308-7ad5-ea11-a813-000d3a33f3b4"
-WRITE = Update(f"invoices({INVOICE})", {"ownerid@odata.bind": f"/systemusers({SELLER})"})
-ASSIGNMENT = Assignment(ChangeSet((WRITE,)), f"the systemuser {SELLER}")
+US = "465b158c-5fe4-ea11-a813-000d3a33f47e"
+WRITE = Update(f"invoices({INVOICE})", {"ownerid@odata.bind": f"/systemusers({SELLER})"}, 'W/"1"')
+ASSIGNMENT = Assignment(WRITE, US, f"the systemuser {SELLER}")
 
 Answer = list[Response] | Response | InvoicingFailure
 
@@ -69,9 +70,11 @@ class FakeDataverse:
 
     answers: list[Answer]
     asked: list[Any] = field(default_factory=list)
+    left: list[float] = field(default_factory=list)
 
     def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
         assert not deadline.passed
+        self.left.append(deadline.remaining)
         self.asked.append(list(operations))
         answers = self._next()
         assert isinstance(answers, list)
@@ -211,7 +214,7 @@ def test_the_assignment_travels_in_the_same_batch_before_the_reads(
 ) -> None:
     reading([DONE, HEADER, lines()], assignment=ASSIGNMENT)
     ((assigned, header, _),) = reading.fake.asked
-    assert assigned == ASSIGNMENT.change_set
+    assert assigned == ChangeSet((WRITE,))
     assert header.path.startswith("invoices(")
     assert not caplog.records
 
@@ -241,15 +244,68 @@ def test_a_failed_assignment_does_not_stop_the_event(
     assert logged.levelno == logging.WARNING
 
 
+def changed(owner: str, etag: object = 'W/"2"') -> Response:
+    """Return the invoice as it is after somebody has changed it."""
+    return ok({**HEADER.json(), "_ownerid_value": owner, "@odata.etag": etag})
+
+
+CHANGED_MEANWHILE = error(412, "0x80060882")
+
+
+def test_an_invoice_that_somebody_takes_at_that_moment_stays_theirs(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading([CHANGED_MEANWHILE, changed(SELLER), lines()], assignment=ASSIGNMENT)
+    assert len(reading.fake.asked) == 1
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("etag", "condition"), [('W/"2"', 'W/"2"'), (None, "*")])
+def test_an_invoice_that_changed_otherwise_is_assigned_in_its_present_version(
+    etag: object, condition: str, reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading([CHANGED_MEANWHILE, changed(US, etag), lines()], [DONE], assignment=ASSIGNMENT)
+    assert reading.fake.asked[1] == [ChangeSet((replace(WRITE, if_match=condition),))]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("again", [[CHANGED_MEANWHILE], [error(403)], DataverseUnreachable("It broke off.")])
+def test_an_assignment_is_repeated_once(
+    again: Answer, reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    invoice = reading([CHANGED_MEANWHILE, changed(US), lines(line(1))], again, assignment=ASSIGNMENT)
+    assert len(invoice.lines) == 1
+    assert len(reading.fake.asked) == 2
+    assert "was not assigned to" in caplog.text
+
+
+SILENT = DataverseUnreachable("POST $batch timed out.")
+
+
 def test_an_assignment_that_takes_too_long_does_not_stop_the_event(
     reading: Reading, caplog: pytest.LogCaptureFixture
 ) -> None:
-    silent = DataverseUnreachable("POST $batch timed out.")
-    invoice = reading(silent, [HEADER, lines(line(1))], assignment=ASSIGNMENT)
+    """The reads are repeated without it; then it is tried once more, with the time that publishing leaves."""
+    invoice = reading(SILENT, [changed(US), lines(line(1))], SILENT, assignment=ASSIGNMENT)
     assert len(invoice.lines) == 1
-    assert len(reading.fake.asked[0]) == 3
-    assert len(reading.fake.asked[1]) == 2
+    assert [len(asked) for asked in reading.fake.asked] == [3, 2, 1]
+    assert reading.fake.left[2] == reading.fake.left[1] / 2
     assert "was not assigned to" in caplog.text
+
+
+def test_an_assignment_whose_response_is_lost_is_repeated(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading(SILENT, [changed(US), lines()], [DONE], assignment=ASSIGNMENT)
+    assert reading.fake.asked[2] == [ChangeSet((replace(WRITE, if_match='W/"2"'),))]
+    assert not caplog.records
+
+
+def test_an_assignment_that_was_carried_out_is_not_repeated(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading(SILENT, [changed(SELLER), lines()], assignment=ASSIGNMENT)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

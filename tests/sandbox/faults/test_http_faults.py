@@ -235,7 +235,7 @@ def world() -> Iterator[World]:
 
 def test_operations_are_distinguished(world: World) -> None:
     """A read, a write, a batch of reads and one with a change set are operations of their own."""
-    for name in ("read", "write", "batch", "change-set"):
+    for name in ("read", "write", "batch", "change-set", "update"):
         world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.RESET), operation=name))
     note = operation("POST", "annotations", '{"subject": "x"}')
     for call in (
@@ -243,10 +243,11 @@ def test_operations_are_distinguished(world: World) -> None:
         partial(world.session.post, f"{URL}/api/data/v9.2/annotations", json={"subject": "x"}),
         partial(world.batch, operation("GET", "accounts")),
         partial(world.batch, change_set(note)),
+        partial(world.batch, change_set(operation("PATCH", "accounts(1)", '{"name": "x"}'))),
     ):
         with pytest.raises(requests.ConnectionError):
             call()
-    assert [entry.operation for entry in world.plan.log] == ["read", "write", "batch", "change-set"]
+    assert [entry.operation for entry in world.plan.log] == ["read", "write", "batch", "change-set", "update"]
 
 
 @pytest.mark.parametrize("after", [False, True])
