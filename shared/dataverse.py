@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import requests
@@ -30,10 +30,9 @@ from shared.response import Json, Response, bounded
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from requests.adapters import BaseAdapter
-
     from shared.clock import Clock, Deadline
     from shared.credential import Tokens
+    from shared.http_exchange import Exchange
 
 _logger = logging.getLogger(__name__)
 
@@ -97,8 +96,8 @@ class ChangeSet:
 class Dataverse:
     """One environment's Web API, safe under many threads.
 
-    `tokens` gives access tokens, `random` numbers from 0 to 1 for the jitter. `adapter` is what the requests go through
-    instead of sockets.
+    `tokens` gives access tokens, `random` numbers from 0 to 1 for the jitter. `exchange` is what the requests go
+    through.
     """
 
     def __init__(
@@ -108,12 +107,12 @@ class Dataverse:
         tokens: Tokens,
         clock: Clock,
         random: Callable[[], float],
-        adapter: BaseAdapter | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._root = url + API
         self._tokens = tokens
         self._clock = clock
-        self._exchange = HttpExchange(url, adapter=adapter)
+        self._exchange = exchange or HttpExchange(url)
         self._throttle = _Throttle(clock, random)
 
     def __repr__(self) -> str:
@@ -173,7 +172,7 @@ class Dataverse:
         request = Request(method, API + path, {**_COMMON_HEADERS, **headers}, body)
         token = self._tokens.token(deadline)
         response = self._send_with(token, request, deadline)
-        if response.status == requests.codes.unauthorized and not _is_multipart(response):
+        if response.status == requests.codes.unauthorized:
             # The token may have been revoked. Where a new one is refused too, something is set up wrong.
             renewed = self._tokens.renewed(token, deadline)
             if renewed is not None:
@@ -182,14 +181,13 @@ class Dataverse:
         return response
 
     def _send_with(self, token: str, request: Request, deadline: Deadline) -> Response:
-        authorized = replace(request, headers={**request.headers, "Authorization": f"Bearer {token}"})
         try:
-            return self._send(authorized, deadline)
+            return self._send(token, request, deadline)
         except _BrokenConnection:
             # A connection that died while it was idle shows only now. Every request made here is repeatable.
-            return self._send(authorized, deadline)
+            return self._send(token, request, deadline)
 
-    def _send(self, request: Request, deadline: Deadline) -> Response:
+    def _send(self, token: str, request: Request, deadline: Deadline) -> Response:
         # The last thing before each request, a repeated one included: others may have been told to hold back since.
         self._throttle.wait(deadline)
         request_id = str(uuid.uuid4())
@@ -197,11 +195,14 @@ class Dataverse:
         timeout = min(deadline.remaining, _ANSWER_LIMIT)
         if timeout <= 0:
             raise DataverseUnreachable(f"No time was left for {what}.", request_id=request_id)
+        headers = {
+            **request.headers,
+            "Authorization": f"Bearer {token}",
+            "x-ms-client-request-id": request_id,
+        }
         started = time.monotonic()
         try:
-            response = self._exchange.send(
-                replace(request, headers={**request.headers, "x-ms-client-request-id": request_id}), timeout
-            )
+            response = self._exchange.send(request._replace(headers=headers), timeout)
         except NoResponse as error:
             kind = _BrokenConnection if isinstance(error, ConnectionBroken) else DataverseUnreachable
             _logger.warning("dataverse: %s failed: %s (request %s)", what, error, request_id)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # For a thread without a deadline: no operation of a socket blocks for longer.
 DEFAULT_SECONDS = 60.0
+_TOLERANCE = 0.05
 
 
 class CallTimeout(OSError):
@@ -74,11 +75,14 @@ class _DeadlineMixin(socket.socket):
     """Reduces the timeout that a library has set to what is left of the deadline; non-blocking use stays so."""
 
     _chosen: float | None = None
+    _actual = float("inf")
 
     def settimeout(self, value: float | None) -> None:
-        """Remember what the library wants: it reads the timeout and sets it back."""
+        """Remember what the library wants: it reads the timeout and sets it back. It is applied by each operation."""
         self._chosen = value
-        super().settimeout(value)
+        if value == 0.0:
+            super().settimeout(0.0)
+            self._actual = 0.0
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001 - the signature is the library's
         """Set the timeout to none or to zero."""
@@ -92,7 +96,11 @@ class _DeadlineMixin(socket.socket):
         chosen = self._chosen
         if chosen != 0.0:
             left = seconds_left()
-            super().settimeout(left if chosen is None else min(chosen, left))
+            timeout = left if chosen is None or chosen > left else chosen
+            # Setting it is a system call, and the deadline need not be exact.
+            if not 0.0 <= self._actual - timeout <= _TOLERANCE:
+                super().settimeout(timeout)
+                self._actual = timeout
 
     def recv(self, *args: Any) -> bytes:  # noqa: ANN401 - the signature is the library's
         """Receive within the deadline."""

@@ -1,10 +1,10 @@
 """One HTTP exchange over TLS that ends by its deadline: connection, request and the whole response.
 
 Made for an API that is called again and again. The environment (proxies, trusted authorities) is read once and the
-request goes straight to the adapter's pool, so redirects, cookies and ~/.netrc never come into play. The most recently
-used connection is used first, and one that was idle for long is not used again: load balancers drop idle flows without
-a sign, which is also why TCP keep-alive is on. Companies that inspect TLS set SSL_CERT_FILE or REQUESTS_CA_BUNDLE: both
-work, behind a proxy (HTTPS_PROXY) too. Who calls what, and what a response means, is left to the caller.
+request goes straight to the pool of `urllib3`, so redirects, cookies and ~/.netrc never come into play. The most
+recently used connection is used first, and one that was idle for long is not used again: load balancers drop idle flows
+without a sign, which is also why TCP keep-alive is on. Companies that inspect TLS set SSL_CERT_FILE or
+REQUESTS_CA_BUNDLE: both work, behind a proxy (HTTPS_PROXY) too. What a response means is left to the caller.
 """
 
 from __future__ import annotations
@@ -14,23 +14,17 @@ import re
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from http.client import IncompleteRead
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-import requests
 from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
-from requests.utils import (
-    DEFAULT_CA_BUNDLE_PATH,
-    get_environ_proxies,
-    requote_uri,
-    select_proxy,
-)
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, requote_uri, select_proxy
+from urllib3 import Retry, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
-from urllib3.poolmanager import PoolManager
+from urllib3.exceptions import DecodeError, HTTPError, ProxySchemeUnknown
+from urllib3.poolmanager import PoolManager, proxy_from_url
 from urllib3.util import parse_url
 
 from shared.bounded_call import BoundedCalls
@@ -46,16 +40,13 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator, Mapping
 
-    from requests.adapters import BaseAdapter
-    from urllib3.response import BaseHTTPResponse
-
 # More than the host hands over at once; it bounds what name resolution can block.
 _connecting = BoundedCalls("http connection", 32)
 # Connections that are kept for reuse: one for each thread of a worker.
 _MAX_KEPT = 64
 # Seconds after which an idle connection is not used again, and to wait for a connection at most.
 _MAX_IDLE = 60.0
-_CONNECT_SECONDS = 10.0
+_TIMEOUT = Timeout(connect=10.0, read=None)
 # Seconds of silence before the first probe and between probes, and how many go unanswered: dead after a minute.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 _SOCKET_OPTIONS = [
@@ -75,10 +66,11 @@ _COMMON_HEADERS = {
     "Accept-Encoding": "gzip, deflate",
     "Connection": "keep-alive",
 }
+# Repeating is the caller's decision: it raises at once what went wrong.
+_NO_RETRIES = Retry(total=False, redirect=False)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What goes out. `path` is what follows the origin; its spaces are encoded here."""
 
     method: str
@@ -87,9 +79,8 @@ class Request:
     body: bytes = b""
 
 
-@dataclass(frozen=True)
-class HttpResponse:
-    """What came back, whole. `headers` has lower-case names."""
+class HttpResponse(NamedTuple):
+    """What came back, whole. `headers` finds names in lower case, and may find them in others."""
 
     status: int
     headers: Mapping[str, str]
@@ -104,38 +95,64 @@ class ConnectionBroken(NoResponse):
     """Refused, reset or closed: what happens to a connection that died while it was idle."""
 
 
-class HttpExchange:
-    """Exchanges with one origin (`https://host` or `https://host:port`); safe under many threads."""
-
-    def __init__(self, origin: str, *, adapter: BaseAdapter | None = None) -> None:
-        self._origin = origin
-        self._adapter = adapter or DeadlineAdapter()
+class Exchange(Protocol):
+    """Requests and their responses; safe under many threads."""
 
     def send(self, request: Request, seconds: float) -> HttpResponse:
         """Return the response to a request within `seconds`; raises NoResponse or ConnectionBroken."""
-        timeout = (min(seconds, _CONNECT_SECONDS), seconds)
-        try:
-            with thread_deadline(seconds):
-                response = self._adapter.send(self._prepared(request), timeout=timeout)
-                body = response.content or b""
-        except (requests.RequestException, HTTPError, OSError) as error:
-            raise _failure(error) from error
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return HttpResponse(response.status_code, headers, body)
 
     def close(self) -> None:
         """Close the connections that are not in use; the exchange can be used again."""
-        self._adapter.close()
 
-    def _prepared(self, request: Request) -> requests.PreparedRequest:
-        prepared = requests.PreparedRequest()
-        prepared.method = request.method
-        prepared.url = encoded(self._origin + request.path)
-        prepared.headers = CaseInsensitiveDict({**_COMMON_HEADERS, **request.headers})
+
+class HttpExchange:
+    """Exchanges with one origin: `https://host`, with or without a port.
+
+    Trust and proxy are read from the environment at the first request: what is wrong with them is then an error of
+    that request. `max_idle`: seconds after which a connection is not used again.
+    """
+
+    def __init__(self, origin: str, *, max_idle: float = _MAX_IDLE) -> None:
+        self._origin = origin
+        self._max_idle = max_idle
+        self._lock = threading.Lock()
+        self._pool: HTTPConnectionPool | None = None
+
+    def send(self, request: Request, seconds: float) -> HttpResponse:
+        """See Exchange."""
+        headers = {**_COMMON_HEADERS, **request.headers}
         if request.body or request.method not in _BODILESS:
-            prepared.headers["Content-Length"] = str(len(request.body))
-            prepared.body = request.body
-        return prepared
+            headers["Content-Length"] = str(len(request.body))
+        try:
+            with thread_deadline(seconds):
+                response = (self._pool or self._new_pool()).urlopen(
+                    request.method,
+                    encoded(request.path),
+                    request.body or None,
+                    headers,
+                    _NO_RETRIES,
+                    redirect=False,
+                    assert_same_host=False,
+                    # The sockets keep the deadline themselves.
+                    timeout=_TIMEOUT,
+                )
+        except (HTTPError, OSError) as error:
+            raise _failure(error) from error
+        return HttpResponse(response.status, response.headers, response.data)
+
+    def close(self) -> None:
+        """See Exchange."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def _new_pool(self) -> HTTPConnectionPool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = _new_pool(self._origin)
+                self._pool.max_idle = self._max_idle
+            return self._pool
 
 
 def encoded(url: str) -> str:
@@ -145,9 +162,12 @@ def encoded(url: str) -> str:
 
 
 def _failure(error: Exception) -> NoResponse:
-    if any(isinstance(each, CallTimeout | TimeoutError) for each in _causes(error)):
+    causes = list(_causes(error))
+    if any(isinstance(each, CallTimeout | TimeoutError) for each in causes):
         return NoResponse("timeout")
-    broken = isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
+    # A body that breaks off is not what a connection that died while it was idle looks like.
+    partial = isinstance(error, DecodeError) or any(isinstance(each, IncompleteRead) for each in causes)
+    broken = isinstance(error, HTTPError) and not partial
     return (ConnectionBroken if broken else NoResponse)(type(error).__name__)
 
 
@@ -157,88 +177,42 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+# ---------------------------------------------------------------------------------------------- connections
+
+
 class DeadlineAdapter(HTTPAdapter):
-    """An adapter whose sockets keep the deadline of the calling thread.
+    """For `requests` itself, where an SDK uses it without TLS: its sockets keep the deadline of the calling thread."""
 
-    Trust and proxy are read from the environment at the first request to an origin: what is wrong with them is then an
-    error of that request. A proxy is for TLS only: what has none is an endpoint on the same machine.
-    `max_idle`: seconds after which a connection is not used again.
-    """
-
-    def __init__(self, *, max_idle: float = _MAX_IDLE) -> None:
-        super().__init__(pool_maxsize=_MAX_KEPT)
-        self._max_idle = max_idle
-        self._lock = threading.Lock()
-        self._pools: dict[str, HTTPConnectionPool] = {}
-
-    def get_connection_with_tls_context(
-        self,
-        request: requests.PreparedRequest,
-        *_: Any,  # noqa: ANN401 - the signature is the library's
-        **__: Any,  # noqa: ANN401
-    ) -> HTTPConnectionPool:
-        """Return the pool of the request's origin."""
-        origin = "/".join((request.url or "").split("/", 3)[:3])
-        with self._lock:
-            pool = self._pools.get(origin)
-            if pool is None:
-                pool = self._pools[origin] = self._new_pool(origin)
-            return pool
-
-    def cert_verify(self, *_: Any) -> None:  # noqa: ANN401 - as above
-        """Trust is the context's: the library would read its list of authorities for each connection."""
-
-    def request_url(self, request: requests.PreparedRequest, *_: Any) -> str:  # noqa: ANN401 - as above
-        """Return the path: an origin is reached directly, or through a tunnel."""
-        return request.path_url
-
-    def build_response(self, req: requests.PreparedRequest, resp: BaseHTTPResponse) -> requests.Response:
-        """Return the response without cookies: Dataverse's would bind all load to one web server."""
-        response = requests.Response()
-        response.status_code = resp.status
-        response.headers = CaseInsensitiveDict(resp.headers)
-        response.raw = resp
-        response.reason = resp.reason or ""
-        response.url = req.url or ""
-        response.request = req
-        return response
-
-    def close(self) -> None:
-        """Close the connections that are not in use."""
-        with self._lock:
-            pools = list(self._pools.values())
-            self._pools.clear()
-        for pool in pools:
-            pool.close()
-
-    def _new_pool(self, origin: str) -> HTTPConnectionPool:
-        url = parse_url(origin)
-        manager = self._tls_manager(origin) if url.scheme == "https" else _manager()
-        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
-        pool = manager.connection_from_host(url.host, url.port, url.scheme)
-        pool.max_idle = self._max_idle  # type: ignore[attr-defined]
-        return pool
-
-    def _tls_manager(self, origin: str) -> PoolManager:
-        context = _tls_context()
-        proxy = select_proxy(origin, get_environ_proxies(origin))
-        if proxy is None:
-            return _manager(ssl_context=context)
-        self.proxy_manager.clear()
-        try:
-            manager: PoolManager = self.proxy_manager_for(
-                proxy if "://" in proxy else f"http://{proxy}",
-                ssl_context=context,
-                proxy_ssl_context=context,
-                socket_options=_SOCKET_OPTIONS,
-            )
-        except ValueError as error:
-            raise requests.exceptions.InvalidProxyURL("HTTPS_PROXY is not a URL.") from error
-        return manager
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - the signature is the library's
+        """Let the connections be ours."""
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
 
 
-def _manager(**options: Any) -> PoolManager:  # noqa: ANN401 - the library's options
-    return PoolManager(maxsize=_MAX_KEPT, socket_options=_SOCKET_OPTIONS, **options)
+def _new_pool(origin: str) -> _Pool:
+    url = parse_url(origin)
+    options: dict[str, Any] = {"maxsize": _MAX_KEPT, "socket_options": _SOCKET_OPTIONS}
+    # Without TLS there is no proxy: what has none is an endpoint on the same machine.
+    proxy = select_proxy(origin, get_environ_proxies(origin)) if url.scheme == "https" else None
+    if url.scheme == "https":
+        options["ssl_context"] = _tls_context()
+    if proxy is None:
+        manager = PoolManager(**options)
+    else:
+        manager = _proxy_manager(proxy if "://" in proxy else f"http://{proxy}", options)
+    manager.pool_classes_by_scheme = _POOLS
+    return cast("_Pool", manager.connection_from_host(url.host, url.port, url.scheme))
+
+
+def _proxy_manager(proxy: str, options: dict[str, Any]) -> PoolManager:
+    try:
+        headers = HTTPAdapter().proxy_headers(proxy)
+        return proxy_from_url(
+            proxy, proxy_headers=headers, proxy_ssl_context=options["ssl_context"], **options
+        )
+    except ValueError as error:
+        # The text may hold the proxy's password.
+        raise ProxySchemeUnknown("HTTPS_PROXY is not a URL.") from error
 
 
 def _tls_context() -> ssl.SSLContext:
@@ -280,17 +254,14 @@ class _BoundedConnect(HTTPConnection):
         return DeadlineSocket.of(plain)
 
 
-class _Connection(_BoundedConnect):
-    pass
-
-
 class _TlsConnection(_BoundedConnect, HTTPSConnection):
     pass
 
 
-class _FreshConnections(HTTPConnectionPool):
+class _Pool(HTTPConnectionPool):
     """Hands out the most recently used connection, connected anew if it was idle for long."""
 
+    ConnectionCls = _BoundedConnect
     max_idle: float = _MAX_IDLE
 
     def _get_conn(self, timeout: float | None = None) -> Any:  # noqa: ANN401 - the signature is the library's
@@ -305,9 +276,8 @@ class _FreshConnections(HTTPConnectionPool):
         super()._put_conn(conn)
 
 
-class _Pool(_FreshConnections):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(_FreshConnections, HTTPSConnectionPool):
+class _TlsPool(_Pool, HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
+
+
+_POOLS = {"http": _Pool, "https": _TlsPool}

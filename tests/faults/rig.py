@@ -20,6 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from adapter_exchange import AdapterExchange
 from checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Watch
 from contract import validate_event
 from simulation import Killed, Simulation
@@ -226,9 +227,9 @@ class World:
     def worker(self, name: str) -> Handler:
         """Build the product as a new worker process does."""
         chance = self.random.random
-        adapter = _Adapter(self, name)
+        exchange = AdapterExchange(URL, _Adapter(self, name))
         dataverse = Dataverse(
-            URL, tokens=_Tokens(self), clock=self.simulation, random=chance, adapter=adapter
+            URL, tokens=_Tokens(self), clock=self.simulation, random=chance, exchange=exchange
         )
         self._closing.append(dataverse)
         return build(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 import trustme
+from adapter_exchange import AdapterExchange
 from requests.adapters import BaseAdapter
 
 from shared.message import Message
@@ -151,6 +152,7 @@ class Wire(BaseAdapter):
         super().__init__()
         self.requests: list[requests.PreparedRequest] = []
         self.options: list[dict[str, Any]] = []
+        self.exchange = AdapterExchange("https://contoso.crm4.dynamics.com", self)
         self.replies: deque[Reply] = deque([Reply()])
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - as the library has it

@@ -61,7 +61,7 @@ def test_what_is_given_takes_the_place_of_what_would_be_built(
         tokens=tokens,
         clock=clock,
         random=lambda: 0.0,
-        adapter=wire,
+        exchange=wire.exchange,
     )
     handler = build(ENVIRONMENT, clock=clock, random=lambda: 1.0, sender=sender, dataverse=dataverse)
     handler.handle(make_message())

@@ -83,7 +83,7 @@ SUCCESS = batch_body(
 
 @pytest.fixture
 def dataverse(wire: Wire, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
-    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 0.0, adapter=wire)
+    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 0.0, exchange=wire.exchange)
     yield dataverse
     dataverse.close()
 

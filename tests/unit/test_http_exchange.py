@@ -17,7 +17,6 @@ from requests.utils import requote_uri
 from shared import http_exchange
 from shared.http_exchange import (
     ConnectionBroken,
-    DeadlineAdapter,
     HttpExchange,
     NoResponse,
     Request,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.unit.conftest import Certificates, TlsServer, Wire
+    from tests.unit.conftest import Certificates, TlsServer
 
 BOUND = 20.0
 SOON = 0.4
@@ -151,14 +150,16 @@ def test_urls_are_encoded_as_by_the_library(text: str) -> None:
     assert encoded(text) == requote_uri(text)
 
 
+@pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize(
     ("method", "length"), [("GET", None), ("HEAD", None), ("POST", "0"), ("DELETE", "0")]
 )
 def test_a_request_without_a_body_says_so_where_one_could_be_expected(
-    method: str, length: str | None, wire: Wire
+    method: str, length: str | None, exchange: HttpExchange, tls_server: TlsServer
 ) -> None:
-    HttpExchange("https://host.example", adapter=wire).send(Request(method, "/x", {}), BOUND)
-    assert wire.requests[0].headers.get("Content-Length") == length
+    tls_server.serve = lambda connection: tls_server.answer(connection, b"")
+    exchange.send(Request(method, "/x", {}), BOUND)
+    assert tls_server.requests[0].headers.get("content-length") == length
 
 
 @pytest.mark.usefixtures("trusted")
@@ -215,10 +216,52 @@ def test_a_compressed_response_is_decoded(exchange: HttpExchange, tls_server: Tl
     assert exchange.send(GET, BOUND).body == b'{"a": 1}'
 
 
-def test_a_response_without_a_body_has_no_bytes(wire: Wire, make_reply: Callable[..., Any]) -> None:
-    wire.replies.clear()
-    wire.replies.append(make_reply(status=204, body=None))
-    assert HttpExchange("https://host.example", adapter=wire).send(GET, BOUND).body == b""
+@pytest.mark.usefixtures("trusted")
+def test_a_response_without_a_body_has_no_bytes(exchange: HttpExchange, tls_server: TlsServer) -> None:
+    tls_server.serve = lambda connection: tls_server.answer(connection, b"", status="204 No Content")
+    response = exchange.send(GET, BOUND)
+    assert (response.status, response.body) == (204, b"")
+
+
+@pytest.mark.usefixtures("trusted")
+def test_headers_of_a_response_are_found_in_lower_case(exchange: HttpExchange, tls_server: TlsServer) -> None:
+    tls_server.serve = lambda connection: tls_server.answer(
+        connection, b"{}", "Retry-AFTER: 7", "X: 1", "X: 2"
+    )
+    headers = exchange.send(GET, BOUND).headers
+    assert (headers.get("retry-after"), headers.get("x"), headers.get("none", "")) == ("7", "1, 2", "")
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize(
+    ("head", "body", "kind", "said"),
+    [
+        ("", b"", ConnectionBroken, "ProtocolError"),
+        ("nonsense\r\n\r\n", b"", ConnectionBroken, "ProtocolError"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"half", NoResponse, "ProtocolError"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"5\r\nab", NoResponse, "ProtocolError"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"x\r\n", NoResponse, "ProtocolError"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n",
+            b"half",
+            NoResponse,
+            "DecodeError",
+        ),
+    ],
+)
+def test_what_is_not_a_whole_response_is_none(
+    head: str, body: bytes, kind: type[NoResponse], said: str, exchange: HttpExchange, tls_server: TlsServer
+) -> None:
+    """Only what a connection that died while it was idle looks like is worth a repeat at once."""
+
+    def serve(connection: socket.socket) -> None:
+        tls_server.read(connection)
+        connection.sendall(head.encode() + body)
+
+    tls_server.serve = serve
+    with pytest.raises(NoResponse, match=said) as raised:
+        exchange.send(GET, BOUND)
+    assert type(raised.value) is kind
 
 
 # ---------------------------------------------------------------------------------------------- connections
@@ -227,13 +270,12 @@ def test_a_response_without_a_body_has_no_bytes(wire: Wire, make_reply: Callable
 @pytest.mark.usefixtures("way")
 def test_connections_are_reused_and_probe_whether_the_peer_is_alive(tls_server: TlsServer) -> None:
     """Load balancers drop idle flows without a sign."""
-    adapter = DeadlineAdapter()
-    exchange = HttpExchange(tls_server.url, adapter=adapter)
+    exchange = HttpExchange(tls_server.url)
     for _ in range(3):
         exchange.send(GET, BOUND)
     assert tls_server.connections == 1
-    (pool,) = adapter._pools.values()
-    connection: Any = pool._get_conn()
+    assert exchange._pool is not None
+    connection: Any = exchange._pool._get_conn()
     # TLS within a proxy's TLS is not a socket itself.
     connected: socket.socket = getattr(connection.sock, "socket", connection.sock)
     assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -272,9 +314,11 @@ def test_the_most_recently_used_connection_is_used_first(
 
 @pytest.mark.usefixtures("way")
 def test_a_connection_that_was_idle_for_long_is_not_used_again(tls_server: TlsServer) -> None:
-    assert DeadlineAdapter()._max_idle == 60, "load balancers drop idle flows after some four minutes"
+    assert HttpExchange("https://host.example")._max_idle == 60, (
+        "load balancers drop idle flows after some four minutes"
+    )
     for max_idle, connections in ((BOUND, 1), (0.0, 3)):
-        exchange = HttpExchange(tls_server.url, adapter=DeadlineAdapter(max_idle=max_idle))
+        exchange = HttpExchange(tls_server.url, max_idle=max_idle)
         tls_server.connections = 0
         for _ in range(3):
             exchange.send(GET, BOUND)
@@ -493,13 +537,13 @@ def test_a_connection_that_comes_too_late_is_closed(
 
 
 def test_a_name_that_does_not_exist_is_a_broken_connection() -> None:
-    with pytest.raises(ConnectionBroken, match="ConnectionError"):
+    with pytest.raises(ConnectionBroken, match="NameResolutionError"):
         HttpExchange("https://no-such-host.invalid").send(GET, BOUND)
 
 
 def test_a_proxy_that_cannot_be_one_is_an_error_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://[broken")
-    with pytest.raises(NoResponse, match="InvalidProxyURL"):
+    with pytest.raises(NoResponse, match="ProxySchemeUnknown"):
         HttpExchange("https://host.example").send(GET, BOUND)
 
 
