@@ -64,7 +64,6 @@ _BODILESS = frozenset({"GET", "HEAD"})
 _COMMON_HEADERS = {
     "User-Agent": "invoice-from-opportunity",
     "Accept-Encoding": "gzip, deflate",
-    "Connection": "keep-alive",
 }
 # Repeating is the caller's decision: it raises at once what went wrong.
 _NO_RETRIES = Retry(total=False, redirect=False)

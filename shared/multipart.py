@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)
+_REST_OF_LINE = re.compile(rb"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
 _LINE_ENDS = (b"\r\n", b"\n", b"\r")
 _BLANK_LINE = re.compile(rb"(?>\A|\r\n|\n|\r)(?:\r\n|\n|\r)")
 
@@ -51,26 +52,38 @@ def split(content_type: str, body: bytes) -> list[Part]:
     match = _BOUNDARY.search(content_type)
     if match is None:
         raise Truncated("It has no boundary.")
-    boundary = (match[1] or match[2]).encode("latin-1", "replace")
-    delimiter = re.compile(b"--" + re.escape(boundary) + rb"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
     parts: list[Part] = []
     begins: int | None = None
-    for found in delimiter.finditer(body):
-        ends = found.start()
-        # A delimiter stands on a line of its own.
-        if ends and body[ends - 1 : ends] not in (b"\n", b"\r"):
-            continue
+    for ends, after, is_last in _delimiters(
+        body, b"--" + (match[1] or match[2]).encode("latin-1", "replace")
+    ):
         if begins is not None and begins != ends:
             parts.append(_part(_without_line_end(body[begins:ends])))
         # A delimiter right behind another one neither begins nor ends anything, as the standard library reads it.
-        if found[1] and begins != ends:
+        if is_last and begins != ends:
             break
-        begins = found.end()
+        begins = after
     else:
         raise Truncated("Its last part has no end.")
     if not parts:
         raise Truncated("It has no part.")
     return parts
+
+
+def _delimiters(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Yield where each delimiter begins and ends, and whether it is the last. Each has a line of its own.
+
+    Without a regular expression of the boundary: each response has another one, and compiling it takes longer than
+    the rest.
+    """
+    at = body.find(delimiter)
+    while at >= 0:
+        rest = _REST_OF_LINE.match(body, at + len(delimiter))
+        if rest is None or (at and body[at - 1] not in b"\r\n"):
+            at = body.find(delimiter, at + 1)
+        else:
+            yield at, rest.end(), rest[1] is not None
+            at = body.find(delimiter, rest.end())
 
 
 def _without_line_end(content: bytes) -> bytes:

@@ -139,7 +139,6 @@ def test_a_request_is_sent_as_it_is(exchange: HttpExchange, tls_server: TlsServe
         "host": f"127.0.0.1:{tls_server.port}",
         "user-agent": "invoice-from-opportunity",
         "accept-encoding": "gzip, deflate",
-        "connection": "keep-alive",
         "content-length": str(len(body)),
         "x-own": "1",
     }
