@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sandbox.service_bus.amqp.encoding import (
+    Decimal,
     Described,
     Int,
     Malformed,
@@ -28,6 +29,8 @@ APPLICATION_PROPERTIES, DATA, SEQUENCE, VALUE, FOOTER = 0x74, 0x75, 0x76, 0x77, 
 # The message format of a transfer whose data sections are whole messages.
 BATCH_FORMAT = 0x80013700
 _MAX_UINT = 2**32 - 1
+# A decimal's size, and the bits of its first byte that are set where it is not a plain number.
+_DECIMAL128, _SPECIAL = 16, 0x60
 _MILLISECOND = timedelta(milliseconds=1)
 # Longer lifetimes than this mean "never"; the SDKs write .NET's longest TimeSpan or the largest uint.
 _NEVER = timedelta(days=365 * 1000)
@@ -308,11 +311,26 @@ def _annotations(brokered: BrokeredMessage, *, with_state: bool) -> dict[Symbol,
 
 def _encodable(value: Any) -> Any:  # noqa: ANN401 - any value
     """Return a value that AMQP has: messages that were sent in this process may hold others."""
+    if isinstance(value, Decimal):
+        return _like_azure(value)
     if is_encodable(value):
         return value
     if isinstance(value, datetime):
         return to_timestamp(value)
     return int(value) if isinstance(value, int) else str(value)
+
+
+def _like_azure(decimal: Decimal) -> Decimal:
+    """Return a decimal of 16 bytes as Azure returns those of application properties.
+
+    Azure reads them as .NET's decimals and writes them again, and its library puts the exponent's high bits two places
+    further right than IEEE 754 does. Microsoft's Python library reads them there, so it cannot read what it wrote.
+    """
+    encoded = decimal.encoded
+    if len(encoded) != _DECIMAL128 or encoded[0] & _SPECIAL == _SPECIAL:
+        return decimal
+    exponent = (encoded[0] & 0x7F) << 7 | encoded[1] >> 1
+    return Decimal(bytes((encoded[0] & 0x80 | exponent >> 9, (exponent & 0x7F) << 1)) + encoded[2:])
 
 
 def _datetime(milliseconds: int) -> datetime:
