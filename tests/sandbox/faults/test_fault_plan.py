@@ -139,3 +139,37 @@ def test_every_kind_and_wire_is_described() -> None:
 def test_a_pattern_means_what_can_be_struck(rule: Rule, operation: str, strikes: bool) -> None:  # noqa: FBT001 - pytest's
     """A connection is struck where it is named, or where nothing but a connection can be."""
     assert (plan_of(rule).strike(rule.wire, operation) is not None) is strikes
+
+
+def test_a_suspended_plan_strikes_nothing_and_counts_nothing() -> None:
+    clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
+    nth = Rule(Wire.DATAVERSE, RESET, When.nth(2))
+    timed = Rule(Wire.IDENTITY, RESET, When.during(timedelta(seconds=10)))
+    plan = plan_of(nth, timed, clock=clock)
+    with plan.suspended():
+        assert struck(plan, 5) == []
+        assert struck(plan, 1, Wire.IDENTITY, "token") == []
+        clock.advance(timedelta(minutes=1))
+    assert struck(plan, 3) == [2]
+    # Its time begins when the plan goes on.
+    assert struck(plan, 1, Wire.IDENTITY, "token") == [1]
+
+
+def test_active_rules_are_those_that_may_still_strike() -> None:
+    clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
+    once, timed, always = (
+        Rule(Wire.DATAVERSE, RESET, When.once()),
+        Rule(Wire.DATAVERSE, RESET, When.during(timedelta(seconds=10), timedelta(seconds=5))),
+        Rule(Wire.IDENTITY, RESET),
+    )
+    plan = plan_of(once, timed, always, clock=clock)
+    assert [(each.rule, each.until) for each in plan.active] == [
+        (once, None),
+        (timed, clock.now() + timedelta(seconds=15)),
+        (always, None),
+    ]
+    struck(plan, 1)
+    clock.advance(timedelta(seconds=15))
+    assert [each.rule for each in plan.active] == [always]
+    plan.clear()
+    assert plan.active == ()
