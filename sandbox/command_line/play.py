@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from sandbox.control.client import CallFailed, Control, NoSandbox
 from sandbox.stopping import Stop
 
 _NO_SANDBOX = 3
+_WAIT_SECONDS = 1
 # Of a body, on a terminal; --json has all of it.
 _MAX_SHOWN = 200
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -222,7 +222,8 @@ def _watch(
     """Print entries; in JSON one document on each line."""
     last = 0
     while not stop.is_wanted():
-        entries = control.call("GET", path, query={"after": last, "wait": 1 if follow and last else 0})
+        # A request that waits ends soon, so that Ctrl-C is noticed.
+        entries = control.call("GET", path, query={"after": last, "wait": _WAIT_SECONDS if follow else 0})
         for entry in entries:
             last = entry["number"]
             click.echo(json.dumps(entry, ensure_ascii=False) if as_json else line(entry))
@@ -230,8 +231,6 @@ def _watch(
             if not entries and not as_json:
                 click.echo("There is nothing yet.")
             return
-        if not entries:
-            time.sleep(0.1)
 
 
 @click.command("traces")
