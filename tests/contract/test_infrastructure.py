@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from infrastructure import bicep, settings
-from operations import connect, environment
+from operations import connect, environment, failed
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES, Configuration
 from shared import errors
 from shared.settings import dataverse_settings, retry_settings, service_bus_settings
@@ -636,7 +636,12 @@ def test_the_page_of_settings_has_what_the_commands_read_besides() -> None:
         r"^\| `(\w+)` \|", _settings_page("What the commands of `operations` read besides"), re.MULTILINE
     )
 
-    assert set(rows) == {environment.CLIENT_ID, environment.ANSWER_SECONDS, connect.SAS_KEY_SETTING}
+    assert set(rows) == {
+        environment.CLIENT_ID,
+        environment.ANSWER_SECONDS,
+        failed.AUDIT_FILE,
+        connect.SAS_KEY_SETTING,
+    }
 
 
 def test_the_providers_to_register_are_those_of_the_resources(prod: Snapshot) -> None:
