@@ -545,7 +545,7 @@ def test_a_token_is_told_apart_from_one_of_somebody_else(sandbox: Sandbox, token
 class Confused(IdentityServer):
     """Gives a token of another identity than it is asked for."""
 
-    def _choose(self, query: Mapping[str, str]) -> Identity:  # noqa: ARG002 - as it is overridden
+    def _select(self, query: Mapping[str, str]) -> Identity:  # noqa: ARG002 - as it is overridden
         return DEAF
 
 
