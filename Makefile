@@ -27,8 +27,9 @@ CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure b
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.sandbox ## win opportunities and watch the invoices come: N=200 for more
-	@$(BIN)/python -m sandbox demo --count $(N) --connect-with '$(CONNECT)'
+demo: $(VENV)/.sandbox ## win opportunities, watch the invoices come and be booked: N=200 for more
+	@$(BIN)/python -m sandbox demo --count $(N) --connect-with '$(CONNECT)' \
+		--consumer '$(BIN)/python examples/python/consumer.py'
 
 start: $(VENV)/.sandbox ## run the sandbox until Ctrl-C
 	@$(BIN)/python -m sandbox start --connect-with '$(CONNECT)'
@@ -111,7 +112,7 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 	set -e; lock() { uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 		$(if $(UPGRADE),--upgrade) "$$@"; }; \
 	lock pyproject.toml -o requirements.txt; \
-	lock pyproject.toml --extra sandbox -c requirements.txt -o requirements-sandbox.txt; \
+	lock pyproject.toml --extra sandbox --group examples -c requirements.txt -o requirements-sandbox.txt; \
 	lock pyproject.toml --extra sandbox --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
 	lock pyproject.toml --group operations -c requirements-sandbox.txt -o requirements-operations.txt; \
 	lock pyproject.toml --group telemetry -c requirements.txt -o requirements-telemetry.txt; \

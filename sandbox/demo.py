@@ -51,11 +51,15 @@ class Pending:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of all; `invoices` counts everything that is there, and `received` has it, doubles included."""
+    """What came of all; `invoices` counts everything that is there, and `received` has it, doubles included.
+
+    `booked`: the ids of the events that a consumer has booked, doubles included; None without a consumer.
+    """
 
     lines: tuple[Line, ...]
     invoices: int
     received: tuple[ReceivedEvent, ...]
+    booked: tuple[str, ...] | None = None
 
     @property
     def events(self) -> int:
@@ -75,15 +79,17 @@ class Outcome:
     @property
     def is_good(self) -> bool:
         """Whether every opportunity has exactly one invoice and one event, and nothing else is there."""
-        return not any(line.problems for line in self.lines) and self.invoices == self.events == len(
-            self.lines
-        )
+        counts = {self.invoices, self.events, len(self.lines)}
+        if self.booked is not None:
+            counts |= {len(self.booked), len(set(self.booked))}
+        return not any(line.problems for line in self.lines) and len(counts) == 1
 
     def __str__(self) -> str:
         parts = [
             f"{_counted(len(self.lines), 'opportunity', 'opportunities')} won",
             _counted(self.invoices, "invoice", "invoices"),
             _counted(self.events, "event", "events"),
+            *([f"{len(self.booked)} booked"] if self.booked is not None else []),
             *(f"{count} being retried ({reason})" for reason, count in self.retried.items()),
             f"{self.failed} failed",
         ]

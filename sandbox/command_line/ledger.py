@@ -1,10 +1,12 @@
 """A consumer of the events beside the demonstration: a program of its own, and the ledger that it writes.
 
 The program finds Service Bus by the same settings as a function, its subscription in LEDGER_SUBSCRIPTION, and in
-LEDGER_FILE where it shall write: an SQLite database with the table `entry`, or a text file with a line for each booking
-(JSON, or CSV after a header).
+LEDGER_FILE where it shall write. Each booking has the id of its event: in the column `event_id` of the table `entry`
+of an SQLite database, in the member `event_id` of a line of JSON, or in the first column of a CSV file with a header.
 """
 
+import csv
+import json
 import os
 import sqlite3
 import subprocess
@@ -63,10 +65,10 @@ class LedgerConsumer:
             self._process.kill()
             self._process.wait()
 
-    def wait_for(self, count: int, timeout: float) -> int:
-        """Wait until so many bookings are in the ledger, `timeout` seconds at most; returns how many there are."""
+    def wait_for(self, count: int, timeout: float) -> tuple[str, ...]:
+        """Wait until so many bookings are in the ledger, `timeout` seconds at most; return their events' ids."""
         deadline = time.monotonic() + timeout
-        while (booked := bookings(self._file)) < count and time.monotonic() < deadline:
+        while len(booked := bookings(self._file)) < count and time.monotonic() < deadline:
             if self._process.poll() is not None:
                 click.echo(f"The consumer ended with {self._process.returncode}.", err=True)
                 return bookings(self._file)
@@ -74,25 +76,25 @@ class LedgerConsumer:
         return booked
 
 
-def bookings(file: Path) -> int:
-    """Count the bookings in a ledger; one that does not exist yet has none."""
+def bookings(file: Path) -> tuple[str, ...]:
+    """Return the ids of the booked events, doubles included; a ledger that does not exist yet has none."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return 0
+        return ()
     if content.startswith(_SQLITE):
         return _entries(file)
-    lines = [line for line in content.splitlines() if line.strip()]
-    if not lines:
-        return 0
-    return len(lines) if lines[0].startswith(b"{") else len(lines) - 1
+    lines = content.decode("utf-8", "replace").splitlines()
+    if lines and lines[0].startswith("{"):
+        # The last line may be being written.
+        return tuple(str(json.loads(line).get("event_id")) for line in lines if line.endswith("}"))
+    return tuple(row[0] for row in csv.reader(lines[1:]) if row)
 
 
-def _entries(file: Path) -> int:
+def _entries(file: Path) -> tuple[str, ...]:
     with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
         try:
-            (count,) = database.execute("SELECT count(*) FROM entry").fetchone()
+            return tuple(row[0] for row in database.execute("SELECT event_id FROM entry"))
         except sqlite3.OperationalError:
             # It is being made, or is locked for a moment.
-            return 0
-    return int(count)
+            return ()

@@ -398,7 +398,7 @@ with (
 ):
     for message in receiver:
         with open(os.environ["LEDGER_FILE"], "a") as ledger:
-            ledger.write(json.dumps({"id": message.message_id}) + chr(10))
+            ledger.write(json.dumps({"event_id": message.message_id}) + chr(10))
         receiver.complete_message(message)
 """
 
@@ -410,7 +410,11 @@ def test_the_demonstration_ends_in_the_ledger_of_a_consumer(terminal: _Terminal,
     arguments = ("--count", "2", "--mode", "connection-string", "--consumer", command)
     done = terminal.run(*terminal.demo(), *arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "2 opportunities won · 2 invoices · 2 events · 0 failed · 2 booked"
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "2 opportunities won · 2 invoices · 2 events · 2 booked · 0 failed"
+    header = next(index for index, line in enumerate(lines) if line.startswith("opportunity"))
+    assert lines[header].split() == ["opportunity", "invoice", "total", "booked", "ms"]
+    assert all(" yes " in line for line in lines[header + 1 : -1])
     terminal.assert_nothing_is_left()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,3 +164,14 @@ def test_an_event_of_an_opportunity_that_nobody_won_is_found(sales: _Sales) -> N
     sales.invoice()
     outcome = sales.outcome(sales.event(), sales.event(opportunityId="a-stranger"))
     assert not outcome.is_good
+
+
+@pytest.mark.parametrize(
+    ("booked", "is_good"),
+    [(("an-event",), True), ((), False), (("an-event", "an-event"), False), (("an-event", "another"), False)],
+)
+def test_every_event_is_booked_once(sales: _Sales, booked: tuple[str, ...], is_good: bool) -> None:  # noqa: FBT001 - pytest's
+    sales.invoice()
+    outcome = replace(sales.outcome(sales.event()), booked=booked)
+    assert outcome.is_good == is_good
+    assert f" · 1 event · {len(booked)} booked · 0 failed" in str(outcome)

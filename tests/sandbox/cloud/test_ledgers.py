@@ -10,22 +10,29 @@ from sandbox.command_line.ledger import bookings
 
 
 @pytest.mark.parametrize(
-    ("text", "count"),
-    [("", 0), ('{"id": 1}\n{"id": 2}\n', 2), ("id,amount\n1,2\n", 1), ("id,amount\n", 0), ("\n\n", 0)],
+    ("text", "booked"),
+    [
+        ("", ()),
+        ('{"event_id": "a"}\n{"event_id": "b"}\n', ("a", "b")),
+        ('{"event_id": "a"}\n{"event_id": "a"}\n{"event_i', ("a", "a")),
+        ("id,amount\na,2\n", ("a",)),
+        ("id,amount\n", ()),
+        ("\n\n", ()),
+    ],
 )
-def test_text_has_a_booking_on_each_line(tmp_path: Path, text: str, count: int) -> None:
+def test_text_has_a_booking_on_each_line(tmp_path: Path, text: str, booked: tuple[str, ...]) -> None:
     file = tmp_path / "ledger"
     file.write_text(text)
-    assert bookings(file) == count
+    assert bookings(file) == booked
 
 
 def test_a_database_has_them_in_a_table(tmp_path: Path) -> None:
     file = tmp_path / "ledger"
-    assert bookings(file) == 0
+    assert bookings(file) == ()
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("CREATE TABLE other (x)")
-    assert bookings(file) == 0
+    assert bookings(file) == ()
     with closing(sqlite3.connect(file)) as database, database:
-        database.execute("CREATE TABLE entry (x)")
-        database.executemany("INSERT INTO entry VALUES (?)", [(1,), (2,), (3,)])
-    assert bookings(file) == 3
+        database.execute("CREATE TABLE entry (event_id)")
+        database.executemany("INSERT INTO entry VALUES (?)", [("a",), ("b",)])
+    assert bookings(file) == ("a", "b")
