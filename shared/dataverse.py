@@ -25,6 +25,7 @@ from shared.errors import (
     DataverseUnreachable,
 )
 from shared.http_exchange import ConnectionBroken, HttpExchange, NoResponse, Request, encoded
+from shared.message import log_suffix
 from shared.response import Json, Response, bounded
 
 if TYPE_CHECKING:
@@ -205,15 +206,16 @@ class Dataverse:
             response = self._exchange.send(request._replace(headers=headers), timeout)
         except NoResponse as error:
             kind = _BrokenConnection if isinstance(error, ConnectionBroken) else DataverseUnreachable
-            _logger.warning("dataverse: %s failed: %s (request %s)", what, error, request_id)
+            _logger.warning("dataverse: %s failed: %s (request %s)%s", what, error, request_id, log_suffix())
             raise kind(f"{what} got no whole response: {error}.", request_id=request_id) from error
         _logger.info(
-            "dataverse: %s %d in %d ms (request %s, service request %s)",
+            "dataverse: %s %d in %d ms (request %s, service request %s)%s",
             what,
             response.status,
             (time.monotonic() - started) * 1000,
             request_id,
             response.headers.get("x-ms-service-request-id") or response.headers.get("req_id", "none"),
+            log_suffix(),
         )
         return Response(response.status, response.headers, response.body, request_id, self._clock.now())
 

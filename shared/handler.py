@@ -81,7 +81,10 @@ class Handler:
         """
         self._broker_clock.observe(message.enqueued_at)
         deadline = Deadline.after(self._clock, self._invocation_deadline)
-        delivery = Delivery(message, RetryState.of(message), deadline)
+        # A host without tracing passes no context on; then the sender's is the closest.
+        delivery = Delivery(
+            message, RetryState.of(message), deadline, traceparent=traceparent or message.traceparent
+        )
         try:
             event = parse_event(
                 message.body,
@@ -95,13 +98,14 @@ class Handler:
             delivery = replace(
                 delivery, opportunity_id=event.opportunity_id, compact_body=compact_event(event)
             )
-            self._invoice(event, delivery, traceparent)
+            with delivery.named_in_log_lines():
+                self._invoice(event, delivery)
         except RetryLater as error:
             self._retry_later(delivery, error)
         except ParkNow as error:
             self._park(delivery, error)
 
-    def _invoice(self, event: OpportunityWon, delivery: Delivery, traceparent: str | None) -> None:
+    def _invoice(self, event: OpportunityWon, delivery: Delivery) -> None:
         # The last quarter of the time is for scheduling a retry, should this fail.
         deadline = delivery.deadline.earlier(self._invocation_deadline / 4)
         self._service_bus.prepare_to_publish()
@@ -113,7 +117,7 @@ class Handler:
             outcome,
             dataverse_url=self._environment.url,
             correlation_id=event.correlation_id,
-            traceparent=traceparent,
+            traceparent=delivery.traceparent,
         )
         self._service_bus.publish(created, deadline)
         _logger.info(

@@ -7,7 +7,10 @@ one message to duplicate detection. Ids and property names are a contract with m
 
 from __future__ import annotations
 
+import re
 import uuid
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -16,7 +19,7 @@ from shared.errors import RetryLater, RetryPolicy
 from shared.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import azure.functions as func
 
@@ -36,6 +39,11 @@ ORIGINAL_MESSAGE_ID = "InvoicingOriginalMessageId"
 DEAD_LETTER_REASON = "DeadLetterReason"
 DEAD_LETTER_DESCRIPTION = "DeadLetterErrorDescription"
 PARKED_PROPERTIES = frozenset({ORIGINAL_MESSAGE_ID, DEAD_LETTER_REASON, DEAD_LETTER_DESCRIPTION})
+
+# The trace context of a message, as W3C and as Service Bus's own client name it; the Functions host reads the first.
+TRACEPARENT = "traceparent"
+DIAGNOSTIC_ID = "Diagnostic-Id"
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 # A contract with scheduled retries: another value would let a retry that is sent twice be processed twice.
 _RETRIES = uuid.UUID("12cd282c-3602-4e3e-8807-34c9d22e81c2")
@@ -74,6 +82,15 @@ class Message:
             subject=message.subject or None,
             properties=message.application_properties or {},
         )
+
+    @property
+    def traceparent(self) -> str | None:
+        """The sender's trace context, None where there is no valid one."""
+        for name in (TRACEPARENT, DIAGNOSTIC_ID):
+            value = self.properties.get(name)
+            if isinstance(value, str) and _TRACEPARENT.fullmatch(value):
+                return value
+        return None
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,7 @@ class Delivery:
     """One delivery of a message, the state of its retries, and the deadline of its invocation.
 
     `opportunity_id` and `compact_body` (the event in its plain form) are known once the event has been read.
+    `traceparent` is the trace context (W3C) of the invocation, None where there is none.
     """
 
     message: Message
@@ -181,10 +199,37 @@ class Delivery:
     deadline: Deadline
     opportunity_id: str | None = None
     compact_body: bytes | None = None
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         """Return what log lines say of a delivery."""
-        return f"opportunity={self.opportunity_id or 'unknown'} {self.state}"
+        return f"opportunity={self._opportunity} {self.state}"
+
+    @property
+    def trace_properties(self) -> dict[str, str]:
+        """The application properties that carry the trace on."""
+        return {} if self.traceparent is None else {TRACEPARENT: self.traceparent}
+
+    @contextmanager
+    def named_in_log_lines(self) -> Iterator[None]:
+        """Let lines that are logged in the block, and in its thread, name this delivery: see `log_suffix`."""
+        token = _log_suffix.set(f" opportunity={self._opportunity} root={self.state.root}")
+        try:
+            yield
+        finally:
+            _log_suffix.reset(token)
+
+    @property
+    def _opportunity(self) -> str:
+        return self.opportunity_id or "unknown"
+
+
+_log_suffix: ContextVar[str] = ContextVar("log_suffix", default="")
+
+
+def log_suffix() -> str:
+    """Return the end of a log line about another system: the delivery for which it is called, "" outside of one."""
+    return _log_suffix.get()
 
 
 def _root(value: object) -> str | None:

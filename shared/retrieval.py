@@ -22,6 +22,7 @@ from shared.errors import (
     RequestRejected,
 )
 from shared.invoice import Invoice
+from shared.message import log_suffix
 from shared.record import Record
 from shared.text import one_line
 
@@ -86,9 +87,10 @@ class InvoiceReader:
         except DataverseForbidden as error:
             # Without the right to read accounts or products, Dataverse may refuse the whole read.
             _logger.warning(
-                "dataverse: the invoice %s is read without names and numbers of customer, products and units: %s",
+                "dataverse: the invoice %s is read without names and numbers of customer, products and units: %s%s",
                 invoice_id,
                 one_line(str(error)),
+                log_suffix(),
             )
             plain = [_header(invoice_id, names=False), _lines(invoice_id, names=False)]
             row, lines = self._rows(self._dataverse.batch(plain, deadline), deadline)
@@ -99,8 +101,9 @@ class InvoiceReader:
         invoice = Invoice.of(row, lines, values)
         if not invoice.totals_agree:
             _logger.warning(
-                "dataverse: the lines, discounts, freight and tax of the invoice %s do not add up to its total",
+                "dataverse: the lines, discounts, freight and tax of the invoice %s do not add up to its total%s",
                 invoice_id,
+                log_suffix(),
             )
         return invoice
 
@@ -133,10 +136,11 @@ class InvoiceReader:
             assigned.raise_for_status()
         except InvoicingFailure as error:
             _logger.warning(
-                "dataverse: the invoice %s was not assigned to %s: %s",
+                "dataverse: the invoice %s was not assigned to %s: %s%s",
                 row.guid("invoiceid"),
                 assignment.owner,
                 one_line(str(error)),
+                log_suffix(),
             )
 
     def _rows(self, responses: Sequence[Response], deadline: Deadline) -> tuple[Record, list[Record]]:

@@ -91,6 +91,8 @@ class Outgoing:
         due: datetime | None = None,
     ) -> Outgoing:
         """Copy a message, with `properties` instead of those of earlier copies."""
+        # A receiver that knows the older name alone would continue the trace at the sender of the original.
+        stale = {names.DIAGNOSTIC_ID} if names.TRACEPARENT in properties else set()
         return cls(
             body=message.body,
             message_id=message_id,
@@ -98,7 +100,7 @@ class Outgoing:
             correlation_id=message.correlation_id,
             subject=message.subject,
             due=due,
-            properties={**encodable_properties(message.properties, _OF_COPIES), **properties},
+            properties={**encodable_properties(message.properties, _OF_COPIES | stale), **properties},
         )
 
 
@@ -151,7 +153,7 @@ class ServiceBus:
 
     def schedule(self, delivery: Delivery, retry: RetryState, error: RetryLater, due: datetime) -> None:
         """Send the retry of a delivery to the queue; raises ServiceBusUnavailable."""
-        properties = retry.properties(error)
+        properties = {**retry.properties(error), **delivery.trace_properties}
         copy = Outgoing.copy_of(delivery.message, retry.message_id, properties, due)
         compact = None
         if delivery.compact_body is not None:
@@ -171,6 +173,7 @@ class ServiceBus:
             names.ROOT: state.root,
             names.ATTEMPT: state.attempt,
             names.FIRST_SEEN: state.first_seen.isoformat(),
+            **delivery.trace_properties,
         }
         parked = Outgoing.copy_of(message, state.parked_message_id, properties)
         # For a message that fills the broker's limit. If this is too large as well, the broker dead-letters the

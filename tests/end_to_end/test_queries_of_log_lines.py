@@ -151,6 +151,16 @@ def test_every_line_that_a_query_selects_is_logged(lines: list[str], name: str) 
         assert any(word in line for line in lines), word
 
 
+def test_every_request_of_a_win_is_found_by_its_opportunity_and_its_root(lines: list[str]) -> None:
+    """The runbook's queries are `has "root=<root>"` and `has "<opportunity id>"`."""
+    published = next(line for line in lines if line.startswith("published: "))
+    opportunity, root = re.findall(r"opportunity=(\S+) .* root=(.+)$", published)[0]
+    requests = [line for line in lines if line.startswith("dataverse: ")]
+
+    assert all(re.search(r" opportunity=[0-9a-f-]{36} root=\d+@\S+$", line) for line in requests), requests
+    assert len([line for line in requests if line.endswith(f" opportunity={opportunity} root={root}")]) >= 2
+
+
 def test_the_root_of_a_win_is_found_in_every_kind_of_line(lines: list[str]) -> None:
     """The tile with the oldest wins groups lines by root, so that a published win no longer waits."""
     query = (APP / "infrastructure/queries/workbook/oldest-waiting.kql").read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ _GENERATE = "        found, claims = self._claim_and_generate(opportunity_id, de
 _OWN = "_NEW_ROOT = RETRY_PROPERTIES | PARKED_PROPERTIES"
 
 _BEGIN = "        self._broker_clock.observe(message.enqueued_at)\n"
-_INVOICE = "            self._invoice(event, delivery, traceparent)"
+_INVOICE = "            with delivery.named_in_log_lines():"
 
 MUTANTS = (
     Mutant(

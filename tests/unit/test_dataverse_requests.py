@@ -20,12 +20,14 @@ from shared.errors import (
     InvoicingFailure,
     TokenUnavailable,
 )
+from shared.message import Delivery, RetryState
 from shared.response import Response
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
+    from shared.message import Message
     from tests.unit.conftest import FakeClock, FixedTokens, Reply, TlsServer, Wire
 
 URL = "https://contoso.crm4.dynamics.com"
@@ -135,6 +137,27 @@ def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
         assert client_id in line
         assert told in line
         assert "secret" not in line, "a query may hold more than belongs into a log"
+
+
+def test_lines_within_a_delivery_name_it(
+    dataverse: Dataverse,
+    reply: Callable[..., None],
+    make_reply: Callable[..., Reply],
+    make_message: Callable[..., Message],
+    deadline: Deadline,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A search by opportunity or root finds the requests, too."""
+    reply(make_reply(), make_reply(error=requests.ReadTimeout("x")))
+    message = make_message()
+    delivery = Delivery(message, RetryState.of(message), deadline, opportunity_id="o-1")
+    with delivery.named_in_log_lines():
+        dataverse.read(WHO_AM_I, deadline)
+        with pytest.raises(DataverseUnreachable):
+            dataverse.read(WHO_AM_I, deadline)
+    lines = [message for message in caplog.messages if message.startswith("dataverse: ")]
+    assert len(lines) == 2
+    assert all(line.endswith(f") opportunity=o-1 root={delivery.state.root}") for line in lines)
 
 
 def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(

@@ -28,7 +28,7 @@ from shared.errors import (
 )
 from shared.handler import Environment, Handler
 from shared.invoice import Currency, Customer, Invoice
-from shared.message import Ignored, RetryState
+from shared.message import Ignored, RetryState, log_suffix
 from shared.service_bus import NotSent, Outgoing, ServiceBus, TooLarge
 from shared.settings import ConnectionString, RetrySettings, ServiceBusSettings
 
@@ -90,6 +90,7 @@ class Stage:
         self.time_for_invoicing = 0.0
         self.warmed_up_before: list[str] = []
         self.random = 0.0
+        self.on_ensure_invoice: Callable[[], None] = lambda: None
         self.clock = clock
         self.sender = sender
         self.handler = Handler(
@@ -104,6 +105,7 @@ class Stage:
 
     def _ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
         self.asked.append(opportunity_id)
+        self.on_ensure_invoice()
         self.time_for_invoicing = deadline.remaining
         self.warmed_up_before = list(self.sender.warmed_up)
         if isinstance(self.outcome, Exception):
@@ -504,3 +506,70 @@ def test_handling_needs_nothing_of_what_a_message_may_lack(
     copy = stage.the_only_one_sent("won")
     assert str(copy.properties["InvoicingRoot"]).endswith("@2026-03-01T11:59:58+00:00")
     assert (copy.content_type, copy.correlation_id, copy.subject) == (None, None, None)
+
+
+# ---------------------------------------------------------------------------------------------- the trace
+
+HOSTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SENDERS = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"
+STALE = {"traceparent": SENDERS, "Diagnostic-Id": SENDERS}
+
+
+def test_a_retry_belongs_to_the_trace_of_the_attempt(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    """The host takes the older name where the newer is missing: it must not lead back to the first attempt."""
+    stage.outcome = DataverseUnreachable("x")
+    stage.handler.handle(make_message(properties={**STALE, "of": "a stranger"}), traceparent=HOSTS)
+    copy = stage.the_only_one_sent("won")
+    assert copy.properties["traceparent"] == HOSTS
+    assert "Diagnostic-Id" not in copy.properties
+    assert copy.properties["of"] == "a stranger"
+
+
+def test_a_retry_without_room_for_the_senders_properties_belongs_to_the_trace(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.outcome = DataverseUnreachable("x")
+    stage.sender.failures.append(TooLarge("x"))
+    stage.handler.handle(make_message(properties={"large": "x"}), traceparent=HOSTS)
+    copy = stage.the_only_one_sent("won")
+    assert copy.properties["traceparent"] == HOSTS
+    assert "large" not in copy.properties
+
+
+def test_a_parked_message_belongs_to_the_trace_of_the_attempt(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.handler.handle(make_message(body=b"unreadable", properties=STALE), traceparent=HOSTS)
+    parked = stage.the_only_one_sent("failed")
+    assert parked.properties["traceparent"] == HOSTS
+    assert "Diagnostic-Id" not in parked.properties
+
+
+@pytest.mark.parametrize("name", ["traceparent", "Diagnostic-Id"])
+def test_without_a_trace_of_the_host_the_senders_goes_on(
+    name: str, stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.handler.handle(make_message(properties={name: SENDERS}))
+    assert stage.the_only_one_sent("created").properties["traceparent"] == SENDERS
+
+
+def test_without_any_trace_a_retry_keeps_the_properties_as_they_are(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.outcome = DataverseUnreachable("x")
+    stage.handler.handle(make_message(properties={"Diagnostic-Id": "|an.older.format."}))
+    copy = stage.the_only_one_sent("won")
+    assert copy.properties["Diagnostic-Id"] == "|an.older.format."
+    assert "traceparent" not in copy.properties
+
+
+def test_what_is_logged_about_dataverse_names_opportunity_and_root(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    seen: list[str] = []
+    stage.on_ensure_invoice = lambda: seen.append(log_suffix())
+    stage.handler.handle(make_message())
+    assert seen == [f" opportunity={OPPORTUNITY} root={ROOT}"]
+    assert log_suffix() == ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from shared import message as names
 from shared.clock import Deadline, SystemClock
 from shared.errors import DataverseThrottled, DataverseUnreachable, OpportunityStillOpen, RetryPolicy
-from shared.message import Delivery, Message, RetryState
+from shared.message import Delivery, Message, RetryState, log_suffix
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import azure.functions
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -299,3 +302,48 @@ def test_a_delivery_says_where_it_stands() -> None:
     retry = message(NOON, 8, **delivery.state.next(UNREACHABLE, backoff=1).properties(UNREACHABLE))
     delivery = replace(delivery, state=RetryState.of(retry), opportunity_id="o-1")
     assert str(delivery) == "opportunity=o-1 attempt=1 age=90s root=7@2026-03-01T11:58:30+00:00"
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("properties", "traceparent"),
+    [
+        ({}, None),
+        ({"traceparent": TRACE}, TRACE),
+        ({"Diagnostic-Id": TRACE}, TRACE),
+        ({"traceparent": TRACE, "Diagnostic-Id": TRACE.replace("a", "b")}, TRACE),
+        ({"traceparent": "nonsense", "Diagnostic-Id": TRACE}, TRACE),
+        ({"traceparent": f"{TRACE}\n"}, None),
+        ({"traceparent": TRACE.upper()}, None),
+        ({"traceparent": TRACE.encode()}, None),
+        ({"traceparent": f"00-{32 * '0'}-b7ad6b7169203331-01"}, None),
+        ({"traceparent": f"00-0af7651916cd43dd8448eb211c80319c-{16 * '0'}-01"}, None),
+        ({"Diagnostic-Id": "|0af7651916cd43dd.b7ad6b71."}, None),
+    ],
+)
+def test_the_trace_context_of_a_message_is_the_senders_if_it_is_valid(
+    properties: dict[str, object],
+    traceparent: str | None,
+    make_message: Callable[..., Message],
+) -> None:
+    assert make_message(properties=properties).traceparent == traceparent
+
+
+def test_log_lines_about_other_systems_name_the_delivery_of_their_thread(
+    make_message: Callable[..., Message],
+) -> None:
+    message = make_message()
+    delivery = Delivery(message, RetryState.of(message), Deadline.after(SystemClock(), 1))
+    of_other_threads: list[str] = []
+    with replace(delivery, opportunity_id="o-1").named_in_log_lines():
+        assert log_suffix() == f" opportunity=o-1 root={delivery.state.root}"
+        with delivery.named_in_log_lines():
+            assert log_suffix() == f" opportunity=unknown root={delivery.state.root}"
+        other = threading.Thread(target=lambda: of_other_threads.append(log_suffix()))
+        other.start()
+        other.join()
+        assert log_suffix().startswith(" opportunity=o-1 ")
+    assert log_suffix() == ""
+    assert of_other_threads == [""]

@@ -22,14 +22,16 @@ from shared.errors import (
     InvoicingFailure,
     RecordNotFound,
 )
+from shared.message import Delivery, RetryState
 from shared.response import Response
 from shared.retrieval import Assignment, InvoiceReader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shared.dataverse import Dataverse
     from shared.invoice import Invoice
+    from shared.message import Message
     from tests.unit.conftest import FakeClock
 
 INVOICE = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -99,7 +101,7 @@ class Reading:
     """A reader with a Dataverse that responds as told."""
 
     def __init__(self, deadline: Deadline) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
         self.fake = FakeDataverse([])
         self.reader = InvoiceReader(cast("Dataverse", self.fake))
 
@@ -110,7 +112,7 @@ class Reading:
     def __call__(self, *answers: Answer, assignment: Assignment | None = None) -> Invoice:
         self.fake.answers = list(answers)
         try:
-            return self.reader.retrieve(INVOICE, self._deadline, assignment)
+            return self.reader.retrieve(INVOICE, self.deadline, assignment)
         finally:
             assert not self.fake.answers, "everything that was expected was asked"
 
@@ -199,6 +201,20 @@ def test_amounts_that_do_not_add_up_are_logged(reading: Reading, caplog: pytest.
         f"dataverse: the lines, discounts, freight and tax of the invoice {INVOICE} do not add up to its total"
     ]
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_lines_within_a_delivery_name_it(
+    reading: Reading, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
+) -> None:
+    message = make_message()
+    delivery = Delivery(message, RetryState.of(message), reading.deadline, opportunity_id="o-1")
+    without_names = [error(403, "0x80040220"), error(403, "0x80040220"), error(403, "0x80040220")]
+    with delivery.named_in_log_lines():
+        reading(without_names, [ok({**HEADER.json(), "totalamount": 7}), lines()], assignment=ASSIGNMENT)
+    assert len(caplog.messages) == 3
+    assert all(line.endswith(f" opportunity=o-1 root={delivery.state.root}") for line in caplog.messages), (
+        caplog.messages
+    )
 
 
 def test_amounts_that_add_up_are_not_logged(reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
