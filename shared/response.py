@@ -64,7 +64,7 @@ class Response:
     @property
     def exceeds_limits(self) -> bool:
         """Whether Dataverse reports that its service-protection limits are exceeded."""
-        return self.failed and _Error.of(self).code in _LIMITS
+        return self.failed and _ErrorBody.of(self).code in _LIMITS
 
     def raise_for_status(self) -> None:
         """Raise the decision that an error calls for."""
@@ -217,7 +217,7 @@ _STATUSES: Final[Mapping[int, type[InvoicingFailure]]] = {
 
 
 @dataclass(frozen=True)
-class _Error:
+class _ErrorBody:
     """What Dataverse says of an error; empty texts where the body is not an error of Dataverse."""
 
     code: str = ""
@@ -225,7 +225,7 @@ class _Error:
     plug_in: str = ""
 
     @classmethod
-    def of(cls, response: Response) -> _Error:
+    def of(cls, response: Response) -> _ErrorBody:
         document = _json(response.body)
         error = document.get("error") if document else None
         if not isinstance(error, dict):
@@ -255,7 +255,7 @@ def _code(value: object) -> str:
 
 def _decision(response: Response) -> InvoicingFailure:
     """Return the decision that an error calls for."""
-    error, request_id = _Error.of(response), response.request_id or None
+    error, request_id = _ErrorBody.of(response), response.request_id or None
     said = f"Dataverse responded {response.status}{error}"
     if error.code in _LIMITS or response.status == HTTPStatus.TOO_MANY_REQUESTS:
         return _throttled(response, said)
@@ -269,7 +269,7 @@ def _decision(response: Response) -> InvoicingFailure:
     return _kind_of(response.status, error)(said, request_id=request_id)
 
 
-def _kind_of(status: int, error: _Error) -> type[InvoicingFailure]:
+def _kind_of(status: int, error: _ErrorBody) -> type[InvoicingFailure]:
     if error.code in _DECISION_OF_CODE:
         return _DECISION_OF_CODE[error.code]
     for pattern, decision in _TEXTS:

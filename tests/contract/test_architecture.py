@@ -1,0 +1,118 @@
+"""The import contract: the tables of docs/architecture.md against every import of the repository."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+# What only the package with telemetry contains; `shared` uses it where it is installed.
+OPTIONAL = {"azure-monitor-opentelemetry-exporter", "opentelemetry-api", "opentelemetry-sdk"}
+
+
+def rows(header: str) -> list[list[str]]:
+    """Return the cells of the table with this header line."""
+    table = PAGE.partition(header)[2].partition("\n\n")[0]
+    lines = table.strip().splitlines()[1:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+MAY_IMPORT = {
+    quoted(folder)[0].rstrip("/"): quoted(may) for folder, _, may in rows("| folder | contents | may import |")
+}
+PACKAGES = sorted(MAY_IMPORT.keys() - {"tests"})
+ORDER = [quoted(module)[0].removesuffix(".py") for module, _ in rows("| module | responsibility |")]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the full names that a module imports, those for the type checker included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def test_every_package_is_in_the_table() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/*.py")}
+    assert packages - MAY_IMPORT.keys() == set()
+    assert [package for package in PACKAGES if not (ROOT / package).is_dir()] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_the_table_permits(package: str) -> None:
+    forbidden = MAY_IMPORT.keys() - {package, *MAY_IMPORT[package]}
+    found = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules(package)
+        for name in imports(path)
+        if name.partition(".")[0] in forbidden
+    ]
+    assert found == []
+
+
+def test_every_module_of_shared_is_in_the_order() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in modules("shared") if path.stem != "__init__")
+
+
+def test_a_module_of_shared_imports_only_modules_below_it() -> None:
+    place = {module: number for number, module in enumerate(ORDER)}
+    upward = [
+        f"{path.name} imports {name}"
+        for path in modules("shared")
+        for name in imports(path)
+        if name.startswith("shared.") and place[name.split(".")[1]] <= place[path.stem]
+    ]
+    assert upward == []
+
+
+def test_what_is_deployed_imports_only_pinned_packages() -> None:
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    permitted = {*sys.stdlib_module_names, "shared", *pinned, *OPTIONAL}
+    found = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for package in ("shared", "GenerateInvoiceFunction")
+        for path in modules(package)
+        for name in imports(path)
+        if distribution(name) not in permitted
+    ]
+    assert found == []
+
+
+def distribution(name: str) -> str:
+    """Return the distribution of an import: azure and opentelemetry are namespaces that several share."""
+    first, second, *_ = f"{name}.".split(".")
+    if first == "opentelemetry":
+        return "opentelemetry-sdk" if second == "sdk" else "opentelemetry-api"
+    if name.startswith("azure.monitor."):
+        return "azure-monitor-opentelemetry-exporter"
+    return f"azure-{second}" if first == "azure" else first
+
+
+def test_an_exception_is_named_after_the_decision_without_a_suffix() -> None:
+    named = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for package in MAY_IMPORT
+        for path in modules(package)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    ]
+    assert named == []
