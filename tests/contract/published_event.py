@@ -51,7 +51,8 @@ def validate_event(body: bytes, application_properties: Mapping[str, object], co
     data_schema = schema("invoice-created.v1.schema.json")
     undescribed = list(_undescribed(event["data"], data_schema, data_schema["$defs"], "$.data"))
     assert not undescribed, (
-        f"An event was published with data that its schema does not describe: {undescribed}"
+        "An event was published with data that its schema, shared/contracts/invoice-created.v1.schema.json, does not "
+        f"describe: {undescribed}"
     )
 
     message = AMQPMessage(

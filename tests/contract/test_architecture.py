@@ -31,7 +31,8 @@ def quoted(cell: str) -> list[str]:
 
 
 MAY_IMPORT = {
-    quoted(folder)[0].rstrip("/"): quoted(may) for folder, _, may in rows("| folder | contents | may import |")
+    quoted(folder)[0].rstrip("/"): quoted(may)
+    for folder, _, may in rows("| folder | contents | may import |")
 }
 PACKAGES = sorted(MAY_IMPORT.keys() - {"tests"})
 ORDER = [quoted(module)[0].removesuffix(".py") for module, _ in rows("| module | responsibility |")]
@@ -85,7 +86,9 @@ def test_a_module_of_shared_imports_only_modules_below_it() -> None:
 
 
 def test_what_is_deployed_imports_only_pinned_packages() -> None:
-    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    pinned = set(
+        re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     permitted = {*sys.stdlib_module_names, "shared", *pinned, *OPTIONAL}
     found = [
         f"{path.relative_to(ROOT)} imports {name}"

@@ -237,7 +237,8 @@ def test_nothing_but_ids_of_the_identity_and_addresses_is_unknown_before(snapsho
 
 
 def test_every_setting_that_the_code_reads_is_set(snapshot: Snapshot) -> None:
-    assert settings_read() - set(snapshot.app_settings) - NOT_IN_AZURE == set()
+    missing = settings_read() - set(snapshot.app_settings) - NOT_IN_AZURE
+    assert missing == set(), "Set them in infrastructure/modules/function-app.bicep and run make snapshot."
 
 
 def test_no_setting_is_set_that_nobody_reads(snapshot: Snapshot) -> None:
