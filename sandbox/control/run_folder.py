@@ -54,12 +54,14 @@ class RunFolder:
     @classmethod
     def _create(cls) -> Self:
         directory = _private_directory()
-        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=directory))
-        lock = FileLock(new / _LOCK)
+        # Windows renames no folder in which a file is open; there, a start at the same moment could remove this one.
+        can_rename = os.name != "nt"
+        folder = Path(tempfile.mkdtemp(prefix=_NEW if can_rename else f"{_RUN}{os.getpid()}-", dir=directory))
+        lock = FileLock(folder / _LOCK)
         lock.acquire(timeout=0)
-        path = directory / f"{_RUN}{os.getpid()}-{secrets.token_hex(4)}"
-        new.rename(path)
-        return cls(path, lock)
+        if can_rename:
+            folder = folder.rename(directory / f"{_RUN}{os.getpid()}-{secrets.token_hex(4)}")
+        return cls(folder, lock)
 
     def close(self) -> None:
         """Remove the folder, and the directory of all runs where it is the last one."""
