@@ -64,7 +64,7 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(hint, err=True)
         command(*arguments, common=given, **parameters)
 
-    for option in _OPTIONS:
+    for option in reversed(_OPTIONS):
         with_common = option(with_common)
     return with_common
 
