@@ -31,8 +31,8 @@ demo: $(VENV)/.sandbox ## win opportunities, watch the invoices come and be book
 	@$(BIN)/python -m sandbox demo --count $(N) --connect-with '$(CONNECT)' \
 		--consumer '$(BIN)/python examples/python/consumer.py'
 
-start: $(VENV)/.sandbox ## run the sandbox until Ctrl-C
-	@$(BIN)/python -m sandbox start --connect-with '$(CONNECT)'
+start: $(VENV)/.sandbox ## run the sandbox and its dashboard until Ctrl-C
+	@$(BIN)/python -m sandbox start --connect-with '$(CONNECT)' --beside '$(BIN)/python -m operations dashboard --open'
 
 operations: .venv-operations/.installed ## install the operators' commands, without development tools
 	@echo ".venv-operations/bin/python -m operations --help"
@@ -112,8 +112,8 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 	set -e; lock() { uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 		$(if $(UPGRADE),--upgrade) "$$@"; }; \
 	lock pyproject.toml -o requirements.txt; \
-	lock pyproject.toml --extra sandbox --group examples -c requirements.txt -o requirements-sandbox.txt; \
-	lock pyproject.toml --extra sandbox --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
+	lock pyproject.toml --extra sandbox --group operations --group examples -c requirements.txt -o requirements-sandbox.txt; \
+	lock pyproject.toml --extra sandbox --group operations --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
 	lock pyproject.toml --group operations -c requirements-sandbox.txt -o requirements-operations.txt; \
 	lock pyproject.toml --group telemetry -c requirements.txt -o requirements-telemetry.txt; \
 	lock --group pyproject.toml:scan -o requirements-scan.txt; \

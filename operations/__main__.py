@@ -11,6 +11,7 @@ import click
 
 from operations.connect import connect, disconnect
 from operations.console import note, printable
+from operations.dashboard.command import dashboard
 from operations.doctor import doctor
 from operations.environment import SettingsFile, environment_of
 from operations.events import events
@@ -70,6 +71,7 @@ def operations(context: click.Context, settings: Path | None) -> None:
 
 operations.add_command(connect)
 operations.add_command(disconnect)
+operations.add_command(dashboard)
 operations.add_command(doctor)
 operations.add_command(failed)
 operations.add_command(reconcile)

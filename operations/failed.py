@@ -163,6 +163,37 @@ def discard_messages(namespace: Namespace, ids: Iterable[MessageId]) -> Iterator
         yield Settled(message_id, Outcome.DONE, seen.reason, "", seen.opportunity_id)
 
 
+def discard_with_record(
+    environment: Mapping[str, str],
+    namespace: Namespace,
+    ids: Sequence[MessageId],
+    because: str,
+    file: Path | None,
+) -> Iterator[Settled]:
+    """Export the messages to a new file, if one is given, and remove them; append to the audit file who did it."""
+    audit = Path(environment.get(AUDIT_FILE, "") or _AUDIT_FILE)
+    # Before anything is deleted: a record that cannot be written, or names nobody, must not come too late.
+    who = operator(environment)
+    begins = {
+        "time": datetime.now(UTC),
+        "who": who,
+        "what": "discard begins",
+        "ids": [str(each) for each in ids],
+    }
+    _append(audit, begins)
+    if file is not None:
+        _export(namespace, ids, file)
+        note(f"Exported to {file}.")
+    settled: list[Settled] = []
+    try:
+        for each in discard_messages(namespace, ids):
+            settled.append(each)
+            yield each
+    finally:
+        # What was done before an error belongs into the record.
+        _append(audit, _record(who, settled, because, file))
+
+
 def export_messages(namespace: Namespace, ids: Iterable[MessageId], file: Path) -> int:
     """Write the messages into a new file, one JSON document a line; return how many.
 
@@ -329,7 +360,7 @@ def export(environment: Mapping[str, str], *, selection: Selection, output: Path
         if not ids:
             say("No message has failed.")
             return
-        file = output or _file("failed")
+        file = output or new_file("failed")
         written = _export(namespace, ids, file)
     say(f"{count(written, 'message')} written to {file}.")
 
@@ -363,29 +394,15 @@ def discard(
     A record of who discarded what is appended to operations-audit.jsonl, or to the file that OPERATIONS_AUDIT_FILE
     names.
     """
-    audit = Path(environment.get(AUDIT_FILE, "") or _AUDIT_FILE)
     with open_namespace(environment) as namespace:
         ids = select(namespace, selection)
         if dry_run or not ids:
             _say_dry_run(ids, "discarded", as_json=as_json)
             return
         confirm(f"Discard {count(len(ids), 'message')} for good?", yes=yes)
-        # Before anything is deleted: a record that cannot be written, or names nobody, must not come too late.
-        who = operator(environment)
-        _append(
-            audit,
-            {"time": datetime.now(UTC), "who": who, "what": "discard begins", "ids": [str(i) for i in ids]},
-        )
-        file = None if no_export else output or _file("discarded")
-        if file is not None:
-            _export(namespace, ids, file)
-            note(f"Exported to {file}.")
-        settled: list[Settled] = []
-        try:
-            for each in progress(discard_messages(namespace, ids), "Discarding", len(ids)):
-                settled.append(each)  # noqa: PERF402 - what was done before an error belongs into the record
-        finally:
-            _append(audit, _record(who, settled, because, file))
+        file = None if no_export else output or new_file("discarded")
+        discarding = discard_with_record(environment, namespace, ids, because, file)
+        settled = list(progress(discarding, "Discarding", len(ids)))
     _say_settled(settled, [_settled_row(each, None) for each in settled], "discarded", as_json=as_json)
     if any(each.outcome is not Outcome.DONE for each in settled):
         raise click.exceptions.Exit(NOT_DONE)
@@ -491,7 +508,8 @@ def _export(namespace: Namespace, ids: Sequence[MessageId], file: Path) -> int:
         ) from error
 
 
-def _file(name: str) -> Path:
+def new_file(name: str) -> Path:
+    """Return the name of a file for an export of this moment."""
     return Path(f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl")
 
 

@@ -25,10 +25,11 @@ _FORMATTED = "@OData.Community.Display.V1.FormattedValue"
 
 @dataclass(frozen=True)
 class OpportunityName:
-    """What people call an opportunity. `customer` is None where Dataverse does not say."""
+    """What people call an opportunity, and its amount. None where Dataverse does not say."""
 
     name: str
     customer: str | None
+    amount: str | None = None
 
     def __str__(self) -> str:
         return self.name if self.customer is None else f"{self.name} ({self.customer})"
@@ -61,11 +62,15 @@ def _names(api: WebApi, ids: list[str]) -> Iterator[tuple[str, OpportunityName]]
         for start in range(0, len(ids), _IDS)
     )
     while some := list(islice(filters, _READS)):
-        reads = [Read(f"opportunities?$select=name,_customerid_value&$filter={each}") for each in some]
+        reads = [
+            Read(f"opportunities?$select=name,_customerid_value,totalamount&$filter={each}") for each in some
+        ]
         for response in api.batch(reads):
             for row in response.records():
                 name = row.text("name") or ""
                 yield (
                     row.guid("opportunityid"),
-                    OpportunityName(name, row.text(f"_customerid_value{_FORMATTED}")),
+                    OpportunityName(
+                        name, row.text(f"_customerid_value{_FORMATTED}"), row.text(f"totalamount{_FORMATTED}")
+                    ),
                 )

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 # What a broker assigns: 64 bits, from one on.
-SEQUENCE_NUMBER = click.IntRange(1, 2**63 - 1)
+_NUMBERS = range(1, 2**63)
+SEQUENCE_NUMBER = click.IntRange(_NUMBERS[0], _NUMBERS[-1])
 
 
 class MessageIdType(click.ParamType["MessageId"]):
@@ -28,12 +29,18 @@ class MessageIdType(click.ParamType["MessageId"]):
         """Return the id; fails for anything else."""
         if isinstance(value, MessageId):
             return value
-        match = re.fullmatch(r"(failed-dlq:|won-dlq:|)(\d+)", str(value))
-        if match is None:
-            self.fail(
-                f"{value!r} is not an id: it should look like 12, failed-dlq:12 or won-dlq:12.", param, ctx
-            )
-        return MessageId(Place(match[1]), SEQUENCE_NUMBER.convert(int(match[2]), param, ctx))
+        try:
+            return parse_message_id(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def parse_message_id(text: str) -> MessageId:
+    """Return the id that a text means; raises ValueError with a sentence."""
+    match = re.fullmatch(r"(failed-dlq:|won-dlq:|)(\d{1,19})", text)
+    if match is None or int(match[2]) not in _NUMBERS:
+        raise ValueError(f"{text!r} is not an id: it should look like 12, failed-dlq:12 or won-dlq:12.")
+    return MessageId(Place(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from sandbox.cloud import Cloud, CloudOptions
+from sandbox.command_line.beside import Beside
 from sandbox.command_line.console import log_to_stderr
 from sandbox.command_line.local_settings import FILE_NAME, LocalSettings, write_operator_settings
 from sandbox.command_line.options import Common, common, running, workers
@@ -58,6 +59,11 @@ _DEBUG_PORT = 5678
     type=click.Path(dir_okay=False, path_type=Path),
     help=f"Where to write the app settings for func start.  [default: {FILE_NAME} in the app's folder]",
 )
+@click.option(
+    "--beside",
+    metavar="COMMAND",
+    help="Run this command as well, with the operator's settings and the control address in its environment.",
+)
 @click.option("--force", is_flag=True, help="Overwrite local settings that somebody else wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with everything, for scripts.")
 @click.pass_obj
@@ -72,6 +78,7 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
     debug_port: int | None,
     traces: bool,
     local_settings: Path | None,
+    beside: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -109,6 +116,8 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
         else:
             _show(cloud, control, written, operator)
         sys.stdout.flush()
+        if beside is not None:
+            closing.enter_context(Beside(beside, cloud, control))
         stop.wait()
         if not as_json:
             click.echo("Stopping …", err=True)

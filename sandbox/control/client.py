@@ -16,7 +16,7 @@ from sandbox.control import run_folder
 
 _STATE_FILE = "control.json"
 # With these a command needs no run folder, for example in a container.
-_URL_VARIABLE, _TOKEN_VARIABLE = "SANDBOX_CONTROL", "SANDBOX_CONTROL_TOKEN"
+CONTROL_URL, CONTROL_TOKEN = "SANDBOX_CONTROL", "SANDBOX_CONTROL_TOKEN"
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -39,7 +39,7 @@ class Control:
     @classmethod
     def find(cls, pid: int | None = None) -> "Control":
         """Return the sandbox with this process id, or the one that was started last. Raises NoSandbox."""
-        url, token = os.environ.get(_URL_VARIABLE), os.environ.get(_TOKEN_VARIABLE)
+        url, token = os.environ.get(CONTROL_URL), os.environ.get(CONTROL_TOKEN)
         if url and token and pid is None:
             return cls(url.rstrip("/"), token)
         for folder in run_folder.running():

@@ -1,0 +1,189 @@
+"""Reads Service Bus, Dataverse and the checks of `doctor` in the background, and keeps the newest snapshot.
+
+Each source is read by a thread of its own, at its own pace: a source that is silent leaves its part of the snapshot as
+it was, with a sentence about the trouble, and delays no other part.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import TYPE_CHECKING
+
+from azure.servicebus import ServiceBusMessageState
+
+from operations.dashboard.snapshot import Failure, Figures, Retry, Snapshot
+from operations.failed import failed_messages
+from operations.following import published_event
+from operations.messages import Seen
+from operations.names import Names
+from operations.namespace import AUDIT, Source, open_namespace, sequence_number
+from operations.trouble import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from operations.dashboard.snapshot import Connection
+    from operations.names import OpportunityName
+    from operations.namespace import Namespace
+
+# Seconds between two reads of a source, and how many times longer the pause is than the read: a queue of 10,000
+# messages takes seconds to read, and must not be read all the time.
+_SERVICE_BUS_SECONDS = 2.0
+_CHECK_SECONDS = 10.0
+_PAUSE_FACTOR = 2.0
+_RATE_WINDOW = timedelta(minutes=5)
+
+
+class Collector:
+    """Keeps a snapshot from `start` to `stop`. `check` returns the connections as `doctor` sees them."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        check: Callable[[], Iterable[Connection]],
+        seconds_to_event: Callable[[Mapping[str, datetime]], list[float]],
+    ) -> None:
+        self._environment = environment
+        self._check = check
+        self._seconds_to_event = seconds_to_event
+        self._names: dict[str, OpportunityName] = {}
+        self._unavailable_until = 0.0
+        self._snapshot = Snapshot(datetime.now(UTC))
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._wake = {name: threading.Event() for name in ("Service Bus", "checks")}
+        self._threads = [
+            threading.Thread(
+                target=self._loop, args=("Service Bus", self._read_queues, _SERVICE_BUS_SECONDS), daemon=True
+            ),
+            threading.Thread(
+                target=self._loop, args=("checks", self._read_connections, _CHECK_SECONDS), daemon=True
+            ),
+        ]
+
+    def start(self) -> None:
+        """Begin to read."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End; a read that is under way ends by its own timeout."""
+        self._stopping.set()
+        for event in self._wake.values():
+            event.set()
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest snapshot."""
+        return self._snapshot
+
+    def refresh(self) -> None:
+        """Read the queues now, after something was done to them."""
+        self._wake["Service Bus"].set()
+
+    def _loop(self, source: str, read: Callable[[], None], pause: float) -> None:
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                read()
+                self._update(lambda snapshot: snapshot.with_trouble(source, None))
+            except Exception as error:  # noqa: BLE001 - not swallowed: the page shows it, and the next read may succeed
+                trouble = explain(error)
+                sentence = str(trouble) if trouble else f"{source}: {type(error).__name__}: {error}"
+                self._update(lambda snapshot, sentence=sentence: snapshot.with_trouble(source, sentence))  # type: ignore[misc]
+            took = time.monotonic() - began
+            self._wake[source].wait(max(pause, _PAUSE_FACTOR * took))
+            self._wake[source].clear()
+
+    def _update(self, change: Callable[[Snapshot], Snapshot]) -> None:
+        with self._lock:
+            self._snapshot = replace(change(self._snapshot), taken_at=datetime.now(UTC))
+
+    # --- Service Bus ---
+
+    def _read_queues(self) -> None:
+        with open_namespace(self._environment) as namespace:
+            while not self._stopping.is_set():
+                began = time.monotonic()
+                self._read_once(namespace)
+                self._update(lambda snapshot: snapshot.with_trouble("Service Bus", None))
+                pause = max(_SERVICE_BUS_SECONDS, _PAUSE_FACTOR * (time.monotonic() - began))
+                self._wake["Service Bus"].wait(pause)
+                self._wake["Service Bus"].clear()
+
+    def _read_once(self, namespace: Namespace) -> None:
+        notes: list[str] = []
+        failed = [(str(each.id), each.seen) for each in failed_messages(namespace, notes.append)]
+        waiting, scheduled = 0, []
+        for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
+            if message.state == ServiceBusMessageState.SCHEDULED:
+                scheduled.append((sequence_number(message), Seen.of(message)))
+            else:
+                waiting += 1
+        per_minute, seconds = self._events(namespace)
+        self._learn_names(seen for _, seen in [*failed, *scheduled])
+        figures = Figures(waiting, len(scheduled), len(failed), per_minute, seconds)
+        failures = [self._failure(message_id, seen) for message_id, seen in failed]
+        retries = sorted(
+            (self._retry(number, seen) for number, seen in scheduled),
+            key=lambda each: (each.due is None, each.due),
+        )
+        self._update(lambda snapshot: replace(snapshot, figures=figures, failures=failures, retries=retries))
+        self._update(lambda snapshot: snapshot.with_trouble("dead letters", " ".join(notes) or None))
+
+    def _events(self, namespace: Namespace) -> tuple[float | None, float | None]:
+        """Return events per minute and the median of seconds from win to event, of the last minutes."""
+        since = datetime.now(UTC) - _RATE_WINDOW
+        published: dict[str, datetime] = {}
+        count = 0
+        for message in namespace.peek_all(Source(namespace.settings.invoice_created_topic, AUDIT)):
+            enqueued = message.enqueued_time_utc
+            event = published_event(message)
+            if enqueued is not None and event is not None and enqueued >= since:
+                count += 1
+                published[event.opportunity_id] = enqueued
+        seconds = self._seconds_to_event(published)
+        return count / (_RATE_WINDOW.total_seconds() / 60), median(seconds) if seconds else None
+
+    def _learn_names(self, seen: Iterable[Seen]) -> None:
+        unknown = {each.opportunity_id for each in seen if each.opportunity_id} - self._names.keys()
+        if unknown and time.monotonic() >= self._unavailable_until:
+            names = Names.of(self._environment, unknown)
+            self._names.update(names.by_id)
+            # An opportunity without a name now may be unreadable: it is not asked for at every turn.
+            self._unavailable_until = time.monotonic() + (30.0 if unknown - names.by_id.keys() else 0.0)
+
+    def _failure(self, message_id: str, seen: Seen) -> Failure:
+        name = self._names.get(seen.opportunity_id or "")
+        return Failure(
+            message_id,
+            seen.reason,
+            seen.opportunity_id,
+            name.name if name else None,
+            name.customer if name else None,
+            name.amount if name else None,
+            seen.age,
+            seen.description,
+        )
+
+    def _retry(self, number: int, seen: Seen) -> Retry:
+        name = self._names.get(seen.opportunity_id or "")
+        return Retry(
+            number,
+            seen.reason,
+            seen.opportunity_id,
+            name.name if name else None,
+            max(seen.attempts - 1, 0),
+            seen.age,
+            seen.due,
+            seen.description,
+        )
+
+    # --- the checks ---
+
+    def _read_connections(self) -> None:
+        connections = {each.name: each for each in self._check()}
+        self._update(lambda snapshot: replace(snapshot, connections=connections))

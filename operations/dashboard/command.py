@@ -1,0 +1,41 @@
+"""`operations dashboard`: serve the page until Ctrl-C."""
+
+from __future__ import annotations
+
+import webbrowser
+from typing import TYPE_CHECKING
+
+import click
+
+from operations.console import note, say
+from operations.dashboard.application import Dashboard
+from operations.dashboard.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port; a free one unless given.")
+@click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
+@click.pass_obj
+def dashboard(environment: Mapping[str, str], port: int, *, opens: bool) -> None:
+    """Serve a page with the flow, failed messages, retries and the audit to this machine, until Ctrl-C.
+
+    The address has a random token in it: whoever knows it can replay and discard with your login.
+    """
+    application = Dashboard(environment)
+    try:
+        server = Server(application, port)
+    except OSError as error:
+        raise click.ClickException(f"Port {port} cannot be used: {error.strerror}.") from error
+    application.start()
+    say(server.url)
+    note("Ctrl-C ends the dashboard.")
+    if opens:
+        webbrowser.open(server.url)
+    try:
+        server.serve()
+    finally:
+        server.stop()
+        application.stop()

@@ -1,0 +1,98 @@
+"""The arrows of the picture, judged by the checks of `doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from operations.dashboard.snapshot import Connection, Light
+from operations.diagnosis import connections, dataverse, service_bus
+from operations.diagnosis.azure_resources import PUBLIC
+from operations.diagnosis.check import Inputs, State, run_checks
+from shared.clock import SystemClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from operations.diagnosis.check import Check, Result
+
+# What each arrow depends on, the most fundamental first: where several fail, the first one is the cause.
+_ARROWS: dict[str, tuple[str, tuple[Check[Any], ...]]] = {
+    "won": (
+        "Dynamics posts wins to the queue",
+        (dataverse.service_endpoint, dataverse.step, dataverse.system_jobs),
+    ),
+    "queue": (
+        "The queue can be read",
+        (
+            connections.service_bus_token,
+            connections.service_bus_connection,
+            service_bus.queue,
+            service_bus.retries,
+        ),
+    ),
+    "dataverse": (
+        "Dataverse responds and grants what is needed",
+        (
+            connections.dataverse_token,
+            connections.dataverse_connection,
+            dataverse.dataverse,
+            dataverse.environment,
+            dataverse.sales,
+            dataverse.application_user,
+            dataverse.privileges,
+        ),
+    ),
+    "topic": ("The topic takes events", (service_bus.topic,)),
+    "failed": ("The failed queue takes messages", (service_bus.failed_queue,)),
+}
+_SECONDS = 10.0
+_LIGHTS = {
+    State.PROBLEM: Light.RED,
+    State.ATTENTION: Light.YELLOW,
+    State.REMARK: Light.YELLOW,
+    State.OK: Light.GREEN,
+    State.CANNOT_SEE: Light.UNKNOWN,
+    State.NOT_CHECKED: Light.UNKNOWN,
+}
+_WORST_FIRST = (State.PROBLEM, State.NOT_CHECKED, State.ATTENTION, State.REMARK, State.CANNOT_SEE)
+
+
+def check_connections(environment: Mapping[str, str]) -> Iterator[Connection]:
+    """Run the checks that the picture needs, and yield each arrow."""
+    needed = [connections.settings, *(each for _, checks in _ARROWS.values() for each in checks)]
+    inputs = Inputs(environment, SystemClock(), None, PUBLIC, None)
+    results = {outcome.check: outcome.results for outcome in run_checks(_in_order(needed), inputs, _SECONDS)}
+    settings = results[connections.settings]
+    for name, (sentence, checks) in _ARROWS.items():
+        judged = [result for each in checks for result in results[each]]
+        yield _connection(name, sentence, [*settings, *judged])
+
+
+def _in_order(wanted: Sequence[Check[Any]]) -> list[Check[Any]]:
+    """Return the checks and all that they need, each after those."""
+    ordered: dict[Check[Any], None] = {}
+
+    def add(each: Check[Any]) -> None:
+        for needed in (*each.needs, *each.beside):
+            add(needed)
+        ordered[each] = None
+
+    for each in wanted:
+        add(each)
+    return list(ordered)
+
+
+def _connection(name: str, sentence: str, results: Sequence[Result]) -> Connection:
+    for state in _WORST_FIRST:
+        for result in results:
+            if result.state is state:
+                return Connection(name, _LIGHTS[state], _explained(sentence, result))
+    return Connection(name, Light.GREEN, f"{sentence}.")
+
+
+def _explained(sentence: str, result: Result) -> str:
+    if result.finding is not None:
+        return f"{result.seen}: {result.finding.meaning} {result.finding.advice}"
+    if result.state is State.CANNOT_SEE:
+        return f"{sentence}: your login cannot see it ({result.right or result.seen})."
+    return f"{sentence}: not known, {result.seen}."

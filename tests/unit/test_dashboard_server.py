@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from operations.dashboard.server import create_app
+from operations.dashboard.snapshot import Connection, Failure, Figures, Light, Retry, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flask.testing import FlaskClient
+
+TOKEN = "t0ken"
+PORT = 8123
+ORIGIN = f"http://127.0.0.1:{PORT}"
+SCRIPT = "<script>alert(1)</script>"
+NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
+
+
+def failure(number: int, reason: str = "InvoiceRefused", name: str | None = "Pump") -> Failure:
+    return Failure(str(number), reason, None, name, "Alder", "€1.00", timedelta(minutes=5), "the text")
+
+
+class FakeSource:
+    """What the page shows, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.shown = Snapshot(NOW)
+        self.acted: list[tuple[str, Mapping[str, Any]]] = []
+        self.read: list[str] = []
+        self.panel: Mapping[str, Any] | None = None
+
+    def snapshot(self) -> Snapshot:
+        return self.shown
+
+    def jobs(self) -> Sequence[Mapping[str, Any]]:
+        return []
+
+    def act(self, action: str, selection: Mapping[str, Any]) -> None:
+        if action == "dance":
+            raise ValueError("There is no action 'dance'.")
+        self.acted.append((action, selection))
+
+    def message(self, message_id: str) -> Mapping[str, Any] | None:
+        self.read.append(message_id)
+        body = f'{{"name": "{SCRIPT}"}}'
+        whole = {
+            "reason": "InvoiceRefused",
+            "description": "",
+            "fields": {},
+            "properties": {"a": "\x1b[2J"},
+            "body": body,
+        }
+        return whole if message_id == "7" else None
+
+    def opportunity(self, text: str) -> Mapping[str, Any]:
+        return {
+            "title": text,
+            "verdict": "Invoiced once.",
+            "advice": "Nothing.",
+            "light": "green",
+            "timeline": [],
+        }
+
+    def audit(self) -> Mapping[str, Any] | None:
+        return None
+
+    def sandbox(self) -> Mapping[str, Any] | None:
+        return self.panel
+
+    def sandbox_call(self, action: str, values: Mapping[str, Any]) -> str:
+        return f"{action} {dict(values)}"
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource()
+
+
+@pytest.fixture
+def client(source: FakeSource) -> FlaskClient:
+    return create_app(source, TOKEN, lambda: PORT).test_client()
+
+
+def get(client: FlaskClient, path: str, **headers: str) -> Any:  # noqa: ANN401 - werkzeug's response
+    return client.get(f"/{TOKEN}/{path}", base_url=ORIGIN, headers=headers)
+
+
+# --- who may use it ---
+
+
+def test_the_page_is_served_under_the_token_only(client: FlaskClient) -> None:
+    assert get(client, "").status_code == 200
+    for path in ("/", "/guess/", "/guess/state", f"/{TOKEN}x/"):
+        assert client.get(path, base_url=ORIGIN).status_code == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example:8123", "127.0.0.1:9999", "127.0.0.1.evil.example:8123"])
+def test_another_host_name_is_refused(client: FlaskClient, host: str) -> None:
+    """DNS rebinding: a name of a stranger that resolves to this machine."""
+    assert client.get(f"/{TOKEN}/", base_url=f"http://{host}").status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "http://evil.example"}],
+)
+def test_a_request_of_another_page_is_refused(
+    client: FlaskClient, source: FakeSource, headers: dict[str, str]
+) -> None:
+    response = client.post(f"/{TOKEN}/do/replay", base_url=ORIGIN, json={"reason": "x"}, headers=headers)
+    assert (response.status_code, source.acted) == (403, [])
+
+
+def test_a_form_of_another_page_cannot_act(client: FlaskClient, source: FakeSource) -> None:
+    """A form sends text without asking first; JSON needs permission."""
+    response = client.post(
+        f"/{TOKEN}/do/replay", base_url=ORIGIN, data='{"reason": "x"}', content_type="text/plain"
+    )
+    assert (response.status_code, source.acted) == (415, [])
+
+
+def test_only_what_is_served_from_here_is_loaded(client: FlaskClient) -> None:
+    policy = get(client, "").headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert get(client, "").headers["Referrer-Policy"] == "no-referrer", "the address has the token in it"
+    with get(client, "static/dashboard.js") as script:
+        assert script.status_code == 200
+    assert "style=" not in get(client, "").text, "the policy forbids styles in the page"
+    assert get(client, "static/../server.py").status_code == 404
+
+
+# --- what it shows ---
+
+
+def test_everything_is_escaped(client: FlaskClient, source: FakeSource) -> None:
+    """A customer called <script>, in every part that shows names, reasons and texts."""
+    evil = Failure("1", SCRIPT, SCRIPT, SCRIPT, SCRIPT, SCRIPT, None, SCRIPT)
+    retry = Retry(1, SCRIPT, SCRIPT, SCRIPT, 1, None, None, SCRIPT)
+    connection = Connection("won", Light.RED, SCRIPT)
+    source.shown = Snapshot(NOW, Figures(failed=1), {"won": connection}, [evil], [retry], {"x": SCRIPT})
+    source.panel = {
+        "rules": [SCRIPT],
+        "faults": [SCRIPT],
+        "summary": SCRIPT,
+        "open": [SCRIPT],
+        "requests": [SCRIPT],
+    }
+    shown = get(client, "").text + get(client, f"failed?reason={SCRIPT}").text + get(client, "message/7").text
+    shown += get(client, f"opportunity?text={SCRIPT}").text
+    assert SCRIPT not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+
+
+def test_control_characters_are_shown_and_not_interpreted(client: FlaskClient) -> None:
+    assert "\x1b" not in get(client, "message/7").text
+
+
+def test_no_body_is_read_until_asked_for(client: FlaskClient, source: FakeSource) -> None:
+    source.shown = Snapshot(NOW, failures=[failure(7)])
+    get(client, "")
+    get(client, "failed?reason=InvoiceRefused")
+    assert source.read == []
+    assert "the text" in get(client, "failed?reason=InvoiceRefused").text
+    assert "name" in get(client, "message/7").text
+    assert get(client, "message/8").status_code == 404
+
+
+def test_ten_thousand_failed_messages_come_in_pages(client: FlaskClient, source: FakeSource) -> None:
+    source.shown = Snapshot(
+        NOW, Figures(failed=10_000), failures=[failure(number) for number in range(10_000)]
+    )
+    page = get(client, "").text
+    assert "10,000" in page
+    assert len(page) < 50_000, "the groups are shown, not the messages"
+    first = get(client, "failed?reason=InvoiceRefused").text
+    assert first.count("<tr data-key") == 100
+    assert "first=100" in first
+    last = get(client, "failed?reason=InvoiceRefused&first=9950").text
+    assert (last.count("<tr data-key"), "data-more" in last) == (50, False)
+
+
+def test_failed_messages_are_grouped_by_reason(client: FlaskClient, source: FakeSource) -> None:
+    source.shown = Snapshot(NOW, failures=[failure(1, "Rare"), failure(2, "Often"), failure(3, "Often")])
+    shown = get(client, "").text
+    assert shown.index('data-reason="Often"') < shown.index('data-reason="Rare"')
+
+
+def test_only_the_parts_that_changed_are_sent(client: FlaskClient, source: FakeSource) -> None:
+    everything = get(client, "state").json
+    known = {name: part["tag"] for name, part in everything.items()}
+    assert (
+        client.get(f"/{TOKEN}/state", base_url=ORIGIN, query_string={"known": json.dumps(known)}).json == {}
+    )
+    source.shown = Snapshot(NOW, Figures(waiting=3))
+    changed: Any = client.get(
+        f"/{TOKEN}/state", base_url=ORIGIN, query_string={"known": json.dumps(known)}
+    ).json
+    assert list(changed) == ["flow"]
+    assert "3" in changed["flow"]["html"]
+
+
+def test_a_group_changes_when_a_name_of_it_is_learned(client: FlaskClient, source: FakeSource) -> None:
+    """An open group is read again then."""
+    source.shown = Snapshot(NOW, failures=[failure(1, name=None)])
+    before = get(client, "state").json["failed"]["tag"]
+    source.shown = Snapshot(NOW, failures=[failure(1, name="Pump")])
+    assert get(client, "state").json["failed"]["tag"] != before
+
+
+def test_what_is_not_known_is_not_shown_as_zero(client: FlaskClient) -> None:
+    shown = get(client, "").text
+    assert "No message has failed." not in shown
+    assert '<tspan data-figure="failed">0</tspan>' not in shown
+
+
+# --- what it does ---
+
+
+def test_an_action_is_passed_on(client: FlaskClient, source: FakeSource) -> None:
+    response = client.post(
+        f"/{TOKEN}/do/replay", base_url=ORIGIN, json={"ids": ["7"]}, headers={"Origin": ORIGIN}
+    )
+    assert (response.status_code, source.acted) == (202, [("replay", {"ids": ["7"]})])
+
+
+def test_an_action_that_does_not_exist_is_an_error_with_a_sentence(client: FlaskClient) -> None:
+    response = client.post(f"/{TOKEN}/do/dance", base_url=ORIGIN, json={})
+    assert (response.status_code, response.json) == (400, {"error": "There is no action 'dance'."})
+
+
+def test_without_a_sandbox_there_is_no_panel(client: FlaskClient, source: FakeSource) -> None:
+    assert "data-sandbox" not in get(client, "").text
+    source.panel = {"rules": [], "faults": [], "summary": "", "open": [], "requests": []}
+    assert "data-sandbox" in get(client, "").text
+    said = client.post(f"/{TOKEN}/sandbox/win", base_url=ORIGIN, json={"count": 1}).json
+    assert said == {"said": "win {'count': 1}"}
