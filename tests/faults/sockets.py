@@ -98,7 +98,8 @@ class Stage:
                 mode=mode,
                 settings={**SETTINGS, **(settings or {})},
                 faults=self.plan,
-                token_lifetime=timedelta(minutes=4),
+                # Never used in its last minute, so each call fetches one: each can meet a fault of the endpoint.
+                token_lifetime=timedelta(minutes=1),
             )
         )
         self.watch = Watch(self.cloud.broker, validate_event)
