@@ -43,6 +43,8 @@ def handler() -> Handler:
             logging.getLogger("azure").setLevel(logging.WARNING)
             # Its warnings quote the response of the identity endpoint; what matters of it is in our own error.
             logging.getLogger("azure.identity").setLevel(logging.ERROR)
+            # Its errors come with a stack trace each, and may quote addresses with signatures.
+            logging.getLogger("azure.servicebus").setLevel(logging.CRITICAL)
             _built.append(build(os.environ))
         return _built[0]
 

@@ -2,9 +2,9 @@
 
 The timeouts of the libraries bound one read each, or nothing: a peer that stays silent or sends a byte now and then
 holds a call for minutes or for ever. So `thread_deadline` says when the calling thread has to be back, and the sockets
-here set their timeout to what is left of that before each operation. `requests` takes them through an adapter,
-azure-servicebus through `ssl_context=`. Plain AMQP, which only the emulator's connection string uses, has no such
-bound. Name resolution happens before there is a socket: `bounded_call.py` bounds it.
+here set their timeout to what is left of that before each operation. `http_exchange.py` uses them in its pool,
+azure-servicebus takes them through `ssl_context=`. Plain AMQP, which only the emulator's connection string uses, has no
+such bound. Name resolution happens before there is a socket: `bounded_call.py` bounds it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ ENVIRONMENT = {**SERVICE_BUS, "DATAVERSE_URL": "https://contoso.crm4.dynamics.co
 @pytest.fixture
 def fresh_process() -> Iterator[None]:
     """Let the process have no handler yet, and none afterwards."""
-    loggers = [logging.getLogger(name) for name in ("azure", "azure.identity")]
+    loggers = [logging.getLogger(name) for name in ("azure", "azure.identity", "azure.servicebus")]
     levels = [logger.level for logger in loggers]
     bootstrap._built.clear()
     yield
@@ -138,6 +138,7 @@ def test_a_process_has_one_handler_built_at_the_first_message(monkeypatch: pytes
     assert bootstrap.handler() is first
     assert logging.getLogger("azure").level == logging.WARNING
     assert logging.getLogger("azure.identity").level == logging.ERROR
+    assert logging.getLogger("azure.servicebus").level == logging.CRITICAL
 
 
 @pytest.mark.usefixtures("fresh_process")
