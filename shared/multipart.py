@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)
 _REST_OF_LINE = re.compile(rb"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
-_LINE_ENDS = (b"\r\n", b"\n", b"\r")
 _BLANK_LINE = re.compile(rb"(?>\A|\r\n|\n|\r)(?:\r\n|\n|\r)")
 
 
@@ -88,10 +87,7 @@ def _delimiters(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int, bool]
 
 def _without_line_end(content: bytes) -> bytes:
     # The line end before a delimiter belongs to the delimiter.
-    for line_end in _LINE_ENDS:
-        if content.endswith(line_end):
-            return content[: -len(line_end)]
-    return content
+    return content.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _part(content: bytes) -> Part:
