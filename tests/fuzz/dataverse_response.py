@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CORPUS = ROOT / "tests" / "responses"
-MODULES = ("shared.dataverse", "shared.invoicing", "shared.invoice_created")
+MODULES = ("shared.dataverse", "shared.invoicing", "shared.invoice_created", "shared.columns")
 _NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -79,15 +79,29 @@ def _read(row: Any, lines: list[Any]) -> None:  # noqa: ANN401 - see above
         with suppress(errors.DataverseUnavailable):
             read()
     found: Any = None
+    further = _further_columns(row, lines)
     with suppress(errors.DataverseUnavailable):
         found = invoice.Invoice.of(row)
-        found = invoice.Invoice.of(row, lines)
+        found = invoice.Invoice.of(row, lines, further)
         assert isinstance(found.totals_agree, bool)
         json.loads(invoice_created(found, dataverse_url="https://contoso.crm4.dynamics.com").body)
     with suppress(errors.DataverseUnavailable):
         opportunity = invoice.Opportunity.of(row)
         if found is not None:
             assert all(text.isprintable() for text in opportunity.differences(found))
+
+
+def _further_columns(row: Any, attributes: list[Any]) -> Any:  # noqa: ANN401 - see above
+    """Read a row's columns, each as every type: whatever they hold, that stops nothing."""
+    columns, errors = importlib.import_module("shared.columns"), importlib.import_module("shared.errors")
+    found: dict[str, Any] = {}
+    for column_type in columns._READERS:
+        types = dict.fromkeys(row.columns, column_type)
+        found |= columns.Columns(types, {}).values(row)
+    with suppress(errors.DataverseUnavailable):
+        described = columns.Columns.of([*row.columns, "new_a"], attributes)
+        found |= described.values(row)
+    return found
 
 
 def _getters(row: Any) -> Iterator[Any]:  # noqa: ANN401 - see above

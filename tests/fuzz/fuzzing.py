@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,15 @@ def _fuzz(target: Target, inputs: int, seed: int, found: Path) -> None:
             str(found),
             str(target.corpus),
         ],
-        lambda data: target.judge(data) and None,
+        lambda data: _judge(target, data),
     )
     atheris.Fuzz()
+
+
+def _judge(target: Target, data: bytes) -> None:
+    try:
+        target.judge(data)
+    except BaseException:
+        # The timer that finds endless inputs could end the process before the input is written.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise
