@@ -25,7 +25,7 @@ _FORMATTED = "@OData.Community.Display.V1.FormattedValue"
 # Opportunities in one request: with seven reads for each, well below the 1,000 operations that Dataverse takes.
 _AT_ONCE = 100
 _INVOICE_COLUMNS = (
-    "invoiceid,invoicenumber,name,totalamount,createdon,statecode,pricingerrorcode,_ownerid_value,"
+    "invoiceid,invoicenumber,name,totalamount,createdon,statecode,pricingerrorcode,_ownerid_value,_createdby_value,"
     "_customerid_value,_opportunityid_value,_transactioncurrencyid_value"
 )
 
@@ -102,7 +102,7 @@ _READS = 7
 def _reads(opportunity_id: str) -> list[Read]:
     of_it = f"$filter=_opportunityid_value eq {opportunity_id}"
     return [
-        _with_columns(opportunity_read(opportunity_id), "name,actualclosedate,createdon,_ownerid_value"),
+        _with_columns(opportunity_read(opportunity_id), "name,actualclosedate,createdon"),
         _with_columns(claim_read(opportunity_id), "createdon"),
         Read(f"invoices?$select={_INVOICE_COLUMNS}&{of_it}&$orderby=createdon,invoiceid"),
         orders_of(opportunity_id),

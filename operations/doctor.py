@@ -38,6 +38,7 @@ CHECKS: tuple[Check[Any], ...] = (
     dataverse.dataverse,
     dataverse.environment,
     dataverse.sales,
+    dataverse.columns,
     dataverse.application_user,
     dataverse.privileges,
     dataverse.service_endpoint,

@@ -21,7 +21,7 @@ from operations.namespace import open_namespace
 from operations.privileges import PRIVILEGES, lacking, privileges_of
 from operations.web_api import WebApi
 from shared.errors import DataverseForbidden
-from shared.invoice import OrderedOpportunity
+from shared.invoice import InvoiceOwner, OrderedOpportunity
 from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
@@ -63,6 +63,14 @@ class Problem(Enum):
         "invoice with a pricing error",
         "Correct the invoice in Dynamics: its totals are not reliable.",
     )
+    TOTALS_DISAGREE = (
+        "lines, discounts, freight and tax do not add up",
+        "Check the invoice in Dynamics, and what calculates its prices; its event says totalsAgree: false.",
+    )
+    NOT_ASSIGNED = (
+        "invoice not assigned to the opportunity's owner",
+        "The function's log says why (was not assigned). Correct it, and assign the invoice in Dynamics.",
+    )
 
     def __init__(self, text: str, advice: str) -> None:
         self.text = text
@@ -89,6 +97,7 @@ class AuditContext:
 
     api: WebApi
     ordered: OrderedOpportunity
+    owner: InvoiceOwner = InvoiceOwner.OPPORTUNITY
 
 
 def _no_invoice(billing: Billing, context: AuditContext) -> Finding | None:
@@ -126,12 +135,42 @@ def _pricing_error(billing: Billing, _: AuditContext) -> Finding | None:
     return Finding(billing, Problem.PRICING_ERROR, ", ".join(map(invoice_number, wrong))) if wrong else None
 
 
+def _totals_disagree(billing: Billing, context: AuditContext) -> Finding | None:
+    # One request for each invoice: its totals are calculated when it is retrieved by itself.
+    wrong = [
+        row
+        for row in billing.active_invoices
+        if not row.optional_integer("pricingerrorcode")
+        and not context.api.invoice(row.guid("invoiceid")).totals_agree
+    ]
+    return Finding(billing, Problem.TOTALS_DISAGREE, ", ".join(map(invoice_number, wrong))) if wrong else None
+
+
+def _not_assigned(billing: Billing, context: AuditContext) -> Finding | None:
+    owner = billing.opportunity.owner
+    if context.owner is not InvoiceOwner.OPPORTUNITY or billing.claim is None or owner is None:
+        return None
+    function = billing.claim.optional_guid("_createdby_value")
+    ours = [
+        row
+        for row in billing.active_invoices
+        if function
+        and row.optional_guid("_createdby_value")
+        == row.optional_guid("_ownerid_value")
+        == function
+        != owner.id
+    ]
+    return Finding(billing, Problem.NOT_ASSIGNED, ", ".join(map(invoice_number, ours))) if ours else None
+
+
 # What is checked of every won opportunity; each check finds one problem at most.
 CHECKS: tuple[Callable[[Billing, AuditContext], Finding | None], ...] = (
     _no_invoice,
     _two_invoices,
     _outdated,
     _pricing_error,
+    _totals_disagree,
+    _not_assigned,
 )
 
 
@@ -185,7 +224,8 @@ def reconcile(
     """
     api = WebApi.of(environment)
     check_that_all_is_seen(api)
-    context = AuditContext(api, dataverse_settings(environment).ordered_opportunity)
+    settings = dataverse_settings(environment)
+    context = AuditContext(api, settings.ordered_opportunity, settings.invoice_owner)
     ids = list(won_since(api, since))
     findings = list(audit(progress(read_billing(api, ids), "Reading", len(ids)), context))
     if as_json:

@@ -31,6 +31,7 @@ from operations.environment import namespace_address
 from operations.privileges import OPTIONAL_PRIVILEGES, lacking, needed_privileges, privileges_of
 from operations.system_jobs import job_message
 from operations.web_api import quoted
+from shared.columns import Columns, attributes_of_invoice
 from shared.dataverse import Read
 from shared.errors import (
     DataverseForbidden,
@@ -40,6 +41,7 @@ from shared.errors import (
     InvoicingFailure,
     TokenUnavailable,
 )
+from shared.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -139,6 +141,21 @@ def sales(run: Run) -> Checked[Win]:
         if win is None:
             raise CheckFailed(Finding.SALES_MISSING, f"no message {' and no '.join(sorted(absent))}")
         return ok("Win and GenerateInvoiceFromOpportunity exist", win)
+
+
+@check("columns", settings, dataverse, sales)
+def columns(run: Run) -> Checked[None]:
+    """Check the further columns that the event is to contain."""
+    names = run[settings].dataverse.invoice_columns
+    if not names:
+        return ok("INVOICE_COLUMNS lists none")
+    with _asking(run) as api:
+        rows = api.rows(attributes_of_invoice(names).path)
+        described = Columns.of(names, [Record(row, "") for row in rows])
+    if described.errors:
+        seen = "; ".join(f"{name}: {error}" for name, error in described.errors.items())
+        raise CheckFailed(Finding.COLUMNS_UNKNOWN, seen)
+    return ok(f"{len(names)} exist")
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,13 @@ class Finding(Enum):
         "The environment has no Dynamics 365 Sales: there is nothing to win or to invoice.",
         "Correct DATAVERSE_URL, or install Dynamics 365 Sales there.",
     )
+    COLUMNS_UNKNOWN = (
+        (
+            "INVOICE_COLUMNS names columns of the invoice that Dataverse does not have, or that cannot be published: "
+            "events contain the reason in place of the value."
+        ),
+        "Correct INVOICE_COLUMNS, in Bicep, and deploy: it takes logical names.",
+    )
     APPLICATION_USER_MISSING = (
         "The function's identity is not a user of this environment: each of its calls is refused with 403.",
         f"{_CONNECT}, with the identity's client id as --application-id.",

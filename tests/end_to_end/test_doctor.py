@@ -879,6 +879,10 @@ def _no_organization(broken: Broken) -> None:
     broken.set(DATAVERSE_ORGANIZATION_ID="")
 
 
+def _unknown_column(broken: Broken) -> None:
+    broken.set(INVOICE_COLUMNS="billto_city,new_typo")
+
+
 def _without_sales(broken: Broken) -> None:
     row = broken.message("GenerateInvoiceFromOpportunity")
     broken.enter(broken.sandbox.changed("sdkmessage", row, name="SomethingElse"))
@@ -1195,6 +1199,7 @@ CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
     (_other_organization, Finding.OTHER_ENVIRONMENT, "environment"),
     (_no_organization, Finding.ORGANIZATION_ID_NOT_SET, "environment"),
     (_without_sales, Finding.SALES_MISSING, "Sales"),
+    (_unknown_column, Finding.COLUMNS_UNKNOWN, "columns"),
     (_no_application_user, Finding.APPLICATION_USER_MISSING, "application user"),
     (_function_is_no_application_user, Finding.APPLICATION_USER_MISSING, "Dataverse"),
     (_disabled_user, Finding.APPLICATION_USER_DISABLED, "application user"),

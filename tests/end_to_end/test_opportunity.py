@@ -59,7 +59,7 @@ class Office:
         return opportunity
 
     def invoice(self, opportunity: str, *, claimed: bool = True) -> str:
-        """Generate an invoice, as the function does, and read it, which calculates its totals; returns its id."""
+        """Generate an invoice, assign it and read it, as the function does; returns its id."""
         if claimed:
             claim = claim_note(opportunity)
             self.api.create(claim.path, dict(claim.body))
@@ -67,7 +67,11 @@ class Office:
         made = self.api.call(
             "GenerateInvoiceFromOpportunity", {"OpportunityId": opportunity, "ColumnSet": columns}
         )
-        return self.api.invoice(str(made["invoiceid"])).id
+        invoice = self.api.invoice(str(made["invoiceid"])).id
+        with self.cloud.dataverse.session() as session:
+            owner = session.find(TABLES["opportunity"], opportunity)["ownerid"]
+            session.transaction.update(TABLES["invoice"], invoice, {"ownerid": owner})
+        return invoice
 
     def message(self, entity: str, opportunity: str, due: timedelta | None = None, **properties: str) -> None:
         self.cloud.broker.send(
@@ -377,6 +381,26 @@ def _invoice_canceled(office: Office, opportunity: str) -> str:
     return "canceled: "
 
 
+def _totals_disagree(office: Office, opportunity: str) -> str:
+    """Somebody changes a line of the database: no price is calculated anew."""
+    office.win(opportunity)
+    invoice = office.invoice(opportunity)
+    with office.cloud.dataverse.session() as session:
+        rows = session.transaction.rows(TABLES["invoicedetail"], "invoiceid = ?", (invoice,))
+        line = next(row for row in rows if row["producttypecode"] != 3)
+        session.transaction.update(TABLES["invoicedetail"], line["invoicedetailid"], {"extendedamount": 1})
+    return "INV-"
+
+
+def _not_assigned(office: Office, opportunity: str) -> str:
+    office.win(opportunity)
+    invoice = office.invoice(opportunity)
+    with office.cloud.dataverse.session() as session:
+        creator = session.find(TABLES["invoice"], invoice)["createdby"]
+        session.transaction.update(TABLES["invoice"], invoice, {"ownerid": creator})
+    return "INV-"
+
+
 PROBLEMS: list[tuple[Callable[[Office, str], str], Problem | None]] = [
     (_never_arrived, Problem.NO_INVOICE),
     (_invoice_gone, Problem.INVOICE_GONE),
@@ -385,6 +409,8 @@ PROBLEMS: list[tuple[Callable[[Office, str], str], Problem | None]] = [
     (_invoiced_twice, Problem.TWO_INVOICES),
     (_outdated, Problem.OUTDATED),
     (_pricing_error, Problem.PRICING_ERROR),
+    (_totals_disagree, Problem.TOTALS_DISAGREE),
+    (_not_assigned, Problem.NOT_ASSIGNED),
     (_invoiced_once, None),
     (_ordered, None),
     (_lost, None),
