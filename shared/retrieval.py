@@ -56,7 +56,7 @@ _NO_SUCH_COLUMN: Final = (DataverseNotFound, InvoiceRefused, RequestRejected)
 class Assignment:
     """The write that makes somebody the owner of an invoice.
 
-    It has the etag of the row that was read. `previous` is the id of whoever owns it until then, `owner` names the new
+    It has the etag of the row that was read. `previous` is the id of the present owner, `owner` names the new
     owner in the log.
     """
 

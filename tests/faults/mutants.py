@@ -69,7 +69,7 @@ _INVOICE = "            with delivery.named_in_log_lines():"
 
 MUTANTS = (
     Mutant(
-        "assigning an invoice whatever has happened to it since it was read",
+        "assigning an invoice that has changed since it was read",
         (Edit("shared/sales.py", 'if_match=invoice.etag or "*",', 'if_match="*",'),),
         (TAKEN,),
     ),

@@ -92,7 +92,7 @@ def _read(row: Any, lines: list[Any]) -> None:  # noqa: ANN401 - see above
 
 
 def _further_columns(row: Any, attributes: list[Any]) -> Any:  # noqa: ANN401 - see above
-    """Read a row's columns, each as every type: whatever they hold, that stops nothing."""
+    """Read each column of a row as every type: no value stops anything."""
     columns, errors = importlib.import_module("shared.columns"), importlib.import_module("shared.errors")
     found: dict[str, Any] = {}
     for column_type in columns._READERS:

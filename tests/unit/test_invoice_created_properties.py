@@ -1,4 +1,4 @@
-"""Whatever Dataverse returns for an invoice, its event keeps the contract, or it is another server's response."""
+"""The event of any invoice that Dataverse returns keeps the contract; other rows are refused."""
 
 from __future__ import annotations
 
