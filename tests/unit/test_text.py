@@ -19,6 +19,12 @@ def test_a_line_is_cut() -> None:
     assert one_line("xy", 1) == "x"
 
 
+def test_no_more_than_four_times_the_length_is_read() -> None:
+    """A text of megabytes takes no time, even if white space is all of it."""
+    assert one_line(" " * 39 + "xy", 10) == "x"
+    assert one_line(" " * 40 + "xy", 10) == ""
+
+
 def test_lone_surrogates_are_replaced_and_pairs_are_kept() -> None:
     assert encodable("a\ud800b\U0001f600\udfff") == "a\ufffdb\U0001f600\ufffd"
 

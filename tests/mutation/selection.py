@@ -1,0 +1,161 @@
+"""Which tests can notice a mutation: those that execute its lines, measured once per test file and kept in build/.
+
+The measurement also shows that the tests pass without any mutation: otherwise every mutant would count as noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import coverage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from mutations import Mutation
+
+ROOT = Path(__file__).parents[2]
+DEPLOYED = ("shared", "GenerateInvoiceFunction")
+_SUITES = ("tests/unit", "tests/contract")
+_KEPT = ROOT / "build" / "mutation"
+_CONFIG = _KEPT / "coveragerc"
+# A mutant that loops for ever is noticed by the time: this long, and so many times what the tests take otherwise.
+_TIMEOUT = 20.0
+_SLOWER = 10.0
+# Modules whose tests have another name.
+_OWN_TESTS = {"sales": ("invoicing",), "__init__": ("generate_invoice_function",)}
+
+
+class Selection:
+    """The tests that execute each line, and how long each takes."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = files
+        self._tests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @classmethod
+    def measure(cls, jobs: int, modules: Iterable[str] = ()) -> Selection:
+        """Run each test file that was not run yet with these sources; of modules, only their own test files."""
+        files = [
+            str(path.relative_to(ROOT))
+            for suite in _SUITES
+            for path in sorted((ROOT / suite).glob("test_*.py"))
+            if any(folder in path.read_text() for folder in DEPLOYED)
+        ]
+        if modules:
+            files = sorted({file for module in modules for file in _own(module, files)})
+        common = _digest(*_sources())
+        _KEPT.mkdir(parents=True, exist_ok=True)
+        _CONFIG.write_text(f"[run]\nsource = {','.join(DEPLOYED)}\ndynamic_context = test_function\n")
+        with ThreadPoolExecutor(jobs) as pool:
+            measured = list(pool.map(lambda file: _measured(file, common), files))
+        if failed := [file for file, data in zip(files, measured, strict=True) if data is None]:
+            raise click.ClickException(f"Tests fail without any mutation: {', '.join(failed)}")
+        selection = cls(files)
+        for data in filter(None, measured):
+            selection._add(data)
+        return selection
+
+    def _add(self, data: Path) -> None:
+        recorded = coverage.CoverageData(str(data))
+        # A file that executes nothing deployed leaves no data.
+        if data.exists():
+            recorded.read()
+        for file in recorded.measured_files():
+            module = str(Path(file).relative_to(ROOT))
+            for line, contexts in recorded.contexts_by_lineno(file).items():
+                self._tests[module][line] |= {test for each in contexts if (test := _test_of(each))}
+        for case in ET.parse(data.with_suffix(".xml")).getroot().iter("testcase"):  # noqa: S314 - pytest wrote it
+            test = _test_of(f"{case.get('classname')}.{(case.get('name') or '').partition('[')[0]}")
+            self._seconds[test or ""] += float(case.get("time") or 0)
+
+    def steps(self, mutation: Mutation) -> Iterator[tuple[str, list[str]]]:
+        """Yield the kind of worker and its tests, until one notices."""
+        lines = self._tests[mutation.module]
+        executed = set().union(
+            *(lines.get(line, set()) for line in range(mutation.line, mutation.last_line + 1))
+        )
+        own = _own(mutation.module, self.files)
+        if executed:
+            ordered = self._ordered(executed, own)
+            yield "collected", ordered
+            # Not everything is seen there: what a line did at import, what other processes do.
+            yield "fresh", ordered
+            return
+        # It runs at import: every test of the module may notice.
+        theirs = self._ordered(set().union(*lines.values()), own)
+        mine = [test for test in theirs if test.startswith(tuple(f"{file}::" for file in own))]
+        yield "fresh", mine or theirs
+        if mine:
+            yield "fresh", [test for test in theirs if test not in set(mine)]
+
+    def _ordered(self, tests: set[str], own: Sequence[str]) -> list[str]:
+        return sorted(tests, key=lambda test: (test.partition("::")[0] not in own, self._seconds[test], test))
+
+    def timeout(self, tests: Sequence[str]) -> float:
+        """Return the seconds after which a mutant counts as one that never ends."""
+        return _TIMEOUT + _SLOWER * sum(self._seconds[test] for test in tests)
+
+
+def _own(module: str, files: Iterable[str]) -> list[str]:
+    stem = Path(module).stem
+    names = tuple(f"test_{name}" for name in _OWN_TESTS.get(stem, (stem,)))
+    return [file for file in files if Path(file).stem.startswith(names)]
+
+
+def _sources() -> Iterator[Path]:
+    for folder in DEPLOYED:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+    yield from sorted((ROOT / "tests").glob("*.py"))
+    for suite in _SUITES:
+        yield from sorted(path for path in (ROOT / suite).glob("*.py") if not path.name.startswith("test_"))
+
+
+def _corpus(file: str) -> list[Path]:
+    text = (ROOT / file).read_text()
+    return (
+        sorted((ROOT / "tests" / "events").glob("*.*"))
+        if "event_case" in text or "fuzz_seeds" in text
+        else []
+    )
+
+
+def _digest(*files: Path) -> bytes:
+    return b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+
+
+def _measured(file: str, common: bytes) -> Path | None:
+    """Return the coverage of a test file, beside it the times of its tests; None if one fails."""
+    key = hashlib.sha256(common + _digest(ROOT / file, *_corpus(file))).hexdigest()[:16]
+    data = _KEPT / f"{Path(file).stem}-{key}.coverage"
+    times = data.with_suffix(".xml")
+    if times.exists():
+        return data
+    for old in _KEPT.glob(f"{Path(file).stem}-{'[0-9a-f]' * 16}.*"):
+        old.unlink()
+    command = [sys.executable, "-m", "coverage", "run", f"--rcfile={_CONFIG}", "-m", "pytest", "-q"]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={times}", file]
+    done = subprocess.run(  # noqa: S603 - our own command
+        command, cwd=ROOT, check=False, capture_output=True, env={**os.environ, "COVERAGE_FILE": str(data)}
+    )
+    if done.returncode != 0:
+        times.unlink(missing_ok=True)
+        return None
+    return data
+
+
+def _test_of(context: str) -> str | None:
+    """Return `file::function` of a context such as `tests.unit.test_message.test_it`."""
+    module, _, function = context.rpartition(".")
+    file = f"{module.replace('.', '/')}.py"
+    return f"{file}::{function}" if function.startswith("test_") and (ROOT / file).is_file() else None

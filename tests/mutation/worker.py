@@ -1,0 +1,233 @@
+"""Tests mutants in forked processes; run.py starts it in a copy of the repository.
+
+    python worker.py collected tests/unit/test_a.py …   imports the tests once
+    python worker.py fresh                              imports nothing that is tested
+
+Both read one request a line, as JSON, and write one outcome. A collected worker replaces the code of functions in the
+forked process, which costs little. A mutation of what runs at import needs a fresh one, which reads the mutated file.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Request = dict[str, Any]
+
+# What most tests import besides the code under test.
+_PRELOADED = (
+    "azure.functions",
+    "azure.identity",
+    "azure.servicebus",
+    "cloudevents.core.bindings.amqp",
+    "hypothesis",
+    "jsonschema",
+    "requests",
+    "trustme",
+)
+# CO_OPTIMIZED of inspect: the bodies of modules and classes do not have it.
+_IS_FUNCTION = 0x0001
+
+
+class Unpatched(Exception):
+    """The mutation changes more than the code of functions that can be replaced."""
+
+
+def serve(run: Callable[[Request], str | None]) -> None:
+    """Fork for each request, and write what became of it."""
+    outcomes = os.fdopen(int(os.environ["OUTCOMES"]), "w", buffering=1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        started = time.monotonic()
+        outcome = _forked(run, request)
+        outcomes.write(json.dumps({**outcome, "seconds": time.monotonic() - started}) + "\n")
+
+
+def _forked(run: Callable[[Request], str | None], request: Request) -> Request:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _child(run, request, writing)
+    os.close(writing)
+    received = b""
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        until = time.monotonic() + request["timeout"]
+        while (left := until - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
+            data = pipe.read(65536)
+            received += data or b""
+            # Not until the end: what the tests started may keep the pipe open.
+            if not data or data.endswith(b"\n"):
+                break
+        else:
+            received = json.dumps({"noticed_by": "timeout"}).encode()
+    # The whole group, so that what the tests started ends with them.
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return json.loads(received) if received else {"noticed_by": f"the process ended with status {status}"}
+
+
+def _child(run: Callable[[Request], str | None], request: Request, writing: int) -> None:
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    sys.dont_write_bytecode = True
+    try:
+        outcome: Request = {"noticed_by": run(request)}
+    except Unpatched:
+        outcome = {"unpatched": True}
+    os.write(writing, json.dumps(outcome).encode() + b"\n")
+    os._exit(0)
+
+
+class FirstFailure:
+    """A pytest plug-in that remembers the first test or file that failed."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.name is None:
+            self.name = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and self.name is None:
+            self.name = report.nodeid or "collection"
+
+
+# ---------------------------------------------------------------------------------------------- fresh
+
+
+def _arguments(tests: Sequence[str]) -> list[str]:
+    # What is imported before pytest begins needs no better assertions.
+    warnings = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    return ["-x", "-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *warnings, "--basetemp=tmp", *tests]
+
+
+def run_files(request: Request) -> str | None:
+    """Run pytest from the beginning."""
+    first = FirstFailure()
+    code = pytest.main(_arguments(request["tests"]), plugins=[first])
+    return first.name or (None if code == 0 else f"pytest's exit code {code}")
+
+
+# ---------------------------------------------------------------------------------------------- collected
+
+
+class Collected:
+    """A pytest plug-in that serves requests instead of running all tests."""
+
+    def __init__(self) -> None:
+        self._first = FirstFailure()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Index tests and functions, and serve."""
+        items: dict[str, list[pytest.Item]] = {}
+        for item in session.items:
+            items.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        functions = _functions(Path.cwd())
+        session.config.pluginmanager.register(self._first)
+        gc.collect()
+        gc.freeze()
+
+        def run(request: Request) -> str | None:
+            file = str(Path.cwd() / request["module"])
+            patch(functions, *(compile(request[each], file, "exec") for each in ("original", "mutated")))
+            chosen = [item for test in request["tests"] for item in items.get(test, ())]
+            for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if self._first.name is not None:
+                    return self._first.name
+            return None
+
+        serve(run)
+        return True
+
+
+Key = tuple[str, str, int]
+
+
+def _functions(folder: Path) -> dict[Key, list[FunctionType]]:
+    """Return the functions that the files below a folder define."""
+    found: dict[Key, list[FunctionType]] = {}
+    for each in gc.get_objects():
+        if isinstance(each, FunctionType) and each.__code__.co_filename.startswith(f"{folder}{os.sep}"):
+            found.setdefault(_key(each.__code__), []).append(each)
+    return found
+
+
+def _key(code: CodeType) -> Key:
+    return code.co_filename, code.co_qualname, code.co_firstlineno
+
+
+def patch(functions: dict[Key, list[FunctionType]], original: CodeType, mutated: CodeType) -> None:
+    """Give functions the code of a mutated module; raises Unpatched where that does not suffice."""
+    for before, after in _changed(original, mutated):
+        targets = functions.get(_key(before))
+        if not targets:
+            raise Unpatched
+        for target in targets:
+            try:
+                target.__code__ = after
+            except ValueError as error:
+                raise Unpatched from error
+
+
+def _changed(before: CodeType, after: CodeType) -> list[tuple[CodeType, CodeType]]:
+    """Return the outermost functions that differ; raises Unpatched if what runs at import does."""
+    theirs, ours = (
+        [each for each in code.co_consts if isinstance(each, CodeType)] for code in (before, after)
+    )
+    if len(theirs) != len(ours) or _shell(before) != _shell(after):
+        raise Unpatched
+    changed = []
+    for one, other in zip(theirs, ours, strict=True):
+        if one.co_flags & _IS_FUNCTION:
+            if one != other:
+                changed.append((one, other))
+        else:
+            changed += _changed(one, other)
+    return changed
+
+
+def _shell(code: CodeType) -> tuple[object, ...]:
+    """Return what runs at import, in a form that can be compared: 1 and True differ."""
+    constants = [repr(each) for each in code.co_consts if not isinstance(each, CodeType)]
+    return code.co_code, code.co_names, constants
+
+
+def main(kind: str, files: Sequence[str]) -> None:
+    """Serve until standard input ends."""
+    folder = Path.cwd()
+    sys.path.insert(0, str(folder))
+    os.environ["OUTCOMES"] = str(os.dup(1))
+    os.set_inheritable(int(os.environ["OUTCOMES"]), False)  # noqa: FBT003 - its only argument
+    for descriptor in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    if kind == "fresh":
+        serve(run_files)
+    else:
+        pytest.main(_arguments(files), plugins=[Collected()])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
