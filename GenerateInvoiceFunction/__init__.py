@@ -7,7 +7,7 @@ from shared.message import Message
 
 
 def main(message: func.ServiceBusMessage, context: func.Context) -> None:
-    """Handle one message; returning completes it, raising hands it back to the queue."""
+    """Handle one message; returning completes it, raising abandons it."""
     # Empty where the host traces nothing.
     traceparent = context.trace_context.trace_parent or None
     handler().handle(Message.from_trigger(message), traceparent=traceparent)

@@ -36,12 +36,12 @@ _built: list[Handler] = []
 
 
 def handler() -> Handler:
-    """Return the process's handler; raises InvalidSettings where not even Service Bus is set up."""
+    """Return the process's handler; raises InvalidSettings if connection or queues are not set up."""
     with _lock:
         if not _built:
             # The SDK logs every request and link: too many lines, and none that is needed.
             logging.getLogger("azure").setLevel(logging.WARNING)
-            # Its warnings quote the response of the identity endpoint; what matters of it is in our own error.
+            # Its warnings quote the response of the identity endpoint; our own error has what matters of it.
             logging.getLogger("azure.identity").setLevel(logging.ERROR)
             # Its errors come with a stack trace each, and may quote addresses with signatures.
             logging.getLogger("azure.servicebus").setLevel(logging.CRITICAL)

@@ -1,8 +1,8 @@
-"""Calls that may block without any timeout: each runs in a thread of its own, and only so many at once.
+"""Calls that may block without any timeout: each runs in a thread of its own, and their number is limited.
 
-Establishing a connection is one (nothing bounds the resolution of a name), fetching a token another. A caller waits no
-longer than it can afford. A call that outlives its caller is abandoned: its thread ends with it, and what it returns
-after all is discarded. Everything else runs in the caller's own thread.
+Examples are establishing a connection (name resolution has no timeout) and fetching a token. A caller waits for a
+limited time. A call that takes longer is abandoned: its thread ends when the call does, and its result is
+discarded. Everything else runs in the caller's own thread.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class BoundedCalls:
 
 
 class Call(Generic[Result]):
-    """A call on its way."""
+    """A call in progress."""
 
     def __init__(self, discard: Callable[[Result], None] | None = None) -> None:
         self._discard = discard
@@ -114,7 +114,7 @@ class Call(Generic[Result]):
                 self._discard(result)
 
     def _abandon(self) -> bool:
-        """Return whether the call is abandoned; it is not if it has ended in this very moment."""
+        """Return whether the call is abandoned; it is not if it has just ended."""
         with self._lock:
             self._abandoned = not self._done.is_set()
             return self._abandoned

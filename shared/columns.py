@@ -1,8 +1,8 @@
 """Further columns of the invoice, as the setting INVOICE_COLUMNS lists them: their types, and their values.
 
 The types come from Dataverse's metadata, since a response does not distinguish a choice from a number, nor an amount of
-money from another one. What cannot be read has the reason in place of its value: it stops neither the invoice nor its
-event.
+money from another one. A column that cannot be read has the reason in place of its value: it stops neither the invoice
+nor its event.
 """
 
 from __future__ import annotations

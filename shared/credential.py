@@ -1,8 +1,8 @@
-"""Who the function is: a managed identity in Azure, a developer's Azure CLI login elsewhere; and its access tokens.
+"""The function's identity (a managed identity in Azure, a developer's Azure CLI login elsewhere) and its access tokens.
 
 One `Identity` serves all connections of the process and keeps its tokens itself, so that an endpoint that is silent,
 slow or failing matters only when a token is about to expire: a new one is fetched in the background from half of its
-lifetime on, and whoever has a valid one never waits. Fetching runs in a thread of its own, since the SDK may block.
+lifetime on, and a caller with a valid one never waits. Fetching runs in a thread of its own, since the SDK may block.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # An endpoint on the same machine responds in milliseconds; a token that takes longer than this is an outage.
 _FETCH_SECONDS = 20.0
-# A token is not used in its last minute: the call that it is for takes time, too.
+# A token is not used in its last minute: the call that needs it takes time, too.
 _LAST_SECONDS = 60.0
 # After a fetch in the background has failed, the next one is not made sooner than this.
 _PAUSE_SECONDS = 30.0
@@ -79,7 +79,7 @@ class Identity:
 
     It is a TokenCredential too, so the SDK's clients take their tokens from the same cache. `build` makes the SDK's
     credential, which reports the responses of its endpoint to the function that it is given; it is built anew where
-    its own cache is of no use. `now` is the time in seconds since the epoch.
+    its own cache has a refused token. `now` is the time in seconds since the epoch.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Identity:
         raise TokenUnavailable(str(outcome)) from outcome
 
     def _fetch(self, scope: str) -> Call[_Token | TokenUnavailable]:
-        """Return the fetch that is on its way, or start one; with the lock held.
+        """Return the fetch that is in progress, or start one; with the lock held.
 
         Raises OSError if no thread is available.
         """
@@ -183,7 +183,7 @@ class Identity:
         return call
 
     def _ask(self, scope: str, mark: object) -> _Token | TokenUnavailable:
-        """Ask the SDK and keep what it gives; for the thread that was started for it."""
+        """Fetch with the SDK and keep the result; for the thread that was started for it."""
         with self._lock:
             source = self._source = self._source or _Source(self._build)
         outcome = source.ask(scope, self._now)
@@ -207,7 +207,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Fetch:
-    """A fetch on its way; `until`: after that it counts as stuck."""
+    """A fetch in progress; `until`: after that it counts as stuck."""
 
     mark: object
     call: Call[_Token | TokenUnavailable]
@@ -248,7 +248,7 @@ def build_credential(
 
 
 class _Source:
-    """A credential of the SDK, and what its endpoint said last: the SDK's own error leaves out most of it."""
+    """A credential of the SDK, and the last response of its endpoint: the SDK's own error omits most of it."""
 
     def __init__(self, build: Callable[[ResponseHook], TokenCredential]) -> None:
         self._responded = ""

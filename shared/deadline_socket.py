@@ -1,8 +1,8 @@
 """Sockets that enforce the deadline of the thread that uses them.
 
 The timeouts of the libraries bound one read each, or nothing: a peer that stays silent or sends a byte now and then
-holds a call for minutes or for ever. So `thread_deadline` says when the calling thread has to be back, and the sockets
-here set their timeout to what is left of that before each operation. `http_exchange.py` uses them in its pool,
+blocks a call for minutes or without end. So `thread_deadline` sets the deadline of the calling thread, and the sockets
+here set their timeout to what is left of it before each operation. `http_exchange.py` uses them in its pool,
 azure-servicebus takes them through `ssl_context=`. Plain AMQP, which only the emulator's connection string uses, has no
 such bound. Name resolution happens before there is a socket: `bounded_call.py` bounds it.
 """
@@ -27,7 +27,7 @@ _TOLERANCE = 0.05
 class CallTimeout(OSError):
     """The deadline has passed; whether the call was carried out is not known.
 
-    Not a TimeoutError: azure-servicebus takes that for "no frame yet" and goes on reading.
+    Not a TimeoutError: azure-servicebus takes that for "no frame yet" and continues to read.
     """
 
 
@@ -53,7 +53,7 @@ def thread_deadline(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def created_sockets() -> Iterator[list[socket.socket]]:
-    """Give a list of the TLS sockets that this thread creates in the block: azure-servicebus forgets to close some."""
+    """Yield a list of the TLS sockets that this thread creates in the block: azure-servicebus forgets to close some."""
     created = _thread.created = []
     try:
         yield created
@@ -78,7 +78,7 @@ class _DeadlineMixin(socket.socket):
     _actual = float("inf")
 
     def settimeout(self, value: float | None) -> None:
-        """Remember what the library wants: it reads the timeout and sets it back. It is applied by each operation."""
+        """Remember what the library wants: it reads the timeout and restores it. Each operation applies it."""
         self._chosen = value
         if value == 0.0:
             super().settimeout(0.0)
@@ -124,11 +124,11 @@ class _DeadlineMixin(socket.socket):
 
 
 class DeadlineSocket(_DeadlineMixin):
-    """A plain socket: what speaks to a proxy before TLS, and to the identity's endpoint."""
+    """A plain socket: for a proxy before TLS, and for the identity's endpoint."""
 
     @classmethod
     def of(cls, plain: socket.socket) -> DeadlineSocket:
-        """Return a socket that takes the place of a connected one."""
+        """Return a socket that replaces a connected one."""
         timeout = plain.gettimeout()
         taken = cls(plain.family, plain.type, plain.proto, fileno=plain.detach())
         taken.settimeout(timeout)
@@ -152,7 +152,7 @@ class DeadlineTlsSocket(_DeadlineMixin, ssl.SSLSocket):
 
 
 def deadline_tls_context() -> ssl.SSLContext:
-    """Return a client's context that trusts what the system and SSL_CERT_FILE name; its sockets know the deadline."""
+    """Return a client's context that trusts the system and SSL_CERT_FILE; its sockets enforce the deadline."""
     context = ssl.create_default_context()
     context.sslsocket_class = DeadlineTlsSocket
     return context

@@ -1,9 +1,9 @@
 """One HTTP exchange over TLS that ends by its deadline: connection, request and the whole response.
 
-Made for an API that is called again and again. The environment (proxies, trusted authorities) is read once and the
-request goes straight to the pool of `urllib3`, so redirects, cookies and ~/.netrc never come into play. The most
+Made for an API that is called often. The environment (proxies, trusted authorities) is read once and the
+request goes straight to the pool of `urllib3`, so redirects, cookies and ~/.netrc have no effect. The most
 recently used connection is used first, and one that was idle for long is not used again: load balancers drop idle flows
-without a sign, which is also why TCP keep-alive is on. Companies that inspect TLS set SSL_CERT_FILE or
+silently, which is also why TCP keep-alive is on. Companies that inspect TLS set SSL_CERT_FILE or
 REQUESTS_CA_BUNDLE: both work, behind a proxy (HTTPS_PROXY) too. What a response means is left to the caller.
 """
 
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator, Mapping
 
-# More than the host hands over at once; it bounds what name resolution can block.
+# More than the host delivers at once; it bounds what name resolution can block.
 _connecting = BoundedCalls("http connection", 32)
 # Connections that are kept for reuse: one for each thread of a worker.
 _MAX_KEPT = 64
 # Seconds after which an idle connection is not used again, and to wait for a connection at most.
 _MAX_IDLE = 60.0
 _TIMEOUT = Timeout(connect=10.0, read=None)
-# Seconds of silence before the first probe and between probes, and how many go unanswered: dead after a minute.
+# Seconds of silence before the first probe and between probes, and how many without a response: dead after a minute.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 _SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
@@ -70,7 +70,7 @@ _NO_RETRIES = Retry(total=False, redirect=False)
 
 
 class Request(NamedTuple):
-    """What goes out. `path` is what follows the origin; its spaces are encoded here."""
+    """A request. `path` is what follows the origin; its spaces are encoded here."""
 
     method: str
     path: str
@@ -79,7 +79,7 @@ class Request(NamedTuple):
 
 
 class HttpResponse(NamedTuple):
-    """What came back, whole. `headers` finds names in lower case, and may find them in others."""
+    """A complete response. `headers` finds names in lower case, and may find them in others."""
 
     status: int
     headers: Mapping[str, str]
@@ -87,7 +87,7 @@ class HttpResponse(NamedTuple):
 
 
 class NoResponse(Exception):
-    """No whole response came; whether the request was carried out is not known. The text names the cause."""
+    """There is no complete response; whether the request was carried out is not known. The text names the cause."""
 
 
 class ConnectionBroken(NoResponse):
@@ -164,7 +164,7 @@ def _failure(error: Exception) -> NoResponse:
     causes = list(_causes(error))
     if any(isinstance(each, CallTimeout | TimeoutError) for each in causes):
         return NoResponse("timeout")
-    # A body that breaks off is not what a connection that died while it was idle looks like.
+    # A body that breaks off has another cause than a connection that died while it was idle.
     partial = isinstance(error, DecodeError) or any(isinstance(each, IncompleteRead) for each in causes)
     broken = isinstance(error, HTTPError) and not partial
     return (ConnectionBroken if broken else NoResponse)(type(error).__name__)
@@ -183,7 +183,7 @@ class DeadlineAdapter(HTTPAdapter):
     """For `requests` itself, where an SDK uses it without TLS: its sockets keep the deadline of the calling thread."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - the signature is the library's
-        """Let the connections be ours."""
+        """Use our connections."""
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
@@ -191,7 +191,7 @@ class DeadlineAdapter(HTTPAdapter):
 def _new_pool(origin: str) -> _Pool:
     url = parse_url(origin)
     options: dict[str, Any] = {"maxsize": _MAX_KEPT, "socket_options": _SOCKET_OPTIONS}
-    # Without TLS there is no proxy: what has none is an endpoint on the same machine.
+    # Without TLS there is no proxy: such an endpoint is on the same machine.
     proxy = select_proxy(origin, get_environ_proxies(origin)) if url.scheme == "https" else None
     if url.scheme == "https":
         options["ssl_context"] = _tls_context()

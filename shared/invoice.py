@@ -277,7 +277,7 @@ class Invoice:
     def of(
         cls, row: Record, lines: Iterable[Record] = (), columns: Mapping[str, ColumnValue] | None = None
     ) -> Invoice:
-        """Read an invoice that was retrieved by itself; raises DataverseUnavailable for a row that is not one."""
+        """Read an invoice that was retrieved by its id; raises DataverseUnavailable for a row that is not one."""
         return cls(
             id=row.guid("invoiceid"),
             number=row.text("invoicenumber"),
@@ -344,7 +344,7 @@ class Opportunity:
         )
 
     def differences(self, invoice: Invoice) -> list[str]:
-        """Say in what the invoice differs; a value that is missing on either side proves nothing."""
+        """Say in what the invoice differs; a value that is missing on either side is not compared."""
         found = []
         if self.total_amount is not None and invoice.total_amount is not None:
             # To the currency's precision; without a currency on one side, only the numbers can be compared.

@@ -1,8 +1,8 @@
-"""The event that goes out: an `Invoice` written as one CloudEvent, "invoice created".
+"""The outbound event: an `Invoice` becomes one CloudEvent, "invoice created".
 
-The ids derive from the invoice's id and the body depends on the invoice alone, so whoever publishes it, and
-however often, publishes the same message: the topic's duplicate detection and the consumers rely on it. What the
-event promises to consumers stands in docs/invoice-created.md and shared/contracts/. An event that would be too large
+The ids derive from the invoice's id and the body depends on the invoice alone, so every attempt publishes the same
+message: the topic's duplicate detection and the consumers rely on it. docs/invoice-created.md and shared/contracts/
+describe the event for consumers. An event that would be too large
 for the broker is written without lines. Sending it is left to `service_bus.py`.
 """
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from shared.invoice import Amounts, Currency, Invoice, Line
 
 # A type begins with a name that its author owns. This project owns no host name, and a prefix that does not begin
-# with a top-level domain cannot be taken for somebody's.
+# with a top-level domain cannot be mistaken for another owner's.
 EVENT_TYPE: Final = "invoice-from-opportunity.sales.invoice.created.v1"
-# The $id of shared/contracts/invoice-created.v1.schema.json. A URN for the same reason: nobody else's host, and
-# nothing that seems to be a link.
+# The $id of shared/contracts/invoice-created.v1.schema.json. A URN for the same reason: it has no host name
+# and does not look like a link.
 DATA_SCHEMA: Final = "urn:uuid:a0a5b840-4b19-42fa-9995-0b6e42b15e0a"
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 # Part of every event's id: never to be changed.

@@ -68,7 +68,7 @@ class Invoicing:
     def ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
         """Return the invoice of a won opportunity, or why there is nothing to invoice.
 
-        `opportunity_id`: a GUID in lower case. May be called again at any time, on any machine, whatever it raised.
+        `opportunity_id`: a GUID in lower case. May be called again at any time, on any machine, after any exception.
         """
         checked = _Checked.of(self._dataverse.batch(_checks_of(opportunity_id), deadline))
         if checked.opportunity.state == OpportunityState.OPEN:
@@ -117,10 +117,10 @@ class Invoicing:
         return invoice
 
     def _assignment(self, found: Record, claims: Response, opportunity: Opportunity) -> Assignment | None:
-        """Return the write that makes the opportunity's owner the invoice's, None where it is not ours to make.
+        """Return the write that makes the opportunity's owner the invoice's, None where there is none to make.
 
-        Only an invoice that we generated: the same user has created the claim. And only while that user owns it: what
-        somebody else has taken stays theirs.
+        Only for an invoice that the function generated: the same user created the claim. And only while that user
+        owns it: an invoice that somebody else has taken keeps its owner.
         """
         owner, creator = opportunity.owner, found.optional_guid("_createdby_value")
         if self._owner is not InvoiceOwner.OPPORTUNITY or owner is None or creator is None:
@@ -161,10 +161,10 @@ class _Checked:
             raise _claimed_without_invoice(opportunity_id, claim, self.invoices.records())
 
     def raise_if_outdated(self, invoice: Invoice) -> None:
-        """Raise InvoiceOutdated where a person has to decide: invoiced by us, changed and won again since.
+        """Raise InvoiceOutdated where a person has to decide: invoiced by the function, then changed and won again.
 
         A difference alone proves nothing: a person may have corrected the invoice, or a plug-in may calculate it. It
-        counts if the opportunity was won again since we invoiced it, and nobody has created another invoice after that.
+        counts if the opportunity was won again after it was invoiced, and there is no newer invoice.
         """
         differences = self.opportunity.differences(invoice)
         if not differences or not any(
@@ -184,7 +184,7 @@ class _Checked:
 def _claimed_without_invoice(
     opportunity_id: str, claim: Record, invoices: Sequence[Record]
 ) -> ClaimedWithoutInvoice:
-    """Return the error that says what is the case: whose note it is, and what became of the invoice."""
+    """Return the error, which says whose note it is and what happened to the invoice."""
     if claim.optional_guid("_objectid_value") != opportunity_id:
         says = "belongs to another record: somebody created or moved it. Whether there was an invoice is not known."
     elif claim.text("subject") != CLAIM_SUBJECT:
@@ -205,7 +205,7 @@ def _claimed_without_invoice(
 
 
 def _checks_of(opportunity_id: str) -> list[Read]:
-    # The claim before the invoices: whoever sees a claim then also sees the invoice of the same transaction.
+    # The claim before the invoices: a batch that shows the claim then also shows the invoice of the same transaction.
     return [
         opportunity_read(opportunity_id),
         claim_read(opportunity_id),

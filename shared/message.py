@@ -58,7 +58,7 @@ _MAX_COUNT = 1_000_000
 
 @dataclass(frozen=True)
 class Message:
-    """A message from the queue, with what the host tells of it."""
+    """A message from the queue, with the metadata that the host passes on."""
 
     body: bytes
     message_id: str | None
@@ -163,8 +163,8 @@ class RetryState:
     @property
     def message_id(self) -> str:
         """The message id of the retry with this state: the same for every worker that sends it."""
-        # The number and time of the delivery come from the broker. So nobody who may send can make up a message whose
-        # retry takes the id of another's retry, which duplicate detection would then drop.
+        # The number and time of the delivery come from the broker. So no sender can make up a message whose
+        # retry has the id of another message's retry, which duplicate detection would then drop.
         return str(uuid.uuid5(_RETRIES, f"{self.delivery}/{self.attempt}"))
 
     @property
@@ -173,7 +173,7 @@ class RetryState:
         return str(uuid.uuid5(_PARKED, f"{self.delivery}/{self.attempt}"))
 
     def properties(self, error: RetryLater) -> dict[str, str | int]:
-        """Return the application properties that carry this state, and the reason in words for people who read them."""
+        """Return the application properties that carry this state, and the reason as text."""
         return {
             ROOT: self.root,
             ATTEMPT: self.attempt,
@@ -207,7 +207,7 @@ class Delivery:
 
     @property
     def trace_properties(self) -> dict[str, str]:
-        """The application properties that carry the trace on."""
+        """The application properties that continue the trace."""
         return {} if self.traceparent is None else {TRACEPARENT: self.traceparent}
 
     @contextmanager
@@ -233,7 +233,7 @@ def log_suffix() -> str:
 
 
 def _root(value: object) -> str | None:
-    # Only what a retry of ours can carry: the root reaches log lines.
+    # Only what the function's own retries can carry: the root reaches log lines.
     if isinstance(value, str) and 0 < len(value) <= _MAX_ROOT_LENGTH and value.isprintable():
         return value
     return None
@@ -241,7 +241,7 @@ def _root(value: object) -> str | None:
 
 def _identity(message: Message) -> str:
     # Never the sender's message id: senders reuse ids after hours, and the retries of two wins would share an id. A
-    # host that tells no number leaves nothing to detect duplicates by, and a retry too many is better than one lost.
+    # host without the number leaves nothing to detect duplicates by, and a retry too many is better than a lost one.
     number = uuid.uuid4() if message.sequence_number is None else message.sequence_number
     return f"{number}@{message.enqueued_at.isoformat()}"
 
@@ -261,7 +261,7 @@ def _time(value: object) -> datetime | None:
 
 
 def _count(value: object) -> int:
-    # A sender may have set anything. Not the highest count instead: it would stand still, and the delays with it.
+    # A sender may have set anything. Not the highest count instead: it would no longer grow, nor would the delays.
     return value if isinstance(value, int) and 0 < value <= _MAX_COUNT else 0
 
 

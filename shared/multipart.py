@@ -1,7 +1,7 @@
 """multipart/mixed: many requests or responses in one body, as OData batches use it.
 
 Written for what a batch needs, since the standard library's `email` reads a response line by line, which takes ten
-times as long. What is truncated is an error here and a "defect" there. What the parts mean is left to `dataverse.py`.
+times as long. Here a truncated body is an error, there a "defect". What the parts mean is left to `dataverse.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def join(boundary: str, parts: Sequence[bytes]) -> bytes:
 
 
 def split(content_type: str, body: bytes) -> list[Part]:
-    """Return the parts of a body; raises Truncated unless all of it is there."""
+    """Return the parts of a body; raises Truncated unless it is complete."""
     match = _BOUNDARY.search(content_type)
     if match is None:
         raise Truncated("It has no boundary.")

@@ -1,9 +1,8 @@
-"""The event that comes in: every shape of "this opportunity was won", read into one `OpportunityWon`.
+"""The inbound event: parses every shape of "this opportunity was won" into one `OpportunityWon`.
 
-Three answers and no other, whatever the bytes: the win, `Ignored` (nothing to do), or an error that parks the
-message. What senders may write, and what of it is not confirmed, stands in docs/events.md. Whether the opportunity
-really is won is not decided here: an event may be the ghost of a transaction that was rolled back, so
-`invoicing.py` reads the opportunity.
+For any bytes there are three results: the win, `Ignored` (nothing to do), or an error that parks the message.
+docs/events.md describes what senders may write, and what of it is not confirmed. `invoicing.py` reads whether the
+opportunity is won: the event may come from a transaction that was rolled back.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpportunityWon:
-    """An opportunity that is said to be won.
+    """An opportunity that an event reports as won.
 
     Ids are GUIDs in lower case with hyphens. `organization_id` is the Dataverse environment, where the event
     names it. `correlation_id` has at most 128 visible ASCII characters. `shape` is for the log line only.
@@ -44,8 +43,8 @@ def parse_event(
 ) -> OpportunityWon | Ignored:
     """Read a message's body, application properties and content type.
 
-    `organization_id`, a GUID in lower case with hyphens, is the only environment whose events are taken; None
-    takes them all. An event that does not name its environment is taken too.
+    `organization_id`, a GUID in lower case with hyphens, is the only environment whose events are accepted; None
+    accepts all. An event that does not name its environment is accepted too.
 
     Raises `InvalidEvent` and `OtherOrganization`, and nothing else, for any bytes and properties.
     """
@@ -69,7 +68,7 @@ def parse_event(
         truncated = _by_last_segment(by_name, "messagemaxsizeexceeded") is not None
         return _remote_execution_context(document, organization_id, truncated=truncated)
     raise InvalidEvent(
-        "The body is JSON of no shape that is understood: it has neither the MessageName of a Dataverse event, nor "
+        "The body is JSON of no supported shape: it has neither the MessageName of a Dataverse event, nor "
         "the specversion of a CloudEvent, nor an opportunityId."
     )
 
@@ -91,7 +90,7 @@ def compact_event(won: OpportunityWon) -> bytes:
 class _Step:
     """How a service endpoint's step on a message and a table says that an opportunity was won, and which one.
 
-    Places are paths below InputParameters, `Name` or `Name.attribute`; `PrimaryEntityId` stands beside them.
+    Places are paths below InputParameters, `Name` or `Name.attribute`; `PrimaryEntityId` is outside of them.
     `state` is the place of the state that must be won; None where the message itself says it.
     """
 
@@ -101,7 +100,7 @@ class _Step:
     opportunity: tuple[str, ...]
 
 
-# The order of the places is the order in which they are trusted. Whether PrimaryEntityId is filled for a Win, and
+# The first place that has an id counts. Whether PrimaryEntityId is filled for a Win, and
 # whether PrimaryEntityName always is, is not confirmed: hence the tables "" and "none", where it is not used.
 _STEPS: Final = (
     _Step(
@@ -122,14 +121,14 @@ _STEPS: Final = (
         state="State",
         opportunity=("EntityMoniker", "PrimaryEntityId"),
     ),
-    _Step(  # also sent for lost ones: reading the opportunity decides
+    _Step(  # also sent for lost ones: the opportunity's state decides
         messages=("create",),
         tables=("opportunityclose",),
         state=None,
         opportunity=("Target.opportunityid",),
     ),
 )
-# These may carry a win, in a form that nobody here has seen: parked rather than taken for nothing.
+# These may carry a win, in a form that is not known: parked, not ignored.
 _UNREAD_MESSAGES: Final = ("createmultiple", "updatemultiple", "upsertmultiple", "upsert", "executemultiple")
 _UNREAD_TABLES: Final = ("opportunity", "opportunityclose", "none", "")
 _STATECODE_WON: Final = 1  # never statuscode: its values can be customised
@@ -137,7 +136,7 @@ _CONTEXT_FIELDS: Final = frozenset({"messagename", "primaryentityname", "primary
 
 
 def _is_endpoint_check(by_name: _Object) -> bool:
-    """Whether a service endpoint is only being tried; what its body looks like then is not confirmed."""
+    """Whether this is the test message of a service endpoint; its body is not confirmed."""
     return (
         _by_last_segment(by_name, "requestname") == "triggerserviceendpointcheck"
         or _by_last_segment(by_name, "entitylogicalname") == "serviceendpoint"
@@ -158,14 +157,14 @@ def _remote_execution_context(
     else:
         if message.lower() in _UNREAD_MESSAGES and table.lower() in _UNREAD_TABLES:
             raise InvalidEvent(
-                f"{shape} may carry several rows, which is not understood: register the step on Win of opportunity."
+                f"{shape} may carry several rows, which is not supported: register the step on Win of opportunity."
             )
         return Ignored(f"{shape} wins no opportunity.")
     parameters = _attributes(context, "InputParameters", "the body")
     truncated = truncated or not parameters
     if step.state is not None:
         state = _state(_find(parameters, step.state), step.state)
-        # What a truncated event set is not known: reading the opportunity decides.
+        # What a truncated event set is not known: the opportunity's state decides.
         if state != _STATECODE_WON and not (state is None and truncated):
             return Ignored(f"{shape} does not set the state to won.")
     return OpportunityWon(
@@ -198,7 +197,7 @@ def _opportunity_id(
 
 
 def _find(parameters: _Object, place: str) -> object:
-    """Return what stands at `Name` or, for an attribute of the entity there, `Name.attribute`; None if nothing."""
+    """Return the value at `Name` or, for an attribute of that entity, `Name.attribute`; None if there is none."""
     name, _, attribute = place.partition(".")
     value = _member(parameters, name, "InputParameters")
     if not attribute or value is None:
@@ -226,7 +225,7 @@ def _state(value: object, where: str) -> object:
 
 
 def _attributes(parent: _Object, name: str, where: str) -> _Object:
-    """Return a list of `{"key": …, "value": …}`, Dataverse's way to write a dictionary, as one; empty if missing."""
+    """Return a list of `{"key": …, "value": …}`, as Dataverse writes a dictionary, as one; empty if missing."""
     listed = _member(parent, name, where)
     if listed is None:
         return {}
@@ -320,7 +319,7 @@ def _organization(document: _Object, expected: str | None) -> str | None:
 
 
 def _correlation_id(document: _Object, name: str) -> str | None:
-    """Return the correlation id if Service Bus can carry it: a detail of tracing never stops an invoice."""
+    """Return the correlation id if Service Bus can carry it; another one is dropped and stops no invoice."""
     value = document.get(name)
     return value if isinstance(value, str) and _CORRELATION_ID.fullmatch(value) else None
 
@@ -334,10 +333,10 @@ _EMPTY_GUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 def _guid(value: object, where: str) -> str | None:
-    """Return a GUID in lower case with hyphens; None for null and for the empty GUID, .NET's word for none."""
+    """Return a GUID in lower case with hyphens; None for null and for the empty GUID, which means none in .NET."""
     if value is None:
         return None
-    # Not uuid.UUID: it takes underscores, digits of other scripts and hyphens anywhere.
+    # Not uuid.UUID: it accepts underscores, digits of other scripts and hyphens anywhere.
     match = _GUID.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise InvalidEvent(f"{where} is {_kind(value)}, not a GUID.")
@@ -351,7 +350,7 @@ _Object = dict[str, object]  # names in lower case
 
 
 class _Repeated:
-    """Stands for a member that an object has twice with different values: reading it fails, its presence does not."""
+    """Replaces a member that an object has twice with different values: reading it fails, its presence does not."""
 
 
 _REPEATED: Final = _Repeated()
@@ -444,7 +443,7 @@ def _members(pairs: Iterable[tuple[str, object]]) -> _Object:
     members: _Object = {}
     for name, value in pairs:
         key = name.lower()
-        # Twice the same text says one thing.
+        # The same value twice is not ambiguous.
         same = isinstance(value, str) and members.get(key) == value
         members[key] = _REPEATED if key in members and not same else value
     return members

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Money in Dataverse stays below a quadrillion; far beyond that, exact arithmetic runs out of digits.
 _AMOUNT_BOUND = 10**15
-# More decimal places than any column has; an absurd exponent would make the arithmetic or a text explode.
+# More decimal places than any column has; a huge exponent would make the arithmetic or a text too large.
 _MAX_PLACES = 30
 _LOOKUP_TABLE = "@Microsoft.Dynamics.CRM.lookuplogicalname"
 _FORMATTED = "@OData.Community.Display.V1.FormattedValue"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-# Seconds. Less than a second is no pause; a message that waits longer is better asked again in between.
+# Seconds. Less than a second is no pause; after 15 minutes it is better to try again.
 _RETRY_AFTER_BOUNDS: Final = (1.0, 15 * 60.0)
 _MAX_DIGITS: Final = 100
 _NOT_A_NUMBER: Final = float("nan")
@@ -96,7 +96,7 @@ class Response:
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds that the response asks to wait, as it says; None where it does not say so usably."""
+        """The seconds that `Retry-After` asks to wait, unbounded; None where it is absent or not usable."""
         value = self.headers.get("retry-after", "").strip()
         try:
             seconds = float(value)
@@ -107,7 +107,7 @@ class Response:
 
 
 def bounded(retry_after: float) -> float:
-    """Return the seconds after which to ask again."""
+    """Return the seconds to wait, at least 1 and at most 15 minutes."""
     shortest, longest = _RETRY_AFTER_BOUNDS
     return min(max(retry_after, shortest), longest)
 
@@ -218,7 +218,7 @@ _STATUSES: Final[Mapping[int, type[InvoicingFailure]]] = {
 
 @dataclass(frozen=True)
 class _ErrorBody:
-    """What Dataverse says of an error; empty texts where the body is not an error of Dataverse."""
+    """Dataverse's description of an error; empty texts where the body is not an error of Dataverse."""
 
     code: str = ""
     text: str = ""

@@ -1,7 +1,7 @@
-"""Reads an invoice by itself, with its lines and further columns: everything that its event says.
+"""Retrieves an invoice by its id, with its lines and further columns: everything that its event contains.
 
 Dataverse calculates an invoice's totals when it is retrieved by its id, and not before; so the lines are read after it,
-in the same batch. Which invoice it is, is left to `invoicing.py`.
+in the same batch. `invoicing.py` decides which invoice it is.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _NO_SUCH_COLUMN: Final = (DataverseNotFound, InvoiceRefused, RequestRejected)
 
 @dataclass(frozen=True)
 class Assignment:
-    """The write that makes somebody the owner of an invoice.
+    """The write that changes the owner of an invoice.
 
     It has the etag of the row that was read. `previous` is the id of the present owner, `owner` names the new
     owner in the log.
@@ -126,11 +126,11 @@ class InvoiceReader:
     def _conclude(
         self, assignment: Assignment, assigned: Response | None, row: Record, deadline: Deadline
     ) -> None:
-        """Repeat an assignment without response, or of a row that had changed; log why it failed. It stops nothing."""
+        """Repeat an assignment without response, or of a row that had changed; log why it failed; continue."""
         try:
             if assigned is None or assigned.status == HTTPStatus.PRECONDITION_FAILED:
                 if row.optional_guid("_ownerid_value") != assignment.previous:
-                    return  # It was carried out, or somebody else has taken the invoice.
+                    return  # It was carried out, or the invoice has another owner by now.
                 update = replace(assignment.update, if_match=row.etag or "*")
                 (assigned,) = self._dataverse.batch([ChangeSet((update,))], deadline)
             assigned.raise_for_status()
@@ -155,7 +155,7 @@ class InvoiceReader:
     def _described(self, deadline: Deadline) -> Columns | None:
         """Return what is known of the further columns, None where none are configured."""
         if self._columns is None and self._names:
-            # Once for each process. Two threads may do it at once, and find the same.
+            # Once for each process. Two threads may do it at once, with the same result.
             response = self._dataverse.read(attributes_of_invoice(self._names), deadline)
             self._columns = Columns.of(self._names, response.records())
             for name, error in self._columns.errors.items():
@@ -168,7 +168,7 @@ class InvoiceReader:
         try:
             return columns.values(response.record())
         except _NO_SUCH_COLUMN as error:
-            # Somebody may have removed a column since its description was read.
+            # A column may have been removed since its description was read.
             self._columns = None
             _logger.warning(
                 "settings: the columns of INVOICE_COLUMNS were not read: %s", one_line(str(error))

@@ -1,7 +1,7 @@
-"""What invoicing asks of Dynamics 365 Sales: the requests, and what the rows of their responses say.
+"""What invoicing needs of Dynamics 365 Sales: the requests, and the meaning of the rows in their responses.
 
 One definition of each, for the function and for `operations`: which note is the claim, which invoice counts, which
-order bills an opportunity, when it was won. What follows from them is left to `invoicing.py`.
+order bills an opportunity, when it was won. `invoicing.py` decides what follows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def generate_invoice(opportunity_id: str) -> Write:
 def assignment_of(invoice: Record, owner: Owner) -> Assignment:
     """Return the write that assigns an invoice: Dataverse assigns a row whose owner is updated.
 
-    It carries the etag of the row, so that an invoice that somebody takes at that moment stays theirs.
+    It has the etag of the row, so that an invoice that gets another owner at that moment keeps that owner.
     """
     owners = {"systemuser": "systemusers", "team": "teams"}[owner.table]
     update = Update(

@@ -26,7 +26,7 @@ CONNECTION = "ServiceBusConnection"
 # An invocation must end by itself before host.json's functionTimeout of five minutes ends its worker.
 _DEADLINE = 240
 _MAX_DEADLINE = 285
-# Less leaves no time for a request and a retry, or is a delay that nobody can mean; more is a slip.
+# Less leaves no time for a request and a retry, or is not a sensible delay; more is probably a mistake.
 _MIN_DEADLINE = 1
 _MIN_SECONDS = 0.001
 _ONE_YEAR = 366 * 24 * 60 * 60
@@ -47,7 +47,7 @@ class Namespace:
 
 @dataclass(frozen=True)
 class ConnectionString:
-    """A Service Bus namespace, reached with a key; the key shows in no `repr`."""
+    """A Service Bus namespace, reached with a key; `repr` does not show the key."""
 
     value: str
 
@@ -108,7 +108,7 @@ class Settings:
 
 
 def queue_settings(environment: Mapping[str, str]) -> ServiceBusSettings:
-    """Return what suffices to schedule a retry or to park, whatever else is wrong: no topic, the default deadline."""
+    """Return what scheduling a retry and parking need, if other settings are wrong: no topic, default deadline."""
     read = _Reader(environment)
     settings = _queues(read)
     read.raise_problems()
@@ -143,7 +143,7 @@ def _queues(read: _Reader) -> ServiceBusSettings:
     failed_queue = read.entity(
         "OPPORTUNITY_WON_FAILED_QUEUE", "the name of the queue, such as opportunity-won-failed"
     )
-    # Service Bus does not distinguish case. Parked messages would be processed again, and for ever.
+    # Service Bus does not distinguish case. Parked messages would be processed again, without end.
     if failed_queue and failed_queue.lower() == queue.lower():
         read.problem(
             "OPPORTUNITY_WON_FAILED_QUEUE",
@@ -188,7 +188,7 @@ def _retry(read: _Reader) -> RetrySettings:
         read.problem(
             "RETRY_FIRST_DELAY_SECONDS", "is above RETRY_MAX_DELAY_SECONDS", "the shorter of the two delays"
         )
-    # The outage policy bounds all retries, so a longer bound that somebody sets would have no effect.
+    # The outage policy bounds all retries, so a longer bound would have no effect.
     for policy, name in (
         (RetryPolicy.OPEN, "RETRY_OPEN_SECONDS"),
         (RetryPolicy.RECORD, "RETRY_RECORD_SECONDS"),
@@ -296,7 +296,7 @@ def _are_columns(names: list[str]) -> bool:
 
 
 def _connection(read: _Reader) -> Namespace | ConnectionString:
-    # Like in the trigger's own extension, a connection string wins over an identity.
+    # As in the trigger's own extension, a connection string takes precedence over an identity.
     connection_string = read.value(CONNECTION)
     if connection_string is not None:
         _check_connection_string(read, connection_string)
@@ -371,7 +371,7 @@ class _Address:
 
 def _guid(value: str) -> str | None:
     guid = value.lower().strip("{}")
-    # The empty GUID is a placeholder that nobody has filled in.
+    # The empty GUID is a placeholder that was not replaced.
     return guid if _GUID.fullmatch(guid) and guid.strip("0-") else None
 
 

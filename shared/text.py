@@ -9,7 +9,7 @@ def encodable(text: str) -> str:
 
 
 def one_line(text: str, length: int = 1000) -> str:
-    """Return one line of at most `length` characters without control characters, so that nobody can forge a log line.
+    """Return one line of at most `length` characters without control characters, so that log lines cannot be forged.
 
     White space becomes a single space, any other character that does not print becomes U+FFFD.
     """
