@@ -65,7 +65,7 @@ def test_commands_and_options_of_operations_exist(page: Path) -> None:
 
 
 @pages
-def test_files_that_are_named_are_there(page: Path) -> None:
+def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?<![\w/])((?:infrastructure|docs|shared|sandbox)/[\w./-]+\.\w+)", text):
         assert (ROOT / name).is_file(), name

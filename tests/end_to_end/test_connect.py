@@ -118,7 +118,7 @@ def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Or
     app.close()
 
 
-def test_everything_is_done_once_and_then_already_there(organization: Organization) -> None:
+def test_everything_is_done_once_and_then_exists(organization: Organization) -> None:
     done = organization.connect()
     assert set(done.values()) == {"done", "already there"}
     # What docs/deploy.md shows are these lines.
@@ -209,7 +209,7 @@ def test_everything_is_read_back(organization: Organization) -> None:
     assert "does not have: Service endpoint." in result.stderr
 
 
-def test_what_dataverse_writes_in_a_way_of_its_own_is_there(organization: Organization) -> None:
+def test_what_dataverse_writes_differently_is_recognised(organization: Organization) -> None:
     """Whether it keeps an address and the kind of queue as they were written is not confirmed."""
     organization.connect()
     (endpoint,) = organization.rows("serviceendpoint")
@@ -323,7 +323,7 @@ def test_a_win_is_posted_only_after_connect_and_no_more_after_disconnect(organiz
     assert "Opportunity Invoicing" not in {row["name"] for row in organization.rows("role")}
 
 
-def test_a_login_that_may_not_is_told_what_is_missing(organization: Organization) -> None:
+def test_a_login_without_rights_sees_what_is_missing(organization: Organization) -> None:
     seed.add_application_user(organization.app, FUNCTION.client_id)
     result = organization.run(
         "connect", "--application-id", FUNCTION.client_id, "--yes", AZURE_CLIENT_ID=FUNCTION.client_id
@@ -375,7 +375,7 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
     assert [row["opportunity"] for row in json.loads(also_ordered.stdout)] == [ordered]
 
 
-def test_reconcile_refuses_to_look_with_a_login_that_sees_only_a_part(organization: Organization) -> None:
+def test_reconcile_refuses_a_login_that_sees_only_a_part(organization: Organization) -> None:
     """Rows of other people are missing without a word: "none is missing" would be a lie."""
     names = ["prvReadOpportunity", "prvReadInvoice", "prvReadSalesOrder", "prvReadNote", "prvReadUser"]
     role = seed.add_role(organization.app, names, name="Part", depth=Depth.LOCAL)
@@ -395,7 +395,7 @@ def test_reconcile_says_where_it_cannot_tell_what_its_login_sees(organization: O
     assert "prvReadUser" in asked.stderr
 
 
-def test_reconcile_waits_where_dataverse_asks_to_hold_back(organization: Organization) -> None:
+def test_reconcile_waits_where_dataverse_throttles(organization: Organization) -> None:
     """Every second request is refused for a second; the question goes through all the same."""
     demo = seed.demo_organization(organization.app, opportunities=1)
     with organization.app.session() as session:

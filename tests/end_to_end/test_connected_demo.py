@@ -44,7 +44,7 @@ def test_without_it_a_win_stays_a_win() -> None:
     assert (outcome.invoices, outcome.events, outcome.failed) == (0, 0, 1)
 
 
-def test_what_the_command_said_is_told() -> None:
+def test_the_output_of_the_command_is_shown() -> None:
     broken = (sys.executable, "-c", "import sys; sys.exit('The role could not be made.')")
     with pytest.raises(CannotStart, match="ended with 1: The role could not be made"):
         Cloud(CloudOptions(ROOT, connect_with=broken)).start()

@@ -478,7 +478,7 @@ def test_the_system_assigned_identity_is_the_function_where_none_is_named(sandbo
     assert code == 0
 
 
-def test_an_operator_without_rights_is_told_which_are_missing(sandbox: Sandbox) -> None:
+def test_an_operator_without_rights_sees_which_are_missing(sandbox: Sandbox) -> None:
     sandbox.azure.is_reader = False
     code, rows = sandbox.doctor({"OPERATIONS_CLIENT_ID": STRANGER.client_id}, *sandbox.arm)
     sandbox.azure.is_reader = True
@@ -506,7 +506,7 @@ def test_it_only_reads(sandbox: Sandbox) -> None:
     assert happened == []
 
 
-def test_what_stands_on_a_broken_link_is_not_looked_at(sandbox: Sandbox) -> None:
+def test_a_check_that_needs_a_failed_check_is_not_run(sandbox: Sandbox) -> None:
     _, rows = sandbox.doctor({"DATAVERSE_ORGANIZATION_ID": str(uuid4())})
     states = state_of(rows)
     behind = ("Sales", "application user", "privileges", "service endpoint", "step", "system jobs")
@@ -533,7 +533,7 @@ def test_people_read_lines_what_to_do_and_a_count(sandbox: Sandbox) -> None:
     assert done.exit_code == 1
 
 
-def test_a_token_is_told_apart_from_one_of_somebody_else(sandbox: Sandbox, tokens: TokenAuthority) -> None:
+def test_a_token_of_another_identity_is_recognised(sandbox: Sandbox, tokens: TokenAuthority) -> None:
     with Confused(tokens, [FUNCTION, DEAF]) as confused:
         code, rows = sandbox.doctor({**confused.settings, "OPERATIONS_CLIENT_ID": ""})
     (found,) = [row for row in rows if row["finding"]]
@@ -595,7 +595,7 @@ def test_nothing_is_tried_without_being_asked(sandbox: Sandbox) -> None:
     assert len(sandbox.organization.requests) == asked
 
 
-def test_an_answer_that_is_lost_does_not_hide_what_was_left(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_lost_response_does_not_hide_what_was_left(sandbox: Sandbox, tmp_path: Path) -> None:
     """What counts is what is there afterwards, whatever became of the answer."""
     with ExitStack() as undo:
         broken = Broken(sandbox, undo, tmp_path)
@@ -1279,9 +1279,7 @@ def test_a_broken_set_up_shows_exactly_its_finding(
     assert code == (1 if finding.state is State.PROBLEM else 0)
 
 
-def test_what_was_left_over_is_no_problem_of_the_chain_unless_one_asks(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
+def test_what_failed_before_is_a_problem_only_on_request(sandbox: Sandbox, tmp_path: Path) -> None:
     """A deployment must not be called bad because messages that failed before it wait for a decision."""
     with ExitStack() as undo:
         broken = Broken(sandbox, undo, tmp_path)
@@ -1298,14 +1296,14 @@ def test_what_was_left_over_is_no_problem_of_the_chain_unless_one_asks(
     assert (code, asked) == (0, 1)
 
 
-def test_whoever_must_see_everything_may_say_so(sandbox: Sandbox) -> None:
+def test_a_login_that_must_see_everything_can_require_it(sandbox: Sandbox) -> None:
     """A pipeline whose login sees nothing must not be green for it."""
     assert sandbox.doctor({}, *sandbox.arm, "--fail-on", "cannot-see")[0] == 0
     assert sandbox.doctor({}, "--fail-on", "cannot-see")[0] == 1
     assert sandbox.doctor({}, "--fail-on", "attention")[0] == 0
 
 
-def test_a_paused_function_is_a_remark_also_for_whoever_must_see_everything(
+def test_a_paused_function_is_a_remark_also_where_everything_must_be_seen(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """A shadow run is deployed paused, and its deployment is verified as any other."""

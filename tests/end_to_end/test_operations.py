@@ -77,7 +77,7 @@ def test_a_message_that_the_broker_dead_lettered_is_listed_with_the_parked_ones(
     assert (row["reason"], row["opportunity"]) == ("MaxDeliveryCountExceeded", namespace.opportunity(7))
 
 
-def test_what_a_stranger_sent_is_listed_too(namespace: Namespace) -> None:
+def test_a_message_of_another_sender_is_listed_too(namespace: Namespace) -> None:
     """With properties that look like ours and are none, and with times as everywhere else."""
     namespace.send(FAILED, [ServiceBusMessage("?", application_properties={"InvoicingAttempt": "often"})])
     (row,) = namespace.listed("failed", "list")
@@ -98,7 +98,7 @@ def test_show_prints_the_whole_message(namespace: Namespace) -> None:
     "command", [("failed", "show"), ("failed", "replay"), ("failed", "discard"), ("waiting", "retry-now")]
 )
 @pytest.mark.parametrize("number", ["0", str(2**63)])
-def test_what_no_broker_gives_as_a_number_is_told_at_once(
+def test_a_number_that_no_broker_assigns_is_refused_at_once(
     namespace: Namespace, command: tuple[str, ...], number: str
 ) -> None:
     result = namespace.run(*command, number)
@@ -401,7 +401,7 @@ def test_patience_is_a_number_of_seconds(namespace: Namespace, seconds: str) -> 
     assert (result.exit_code, "OPERATIONS_ANSWER_SECONDS should be" in result.output) == (2, True)
 
 
-def test_problems_of_settings_are_told_at_once(namespace: Namespace) -> None:
+def test_problems_of_settings_are_reported_at_once(namespace: Namespace) -> None:
     namespace.environment |= {"OPPORTUNITY_WON_QUEUE": "", "INVOICE_CREATED_TOPIC": "a b"}
     result = namespace.run("failed", "list")
     assert result.exit_code != 0
@@ -409,7 +409,7 @@ def test_problems_of_settings_are_told_at_once(namespace: Namespace) -> None:
     assert "INVOICE_CREATED_TOPIC is not valid" in result.output
 
 
-def test_a_connection_string_without_a_key_is_told_without_showing_it(namespace: Namespace) -> None:
+def test_a_connection_string_without_a_key_is_reported_without_its_value(namespace: Namespace) -> None:
     namespace.environment["ServiceBusConnection"] = "Endpoint=sb://contoso/;SharedAccessKey2=secret"
     with started({**os.environ, **namespace.environment}, "failed", "list") as process:
         _, said = process.communicate(timeout=60)
@@ -467,7 +467,7 @@ def test_a_reason_that_no_message_has_is_an_error_that_names_those_that_exist(
     assert namespace.broker.counts(FAILED).active == 2
 
 
-def test_control_characters_of_strangers_reach_no_terminal(namespace: Namespace) -> None:
+def test_control_characters_of_senders_reach_no_terminal(namespace: Namespace) -> None:
     """Bodies, property names and values, reasons and ids come from everybody with the Send key."""
     bad = "\x1b]0;title\x07\x1b[2J\t\r\n999  InvalidEvent  forged\u202e\x9b31m\u2028"
     for entity, due in ((FAILED, None), (QUEUE, datetime.now(UTC) + timedelta(hours=1))):

@@ -34,7 +34,7 @@ for moment in range(1, 9):
 """
 
 
-def test_a_wish_is_heard_at_whatever_moment_of_the_waiting_it_comes() -> None:
+def test_a_request_to_stop_is_handled_at_any_moment_of_the_wait() -> None:
     done = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-c", AT_EVERY_LINE],
         cwd=Path(__file__).parents[2],

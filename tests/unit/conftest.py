@@ -137,7 +137,7 @@ def sender(published_event_checker: CheckEvent) -> RecordingSender:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or an exception, of an in-process server."""
+    """A response, or an exception, of an in-process server."""
 
     status: int = 200
     body: bytes = b"{}"
@@ -145,7 +145,7 @@ class Reply:
     error: Exception | None = None
 
 
-class Wire(BaseAdapter):
+class FakeServer(BaseAdapter):
     """An in-process server: `requests` holds what came, `replies` what is returned, the last one for ever."""
 
     def __init__(self) -> None:
@@ -205,14 +205,14 @@ def tokens() -> FixedTokens:
 
 @pytest.fixture
 def make_reply() -> Callable[..., Reply]:
-    """Return the class of answers, to make some."""
+    """Return the class of responses, to make some."""
     return Reply
 
 
 @pytest.fixture
-def wire() -> Wire:
-    """Return an in-process server that answers `{}`."""
-    return Wire()
+def server() -> FakeServer:
+    """Return an in-process server that responds with `{}`."""
+    return FakeServer()
 
 
 # ---------------------------------------------------------------------------------------------- TLS on loopback
@@ -236,7 +236,7 @@ class TlsServer:
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
-        self.serve: Callable[[socket.socket], None] = lambda connection: self.answer(connection, b"{}")
+        self.serve: Callable[[socket.socket], None] = lambda connection: self.respond(connection, b"{}")
         self.requests: list[Request] = []
         self.connections = 0
         self._start(self._accept)
@@ -270,8 +270,8 @@ class TlsServer:
         self.requests.append(request)
         return request
 
-    def answer(self, connection: socket.socket, body: bytes, *headers: str, status: str = "200 OK") -> None:
-        """Answer every request that comes on the connection."""
+    def respond(self, connection: socket.socket, body: bytes, *headers: str, status: str = "200 OK") -> None:
+        """Respond to every request on the connection."""
         while self.read(connection) is not None:
             lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
             connection.sendall("\r\n".join(lines).encode() + body)
@@ -306,7 +306,7 @@ class TlsServer:
         self._stopped.wait(60)
 
     def cut_off(self) -> None:
-        """End all connections and whatever waits."""
+        """End all connections and all waits."""
         self._stopped.set()
         for connection in self._open:
             with suppress(OSError):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shared.message import Message
-    from tests.unit.conftest import FakeClock, FixedTokens, RecordingSender, Reply, Wire
+    from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, RecordingSender, Reply
 
 SERVICE_BUS = {
     "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
@@ -49,19 +49,19 @@ def test_a_handler_is_built_from_settings_without_touching_the_network() -> None
 def test_what_is_given_takes_the_place_of_what_would_be_built(
     sender: RecordingSender,
     clock: FakeClock,
-    wire: Wire,
+    server: FakeServer,
     tokens: FixedTokens,
     make_message: Callable[..., Message],
     make_reply: Callable[..., Reply],
 ) -> None:
-    wire.replies.clear()
-    wire.replies.append(make_reply(status=503))
+    server.replies.clear()
+    server.replies.append(make_reply(status=503))
     dataverse = Dataverse(
         ENVIRONMENT["DATAVERSE_URL"],
         tokens=tokens,
         clock=clock,
         random=lambda: 0.0,
-        exchange=wire.exchange,
+        exchange=server.exchange,
     )
     handler = build(ENVIRONMENT, clock=clock, random=lambda: 1.0, sender=sender, dataverse=dataverse)
     handler.handle(make_message())
@@ -70,7 +70,7 @@ def test_what_is_given_takes_the_place_of_what_would_be_built(
     assert copy.properties["InvoicingReason"] == "DataverseUnavailable"
     assert copy.due is not None
     assert (copy.due - clock.now()).total_seconds() == 5
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
     dataverse.close()
 
 
@@ -87,13 +87,13 @@ def test_without_an_identity_the_message_waits(
     assert copy.properties["InvoicingReason"] == "TokenUnavailable"
 
 
-def test_without_service_bus_nothing_can_be_put_aside_and_every_problem_is_told(
+def test_without_service_bus_nothing_can_be_rescheduled_and_every_problem_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(InvalidSettings) as raised:
         build({"RETRY_OPEN_SECONDS": "soon"})
-    told = [problem.split()[3] for problem in raised.value.problems]
-    assert told == [
+    reported = [problem.split()[3] for problem in raised.value.problems]
+    assert reported == [
         "ServiceBusConnection__fullyQualifiedNamespace",
         "OPPORTUNITY_WON_QUEUE",
         "OPPORTUNITY_WON_FAILED_QUEUE",

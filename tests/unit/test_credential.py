@@ -336,7 +336,7 @@ def endpoint(plain_server: TlsServer, monkeypatch: pytest.MonkeyPatch) -> TlsSer
         "token_type": "Bearer",
     }
     body = json.dumps(token).encode()
-    plain_server.serve = lambda connection: plain_server.answer(connection, body)
+    plain_server.serve = lambda connection: plain_server.respond(connection, body)
     return plain_server
 
 
@@ -447,11 +447,11 @@ def test_an_endpoint_that_hangs_is_an_error_at_the_deadline_and_its_thread_ends(
 def test_an_error_says_status_and_message_of_the_endpoint_and_no_secret(
     status: str, body: bytes, said: str, endpoint: TlsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever the SDK raises, an identity without a token is an outage and never a bug."""
+    """For any exception of the SDK, an identity without a token is an outage and never a bug."""
     caplog.set_level(logging.INFO, "shared")
     # As the process does: the SDK's own warnings quote the response.
     caplog.set_level(logging.ERROR, "azure.identity")
-    endpoint.serve = lambda connection: endpoint.answer(connection, body, status=status)
+    endpoint.serve = lambda connection: endpoint.respond(connection, body, status=status)
     with pytest.raises(TokenUnavailable) as raised:
         managed().token(SCOPE, BOUND)
     assert str(raised.value) == f"The identity gave no token for {SCOPE}: its endpoint {said}"
@@ -473,7 +473,7 @@ def raising(error: Exception) -> Callable[[object], TokenCredential]:
     return authority.build
 
 
-def test_the_innermost_cause_is_told_in_one_line() -> None:
+def test_the_innermost_cause_is_reported_in_one_line() -> None:
     """The SDK reports a failing endpoint as "no identity found"."""
     error = CredentialUnavailableError(message="No identity found.")
     error.__cause__ = ConnectionError("refused\nContent: " + TOKEN)

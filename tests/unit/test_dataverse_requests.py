@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shared.message import Message
-    from tests.unit.conftest import FakeClock, FixedTokens, Reply, TlsServer, Wire
+    from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, Reply, TlsServer
 
 URL = "https://contoso.crm4.dynamics.com"
 WHO_AM_I = Read("WhoAmI")
@@ -41,9 +41,9 @@ def punctual() -> float:
 
 
 @pytest.fixture
-def dataverse(wire: Wire, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
-    """Return a client whose requests go to `wire`."""
-    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=punctual, exchange=wire.exchange)
+def dataverse(server: FakeServer, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
+    """Return a client whose requests go to `server`."""
+    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=punctual, exchange=server.exchange)
     yield dataverse
     dataverse.close()
 
@@ -54,12 +54,12 @@ def deadline(clock: FakeClock) -> Deadline:
 
 
 @pytest.fixture
-def reply(wire: Wire) -> Callable[..., None]:
-    """Return a function that sets what the server answers, one argument for each request."""
+def reply(server: FakeServer) -> Callable[..., None]:
+    """Return a function that sets the responses of the server, one argument for each request."""
 
     def replies(*given: Reply) -> None:
-        wire.replies.clear()
-        wire.replies.extend(given)
+        server.replies.clear()
+        server.replies.extend(given)
 
     return replies
 
@@ -91,10 +91,10 @@ def fails(
 
 
 def test_a_read_carries_the_headers_that_the_web_api_wants(
-    dataverse: Dataverse, wire: Wire, tokens: FixedTokens, deadline: Deadline
+    dataverse: Dataverse, server: FakeServer, tokens: FixedTokens, deadline: Deadline
 ) -> None:
     assert dataverse.read(Read("accounts?$filter=name eq 'x'"), deadline).json() == {}
-    (request,) = wire.requests
+    (request,) = server.requests
     assert request.method == "GET"
     assert request.url == f"{URL}/api/data/v9.2/accounts?$filter=name%20eq%20'x'"
     assert request.body is None
@@ -112,7 +112,7 @@ def test_a_read_carries_the_headers_that_the_web_api_wants(
 
 def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
     deadline: Deadline,
@@ -126,16 +126,16 @@ def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
     for _ in range(2):
         dataverse.read(Read("WhoAmI?$select=secret"), deadline)
     error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseUnavailable)
-    ids = [request.headers["x-ms-client-request-id"] for request in wire.requests]
+    ids = [request.headers["x-ms-client-request-id"] for request in server.requests]
     assert len(set(ids)) == 3
     assert error.request_id == ids[2]
     assert ids[2] in str(error)
     lines = [message for message in caplog.messages if message.startswith("dataverse: ")]
-    for line, client_id, told in zip(
+    for line, client_id, name in zip(
         lines, ids, ("service request service-1", "service request service-2", "503"), strict=True
     ):
         assert client_id in line
-        assert told in line
+        assert name in line
         assert "secret" not in line, "a query may hold more than belongs into a log"
 
 
@@ -162,7 +162,7 @@ def test_lines_within_a_delivery_name_it(
 
 def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
     deadline: Deadline,
@@ -170,36 +170,38 @@ def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(
     reply(make_reply(status=302, headers={"Location": "https://login.example/"}), make_reply())
     error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseUnavailable)
     assert "302" in str(error)
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
-def test_an_answer_is_waited_for_as_long_as_dataverse_may_take_and_no_longer_than_the_deadline(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock
+def test_a_response_is_waited_for_as_long_as_dataverse_may_take_and_no_longer_than_the_deadline(
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock
 ) -> None:
     """Dataverse rolls back after two minutes: giving up before would only create doubt."""
     for seconds in (180, 60, 4):
         dataverse.read(WHO_AM_I, Deadline.after(clock, seconds))
-    assert [options["timeout"] for options in wire.options] == [(125, 125), (60, 60), (4, 4)]
+    assert [options["timeout"] for options in server.options] == [(125, 125), (60, 60), (4, 4)]
 
 
-def test_nothing_is_sent_when_no_time_is_left(dataverse: Dataverse, wire: Wire, clock: FakeClock) -> None:
+def test_nothing_is_sent_when_no_time_is_left(
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock
+) -> None:
     error = fails(lambda: dataverse.read(WHO_AM_I, Deadline.after(clock, 0)))
     assert "No time was left for GET WhoAmI." in str(error)
-    assert wire.requests == []
+    assert server.requests == []
 
 
 def test_nothing_is_sent_without_a_token(
-    dataverse: Dataverse, wire: Wire, tokens: FixedTokens, deadline: Deadline
+    dataverse: Dataverse, server: FakeServer, tokens: FixedTokens, deadline: Deadline
 ) -> None:
     tokens.error = TokenUnavailable("No token.")
     fails(lambda: dataverse.read(WHO_AM_I, deadline), TokenUnavailable)
-    assert wire.requests == []
+    assert server.requests == []
     assert tokens.deadlines == [deadline]
 
 
-def test_a_401_is_answered_with_a_new_token_once(
+def test_a_401_leads_to_one_attempt_with_a_new_token(
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     tokens: FixedTokens,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
@@ -210,25 +212,25 @@ def test_a_401_is_answered_with_a_new_token_once(
     reply(make_reply(status=401), make_reply(body=b'{"a": 1}'))
     assert dataverse.read(WHO_AM_I, deadline).json() == {"a": 1}
     assert tokens.refused == [tokens.value]
-    assert [request.headers["Authorization"] for request in wire.requests] == [
+    assert [request.headers["Authorization"] for request in server.requests] == [
         f"Bearer {tokens.value}",
         "Bearer eyJ.new",
     ]
     reply(make_reply(status=401))
     fails(dataverse.read(WHO_AM_I, deadline).raise_for_status, DataverseUnauthorized)
-    assert len(wire.requests) == 4
+    assert len(server.requests) == 4
 
 
 def test_without_a_new_token_a_401_stays_one(
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
     deadline: Deadline,
 ) -> None:
     reply(make_reply(status=401))
     fails(dataverse.read(WHO_AM_I, deadline).raise_for_status, DataverseUnauthorized)
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_representation_shows_where_and_no_secret(dataverse: Dataverse) -> None:
@@ -240,29 +242,29 @@ def test_a_representation_shows_where_and_no_secret(dataverse: Dataverse) -> Non
 
 def test_a_broken_connection_is_tried_once_more_in_place(
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
     deadline: Deadline,
 ) -> None:
     reply(make_reply(error=requests.ConnectionError("reset")), make_reply(body=b'{"a": 1}'))
     assert dataverse.read(WHO_AM_I, deadline).json() == {"a": 1}
-    first, second = (request.headers["x-ms-client-request-id"] for request in wire.requests)
+    first, second = (request.headers["x-ms-client-request-id"] for request in server.requests)
     assert first != second
 
 
 def test_and_not_more_than_once(
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
     deadline: Deadline,
 ) -> None:
     reply(make_reply(error=requests.ConnectionError("reset")))
     error = fails(lambda: dataverse.read(WHO_AM_I, deadline))
-    assert len(wire.requests) == 2
+    assert len(server.requests) == 2
     assert error.reason == "DataverseUnreachable"
-    assert error.request_id == wire.requests[1].headers["x-ms-client-request-id"]
+    assert error.request_id == server.requests[1].headers["x-ms-client-request-id"]
 
 
 @pytest.mark.parametrize(
@@ -277,14 +279,14 @@ def test_and_not_more_than_once(
 def test_what_took_its_time_or_broke_off_is_left_to_a_copy(
     error: Exception,
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
     deadline: Deadline,
 ) -> None:
     reply(make_reply(error=error))
     assert type(error).__name__ in str(fails(lambda: dataverse.read(WHO_AM_I, deadline)))
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_bug_is_not_taken_for_an_outage(
@@ -345,28 +347,30 @@ def test_a_429_asks_for_a_time_in_every_form_and_gets_one_within_bounds(
 
 
 def throttled(dataverse: Dataverse, seconds: float) -> None:
-    """Let the client hear that it is to hold back."""
+    """Let the client be throttled."""
     now = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
     dataverse._throttle.note(Response(429, {"retry-after": str(seconds)}, b"", "r", now))
 
 
 def test_a_short_time_is_waited_for_in_place(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock, deadline: Deadline
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock, deadline: Deadline
 ) -> None:
     throttled(dataverse, 5)
     assert dataverse.read(WHO_AM_I, deadline).status == 200
     assert clock.sleeps == [5]
     dataverse.read(WHO_AM_I, deadline)
     assert clock.sleeps == [5]
-    assert len(wire.requests) == 2
+    assert len(server.requests) == 2
 
 
 def test_those_who_waited_in_place_go_on_spread_over_a_second_and_none_before_its_time(
-    wire: Wire, clock: FakeClock, tokens: FixedTokens, deadline: Deadline
+    server: FakeServer, clock: FakeClock, tokens: FixedTokens, deadline: Deadline
 ) -> None:
     """All at once would be throttled again."""
     chances = iter((1.0, 0.25, 0.0))
-    spread = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: next(chances), exchange=wire.exchange)
+    spread = Dataverse(
+        URL, tokens=tokens, clock=clock, random=lambda: next(chances), exchange=server.exchange
+    )
     for _ in range(3):
         throttled(spread, 5)
         spread.read(WHO_AM_I, deadline)
@@ -374,8 +378,10 @@ def test_those_who_waited_in_place_go_on_spread_over_a_second_and_none_before_it
     spread.close()
 
 
-def test_the_jitter_leaves_time_for_the_request(wire: Wire, clock: FakeClock, tokens: FixedTokens) -> None:
-    latest = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 1.0, exchange=wire.exchange)
+def test_the_jitter_leaves_time_for_the_request(
+    server: FakeServer, clock: FakeClock, tokens: FixedTokens
+) -> None:
+    latest = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 1.0, exchange=server.exchange)
     throttled(latest, 4)
     assert latest.read(WHO_AM_I, Deadline.after(clock, 4.5)).status == 200
     assert clock.sleeps == [4.25]
@@ -384,7 +390,7 @@ def test_the_jitter_leaves_time_for_the_request(wire: Wire, clock: FakeClock, to
 
 def test_nothing_is_sent_before_a_long_time_is_over(
     dataverse: Dataverse,
-    wire: Wire,
+    server: FakeServer,
     reply: Callable[..., None],
     make_reply: Callable[..., Reply],
     clock: FakeClock,
@@ -397,7 +403,7 @@ def test_nothing_is_sent_before_a_long_time_is_over(
     error = fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
     assert isinstance(error, DataverseThrottled)
     assert error.retry_after == 40
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
     clock.advance(40)
     assert dataverse.read(WHO_AM_I, deadline).status == 200
     assert clock.sleeps == []
@@ -409,30 +415,30 @@ def test_a_shorter_time_does_not_take_back_a_longer_one(dataverse: Dataverse, de
     fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
 
 
-def test_who_waited_in_place_looks_again(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock, deadline: Deadline
+def test_a_thread_that_waited_in_place_checks_again(
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock, deadline: Deadline
 ) -> None:
-    """Another thread may have been told to hold back for longer in the meantime."""
+    """Another thread may have been throttled for longer in the meantime."""
     throttled(dataverse, 2)
     clock.on_sleep = lambda: throttled(dataverse, 60)
     fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
-    assert wire.requests == []
+    assert server.requests == []
 
 
 def test_nobody_waits_in_place_beyond_the_deadline(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock
 ) -> None:
     throttled(dataverse, 4)
     fails(lambda: dataverse.read(WHO_AM_I, Deadline.after(clock, 3)), DataverseThrottled)
-    assert (wire.requests, clock.sleeps) == ([], [])
+    assert (server.requests, clock.sleeps) == ([], [])
 
 
 def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(
-    dataverse: Dataverse, wire: Wire, tokens: FixedTokens, deadline: Deadline
+    dataverse: Dataverse, server: FakeServer, tokens: FixedTokens, deadline: Deadline
 ) -> None:
     tokens.on_token = lambda: throttled(dataverse, 60)
     fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
-    assert wire.requests == []
+    assert server.requests == []
 
 
 # ---------------------------------------------------------------------------------------------- many threads
@@ -440,8 +446,8 @@ def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(
 
 def test_a_connection_is_for_one_thread_at_a_time(online: Dataverse, tls_server: TlsServer) -> None:
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: online.read(WHO_AM_I, in_time()), range(400)))
-    assert len({answer.request_id for answer in answers}) == 400
+        responses = list(pool.map(lambda _: online.read(WHO_AM_I, in_time()), range(400)))
+    assert len({response.request_id for response in responses}) == 400
     assert len(tls_server.requests) == 400
     assert tls_server.connections <= 16
     online.close()
@@ -497,13 +503,13 @@ def dribbling_last_body(server: TlsServer, connection: socket.socket) -> None:
 @pytest.mark.parametrize(
     "peer", [silent, dribbling_head, dribbling_headers, dribbling_body, dribbling_last_body]
 )
-def test_the_deadline_holds_whatever_the_peer_does(
+def test_the_deadline_is_kept_with_any_peer(
     peer: Callable[[TlsServer, socket.socket], None], online: Dataverse, tls_server: TlsServer
 ) -> None:
     """Each read is in time, the whole is not: the library's own time-outs would let it go on for minutes."""
     tls_server.serve = lambda connection: peer(tls_server, connection)
     fails(lambda: online.read(WHO_AM_I, soon()))
-    tls_server.serve = lambda connection: tls_server.answer(connection, b'{"a": 1}')
+    tls_server.serve = lambda connection: tls_server.respond(connection, b'{"a": 1}')
     assert online.read(WHO_AM_I, in_time()).json() == {"a": 1}, "who comes next is served"
 
 
@@ -533,7 +539,7 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced(
         if tls_server.connections == 1:
             tls_server.read(connection)
         else:
-            tls_server.answer(connection, b"{}")
+            tls_server.respond(connection, b"{}")
 
     tls_server.serve = serve
     for _ in range(2):

@@ -86,7 +86,7 @@ def test_an_operation_ends_by_the_deadline(
     chosen: float | None,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Whatever timeout the library has set, or none."""
+    """With any timeout of the library, or none."""
     connected: socket.socket = request.getfixturevalue(kind)
     connected.settimeout(chosen)
     with thread_deadline(SOON):

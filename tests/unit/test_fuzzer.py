@@ -36,14 +36,14 @@ def fuzz(
     return subprocess.run(command, cwd=root, check=False, capture_output=True, text=True, timeout=ENOUGH)  # noqa: S603
 
 
-def test_thousands_of_inputs_guided_by_coverage_have_one_of_the_three_answers(tmp_path: Path) -> None:
+def test_thousands_of_inputs_guided_by_coverage_have_one_of_the_three_results(tmp_path: Path) -> None:
     ended = fuzz(ROOT, 10_000, tmp_path / "found")
     assert ended.returncode == 0, ended.stderr[-2_000:]
     assert "Done 10000 runs" in ended.stderr
     assert any((tmp_path / "found").iterdir()), "something reached what the corpus does not"
 
 
-def test_a_fourth_answer_is_found_and_kept(tmp_path: Path) -> None:
+def test_a_fourth_result_is_found_and_kept(tmp_path: Path) -> None:
     """The fault that is planted in a copy is met by no event of the corpus."""
     for part in PARTS:
         shutil.copytree(ROOT / part, tmp_path / part)

@@ -177,23 +177,21 @@ def test_the_link_to_the_topic_is_opened_while_dataverse_is_asked(
     assert stage.sender.warmed_up == ["created"], "not for a message that is not a win"
 
 
-def test_the_event_is_the_same_whoever_publishes_it(
-    stage: Stage, make_message: Callable[..., Message]
-) -> None:
+def test_the_event_is_the_same_from_every_attempt(stage: Stage, make_message: Callable[..., Message]) -> None:
     stage.handler.handle(make_message())
     stage.handler.handle(make_message(message_id="another win", sequence_number=9))
     (_, first), (_, second) = stage.sent
     assert (first.message_id, first.body) == (second.message_id, second.body)
 
 
-def test_some_of_the_time_is_kept_for_putting_the_message_aside(
+def test_some_of_the_time_is_reserved_for_scheduling_a_retry(
     stage: Stage, make_message: Callable[..., Message]
 ) -> None:
     stage.handler.handle(make_message())
     assert stage.time_for_invoicing == 180
 
 
-# ---------------------------------------------------------------------------------------------- not ours
+# ---------------------------------------------------------------------------------------------- ignored
 
 
 def test_an_event_that_wins_nothing_is_one_log_line(
@@ -207,7 +205,7 @@ def test_an_event_that_wins_nothing_is_one_log_line(
     assert line.endswith(f" opportunity=unknown attempt=0 age=0s root={ROOT}")
 
 
-def test_an_opportunity_that_is_not_ours_is_one_log_line(
+def test_an_opportunity_that_is_ignored_is_one_log_line(
     stage: Stage, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.outcome = Ignored("the opportunity is not won")
@@ -240,13 +238,13 @@ def test_what_may_pass_is_tried_again_by_way_of_a_copy(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stage.outcome = error
-    message = make_message(properties={"of": "a stranger"})
+    message = make_message(properties={"of": "the sender"})
     stage.handler.handle(message)
     copy = stage.the_only_one_sent("won")
     assert copy.body == message.body
     assert copy.due is not None
     assert copy.due > clock.now()
-    assert copy.properties["of"] == "a stranger"
+    assert copy.properties["of"] == "the sender"
     assert copy.properties["InvoicingReason"] == error.reason
     assert copy.properties["InvoicingAttempt"] == 1
     assert copy.message_id != message.message_id, "duplicate detection would drop it"
@@ -389,7 +387,7 @@ def test_what_does_not_pass_in_its_time_is_parked(
     stage.handler.handle(aged(make_message(), error.policy, bound - timedelta(seconds=1)))
     assert stage.sent.pop()[0] == "won"
     caplog.clear()
-    message = aged(make_message(), error.policy, bound, of="a stranger")
+    message = aged(make_message(), error.policy, bound, of="the sender")
     stage.handler.handle(message)
     parked = stage.the_only_one_sent("failed")
     assert parked.body == message.body
@@ -397,7 +395,7 @@ def test_what_does_not_pass_in_its_time_is_parked(
     assert error.advice in str(parked.properties["DeadLetterErrorDescription"])
     assert parked.properties["InvoicingAttempt"] == 4
     assert parked.properties["InvoicingOriginalMessageId"] == "win-1"
-    assert parked.properties["of"] == "a stranger"
+    assert parked.properties["of"] == "the sender"
     (line,) = caplog.messages
     assert line.startswith(f"parked: reason={error.reason} opportunity={OPPORTUNITY} attempt=4")
 
@@ -451,7 +449,7 @@ def test_what_cannot_help_to_try_again_is_parked_at_once(
 # ---------------------------------------------------------------------------------------------- left to the broker
 
 
-def test_what_cannot_even_be_put_aside_is_left_to_the_broker(
+def test_a_message_that_cannot_be_rescheduled_is_left_to_the_broker(
     stage: Stage, make_message: Callable[..., Message], clock: FakeClock
 ) -> None:
     stage.sender.always = NotSent("x")
@@ -471,9 +469,7 @@ def test_a_bug_is_left_to_the_broker(stage: Stage, make_message: Callable[..., M
 # ---------------------------------------------------------------------------------------------- a whole state
 
 
-def test_a_chain_ends_whatever_happens(
-    stage: Stage, make_message: Callable[..., Message], clock: FakeClock
-) -> None:
+def test_retries_always_end(stage: Stage, make_message: Callable[..., Message], clock: FakeClock) -> None:
     """Three days of outage: some hundreds of copies, each with an id of its own, then the failed queue."""
     stage.outcome = DataverseUnreachable("x")
     message, ids = make_message(), set()
@@ -520,11 +516,11 @@ def test_a_retry_belongs_to_the_trace_of_the_attempt(
 ) -> None:
     """The host takes the older name where the newer is missing: it must not lead back to the first attempt."""
     stage.outcome = DataverseUnreachable("x")
-    stage.handler.handle(make_message(properties={**STALE, "of": "a stranger"}), traceparent=HOSTS)
+    stage.handler.handle(make_message(properties={**STALE, "of": "the sender"}), traceparent=HOSTS)
     copy = stage.the_only_one_sent("won")
     assert copy.properties["traceparent"] == HOSTS
     assert "Diagnostic-Id" not in copy.properties
-    assert copy.properties["of"] == "a stranger"
+    assert copy.properties["of"] == "the sender"
 
 
 def test_a_retry_without_room_for_the_senders_properties_belongs_to_the_trace(

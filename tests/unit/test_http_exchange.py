@@ -156,7 +156,7 @@ def test_urls_are_encoded_as_by_the_library(text: str) -> None:
 def test_a_request_without_a_body_says_so_where_one_could_be_expected(
     method: str, length: str | None, exchange: HttpExchange, tls_server: TlsServer
 ) -> None:
-    tls_server.serve = lambda connection: tls_server.answer(connection, b"")
+    tls_server.serve = lambda connection: tls_server.respond(connection, b"")
     exchange.send(Request(method, "/x", {}), BOUND)
     assert tls_server.requests[0].headers.get("content-length") == length
 
@@ -174,7 +174,7 @@ def test_cookies_redirects_and_netrc_do_not_come_into_play(
     netrc.write_text("machine 127.0.0.1 login somebody password else")
     os.chmod(netrc, 0o600)  # noqa: PTH101 - as the shell would
     monkeypatch.setenv("NETRC", str(netrc))
-    tls_server.serve = lambda connection: tls_server.answer(
+    tls_server.serve = lambda connection: tls_server.respond(
         connection,
         b"{}",
         "Set-Cookie: ARRAffinity=web-1; Path=/; Secure; HttpOnly",
@@ -211,20 +211,20 @@ def test_head_and_body_are_sent_at_once(exchange: HttpExchange, tls_server: TlsS
 @pytest.mark.usefixtures("trusted")
 def test_a_compressed_response_is_decoded(exchange: HttpExchange, tls_server: TlsServer) -> None:
     body = gzip.compress(b'{"a": 1}')
-    tls_server.serve = lambda connection: tls_server.answer(connection, body, "Content-Encoding: gzip")
+    tls_server.serve = lambda connection: tls_server.respond(connection, body, "Content-Encoding: gzip")
     assert exchange.send(GET, BOUND).body == b'{"a": 1}'
 
 
 @pytest.mark.usefixtures("trusted")
 def test_a_response_without_a_body_has_no_bytes(exchange: HttpExchange, tls_server: TlsServer) -> None:
-    tls_server.serve = lambda connection: tls_server.answer(connection, b"", status="204 No Content")
+    tls_server.serve = lambda connection: tls_server.respond(connection, b"", status="204 No Content")
     response = exchange.send(GET, BOUND)
     assert (response.status, response.body) == (204, b"")
 
 
 @pytest.mark.usefixtures("trusted")
 def test_headers_of_a_response_are_found_in_lower_case(exchange: HttpExchange, tls_server: TlsServer) -> None:
-    tls_server.serve = lambda connection: tls_server.answer(
+    tls_server.serve = lambda connection: tls_server.respond(
         connection, b"{}", "Retry-AFTER: 7", "X: 1", "X: 2"
     )
     headers = exchange.send(GET, BOUND).headers
@@ -381,7 +381,7 @@ def test_a_response_ends_by_the_deadline(
     with pytest.raises(NoResponse, match="timeout"):
         exchange.send(Request("POST", "/path", {}, bytes(1 << 25)), SOON)
     assert time.monotonic() - started < BOUND
-    tls_server.serve = lambda connection: tls_server.answer(connection, b'{"a": 1}')
+    tls_server.serve = lambda connection: tls_server.respond(connection, b'{"a": 1}')
     assert exchange.send(GET, BOUND).body == b'{"a": 1}', "the next request is served"
 
 
@@ -470,7 +470,7 @@ def test_a_hundred_hung_requests_do_not_keep_the_next_one_from_being_served(
     with ThreadPoolExecutor(25) as pool:
         list(pool.map(hang, range(100)))
     tls_server.cut_off()
-    tls_server.serve = lambda connection: tls_server.answer(connection, b"{}")
+    tls_server.serve = lambda connection: tls_server.respond(connection, b"{}")
     assert exchange.send(GET, BOUND).status == 200
     ours = [thread for thread in threading.enumerate() if thread.name == "http connection"]
     assert len(ours) <= 1, f"{before} threads before"

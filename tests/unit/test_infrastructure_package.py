@@ -102,7 +102,7 @@ def test_contains_the_pinned_dependencies_for_the_python_of_the_app(built: Packa
     assert all(tag in name or ".abi3." in name for name in compiled), compiled
 
 
-def test_nothing_tells_of_the_machine_that_built_it(built: Package) -> None:
+def test_the_package_contains_nothing_of_the_machine_that_built_it(built: Package) -> None:
     with zipfile.ZipFile(built.path) as archive:
         entries = archive.infolist()
 

@@ -61,7 +61,7 @@ def test_the_event_id_of_an_invoice_never_changes(invoice_id: str, event_id: str
 
 
 def test_the_body_depends_on_the_invoice_alone() -> None:
-    """Equal invoice, equal bytes, whoever won and whatever the trace: so that repetitions are no news."""
+    """An equal invoice has equal bytes for any win and trace, so that repetitions are recognised."""
     one = invoice_created(INVOICE, dataverse_url=URL, correlation_id="a", traceparent="00-1")
     other = invoice_created(replace(INVOICE), dataverse_url=URL + "/", correlation_id="b", traceparent="00-2")
     assert one.body == other.body
@@ -130,7 +130,7 @@ def test_what_dataverse_does_not_know_is_null() -> None:
     assert "columns" not in data
 
 
-def test_a_pricing_error_is_told() -> None:
+def test_a_pricing_error_is_published() -> None:
     assert event_of(replace(INVOICE, pricing_error_code=6))["data"]["pricingErrorCode"] == 6
     assert event_of(INVOICE)["data"]["pricingErrorCode"] is None
 

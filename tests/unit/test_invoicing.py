@@ -110,24 +110,24 @@ FULL = {
 
 @dataclass
 class FakeDataverse:
-    """Answers as told, in order, and keeps what it was asked."""
+    """Returns the given outcomes in order, and keeps the requests."""
 
-    answers: list[list[Response] | Response | InvoicingFailure]
+    outcomes: list[list[Response] | Response | InvoicingFailure]
     asked: list[object] = field(default_factory=list)
     deadlines: set[Deadline] = field(default_factory=set)
 
     def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
         self.asked.append(list(operations))
         self.deadlines.add(deadline)
-        answers = self.answers.pop(0)
-        if isinstance(answers, InvoicingFailure):
-            raise answers
-        if isinstance(answers, Response):
+        outcomes = self.outcomes.pop(0)
+        if isinstance(outcomes, InvoicingFailure):
+            raise outcomes
+        if isinstance(outcomes, Response):
             # To the retrieve of an invoice, which has no lines here.
-            answers = [answers, NONE]
-        assert isinstance(answers, list)
-        assert len(answers) == len(operations)
-        return answers
+            outcomes = [outcomes, NONE]
+        assert isinstance(outcomes, list)
+        assert len(outcomes) == len(operations)
+        return outcomes
 
 
 @pytest.fixture
@@ -142,32 +142,32 @@ class Outcome:
 
 
 class Ensure:
-    """Asks for the invoice of an opportunity at a Dataverse that answers as told."""
+    """Asks for the invoice of an opportunity of a Dataverse with the given outcomes."""
 
     def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
 
     def __call__(
         self,
-        *answers: list[Response] | Response | InvoicingFailure,
+        *outcomes: list[Response] | Response | InvoicingFailure,
         ordered: OrderedOpportunity = OrderedOpportunity.SKIP,
         owner: InvoiceOwner = InvoiceOwner.OPPORTUNITY,
     ) -> Outcome:
-        fake = FakeDataverse(list(answers))
+        fake = FakeDataverse(list(outcomes))
         dataverse = cast("Dataverse", fake)
         invoicing = Invoicing(dataverse, InvoiceReader(dataverse), ordered, owner)
         try:
             value = invoicing.ensure_invoice(OPPORTUNITY, self._deadline)
         finally:
-            assert not fake.answers, "all that was expected was asked, and nothing more"
+            assert not fake.outcomes, "every expected request was made, and no other"
             assert fake.deadlines == {self._deadline}
         return Outcome(value, fake.asked)
 
     def fails(
-        self, expected: type[InvoicingFailure], *answers: list[Response] | Response | InvoicingFailure
+        self, expected: type[InvoicingFailure], *outcomes: list[Response] | Response | InvoicingFailure
     ) -> InvoicingFailure:
         with pytest.raises(expected) as raised:
-            self(*answers)
+            self(*outcomes)
         assert type(raised.value) is expected
         return raised.value
 
@@ -254,7 +254,7 @@ def test_the_note_explains_itself_to_the_salesperson(ensure: Ensure) -> None:
 
 
 @pytest.mark.parametrize("statecode", [0, 1, 2])
-def test_an_existing_invoice_is_used_whoever_created_it(statecode: int, ensure: Ensure) -> None:
+def test_an_existing_invoice_is_used_no_matter_who_created_it(statecode: int, ensure: Ensure) -> None:
     existing = rows(invoice_row(statecode=statecode))
     unreadable = error(403)
     outcome = ensure(check(invoices=existing, orders=unreadable, closes=unreadable), ok(FULL))
@@ -640,7 +640,7 @@ def test_an_assignment_that_an_interruption_prevented_is_made_the_next_time(ensu
         "ours anyway",
     ],
 )
-def test_an_invoice_that_is_not_ours_to_assign_stays_as_it_is(
+def test_an_invoice_that_the_function_may_not_assign_stays_as_it_is(
     state: Response, claims: Response, invoices: Response, ensure: Ensure
 ) -> None:
     outcome = ensure(check(state, claims=claims, invoices=invoices), ok(FULL))
@@ -694,7 +694,7 @@ def test_what_an_invoice_may_lack(ensure: Ensure) -> None:
     assert (bare.customer, bare.currency) == (None, None)
 
 
-def test_a_customer_whose_table_is_not_told(ensure: Ensure) -> None:
+def test_a_customer_without_the_name_of_its_table(ensure: Ensure) -> None:
     name = "_customerid_value@Microsoft.Dynamics.CRM.lookuplogicalname"
     assert retrieved(ensure, **{name: None}).customer == Customer("unknown", ACCOUNT)
 

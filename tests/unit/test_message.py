@@ -130,7 +130,7 @@ def test_without_a_sequence_number_no_two_deliveries_are_taken_for_one() -> None
     assert one.root.endswith("@2026-03-01T12:00:00+00:00")
 
 
-def test_a_copy_is_the_next_of_its_chain() -> None:
+def test_a_retry_has_the_next_attempt() -> None:
     first = RetryState.of(message())
     second = delivered(first, UNREACHABLE, NOON + timedelta(seconds=9))
     third = delivered(second, UNREACHABLE, NOON + timedelta(seconds=30))
@@ -142,8 +142,8 @@ def test_a_copy_is_the_next_of_its_chain() -> None:
     assert len({state.parked_message_id for state in (first, second, third)} | {third.message_id}) == 4
 
 
-def test_whoever_makes_a_copy_gives_it_the_same_id() -> None:
-    """It may be sent twice: when the answer to the first send is lost, or by two who handle the same delivery."""
+def test_every_copy_of_a_retry_has_the_same_id() -> None:
+    """It may be sent twice: the first confirmation is lost, or two workers have the same delivery."""
     once, again = (RetryState.of(message()).next(UNREACHABLE, backoff=1) for _ in range(2))
     assert once.message_id == again.message_id
 
@@ -183,7 +183,7 @@ def test_a_root_that_no_retry_carries_is_not_used(root: object) -> None:
 
 
 @pytest.mark.parametrize("count", [None, -1, "3", 3.0, 2**31, 1_000_001, float("nan"), [1]])
-def test_a_count_that_no_chain_could_have_is_not_taken(count: object) -> None:
+def test_a_count_that_no_message_could_have_is_ignored(count: object) -> None:
     state = RetryState.of(message(InvoicingAttempt=count, InvoicingBackoff=count))
     assert (state.attempt, state.backoff) == (0, 0)
 
@@ -237,7 +237,7 @@ ANYTHING = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(names.RETRY_PROPERTIES)), ANYTHING))
-def test_no_property_makes_a_chain_fail_stand_still_or_live_for_ever(properties: dict[str, object]) -> None:
+def test_no_property_makes_retries_fail_stop_or_never_end(properties: dict[str, object]) -> None:
     state = RetryState.of(message(NOON, **properties))
     assert timedelta(0) <= state.age_in(RetryPolicy.OUTAGE) <= state.seen - state.policy_since
     copy = delivered(state, UNREACHABLE, NOON + timedelta(days=4))

@@ -130,7 +130,7 @@ DOCUMENTS = st.lists(PIECES, max_size=24).map(b"".join)
 @given(DOCUMENTS)
 @example(b"--b\r\n\r\n--b--")
 @example(b"--b\r\n--b--")
-def test_whatever_is_split_the_standard_library_splits_alike(document: bytes) -> None:
+def test_the_standard_library_splits_every_body_alike(document: bytes) -> None:
     """It may be more patient with headers that are none: what is found here is what it finds, or nothing."""
     found = bodies(CONTENT_TYPE, document)
     expected = parts_of_email(CONTENT_TYPE, document)

@@ -41,12 +41,12 @@ def test_every_event_of_the_corpus_is_read_as_its_file_says(event_case: EventCas
         )
     else:
         name = "not a win" if isinstance(result, Ignored) else type(result).__name__
-        assert name == event_case.expect, told(result)
+        assert name == event_case.expect, text_of(result)
         for part in event_case.says:
-            assert part in told(result)
+            assert part in text_of(result)
 
 
-def told(result: OpportunityWon | Ignored | InvalidEvent | OtherOrganization) -> str:
+def text_of(result: OpportunityWon | Ignored | InvalidEvent | OtherOrganization) -> str:
     if isinstance(result, OpportunityWon):
         return result.shape
     return result.reason if isinstance(result, Ignored) else result.description
@@ -78,11 +78,11 @@ def test_personal_data_is_never_quoted_wherever_it_stands(event_case: EventCase)
     for body in [event_case.body, *bodies]:
         marked: dict[str, object] = dict.fromkeys(event_case.properties, marker)
         for properties in (event_case.properties, marked):
-            answer = told(read(replace(event_case, body=body, properties=properties)))
-            assert answer.isascii()
-            assert "\n" not in answer
-            assert "Jane" not in answer
-            assert "jane" not in answer
+            text = text_of(read(replace(event_case, body=body, properties=properties)))
+            assert text.isascii()
+            assert "\n" not in text
+            assert "Jane" not in text
+            assert "jane" not in text
 
 
 def test_every_case_says_where_it_comes_from_and_what_is_confirmed(event_case: EventCase) -> None:
@@ -127,13 +127,13 @@ def test_a_property_that_is_there_twice_in_different_case_is_refused_where_it_is
 
 
 @pytest.mark.parametrize("name", hostile_messages().keys())
-def test_a_message_full_of_one_thing_has_one_of_the_three_answers(name: str, judge_event: Judge) -> None:
+def test_a_message_full_of_one_thing_has_one_of_the_three_results(name: str, judge_event: Judge) -> None:
     """benchmarks/parser.py says how long each takes."""
     body, properties = hostile_messages()[name]
     judge_event(body, properties, "application/json")
 
 
-def test_deep_nesting_is_told_in_words() -> None:
+def test_deep_nesting_is_described() -> None:
     with pytest.raises(InvalidEvent, match="nested too deeply"):
         parse_event(hostile_messages()["nested lists, closed"][0], {}, None)
 

@@ -98,7 +98,7 @@ FORMS = st.sampled_from(["D", "N", "B", "Dupper", "Nupper", "Bupper"])
 
 @SETTINGS
 @given(st.binary(max_size=2_000), PROPERTIES, CONTENT_TYPES)
-def test_any_bytes_have_one_of_the_three_answers(
+def test_any_bytes_have_one_of_the_three_results(
     judge_event: Judge, body: bytes, properties: Document, content_type: str | None
 ) -> None:
     judge_event(body, properties, content_type)
@@ -106,7 +106,7 @@ def test_any_bytes_have_one_of_the_three_answers(
 
 @SETTINGS
 @given(JSON | FAMILIAR, PROPERTIES, CONTENT_TYPES)
-def test_any_json_has_one_of_the_three_answers(
+def test_any_json_has_one_of_the_three_results(
     judge_event: Judge, document: object, properties: Document, content_type: str | None
 ) -> None:
     judge_event(json.dumps(document).encode(), properties, content_type)
@@ -114,7 +114,7 @@ def test_any_json_has_one_of_the_three_answers(
 
 @SETTINGS
 @given(st.dictionaries(WORDS, FAMILIAR, min_size=2, max_size=12), PROPERTIES, CONTENT_TYPES)
-def test_familiar_nonsense_has_one_of_the_three_answers(
+def test_familiar_nonsense_has_one_of_the_three_results(
     judge_event: Judge, document: Document, properties: Document, content_type: str | None
 ) -> None:
     judge_event(json.dumps(document).encode(), properties, content_type)
@@ -145,7 +145,7 @@ def test_a_plain_win_is_read_however_its_ids_are_written(
 @given(
     GUIDS, FORMS, st.randoms(use_true_random=False), st.dictionaries(st.text(min_size=1), JSON, max_size=5)
 )
-def test_a_win_is_read_whatever_the_case_order_and_unknown_members(
+def test_a_win_is_read_with_any_case_order_and_unknown_members(
     opportunity: uuid.UUID, form: str, chance: random.Random, unknown: Document
 ) -> None:
     reference = {"Id": written(opportunity, form), "LogicalName": "opportunity"}
@@ -179,7 +179,7 @@ def test_a_win_is_read_whatever_the_case_order_and_unknown_members(
     assert won.opportunity_id == str(opportunity)
 
 
-def test_thousands_of_mutations_of_the_corpus_have_one_of_the_three_answers(
+def test_thousands_of_mutations_of_the_corpus_have_one_of_the_three_results(
     judge_event: Judge, fuzz_seeds: list[tuple[bytes, dict[str, object], str | None]]
 ) -> None:
     """The fuzzer's short form: seeded, so that a failure can be repeated."""

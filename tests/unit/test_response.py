@@ -44,7 +44,7 @@ OVERLOADED = {
 ITS_BACKEND_FAILS = {"0x80048d03", "0x80048d07", "0x80048d0a", "0x80048d0f", "0x80048d10"}
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> Response:
+def response_with(status: int, body: bytes = b"", **headers: str) -> Response:
     return Response(
         status, {name.replace("_", "-"): text for name, text in headers.items()}, body, "r-1", NOON
     )
@@ -58,7 +58,7 @@ def failed(
     **headers: str,
 ) -> Response:
     error = {"code": code, "message": message, **(annotations or {})}
-    return answer(status, json.dumps({"error": error}).encode(), **headers)
+    return response_with(status, json.dumps({"error": error}).encode(), **headers)
 
 
 def decision(response: Response) -> InvoicingFailure:
@@ -73,24 +73,24 @@ def decision(response: Response) -> InvoicingFailure:
 
 @pytest.mark.parametrize("body", [b"", b" \r\n"])
 def test_a_success_without_a_body_is_an_empty_object(body: bytes) -> None:
-    assert answer(204, body).json() == {}
+    assert response_with(204, body).json() == {}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
-    assert answer(200, b'\xef\xbb\xbf{"a": "\xc3\xa4"}').json() == {"a": "ä"}
+    assert response_with(200, b'\xef\xbb\xbf{"a": "\xc3\xa4"}').json() == {"a": "ä"}
 
 
 @pytest.mark.parametrize(
     "digits", ["1250.40", "0.1", "-0.005", "922337203685477.5807", "1e-10", "1.2345678901234567890"]
 )
 def test_money_is_exact(digits: str) -> None:
-    value = answer(200, b'{"totalamount": %s}' % digits.encode()).json()["totalamount"]
+    value = response_with(200, b'{"totalamount": %s}' % digits.encode()).json()["totalamount"]
     assert isinstance(value, Decimal)
     assert value == Decimal(digits)
 
 
 def test_whole_numbers_stay_whole() -> None:
-    assert answer(201, b'{"a": 1250}').json() == {"a": 1250}
+    assert response_with(201, b'{"a": 1250}').json() == {"a": 1250}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_success_that_is_no_json_object_comes_from_another_server(body: bytes)
     with pytest.raises(
         DataverseUnavailable, match="A response with status 200 is not Dataverse's JSON"
     ) as raised:
-        answer(200, body).json()
+        response_with(200, body).json()
     assert raised.value.request_id == "r-1"
 
 
@@ -121,7 +121,7 @@ def test_a_success_that_is_no_json_object_comes_from_another_server(body: bytes)
     "number", [b"1E99999999999999999999", b"-1E99999999999999999999", b"9" * 5_000, b"0." + b"1" * 5_000]
 )
 def test_a_number_that_no_column_can_hold_harms_nothing_but_itself(number: bytes) -> None:
-    document = answer(200, b'{"a": %s, "b": 1}' % number).json()
+    document = response_with(200, b'{"a": %s, "b": 1}' % number).json()
     assert math.isnan(document["a"])
     assert document["b"] == 1
 
@@ -129,11 +129,11 @@ def test_a_number_that_no_column_can_hold_harms_nothing_but_itself(number: bytes
 @pytest.mark.parametrize("body", [b'{"value": {}}', b'{"value": [1]}', b"{}"])
 def test_what_has_no_rows_is_no_response_to_a_query(body: bytes) -> None:
     with pytest.raises(DataverseUnavailable, match="no usable value"):
-        answer(200, body).records()
+        response_with(200, body).records()
 
 
 def test_rows_remember_their_request() -> None:
-    (row,) = answer(200, b'{"value": [{"a": 1}]}').records()
+    (row,) = response_with(200, b'{"value": [{"a": 1}]}').records()
     assert (row.integer("a"), row.request_id) == (1, "r-1")
 
 
@@ -161,7 +161,7 @@ def test_rows_remember_their_request() -> None:
         ("80060888", DataverseNotFound),
     ],
 )
-def test_a_code_decides_whatever_the_status(codes: str, expected: type[InvoicingFailure]) -> None:
+def test_a_code_decides_with_any_status(codes: str, expected: type[InvoicingFailure]) -> None:
     for code in codes.split():
         for status in (*PLUG_IN_STATUSES, 422, 501):
             if status == 429:
@@ -224,7 +224,7 @@ def test_the_status_decides_last(
         assert type(decision(failed(status, "", "Why."))) is with_text
         assert type(decision(failed(status, "0x80099999", ""))) is with_text
         for body in (b"<html>", b"", b'{"error": "Why."}', b'{"error": {"code": "", "message": ""}}'):
-            raised = decision(answer(status, body))
+            raised = decision(response_with(status, body))
             assert type(raised) is without
             assert raised.description.startswith(f"Dataverse responded {status}.")
 
@@ -267,7 +267,7 @@ def test_of_an_error_only_its_own_text_is_kept_in_one_short_line() -> None:
         "@Microsoft.PowerApps.CDS.TraceText": "secret",
         "innererror": {"message": "secret"},
     }
-    said = decision(answer(400, json.dumps({"error": error}).encode())).description
+    said = decision(response_with(400, json.dumps({"error": error}).encode())).description
     assert said.startswith("Dataverse responded 400 0x80099999")
     assert ": Refused: because\ufffd\ufffd[31m. xxx" in said
     assert "secret" not in said
@@ -281,7 +281,7 @@ def test_of_an_error_only_its_own_text_is_kept_in_one_short_line() -> None:
     [None, "text", [], {}, {"code": None, "message": None}, {"code": 5, "message": {}}, {"code": True}],
 )
 def test_an_error_may_have_any_form(error: object) -> None:
-    assert type(decision(answer(500, json.dumps({"error": error}).encode()))) is DataverseUnavailable
+    assert type(decision(response_with(500, json.dumps({"error": error}).encode()))) is DataverseUnavailable
 
 
 # ---------------------------------------------------------------------------------------------- redirects, 403
@@ -309,7 +309,7 @@ def test_an_error_may_have_any_form(error: object) -> None:
     ],
 )
 def test_a_redirect_names_the_host_of_its_target(location: str, says: str) -> None:
-    raised = decision(answer(302, location=location))
+    raised = decision(response_with(302, location=location))
     assert type(raised) is DataverseUnavailable
     assert raised.description.startswith("Dataverse responded 302. ")
     assert says in raised.description
@@ -317,7 +317,7 @@ def test_a_redirect_names_the_host_of_its_target(location: str, says: str) -> No
 
 
 def test_a_403_without_a_text_says_what_it_may_be() -> None:
-    raised = decision(answer(403))
+    raised = decision(response_with(403))
     assert "administration mode" in raised.description
     assert "IP firewall" in raised.description
     assert "administration" not in decision(failed(403, "0x80042f09", "No roles.")).description
@@ -347,8 +347,8 @@ def test_a_403_without_a_text_says_what_it_may_be() -> None:
     ],
 )
 def test_a_time_to_wait_has_many_forms(header: str, seconds: float | None) -> None:
-    assert answer(429, retry_after=header).retry_after == seconds
-    assert answer(429).retry_after is None
+    assert response_with(429, retry_after=header).retry_after == seconds
+    assert response_with(429).retry_after is None
 
 
 @pytest.mark.parametrize(
@@ -359,8 +359,8 @@ def test_a_time_to_wait_is_bounded(asked: float, waits: float) -> None:
 
 
 def test_a_wait_that_is_shortened_says_so() -> None:
-    raised = decision(answer(429, retry_after="3600"))
+    raised = decision(response_with(429, retry_after="3600"))
     assert isinstance(raised, DataverseThrottled)
     assert raised.retry_after == 900
     assert raised.description.endswith("It asks to wait 3600 s; it is asked again after 900 s.")
-    assert "asks" not in decision(answer(429, retry_after="900")).description
+    assert "asks" not in decision(response_with(429, retry_after="900")).description

@@ -41,7 +41,7 @@ US = "465b158c-5fe4-ea11-a813-000d3a33f47e"
 WRITE = Update(f"invoices({INVOICE})", {"ownerid@odata.bind": f"/systemusers({SELLER})"}, 'W/"1"')
 ASSIGNMENT = Assignment(WRITE, US, f"the systemuser {SELLER}")
 
-Answer = list[Response] | Response | InvoicingFailure
+Outcome = list[Response] | Response | InvoicingFailure
 
 
 def ok(document: object, status: int = 200) -> Response:
@@ -68,9 +68,9 @@ DONE = Response(204, {}, b"", "r-1", datetime(2026, 3, 1, tzinfo=UTC))
 
 @dataclass
 class FakeDataverse:
-    """Responds as it is told, in order, and keeps what it was asked."""
+    """Returns the given outcomes in order, and keeps the requests."""
 
-    answers: list[Answer]
+    outcomes: list[Outcome]
     asked: list[Any] = field(default_factory=list)
     left: list[float] = field(default_factory=list)
 
@@ -78,27 +78,27 @@ class FakeDataverse:
         assert not deadline.passed
         self.left.append(deadline.remaining)
         self.asked.append(list(operations))
-        answers = self._next()
-        assert isinstance(answers, list)
-        assert len(answers) == len(operations)
-        return answers
+        outcomes = self._next()
+        assert isinstance(outcomes, list)
+        assert len(outcomes) == len(operations)
+        return outcomes
 
     def read(self, read: Read, deadline: Deadline) -> Response:
         assert not deadline.passed
         self.asked.append(read)
-        answer = self._next()
-        assert isinstance(answer, Response)
-        return answer
+        outcome = self._next()
+        assert isinstance(outcome, Response)
+        return outcome
 
     def _next(self) -> list[Response] | Response:
-        answer = self.answers.pop(0)
-        if isinstance(answer, InvoicingFailure):
-            raise answer
-        return answer
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, InvoicingFailure):
+            raise outcome
+        return outcome
 
 
 class Reading:
-    """A reader with a Dataverse that responds as told."""
+    """A reader with a Dataverse that has the given outcomes."""
 
     def __init__(self, deadline: Deadline) -> None:
         self.deadline = deadline
@@ -109,12 +109,12 @@ class Reading:
         self.reader = InvoiceReader(cast("Dataverse", self.fake), names)
         return self
 
-    def __call__(self, *answers: Answer, assignment: Assignment | None = None) -> Invoice:
-        self.fake.answers = list(answers)
+    def __call__(self, *outcomes: Outcome, assignment: Assignment | None = None) -> Invoice:
+        self.fake.outcomes = list(outcomes)
         try:
             return self.reader.retrieve(INVOICE, self.deadline, assignment)
         finally:
-            assert not self.fake.answers, "everything that was expected was asked"
+            assert not self.fake.outcomes, "every expected request was made"
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_an_invoice_that_changed_otherwise_is_assigned_in_its_present_version(
 
 @pytest.mark.parametrize("again", [[CHANGED_MEANWHILE], [error(403)], DataverseUnreachable("It broke off.")])
 def test_an_assignment_is_repeated_once(
-    again: Answer, reading: Reading, caplog: pytest.LogCaptureFixture
+    again: Outcome, reading: Reading, caplog: pytest.LogCaptureFixture
 ) -> None:
     invoice = reading([CHANGED_MEANWHILE, changed(US), lines(line(1))], again, assignment=ASSIGNMENT)
     assert len(invoice.lines) == 1

@@ -125,11 +125,11 @@ def test_an_event_that_is_not_taken_is_sent_again_under_the_same_id(
     assert sender.tries[0][1].message_id == EVENT.message_id
 
 
-def test_publishing_leaves_time_to_put_the_message_aside(
+def test_publishing_leaves_time_to_schedule_a_retry(
     service_bus: ServiceBus, sender: RecordingSender, clock: FakeClock, deadline: Deadline
 ) -> None:
-    sender.always = NotSent("the broker did not answer in time")
-    with pytest.raises(PublishFailed, match="not published: the broker did not answer in time"):
+    sender.always = NotSent("the broker did not respond in time")
+    with pytest.raises(PublishFailed, match="not published: the broker did not respond in time"):
         service_bus.publish(EVENT, deadline)
     assert len(sender.tries) > 1
     assert 240 - deadline.remaining <= 40
@@ -148,7 +148,7 @@ def test_an_event_that_is_too_large_is_not_tried_again(
 # ---------------------------------------------------------------------------------------------- schedule
 
 
-def test_a_copy_is_the_message_with_its_place_in_the_chain(
+def test_a_retry_is_the_message_with_its_retry_state(
     service_bus: ServiceBus,
     sender: RecordingSender,
     make_message: Callable[..., Message],
@@ -270,7 +270,7 @@ def test_a_name_that_cannot_be_sent_is_dropped_too() -> None:
         max_size=4,
     )
 )
-def test_whatever_is_kept_the_library_can_encode(properties: dict[str, object]) -> None:
+def test_the_library_can_encode_every_kept_property(properties: dict[str, object]) -> None:
     kept = cast("dict[str | bytes, Any]", encodable_properties(properties, frozenset()))
     message = ServiceBusMessage(b"", application_properties=kept)
     encode_payload(bytearray(), PyamqpTransport.to_outgoing_amqp_message(message.raw_amqp_message))

@@ -70,20 +70,20 @@ def test_no_representation_shows_a_key() -> None:
     assert KEY not in str(settings.connection)
 
 
-def test_every_problem_of_service_bus_is_told_at_once() -> None:
-    told = problems(service_bus_settings, {"INVOCATION_DEADLINE_SECONDS": "soon"})
-    assert [sentence.split()[3] for sentence in told] == [
+def test_every_problem_of_service_bus_is_reported_at_once() -> None:
+    reported = problems(service_bus_settings, {"INVOCATION_DEADLINE_SECONDS": "soon"})
+    assert [sentence.split()[3] for sentence in reported] == [
         "ServiceBusConnection__fullyQualifiedNamespace",
         "OPPORTUNITY_WON_QUEUE",
         "OPPORTUNITY_WON_FAILED_QUEUE",
         "INVOICE_CREATED_TOPIC",
         "INVOCATION_DEADLINE_SECONDS",
     ]
-    assert told[1] == (
+    assert reported[1] == (
         "The app setting OPPORTUNITY_WON_QUEUE is missing: it should be the name of the queue, "
         "such as opportunity-won."
     )
-    assert told[4] == (
+    assert reported[4] == (
         "The app setting INVOCATION_DEADLINE_SECONDS is not valid: it should be a number of seconds from 1 to "
         "285, such as 240."
     )
@@ -217,8 +217,8 @@ def test_as_many_columns_as_there_may_be() -> None:
     assert dataverse_settings({**DATAVERSE, "INVOICE_COLUMNS": " ".join(names)}).invoice_columns == names
 
 
-def test_every_problem_of_dataverse_is_told_at_once() -> None:
-    told = problems(
+def test_every_problem_of_dataverse_is_reported_at_once() -> None:
+    reported = problems(
         dataverse_settings,
         {
             "AZURE_CLIENT_ID": "me",
@@ -228,7 +228,7 @@ def test_every_problem_of_dataverse_is_told_at_once() -> None:
             "INVOICE_COLUMNS": "?",
         },
     )
-    assert [sentence.split()[3] for sentence in told] == [
+    assert [sentence.split()[3] for sentence in reported] == [
         "DATAVERSE_URL",
         "AZURE_CLIENT_ID",
         "DATAVERSE_ORGANIZATION_ID",
@@ -236,8 +236,8 @@ def test_every_problem_of_dataverse_is_told_at_once() -> None:
         "INVOICE_OWNER",
         "INVOICE_COLUMNS",
     ]
-    assert told[4].endswith("it should be opportunity or application-user.")
-    assert told[3].endswith("it should be skip or invoice.")
+    assert reported[4].endswith("it should be opportunity or application-user.")
+    assert reported[3].endswith("it should be skip or invoice.")
 
 
 def test_retrying_by_default() -> None:
@@ -425,10 +425,10 @@ def test_queues_suffice_for_messages_to_wait() -> None:
 
 
 def test_all_settings_have_all_problems() -> None:
-    told = problems(
+    reported = problems(
         Settings.of, {**ENTITIES, **IDENTITY, "RETRY_OPEN_SECONDS": "0", "INVOICE_CREATED_TOPIC": ""}
     )
-    assert [sentence.split()[3] for sentence in told] == [
+    assert [sentence.split()[3] for sentence in reported] == [
         "INVOICE_CREATED_TOPIC",
         "RETRY_OPEN_SECONDS",
         "DATAVERSE_URL",

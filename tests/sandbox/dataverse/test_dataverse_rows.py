@@ -193,7 +193,7 @@ def test_notes_go_with_their_opportunity_and_orders_stay(world: World) -> None:
     assert world.admin.get(f"salesorders({order})")["_opportunityid_value"] is None
 
 
-def test_the_log_tells_who_changed_what_in_which_request(world: World) -> None:
+def test_the_log_shows_who_changed_what_in_which_request(world: World) -> None:
     start = len(world.app.store.commits)
     account = world.admin.create("accounts", {"name": "A"})
     world.admin.call(

@@ -71,7 +71,7 @@ def test_a_refusal_has_no_token(world: World, fault: Fault, status: int) -> None
 
 
 @pytest.mark.parametrize("kind", [Kind.HTML, Kind.TRUNCATED])
-def test_an_answer_that_is_no_json(world: World, kind: Kind) -> None:
+def test_a_response_that_is_not_json(world: World, kind: Kind) -> None:
     answer = world.ask(Fault(kind))
     assert answer.status_code == 200
     with pytest.raises(requests.exceptions.JSONDecodeError):

@@ -112,7 +112,7 @@ def test_a_reset_comes_after_the_server_has_acted(world: World) -> None:
     assert world.received == [b"hello"]
 
 
-def test_an_answer_is_cut_after_so_many_bytes(world: World) -> None:
+def test_a_response_is_cut_after_so_many_bytes(world: World) -> None:
     world.fault(Kind.CUT, bytes=100)
     assert world.asked() == GREETING[:100]
     assert world.received == [b"hello"]
@@ -134,7 +134,7 @@ def test_a_silence_ends_after_its_time(world: World) -> None:
         world.asked()
 
 
-def test_late_and_dribbled_answers_are_whole(world: World) -> None:
+def test_late_and_dribbled_responses_are_complete(world: World) -> None:
     for kind in (Kind.DELAY, Kind.DRIBBLE):
         world.fault(kind, seconds=0.05)
         assert world.asked() == GREETING + b"hello"

@@ -58,7 +58,7 @@ def test_host_json_is_read_with_comments(app: Path) -> None:
     assert host(app) == HostConfiguration(timedelta(seconds=20), 3, timedelta(minutes=5), 1)
 
 
-def test_app_settings_override_host_json_whatever_their_case(app: Path) -> None:
+def test_app_settings_override_host_json_in_any_case(app: Path) -> None:
     overridden = host(
         app,
         AzureFunctionsJobHost__functionTimeout="00:01:30.500",

@@ -68,7 +68,7 @@ def test_an_unknown_identity_gets_no_token() -> None:
         managed.get_token(SCOPE)
 
 
-def test_the_answer_has_app_services_fields(server: IdentityServer) -> None:
+def test_the_response_has_app_services_fields(server: IdentityServer) -> None:
     answer = ask(server, client_id=FIRST.client_id)
     content = answer.json()
     assert answer.status_code == 200
@@ -110,7 +110,7 @@ def test_a_system_assigned_identity_is_there_only_if_given(authority: TokenAutho
         assert ask(server).status_code == 400
 
 
-def test_it_answers_at_its_path_and_to_get_only(server: IdentityServer) -> None:
+def test_it_responds_at_its_path_and_to_get_only(server: IdentityServer) -> None:
     headers = {"X-IDENTITY-HEADER": server.header}
     assert requests.post(server.endpoint, headers=headers, timeout=5).status_code == 405
     assert requests.get(server.endpoint + "/else", headers=headers, timeout=5).status_code == 404

@@ -344,7 +344,7 @@ def test_a_peer_that_drains_gets_its_credit_back() -> None:
 
 
 @pytest.mark.parametrize("handle", [0, None])
-def test_an_echo_is_answered_with_the_state(handle: int | None) -> None:
+def test_an_echo_is_confirmed_with_the_state(handle: int | None) -> None:
     peer = Peer().open()
     peer.receiver(credit=5)
     flow = only(peer.send(Flow(0, 5, 0, 5, handle, None if handle is None else 0, 7, echo=True)))
@@ -454,7 +454,7 @@ def test_a_session_that_ends_ends_its_links() -> None:
     assert isinstance(only(peer.send(Begin(None, 0, 5, 5))), Begin)
 
 
-def test_a_close_is_answered() -> None:
+def test_a_close_is_confirmed() -> None:
     peer = Peer().open()
     assert only(peer.send(Close())) == Close(None)
     assert peer.connection.is_closed

@@ -85,7 +85,7 @@ def test_an_entitys_rule_holds_there_only(authenticator: Authenticator) -> None:
             authenticator.put_token("jwt", sas(resource, "sender", "sender-key"), resource)
 
 
-def test_rules_of_one_name_are_told_apart_by_their_keys(authenticator: Authenticator) -> None:
+def test_rules_of_one_name_are_distinguished_by_their_keys(authenticator: Authenticator) -> None:
     assert may(
         authenticator.put_token("jwt", sas(name="both", key="entity-key"), "sb://host/q"), "q", Right.SEND
     )
@@ -120,7 +120,7 @@ def test_an_identity_has_the_rights_of_its_roles(authenticator: Authenticator) -
     assert not may(grants, "q", Right.LISTEN, NOW + timedelta(hours=1))
 
 
-def test_a_token_that_does_not_verify_is_refused_without_being_told(authenticator: Authenticator) -> None:
+def test_a_token_that_does_not_verify_is_refused_without_being_quoted(authenticator: Authenticator) -> None:
     with pytest.raises(Unauthorized, match="wrong signature") as caught:
         authenticator.put_token("jwt", "secret-token", "sb://host/q")
     assert "secret-token" not in str(caught.value)

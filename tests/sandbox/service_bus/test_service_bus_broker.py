@@ -520,7 +520,7 @@ def test_dead_letters_are_peeked_in_order_of_their_numbers(broker: Broker) -> No
 # Time, observation, threads
 
 
-def test_the_next_event_is_told(broker: Broker, clock: MovableClock) -> None:
+def test_the_next_event_is_known(broker: Broker, clock: MovableClock) -> None:
     assert broker.next_event() is None
     broker.send("plain", Message(b"x", time_to_live=HOUR))
     assert broker.next_event() == START + HOUR

@@ -69,7 +69,7 @@ LOCKED = brokered(
 )
 
 
-def test_the_broker_states_what_it_knows() -> None:
+def test_the_broker_sets_its_own_annotations() -> None:
     """Read by the decoder of Microsoft's Python library, which is not ours."""
     message = decode_payload(memoryview(encode_message(LOCKED)))
     assert message.header is not None

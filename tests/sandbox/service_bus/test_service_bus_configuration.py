@@ -185,7 +185,7 @@ def test_a_wrong_property_is_named_with_its_path(queue: dict[str, Any], problem:
     assert problems(lambda: parse(queue)) == (f"UserConfig.Namespaces[n].Queues[q].Properties.{problem}",)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems(
         lambda: parse(
             {"MaxDeliveryCount": 0, "LockDuration": "x"},

@@ -125,7 +125,7 @@ def names(tree: dict[str, Any]) -> list[Any]:
     return [tree["name"], [names(child) for child in tree["children"]]]
 
 
-def test_a_tree_is_built_whatever_the_order_of_arrival() -> None:
+def test_a_tree_is_built_in_any_order_of_arrival() -> None:
     store = SpanStore()
     store.add(span(3, 1), span(4, 3), span(1), span(2, 1), span(2, 1))
     (tree,) = store.trees()

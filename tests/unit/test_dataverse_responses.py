@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from tests.unit.conftest import FakeClock, FixedTokens, Reply, Wire
+    from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, Reply
 
 URL = "https://contoso.crm4.dynamics.com"
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -42,7 +42,7 @@ BATCH: list[Read | ChangeSet] = [
 
 @dataclass(frozen=True)
 class Part:
-    """An operation's answer inside a batch's."""
+    """An operation's response inside a batch's."""
 
     status: int = 200
     body: bytes = b'{"value": []}'
@@ -82,28 +82,28 @@ SUCCESS = batch_body(
 
 
 @pytest.fixture
-def dataverse(wire: Wire, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
-    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 0.0, exchange=wire.exchange)
+def dataverse(server: FakeServer, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
+    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 0.0, exchange=server.exchange)
     yield dataverse
     dataverse.close()
 
 
 @pytest.fixture
 def batch(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> Callable[..., list[Response]]:
-    """Return a function that sends BATCH to a server which answers as told."""
+    """Return a function that sends BATCH to a server with the given response."""
 
     def send(
         body: bytes, content_type: str = "multipart/mixed; boundary=batchresponse_1", status: int = 200
     ) -> list[Response]:
-        wire.replies = deque([make_reply(status, body, {"Content-Type": content_type})])
+        server.replies = deque([make_reply(status, body, {"Content-Type": content_type})])
         return dataverse.batch(BATCH, Deadline.after(clock, 60))
 
     return send
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> Response:
+def response_with(status: int, body: bytes = b"", **headers: str) -> Response:
     return Response(status, headers, body, "r-1", NOON)
 
 
@@ -111,10 +111,10 @@ def answer(status: int, body: bytes = b"", **headers: str) -> Response:
 
 
 def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
-    batch: Callable[..., list[Response]], wire: Wire
+    batch: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     batch(SUCCESS)
-    (request,) = wire.requests
+    (request,) = server.requests
     assert (request.method, request.url) == ("POST", f"{URL}/api/data/v9.2/$batch")
     assert request.headers["Prefer"] == (
         'odata.continue-on-error,odata.include-annotations="Microsoft.PowerApps.CDS.ErrorDetails*"'
@@ -151,7 +151,7 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
             "no trace text"
         )
     for read in requests[2:]:
-        assert read["If-None-Match"] == "null", "else a cache may answer"
+        assert read["If-None-Match"] == "null", "else a cache may respond"
         assert read["Prefer"] == 'odata.include-annotations="*"'
     bodies = [rest.partition("\r\n\r\n")[2] for _, _, rest in inner]
     assert [json.loads(body) for body in bodies[:2]] == [{"subject": "Grüße"}, {"Id": 1}]
@@ -159,37 +159,39 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
 
 
 def test_an_update_never_creates_a_row(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> None:
     """A PATCH without the condition would create a row that was deleted."""
     body = batch_body(change_set(Part(204, b"")))
-    wire.replies = deque(
+    server.replies = deque(
         [make_reply(200, body, {"Content-Type": "multipart/mixed; boundary=batchresponse_1"})]
     )
     dataverse.batch([ChangeSet((Update("invoices(1)", {"name": "x"}),))], Deadline.after(clock, 60))
-    (request,) = wire.requests
+    (request,) = server.requests
     assert isinstance(request.body, bytes)
     assert f"\r\nPATCH {URL}/api/data/v9.2/invoices(1) HTTP/1.1\r\n".encode() in request.body
     assert b"\r\nIf-Match: *\r\n" in request.body
 
 
-def test_boundaries_differ_from_batch_to_batch(batch: Callable[..., list[Response]], wire: Wire) -> None:
+def test_boundaries_differ_from_batch_to_batch(
+    batch: Callable[..., list[Response]], server: FakeServer
+) -> None:
     batch(SUCCESS)
     batch(SUCCESS)
-    first, second = (request.headers["Content-Type"] for request in wire.requests[-2:])
+    first, second = (request.headers["Content-Type"] for request in server.requests[-2:])
     assert first != second
 
 
 # ---------------------------------------------------------------------------------------------- what comes back
 
 
-def test_each_operation_has_an_answer_and_a_change_set_that_of_its_last_write(
-    batch: Callable[..., list[Response]], wire: Wire
+def test_each_operation_has_a_response_and_a_change_set_that_of_its_last_write(
+    batch: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     done, invoices, claims = batch(SUCCESS)
     assert (done.status, done.json()) == (200, {"invoiceid": 1})
     assert (invoices.json(), claims.json()) == ({"value": []}, {"value": [1]})
-    request_id = wire.requests[0].headers["x-ms-client-request-id"]
+    request_id = server.requests[0].headers["x-ms-client-request-id"]
     assert {part.request_id for part in (done, invoices, claims)} == {request_id}
 
 
@@ -206,7 +208,7 @@ REFUSED = Part(400, b'{"error": {"code": "0x80040265", "message": "No."}}')
     ],
     ids=["one part", "one part inside", "after a success", "before a success"],
 )
-def test_a_change_set_that_failed_has_the_answer_of_the_write_that_did(
+def test_a_change_set_that_failed_has_the_response_of_the_write_that_did(
     failed: bytes, batch: Callable[..., list[Response]]
 ) -> None:
     """It comes as a single part, or as parts of its own: both are tolerated."""
@@ -216,14 +218,14 @@ def test_a_change_set_that_failed_has_the_answer_of_the_write_that_did(
     assert [read.status for read in reads] == [200, 200]
 
 
-def test_an_answer_that_broke_off_anywhere_is_never_taken_for_a_whole_one() -> None:
+def test_a_response_that_broke_off_anywhere_is_never_taken_for_a_complete_one() -> None:
     """Its parser raises nothing of itself; a batch with too few parts is refused besides."""
     headers = {"content-type": "multipart/mixed; boundary=batchresponse_1"}
-    whole = _parts(answer(200, SUCCESS, **headers))
+    whole = _parts(response_with(200, SUCCESS, **headers))
     taken = []
     for length in range(len(SUCCESS)):
         try:
-            parts = _parts(answer(200, SUCCESS[:length], **headers))
+            parts = _parts(response_with(200, SUCCESS[:length], **headers))
         except DataverseUnreachable:
             continue
         if len(parts) == len(BATCH):
@@ -235,7 +237,7 @@ def test_an_answer_that_broke_off_anywhere_is_never_taken_for_a_whole_one() -> N
 @pytest.mark.parametrize(
     "parts", [(), (Part(),), (Part(), Part()), (Part(), Part(), Part(), Part())], ids=["0", "1", "2", "4"]
 )
-def test_another_number_of_answers_than_operations_is_no_answer(
+def test_another_number_of_responses_than_operations_is_no_response(
     parts: tuple[Part, ...], batch: Callable[..., list[Response]]
 ) -> None:
     with pytest.raises(DataverseUnreachable, match="broke off"):
@@ -255,7 +257,7 @@ def test_another_number_of_answers_than_operations_is_no_answer(
         (batch_body(b"Content-Type: multipart/mixed\r\n\r\nhello", Part(), Part()), "", DataverseUnreachable),
     ],
 )
-def test_something_else_than_dataverse_may_answer(
+def test_something_else_than_dataverse_may_respond(
     body: bytes, content_type: str, error: type[InvoicingFailure], batch: Callable[..., list[Response]]
 ) -> None:
     is_batch = body.startswith(b"--batchresponse") and not content_type
@@ -270,7 +272,7 @@ def test_a_batch_may_fail_as_a_whole(batch: Callable[..., list[Response]]) -> No
 
 
 def test_exceeded_limits_in_a_part_throttle_the_process(
-    batch: Callable[..., list[Response]], wire: Wire
+    batch: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     busy = Part(429, b'{"error": {"code": "0x80072322", "message": "Busy."}}', {"Retry-After": "60"})
     done, *_ = batch(batch_body(busy, Part(), Part()))
@@ -279,19 +281,19 @@ def test_exceeded_limits_in_a_part_throttle_the_process(
     assert raised.value.retry_after == 60
     with pytest.raises(DataverseThrottled):
         batch(SUCCESS)
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("code", ["0x80040265", "0x80048d04", ""])
 def test_a_429_of_one_records_plug_in_throttles_nobody_else(
-    code: str, batch: Callable[..., list[Response]], wire: Wire
+    code: str, batch: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     busy = Part(429, b'{"error": {"code": "%s", "message": "Busy."}}' % code.encode())
     done, *_ = batch(batch_body(busy, Part(), Part()))
     with pytest.raises(DataverseThrottled):
         done.raise_for_status()
     batch(SUCCESS)
-    assert len(wire.requests) == 2
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -303,13 +305,13 @@ def test_a_429_of_one_records_plug_in_throttles_nobody_else(
     ],
 )
 def test_a_whole_response_throttles_the_process(
-    status: int, body: bytes, batch: Callable[..., list[Response]], wire: Wire
+    status: int, body: bytes, batch: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     with pytest.raises(DataverseThrottled):
         batch(body, "application/json", status)
     with pytest.raises(DataverseThrottled, match="throttles this process"):
         batch(SUCCESS)
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 # ---------------------------------------------------------------------------------------------- stopped batches
@@ -317,13 +319,13 @@ def test_a_whole_response_throttles_the_process(
 
 @pytest.fixture
 def batches(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> Callable[..., list[Response]]:
     """Return a function that sends BATCH to a server with several responses: each a status and its parts."""
 
     def send(*replies: tuple[int, bytes]) -> list[Response]:
         content_type = {"Content-Type": "multipart/mixed; boundary=batchresponse_1"}
-        wire.replies = deque(make_reply(status, body, content_type) for status, body in replies)
+        server.replies = deque(make_reply(status, body, content_type) for status, body in replies)
         return dataverse.batch(BATCH, Deadline.after(clock, 60))
 
     return send
@@ -352,7 +354,7 @@ Content-Type: application/json; odata.metadata=minimal\r
     "stopped", [STOPPED, batch_body(change_set(REFUSED))], ids=["a part", "a change set"]
 )
 def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
-    stopped: bytes, status: int, batches: Callable[..., list[Response]], wire: Wire
+    stopped: bytes, status: int, batches: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     """Whether an environment goes on after a failed change set is an assumption that nothing depends on."""
     reads = batch_body(Part(), Part(body=b'{"value": [1]}'))
@@ -360,31 +362,31 @@ def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
     with pytest.raises(InvoiceRefused):
         done.raise_for_status()
     assert (invoices.json(), claims.json()) == ({"value": []}, {"value": [1]})
-    assert [asked(request) for request in wire.requests] == [
+    assert [asked(request) for request in server.requests] == [
         ["annotations", "DoIt", "invoices", "annotations"],
         ["invoices", "annotations"],
     ]
 
 
-def test_a_batch_that_stops_at_every_part_is_still_answered(
-    batches: Callable[..., list[Response]], wire: Wire
+def test_a_batch_that_stops_at_every_part_is_still_complete(
+    batches: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     forbidden = batch_body(Part(403, b"{}"))
     responses = batches((403, forbidden), (403, forbidden), (403, forbidden))
     assert [response.status for response in responses] == [403, 403, 403]
-    assert len(wire.requests) == 3
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [429, 401])
 def test_the_status_of_a_stopped_batch_is_that_of_one_record(
-    status: int, batches: Callable[..., list[Response]], wire: Wire
+    status: int, batches: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     """The plug-in of one record is busy, or does not know its caller: that is no limit and no bad token."""
     busy = batch_body(change_set(Part(status, b'{"error": {"code": "0x80048d04", "message": "Busy."}}')))
     reads = batch_body(Part(), Part())
     done, *_ = batches((status, busy), (200, reads))
     assert done.status == status
-    assert len(wire.requests) == 2
+    assert len(server.requests) == 2
 
 
 def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Callable[..., list[Response]]) -> None:
@@ -398,13 +400,13 @@ def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Callable[..., 
 
 
 def test_one_batch_says_where_dataverse_stopped(
-    dataverse: Dataverse, wire: Wire, clock: FakeClock, make_reply: Callable[..., Reply]
+    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> None:
     headers = {"Content-Type": "multipart/mixed; boundary=batchresponse_1"}
-    wire.replies = deque([make_reply(400, STOPPED, headers)])
+    server.replies = deque([make_reply(400, STOPPED, headers)])
     (done,) = dataverse.one_batch(BATCH, Deadline.after(clock, 60))
     assert done.status == 400
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_second_request_that_fails_concludes_nothing(batches: Callable[..., list[Response]]) -> None:
@@ -419,10 +421,12 @@ def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[R
 
 
 @given(st.binary(max_size=60), st.integers(0, len(SUCCESS)), st.integers(0, 60))
-def test_no_answer_whatever_is_a_bug(noise: bytes, at: int, instead_of: int) -> None:
+def test_no_response_is_a_bug(noise: bytes, at: int, instead_of: int) -> None:
     body = SUCCESS[:at] + noise + SUCCESS[at + instead_of :]
     try:
-        parts = _parts(answer(200, body, **{"content-type": "multipart/mixed; boundary=batchresponse_1"}))
+        parts = _parts(
+            response_with(200, body, **{"content-type": "multipart/mixed; boundary=batchresponse_1"})
+        )
         for part in parts:
             part.json()
     except InvoicingFailure:
