@@ -76,8 +76,8 @@ mutants: $(VENV)/.dev ## change the deployed code in small ways and see that a t
 bench: $(VENV)/.dev ## compare the product with a bare loop and with the usual sample: BENCH='--rounds 3' for options
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip; TELEMETRY=1 adds OpenTelemetry
-	@$(BIN)/python -m infrastructure.package $(if $(TELEMETRY),--telemetry)
+package: $(VENV)/.dev ## build the zip that is deployed, build/function.zip; TELEMETRY=azure-monitor or =otlp adds OpenTelemetry
+	@$(BIN)/python -m infrastructure.package $(if $(TELEMETRY),--telemetry $(TELEMETRY))
 
 sbom: build/function.requirements.txt .venv-scan/.installed ## list what the package contains, as CycloneDX
 	@.venv-scan/bin/cyclonedx-py requirements --output-reproducible --of JSON \
@@ -115,7 +115,8 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 	lock pyproject.toml --extra sandbox --group operations --group examples -c requirements.txt -o requirements-sandbox.txt; \
 	lock pyproject.toml --extra sandbox --group operations --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
 	lock pyproject.toml --group operations -c requirements-sandbox.txt -o requirements-operations.txt; \
-	lock pyproject.toml --group telemetry -c requirements.txt -o requirements-telemetry.txt; \
+	for telemetry in azure-monitor otlp; do lock pyproject.toml --group telemetry-$$telemetry \
+		-c requirements-dev.txt -o requirements-telemetry-$$telemetry.txt; done; \
 	lock --group pyproject.toml:scan -o requirements-scan.txt; \
 	lock --group pyproject.toml:azure -o requirements-azure.txt
 

@@ -164,7 +164,9 @@ def product() -> Callable[[str], None]:
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(_lines())
-    context = cast("func.Context", SimpleNamespace(trace_context=SimpleNamespace(trace_parent="")))
+    context = cast(
+        "func.Context", SimpleNamespace(trace_context=SimpleNamespace(trace_parent=""), invocation_id="")
+    )
     numbers = iter(range(1, 10_000_000))
 
     def handle(opportunity: str) -> None:

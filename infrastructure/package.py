@@ -8,7 +8,7 @@ Where a Python of the app's version is found, the package also contains bytecode
 nothing. Python uses it without comparing it with its source ("unchecked hash"), since both come from one build. A
 Python of another version ignores it, as its file names contain the version.
 
-    python -m infrastructure.package [--output build/function.zip] [--python 3.12] [--telemetry]
+    python -m infrastructure.package [--output build/function.zip] [--python 3.12] [--telemetry otlp]
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 PIP_SECONDS = 900
 COMPILE_SECONDS = 300
 REQUIREMENTS = "requirements.txt"
-REQUIREMENTS_WITH_TELEMETRY = "requirements-telemetry.txt"
+# One exporter at a time: each adds more than a megabyte. 1 is short for the one that Bicep switches on.
+TELEMETRY = {
+    name: f"requirements-telemetry-{exporter}.txt"
+    for name, exporter in (("azure-monitor", "azure-monitor"), ("otlp", "otlp"), ("1", "azure-monitor"))
+}
 # A zip cannot store an earlier time.
 EARLIEST = 315532800
 # What an entry of a zip costs besides its content: two headers, each with the name.
@@ -275,7 +279,11 @@ def _files(folder: Path) -> list[Path]:
     "--output", type=click.Path(path_type=Path), default=Path("build/function.zip"), show_default=True
 )
 @click.option("--python", default=PYTHON_VERSION, show_default=True, help="The Python that the app runs on.")
-@click.option("--telemetry", is_flag=True, help="Add OpenTelemetry's SDK and the exporter to Azure Monitor.")
+@click.option(
+    "--telemetry",
+    type=click.Choice(list(TELEMETRY)),
+    help="Add OpenTelemetry's SDK and an exporter; 1 is azure-monitor.",
+)
 @click.option(
     "--timestamp",
     type=click.IntRange(min=0),
@@ -283,9 +291,9 @@ def _files(folder: Path) -> list[Path]:
     default=EARLIEST,
     help="Time of the entries, in seconds since 1970.",
 )
-def main(project: Path, output: Path, python: str, timestamp: int, *, telemetry: bool) -> None:
+def main(project: Path, output: Path, python: str, timestamp: int, telemetry: str | None) -> None:
     """Build the package that is deployed to Azure, and print its properties."""
-    lock = REQUIREMENTS_WITH_TELEMETRY if telemetry else REQUIREMENTS
+    lock = TELEMETRY[telemetry] if telemetry else REQUIREMENTS
     try:
         package = build(project, output, python, lock=lock, timestamp=timestamp)
         if telemetry:

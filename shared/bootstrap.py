@@ -19,7 +19,8 @@ from shared.handler import Environment, Handler
 from shared.invoicing import Invoicing
 from shared.retrieval import InvoiceReader
 from shared.service_bus import AmqpSender, ServiceBus, connect
-from shared.settings import Settings, queue_settings, retry_settings
+from shared.settings import Settings, queue_settings, retry_settings, telemetry_settings
+from shared.tracing import OFF, start_tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from shared.invoice import Invoice
     from shared.service_bus import Sender
     from shared.settings import DataverseSettings, ServiceBusSettings
+    from shared.tracing import TelemetryExporter, Tracing
+
+    StartTracing = Callable[[TelemetryExporter, ServiceBusSettings], Tracing]
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ def handler() -> Handler:
     """Return the process's handler; raises InvalidSettings if connection or queues are not set up."""
     with _lock:
         if not _built:
+            # A collector that is gone would fill the log: each batch is retried several times, with a line for each.
+            logging.getLogger("opentelemetry").setLevel(logging.ERROR)
             # The SDK logs every request and link: too many lines, and none that is needed.
             logging.getLogger("azure").setLevel(logging.WARNING)
             # Its warnings quote the response of the identity endpoint; our own error has what matters of it.
@@ -56,6 +62,7 @@ def build(
     random: Callable[[], float] = system_random,
     sender: Sender | None = None,
     dataverse: Dataverse | None = None,
+    start_tracing: StartTracing = start_tracing,
 ) -> Handler:
     """Build a handler from app settings; arguments replace what would be built.
 
@@ -68,21 +75,26 @@ def build(
         settings = Settings.of(environment)
     except InvalidSettings as invalid:
         _logger.error("settings: %s", invalid)  # noqa: TRY400 - the text says everything, a stack trace nothing
-        return _handler_of_invalid_settings(environment, invalid, clock, random, sender)
-    dataverse = dataverse or build_dataverse(settings.dataverse, identities, clock, random)
+        return _handler_of_invalid_settings(environment, invalid, clock, random, sender, start_tracing)
+    tracing = start_tracing(settings.telemetry, settings.service_bus)
+    dataverse = dataverse or build_dataverse(settings.dataverse, identities, clock, random, tracing)
     return Handler(
         Invoicing(
             dataverse,
             InvoiceReader(dataverse, settings.dataverse.invoice_columns),
             settings.dataverse.ordered_opportunity,
             settings.dataverse.invoice_owner,
+            tracing=tracing,
         ).ensure_invoice,
-        ServiceBus(sender or build_sender(settings.service_bus, identities), settings.service_bus, clock),
+        ServiceBus(
+            sender or build_sender(settings.service_bus, identities), settings.service_bus, clock, tracing
+        ),
         Environment(settings.dataverse.url, settings.dataverse.organization_id),
         settings.retry,
         invocation_deadline=settings.service_bus.invocation_deadline,
         clock=clock,
         random=random,
+        tracing=tracing,
     )
 
 
@@ -92,6 +104,7 @@ def _handler_of_invalid_settings(
     clock: Clock,
     random: Callable[[], float],
     sender: Sender | None,
+    start_tracing: StartTracing,
 ) -> Handler:
     """Return a handler that retries every win until the settings are corrected; raises `invalid` if it cannot."""
     try:
@@ -99,17 +112,23 @@ def _handler_of_invalid_settings(
     except InvalidSettings:
         raise invalid from None
 
+    try:
+        tracing = start_tracing(telemetry_settings(environment), queues)
+    except InvalidSettings:
+        tracing = OFF
+
     def ensure_invoice(opportunity_id: str, deadline: Deadline) -> Invoice:  # noqa: ARG001 - the protocol's arguments
         raise InvalidSettings(invalid.problems)
 
     return Handler(
         ensure_invoice,
-        ServiceBus(sender or build_sender(queues, Identities(environment)), queues, clock),
+        ServiceBus(sender or build_sender(queues, Identities(environment)), queues, clock, tracing),
         Environment(url="", organization_id=None),
         retry_settings({}),
         invocation_deadline=queues.invocation_deadline,
         clock=clock,
         random=random,
+        tracing=tracing,
     )
 
 
@@ -118,10 +137,11 @@ def build_dataverse(
     identities: Identities,
     clock: Clock,
     random: Callable[[], float] = system_random,
+    tracing: Tracing = OFF,
 ) -> Dataverse:
     """Return the Web API of the environment, as the identity of the settings or the developer who is logged in."""
     tokens = identities.of(settings.client_id).tokens(f"{settings.url}/.default")
-    return Dataverse(settings.url, tokens=tokens, clock=clock, random=random)
+    return Dataverse(settings.url, tokens=tokens, clock=clock, random=random, tracing=tracing)
 
 
 def build_sender(settings: ServiceBusSettings, identities: Identities) -> AmqpSender:

@@ -27,6 +27,7 @@ from shared.errors import (
 from shared.http_exchange import ConnectionBroken, HttpExchange, NoResponse, Request, encoded
 from shared.message import log_suffix
 from shared.response import Json, Response, bounded
+from shared.tracing import OFF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from shared.clock import Clock, Deadline
     from shared.credential import Tokens
     from shared.http_exchange import Exchange
+    from shared.tracing import Tracing
 
 _logger = logging.getLogger(__name__)
 
@@ -109,12 +111,14 @@ class Dataverse:
         clock: Clock,
         random: Callable[[], float],
         exchange: Exchange | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
+        self._tracing = tracing
         self._root = url + API
         self._tokens = tokens
         self._clock = clock
         self._exchange = exchange or HttpExchange(url)
-        self._throttle = _Throttle(clock, random)
+        self._throttle = _Throttle(clock, random, tracing)
 
     def __repr__(self) -> str:
         return f"<Dataverse {self._root}>"
@@ -192,7 +196,8 @@ class Dataverse:
         # The last thing before each request, a repeated one included: others may have been told to hold back since.
         self._throttle.wait(deadline)
         request_id = str(uuid.uuid4())
-        what = f"{request.method} {_name(request.path)}"
+        target = _name(request.path)
+        what = f"{request.method} {target}"
         timeout = min(deadline.remaining, _ANSWER_LIMIT)
         if timeout <= 0:
             raise DataverseUnreachable(f"No time was left for {what}.", request_id=request_id)
@@ -202,12 +207,16 @@ class Dataverse:
             "x-ms-client-request-id": request_id,
         }
         started = time.monotonic()
-        try:
-            response = self._exchange.send(request._replace(headers=headers), timeout)
-        except NoResponse as error:
-            kind = _BrokenConnection if isinstance(error, ConnectionBroken) else DataverseUnreachable
-            _logger.warning("dataverse: %s failed: %s (request %s)%s", what, error, request_id, log_suffix())
-            raise kind(f"{what} got no whole response: {error}.", request_id=request_id) from error
+        with self._tracing.request(request.method, self._root, target, request_id) as span:
+            try:
+                response = self._exchange.send(request._replace(headers=headers), timeout)
+            except NoResponse as error:
+                kind = _BrokenConnection if isinstance(error, ConnectionBroken) else DataverseUnreachable
+                _logger.warning(
+                    "dataverse: %s failed: %s (request %s)%s", what, error, request_id, log_suffix()
+                )
+                raise kind(f"{what} got no whole response: {error}.", request_id=request_id) from error
+            span.responded(response.status)
         _logger.info(
             "dataverse: %s %d in %d ms (request %s, service request %s)%s",
             what,
@@ -227,7 +236,8 @@ class _BrokenConnection(DataverseUnreachable):
 class _Throttle:
     """What a 429 asks of all threads of the process: no request before its time."""
 
-    def __init__(self, clock: Clock, random: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock, random: Callable[[], float], tracing: Tracing) -> None:
+        self._tracing = tracing
         self._clock = clock
         self._random = random
         self._lock = threading.Lock()
@@ -245,6 +255,7 @@ class _Throttle:
             self._wait_for(part)
 
     def _wait_for(self, response: Response) -> None:
+        self._tracing.throttled()
         seconds = bounded(response.retry_after or _RETRY_AFTER_ABSENT)
         with self._lock:
             self._until = max(self._until, self._clock.monotonic() + seconds)

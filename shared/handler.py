@@ -17,6 +17,7 @@ from shared.invoice_created import invoice_created
 from shared.message import Delivery, Ignored, RetryState
 from shared.opportunity_won import compact_event, parse_event
 from shared.text import one_line
+from shared.tracing import OFF
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from shared.opportunity_won import OpportunityWon
     from shared.service_bus import ServiceBus
     from shared.settings import RetrySettings
+    from shared.tracing import InvocationSpan, Tracing
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Handler:
         invocation_deadline: float,
         clock: Clock,
         random: Callable[[], float],
+        tracing: Tracing = OFF,
     ) -> None:
         self._ensure_invoice = ensure_invoice
         self._service_bus = service_bus
@@ -73,11 +76,15 @@ class Handler:
         self._clock = clock
         self._broker_clock = BrokerClock(clock)
         self._random = random
+        self._tracing = tracing
 
-    def handle(self, message: Message, *, traceparent: str | None = None) -> None:
+    def handle(
+        self, message: Message, *, traceparent: str | None = None, invocation_id: str | None = None
+    ) -> None:
         """Return when the message may be completed.
 
-        Raises ServiceBusUnavailable, and any exception that is a bug: then the host abandons the message.
+        `traceparent` (W3C) and `invocation_id` are those of the host's invocation. Raises ServiceBusUnavailable, and
+        any exception that is a bug: then the host abandons the message.
         """
         self._broker_clock.observe(message.enqueued_at)
         deadline = Deadline.after(self._clock, self._invocation_deadline)
@@ -85,6 +92,11 @@ class Handler:
         delivery = Delivery(
             message, RetryState.of(message), deadline, traceparent=traceparent or message.traceparent
         )
+        with self._tracing.invocation(delivery, invocation_id) as invocation:
+            self._process(delivery, invocation)
+
+    def _process(self, delivery: Delivery, invocation: InvocationSpan) -> None:
+        message = delivery.message
         try:
             event = parse_event(
                 message.body,
@@ -94,24 +106,27 @@ class Handler:
             )
             if isinstance(event, Ignored):
                 _logger.info("ignored: %s %s", event.reason, delivery)
+                invocation.ignored()
                 return
             delivery = replace(
                 delivery, opportunity_id=event.opportunity_id, compact_body=compact_event(event)
             )
+            invocation.concerns(event.opportunity_id)
             with delivery.named_in_log_lines():
-                self._invoice(event, delivery)
+                self._invoice(event, delivery, invocation)
         except RetryLater as error:
-            self._retry_later(delivery, error)
+            self._retry_later(delivery, error, invocation)
         except ParkNow as error:
-            self._park(delivery, error)
+            self._park(delivery, error, invocation)
 
-    def _invoice(self, event: OpportunityWon, delivery: Delivery) -> None:
+    def _invoice(self, event: OpportunityWon, delivery: Delivery, invocation: InvocationSpan) -> None:
         # The last quarter of the time is for scheduling a retry, should this fail.
         deadline = delivery.deadline.earlier(self._invocation_deadline / 4)
         self._service_bus.prepare_to_publish()
         outcome = self._ensure_invoice(event.opportunity_id, deadline)
         if isinstance(outcome, Ignored):
             _logger.info("ignored: %s %s", outcome.reason, delivery)
+            invocation.ignored()
             return
         created = invoice_created(
             outcome,
@@ -127,13 +142,17 @@ class Handler:
             created.message_id,
             delivery.state,
         )
+        # By the broker's clock, as the win's time is.
+        since = self._broker_clock.now() - delivery.state.first_seen
+        invocation.published(outcome.id, max(since.total_seconds(), 0.0))
 
-    def _retry_later(self, delivery: Delivery, error: RetryLater) -> None:
+    def _retry_later(self, delivery: Delivery, error: RetryLater, invocation: InvocationSpan) -> None:
         if self._used_up(delivery.state, error.policy):
             if isinstance(error, OpportunityStillOpen):
                 _logger.info("ignored: the win was withdrawn %s", delivery)
+                invocation.ignored()
             else:
-                self._park(delivery, error)
+                self._park(delivery, error, invocation)
             return
         delay, backoff = self._delay(delivery.state, error)
         retry = delivery.state.next(error, backoff=backoff)
@@ -145,6 +164,7 @@ class Handler:
             delivery,
             one_line(str(error)),
         )
+        invocation.retried(error)
 
     def _used_up(self, state: RetryState, policy: RetryPolicy) -> bool:
         # The outage policy also bounds the whole time of a message that changes between policies.
@@ -162,6 +182,7 @@ class Handler:
         longest = min(grown, self._retry.longest_delay)
         return longest * (0.5 + 0.5 * self._random()), state.backoff + 1
 
-    def _park(self, delivery: Delivery, error: RetryLater | ParkNow) -> None:
+    def _park(self, delivery: Delivery, error: RetryLater | ParkNow, invocation: InvocationSpan) -> None:
         self._service_bus.park(delivery, error)
         _logger.error("parked: reason=%s %s: %s", error.reason, delivery, one_line(str(error)))
+        invocation.parked(error)

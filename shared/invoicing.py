@@ -38,6 +38,7 @@ from shared.sales import (
     orders_of,
     wins_of,
 )
+from shared.tracing import OFF
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from shared.record import Record
     from shared.response import Response
     from shared.retrieval import Assignment, InvoiceReader
+    from shared.tracing import Tracing
 
 
 class Invoicing:
@@ -59,8 +61,11 @@ class Invoicing:
         reader: InvoiceReader,
         ordered_opportunity: OrderedOpportunity,
         owner: InvoiceOwner,
+        *,
+        tracing: Tracing = OFF,
     ) -> None:
         self._dataverse = dataverse
+        self._tracing = tracing
         self._reader = reader
         self._ordered_opportunity = ordered_opportunity
         self._owner = owner
@@ -99,6 +104,8 @@ class Invoicing:
         )
         claim, found = claims.records(), oldest_active(invoices)
         if found is not None:
+            if change_set.succeeded:
+                self._tracing.invoice_generated()
             return found, claims
         if claim:
             raise _claimed_without_invoice(opportunity_id, claim[0], invoices.records())

@@ -27,6 +27,7 @@ from shared.deadline_socket import (
 from shared.errors import InvoicingFailure, PublishFailed, RetryLater, ServiceBusUnavailable, TokenUnavailable
 from shared.settings import ConnectionString
 from shared.text import encodable
+from shared.tracing import OFF
 
 if TYPE_CHECKING:
     import socket
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from shared.invoice_created import InvoiceCreated
     from shared.message import Delivery, Message, RetryState
     from shared.settings import Namespace, ServiceBusSettings
+    from shared.tracing import Tracing
 
 _logger = logging.getLogger(__name__)
 
@@ -125,8 +127,11 @@ class Sender(Protocol):
 class ServiceBus:
     """Publishes, schedules and parks."""
 
-    def __init__(self, sender: Sender, settings: ServiceBusSettings, clock: Clock) -> None:
+    def __init__(
+        self, sender: Sender, settings: ServiceBusSettings, clock: Clock, tracing: Tracing = OFF
+    ) -> None:
         self._sender = sender
+        self._tracing = tracing
         self._settings = settings
         self._clock = clock
 
@@ -209,7 +214,7 @@ class ServiceBus:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                self._sender.send(entity, outgoing, deadline)
+                self._try(entity, outgoing, deadline)
             except NotSent as error:
                 _logger.warning("service bus: not sent to %s: %s", entity, error)
                 if deadline.remaining <= pause:
@@ -218,6 +223,16 @@ class ServiceBus:
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
             else:
                 return
+
+    def _try(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
+        operation = "send" if outgoing.due is None else "schedule"
+        with self._tracing.send(entity, outgoing.message_id, operation) as span:
+            if span.traceparent is not None:
+                # What the message causes becomes a child of this span.
+                outgoing = replace(
+                    outgoing, properties={**outgoing.properties, names.TRACEPARENT: span.traceparent}
+                )
+            self._sender.send(entity, outgoing, deadline)
 
 
 class AmqpSender:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from shared.errors import InvalidSettings, RetryPolicy
 from shared.invoice import InvoiceOwner, OrderedOpportunity
+from shared.tracing import TelemetryExporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,12 +98,13 @@ class Settings:
     service_bus: ServiceBusSettings
     retry: RetrySettings
     dataverse: DataverseSettings
+    telemetry: TelemetryExporter
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
         """Read all settings; raises InvalidSettings with all their problems."""
         read = _Reader(environment)
-        settings = cls(_service_bus(read), _retry(read), _dataverse(read))
+        settings = cls(_service_bus(read), _retry(read), _dataverse(read), _telemetry(read))
         read.raise_problems()
         return settings
 
@@ -128,6 +130,11 @@ def retry_settings(environment: Mapping[str, str]) -> RetrySettings:
 def dataverse_settings(environment: Mapping[str, str]) -> DataverseSettings:
     """Return the settings of Dataverse; raises InvalidSettings with all their problems."""
     return _all_of(_dataverse, environment)
+
+
+def telemetry_settings(environment: Mapping[str, str]) -> TelemetryExporter:
+    """Return where spans and metrics go; raises InvalidSettings."""
+    return _all_of(_telemetry, environment)
 
 
 def _all_of(part: Callable[[_Reader], Part], environment: Mapping[str, str]) -> Part:
@@ -275,6 +282,10 @@ class _Reader:
     def raise_problems(self) -> None:
         if self._problems:
             raise InvalidSettings(tuple(self._problems))
+
+
+def _telemetry(read: _Reader) -> TelemetryExporter:
+    return read.choice("TELEMETRY_EXPORTER", default=TelemetryExporter.OFF)
 
 
 def _columns(read: _Reader) -> tuple[str, ...]:

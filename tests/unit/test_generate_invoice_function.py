@@ -42,11 +42,11 @@ def seconds(text: str) -> float:
 class RecordingHandler:
     """Keeps what it is given."""
 
-    handled: list[tuple[Message, str | None]]
+    handled: list[tuple[Message, str | None, str | None]]
     failure: Exception | None = None
 
-    def handle(self, message: Message, *, traceparent: str | None = None) -> None:
-        self.handled.append((message, traceparent))
+    def handle(self, message: Message, *, traceparent: str | None, invocation_id: str | None) -> None:
+        self.handled.append((message, traceparent, invocation_id))
         if self.failure is not None:
             raise self.failure
 
@@ -69,7 +69,9 @@ def call(main: Main, traceparent: str = "00-trace-01") -> object:
         application_properties={},
         user_properties={},
     )
-    context = SimpleNamespace(trace_context=SimpleNamespace(trace_parent=traceparent))
+    context = SimpleNamespace(
+        trace_context=SimpleNamespace(trace_parent=traceparent), invocation_id="invocation-1"
+    )
     return main(message, cast("func.Context", context))
 
 
@@ -80,8 +82,9 @@ def main() -> Main:
 
 def test_the_entry_point_hands_the_message_and_its_trace_on(main: Main, handler: RecordingHandler) -> None:
     assert call(main) is None, "any other value would fail the invocation"
-    ((message, traceparent),) = handler.handled
-    assert (message.message_id, message.body, traceparent) == ("win-1", b"{}", "00-trace-01")
+    ((message, traceparent, invocation_id),) = handler.handled
+    assert (message.message_id, message.body) == ("win-1", b"{}")
+    assert (traceparent, invocation_id) == ("00-trace-01", "invocation-1")
 
 
 def test_without_a_trace_there_is_none(main: Main, handler: RecordingHandler) -> None:

@@ -334,27 +334,47 @@ def test_the_command_reports_that_there_is_no_python_to_compile_with(tmp_path: P
     assert "bytecode   none: there is no Python 3.99 here to compile with\n" in result.output
 
 
-def test_telemetry_has_a_lock_of_its_own_and_its_size_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("telemetry", "lock"),
+    [
+        ("1", "requirements-telemetry-azure-monitor.txt"),
+        ("azure-monitor", "requirements-telemetry-azure-monitor.txt"),
+        ("otlp", "requirements-telemetry-otlp.txt"),
+    ],
+)
+def test_each_exporter_has_a_lock_of_its_own_and_its_size_is_shown(
+    telemetry: str, lock: str, tmp_path: Path
+) -> None:
     root = project(tmp_path / "project", locked("idna"))
-    (root / "requirements-telemetry.txt").write_text(locked("idna", "certifi"), encoding="utf-8")
+    (root / lock).write_text(locked("idna", "certifi"), encoding="utf-8")
     output = tmp_path / "function.zip"
 
-    arguments = ["--project", str(root), "--output", str(output), "--python", THIS_PYTHON, "--telemetry"]
-    result = CliRunner().invoke(package.main, arguments)
+    arguments = ["--project", str(root), "--output", str(output), "--python", THIS_PYTHON]
+    result = CliRunner().invoke(package.main, [*arguments, "--telemetry", telemetry])
 
     assert re.search(r"telemetry  0\.1 MB of it, of which 0\.1 MB are not bytecode\n", result.output)
     with zipfile.ZipFile(output) as archive:
         assert f"{SITE_PACKAGES}certifi/core.py" in archive.namelist()
 
 
-def test_the_lock_with_telemetry_has_the_versions_of_the_one_without() -> None:
+@pytest.mark.parametrize(
+    ("telemetry", "exporter"),
+    [
+        ("azure-monitor", "azure-monitor-opentelemetry-exporter"),
+        ("otlp", "opentelemetry-exporter-otlp-proto-http"),
+    ],
+)
+def test_the_lock_with_telemetry_has_the_versions_of_the_one_without(telemetry: str, exporter: str) -> None:
     def pins(name: str) -> set[str]:
         return set(re.findall(r"^[\w-]+==\S+", (PROJECT / name).read_text(encoding="utf-8"), re.MULTILINE))
 
-    added = {pin.split("==")[0] for pin in pins("requirements-telemetry.txt") - pins("requirements.txt")}
+    lock = package.TELEMETRY[telemetry]
+    added = {pin.split("==")[0] for pin in pins(lock) - pins("requirements.txt")}
 
-    assert pins("requirements.txt") <= pins("requirements-telemetry.txt")
-    assert {"opentelemetry-sdk", "azure-monitor-opentelemetry-exporter"} <= added
+    assert pins("requirements.txt") <= pins(lock)
+    # What the tests run with is what is deployed.
+    assert pins(lock) <= pins("requirements-dev.txt")
+    assert {"opentelemetry-sdk", exporter} <= added
     # The distribution would bring instrumentation of Django, Flask and others.
     assert not [name for name in added if "instrumentation" in name]
 

@@ -1,0 +1,128 @@
+"""What is recorded of the function's work as spans and metrics: nothing, unless a setting switches it on.
+
+The classes here record nothing and need no package. `open_telemetry.py` has those that record. A span begins and ends
+in the caller's thread, and the requests and messages in between become its children. It must never delay or fail the
+work. Ids are recorded, personal data and tokens are not.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shared.errors import InvoicingFailure, RetryLater
+    from shared.message import Delivery
+    from shared.settings import ServiceBusSettings
+
+_logger = logging.getLogger(__name__)
+
+
+class TelemetryExporter(Enum):
+    """Where spans and metrics go. The values are those of the setting, and of `make package TELEMETRY=`."""
+
+    OFF = "off"
+    AZURE_MONITOR = "azure-monitor"
+    OTLP = "otlp"
+
+
+class Span:
+    """A piece of work, from the beginning of the `with` block to its end; an exception makes it an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+
+class InvocationSpan(Span):
+    """The processing of one delivery, and what came of it. An invocation that says nothing of it has failed."""
+
+    def concerns(self, opportunity_id: str) -> None:
+        """Note which opportunity the message is about."""
+
+    def published(self, invoice_id: str, seconds: float) -> None:
+        """Note that the event of the invoice is published, `seconds` after the win."""
+
+    def ignored(self) -> None:
+        """Note that there is nothing to invoice."""
+
+    def retried(self, error: RetryLater) -> None:
+        """Note that a retry is scheduled."""
+
+    def parked(self, error: InvoicingFailure) -> None:
+        """Note that the message is in the failed queue."""
+
+
+class RequestSpan(Span):
+    """One request to Dataverse."""
+
+    def responded(self, status: int) -> None:
+        """Note the status of the response."""
+
+
+class SendSpan(Span):
+    """The sending of one message. `traceparent` (W3C) goes into the message, if there is one."""
+
+    traceparent: str | None = None
+
+
+class Tracing:
+    """Begins spans and counts; safe under many threads. This class records nothing."""
+
+    def invocation(self, delivery: Delivery, invocation_id: str | None) -> InvocationSpan:  # noqa: ARG002
+        """Return the span of an invocation, a child of the delivery's trace context."""
+        return _INVOCATION
+
+    def request(self, method: str, root: str, target: str, request_id: str) -> RequestSpan:  # noqa: ARG002
+        """Return the span of a request; `target` is relative to `root`, the Web API's URL, and has no query."""
+        return _REQUEST
+
+    def send(self, entity: str, message_id: str, operation: str) -> SendSpan:  # noqa: ARG002
+        """Return the span of a message; `operation` is "send" or "schedule"."""
+        return _SEND
+
+    def invoice_generated(self) -> None:
+        """Count an invoice that Dataverse generated in this invocation."""
+
+    def throttled(self) -> None:
+        """Count a response by which Dataverse throttles the process."""
+
+
+# They have no state.
+_INVOCATION = InvocationSpan()
+_REQUEST = RequestSpan()
+_SEND = SendSpan()
+OFF = Tracing()
+
+
+def start_tracing(exporter: TelemetryExporter, service_bus: ServiceBusSettings) -> Tracing:
+    """Return what records for an exporter. If that is not possible the log says why, and nothing is recorded."""
+    if exporter is TelemetryExporter.OFF:
+        return OFF
+    try:
+        # Here: the package contains the SDK only if it is built with it, and importing it takes time.
+        from shared.open_telemetry import start  # noqa: PLC0415
+
+        return start(exporter, service_bus)
+    except ImportError:
+        _logger.error(  # noqa: TRY400 - which module is missing says nothing more
+            "settings: TELEMETRY_EXPORTER is %s, and the package was built without it. Nothing is exported. "
+            "Build it with: make package TELEMETRY=%s",
+            exporter.value,
+            exporter.value,
+        )
+    except Exception as error:  # noqa: BLE001 - not swallowed: it is logged, and invoices matter more than traces
+        # The kind alone: the text could quote a connection string.
+        _logger.error(  # noqa: TRY400 - a stack trace quotes the same
+            "settings: TELEMETRY_EXPORTER is %s, and the exporter cannot be set up (%s). Nothing is exported.",
+            exporter.value,
+            type(error).__name__,
+        )
+    return OFF

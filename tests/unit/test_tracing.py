@@ -1,0 +1,719 @@
+"""Spans and metrics: recorded by OpenTelemetry's SDK in memory, or not at all."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import gzip
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import SpanKind, StatusCode
+from requests import ReadTimeout
+
+from shared.bootstrap import build
+from shared.clock import Deadline
+from shared.dataverse import Dataverse, Read
+from shared.errors import DataverseThrottled, OpportunityStillOpen, RetryLater, ServiceBusUnavailable
+from shared.handler import Environment, Handler
+from shared.invoice import Currency, Customer, Invoice
+from shared.message import Delivery, Ignored, RetryState
+from shared.open_telemetry import Flush, OpenTelemetry
+from shared.service_bus import NotSent, ServiceBus
+from shared.settings import ConnectionString, Namespace, ServiceBusSettings, retry_settings
+from shared.tracing import OFF, TelemetryExporter, Tracing, start_tracing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shared.message import Message
+    from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, RecordingSender, Reply, TlsServer
+
+URL = "https://contoso.crm4.dynamics.com"
+OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
+ROOT = "7@2026-03-01T11:59:58+00:00"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+HOSTS_SPAN = "b7ad6b7169203331"
+HOSTS = f"00-{TRACE}-{HOSTS_SPAN}-00"
+INVOICE = Invoice(
+    id="0f8fad5b-d9cb-469f-a165-70867728950e",
+    number="INV-01042",
+    name="Coffee machines",
+    opportunity_id=OPPORTUNITY,
+    customer=Customer("account", "83883308-7ad5-ea11-a813-000d3a33f3b4"),
+    total_amount=None,
+    currency=Currency("7d9a2d3b-31f5-4c4b-9a57-5d8e2b1c6f40", "EUR", 2),
+    pricing_error_code=0,
+    created_on=datetime(2026, 3, 1, 11, 59, tzinfo=UTC),
+)
+SETTINGS = ServiceBusSettings(
+    Namespace("contoso.servicebus.windows.net", None), "won", "failed", "created", 240
+)
+BOUND = 20.0
+
+
+class Recorder:
+    """A tracing whose spans and metrics stay in memory."""
+
+    def __init__(self, settings: ServiceBusSettings = SETTINGS) -> None:
+        self._spans = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        traces = TracerProvider(shutdown_on_exit=False, sampler=ALWAYS_ON)
+        traces.add_span_processor(SimpleSpanProcessor(self._spans))
+        self._meters = MeterProvider([self._reader], shutdown_on_exit=False)
+        self.tracing = OpenTelemetry(traces, self._meters, settings)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """The finished spans, in the order of their ends."""
+        return list(self._spans.get_finished_spans())
+
+    def named(self, name: str) -> ReadableSpan:
+        """Return the only span with a name."""
+        (span,) = [span for span in self.spans if span.name == name]
+        return span
+
+    def metrics(self) -> dict[str, list[Any]]:
+        """Return the data points of each metric."""
+        data = self._reader.get_metrics_data()
+        assert data is not None
+        return {
+            metric.name: list(metric.data.data_points)
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    def counts(self) -> dict[tuple[str, str | None], float]:
+        """Return the value of each counter by name and reason."""
+        return {
+            (name, point.attributes.get("invoicing.reason")): point.value
+            for name, points in self.metrics().items()
+            for point in points
+            if hasattr(point, "value")
+        }
+
+
+class Stage:
+    """A handler that records, with a Dataverse that is called in between."""
+
+    def __init__(
+        self, clock: FakeClock, sender: RecordingSender, server: FakeServer, tokens: FixedTokens
+    ) -> None:
+        self.recorder = Recorder()
+        self.outcome: Invoice | Ignored | Exception = INVOICE
+        self.sender = sender
+        self.clock = clock
+        self.dataverse = Dataverse(
+            URL,
+            tokens=tokens,
+            clock=clock,
+            random=lambda: 0.0,
+            exchange=server.exchange,
+            tracing=self.recorder.tracing,
+        )
+        self.handler = Handler(
+            self._ensure_invoice,
+            ServiceBus(sender, SETTINGS, clock, self.recorder.tracing),
+            Environment(URL, None),
+            retry_settings({}),
+            invocation_deadline=240,
+            clock=clock,
+            random=lambda: 0.0,
+            tracing=self.recorder.tracing,
+        )
+
+    def _ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
+        self.dataverse.read(Read(f"opportunities({opportunity_id})?$select=name"), deadline)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def stage(
+    clock: FakeClock, sender: RecordingSender, server: FakeServer, tokens: FixedTokens
+) -> Iterator[Stage]:
+    stage = Stage(clock, sender, server, tokens)
+    yield stage
+    stage.dataverse.close()
+
+
+def parent(span: ReadableSpan) -> str | None:
+    return f"{span.parent.span_id:016x}" if span.parent else None
+
+
+def own_id(span: ReadableSpan) -> str:
+    assert span.context is not None
+    return f"{span.context.span_id:016x}"
+
+
+def attributes(span: ReadableSpan, *but: str) -> dict[str, object]:
+    return {name: value for name, value in (span.attributes or {}).items() if name not in but}
+
+
+# ---------------------------------------------------------------------------------------------- the tree
+
+
+def test_requests_and_messages_are_children_of_the_invocation_and_that_of_the_hosts(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    """Also where the host does not sample the trace: its flag is 00."""
+    stage.handler.handle(make_message(), traceparent=HOSTS, invocation_id="i-1")
+    request, send, invocation = stage.recorder.spans
+    assert [span.name for span in (request, send, invocation)] == [
+        "GET opportunities",
+        "send created",
+        "process won",
+    ]
+    assert [span.kind for span in (request, send, invocation)] == [
+        SpanKind.CLIENT,
+        SpanKind.PRODUCER,
+        SpanKind.INTERNAL,
+    ]
+    assert parent(invocation) == HOSTS_SPAN
+    assert parent(request) == parent(send) == own_id(invocation)
+    assert {f"{span.context.trace_id:032x}" for span in stage.recorder.spans if span.context} == {TRACE}
+    assert {span.status.status_code for span in stage.recorder.spans} == {StatusCode.UNSET}
+
+
+def test_spans_have_the_names_of_the_conventions_and_names_to_search_by(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.handler.handle(make_message(), traceparent=HOSTS, invocation_id="i-1")
+    request, send, invocation = stage.recorder.spans
+    common = {
+        "invoicing.root": ROOT,
+        "invoicing.attempt": 0,
+        "invoicing.opportunity.id": OPPORTUNITY,
+    }
+    broker = {
+        "messaging.system": "servicebus",
+        "server.address": "contoso.servicebus.windows.net",
+        "net.peer.name": "contoso.servicebus.windows.net",
+    }
+    assert attributes(invocation) == {
+        **common,
+        **broker,
+        "faas.trigger": "pubsub",
+        "faas.coldstart": True,
+        "faas.invocation_id": "i-1",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": "won",
+        "messaging.message.id": "win-1",
+        "invoicing.message.id": "win-1",
+        "invoicing.outcome": "published",
+        "invoicing.invoice.id": INVOICE.id,
+    }
+    assert attributes(request, "invoicing.request.id") == {
+        **common,
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "server.address": "contoso.crm4.dynamics.com",
+        "server.port": 443,
+        "url.full": f"{URL}/api/data/v9.2/opportunities({OPPORTUNITY})",
+    }
+    ((_, event),) = stage.sender.sent
+    assert attributes(send) == {
+        **common,
+        **broker,
+        "messaging.operation.type": "send",
+        "messaging.operation.name": "send",
+        "messaging.destination.name": "created",
+        "messaging.message.id": event.message_id,
+        "invoicing.message.id": event.message_id,
+    }
+
+
+def test_the_request_of_a_span_is_found_at_dataverse(
+    stage: Stage, server: FakeServer, make_message: Callable[..., Message]
+) -> None:
+    stage.handler.handle(make_message())
+    (request,) = server.requests
+    span = stage.recorder.named("GET opportunities")
+    assert attributes(span)["invoicing.request.id"] == request.headers["x-ms-client-request-id"]
+
+
+def test_a_message_carries_the_context_of_its_own_span(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.handler.handle(make_message(), traceparent=HOSTS)
+    ((_, event),) = stage.sender.sent
+    send = stage.recorder.named("send created")
+    assert event.properties["traceparent"] == f"00-{TRACE}-{own_id(send)}-01"
+
+
+def test_a_retry_is_a_child_of_the_attempt_that_scheduled_it(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.outcome = DataverseThrottled("x", retry_after=3)
+    stage.handler.handle(make_message(properties={"Diagnostic-Id": HOSTS}), traceparent=HOSTS)
+    ((_, copy),) = stage.sender.sent
+    assert "Diagnostic-Id" not in copy.properties
+    first = stage.recorder.named("process won")
+    stage.outcome = INVOICE
+    stage.handler.handle(make_message(properties=copy.properties))
+    second = stage.recorder.spans[-1]
+    schedule = stage.recorder.named("send won")
+    assert attributes(schedule)["messaging.operation.name"] == "schedule"
+    assert parent(schedule) == own_id(first)
+    assert parent(second) == own_id(schedule)
+    assert attributes(second)["invoicing.attempt"] == 1
+    assert attributes(second)["faas.coldstart"] is False
+
+
+def test_without_a_trace_one_begins(stage: Stage, make_message: Callable[..., Message]) -> None:
+    lacking = make_message(message_id=None)
+    stage.handler.handle(lacking)
+    invocation = stage.recorder.named("process won")
+    assert parent(invocation) is None
+    assert not {"messaging.message.id", "invoicing.message.id", "faas.invocation_id"} & set(
+        attributes(invocation)
+    )
+
+
+def test_invocations_in_other_threads_have_trees_of_their_own(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    threads = [
+        threading.Thread(target=stage.handler.handle, args=[make_message(sequence_number=number)])
+        for number in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(BOUND)
+    spans = stage.recorder.spans
+    invocations = {own_id(span): span for span in spans if span.name == "process won"}
+    assert len(invocations) == 8
+    for span in spans:
+        if span.name != "process won":
+            owner = invocations[str(parent(span))]
+            assert attributes(span)["invoicing.root"] == attributes(owner)["invoicing.root"]
+
+
+def test_a_connection_string_has_no_address_to_show() -> None:
+    """It may hold anything, and a key."""
+    recorder = Recorder(replace(SETTINGS, connection=ConnectionString("Endpoint=sb://x/;SharedAccessKey=k")))
+    with recorder.tracing.send("created", "m-1", "send"):
+        pass
+    (span,) = recorder.spans
+    assert "server.address" not in attributes(span)
+    assert "invoicing.root" not in attributes(span), "outside of an invocation"
+
+
+def test_names_of_spans_hold_no_ids() -> None:
+    recorder = Recorder()
+    root = "https://contoso.example:8443/api/data/v9.2/"
+    for target in ("invoices(0f8fad5b)", "EntityDefinitions(LogicalName='invoice')/Attributes", "$batch"):
+        with recorder.tracing.request("GET", root, target, "r-1"):
+            pass
+    assert [span.name for span in recorder.spans] == [
+        "GET invoices",
+        "GET EntityDefinitions/Attributes",
+        "GET $batch",
+    ]
+    assert {attributes(span)["server.port"] for span in recorder.spans} == {8443}
+
+
+# ---------------------------------------------------------------------------------------------- outcomes and errors
+
+
+def test_a_retry_is_an_error_with_its_reason_and_without_its_text(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    """The text may quote what a plug-in says."""
+    stage.outcome = DataverseThrottled("Jane Doe's limit", retry_after=3)
+    stage.handler.handle(make_message())
+    invocation = stage.recorder.named("process won")
+    assert invocation.status.status_code is StatusCode.ERROR
+    assert invocation.status.description == "DataverseThrottled"
+    assert (
+        attributes(invocation).items()
+        >= {
+            "error.type": "DataverseThrottled",
+            "invoicing.outcome": "retry",
+            "invoicing.reason": "DataverseThrottled",
+        }.items()
+    )
+    assert "Jane" not in "".join(span.to_json() for span in stage.recorder.spans)
+    assert stage.recorder.counts()["invoicing.retries", "DataverseThrottled"] == 1
+
+
+def test_an_opportunity_that_is_still_open_is_no_error(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.outcome = OpportunityStillOpen("x")
+    stage.handler.handle(make_message())
+    invocation = stage.recorder.named("process won")
+    assert invocation.status.status_code is StatusCode.UNSET
+    assert attributes(invocation)["invoicing.outcome"] == "retry"
+
+
+def test_a_parked_message_is_an_error(stage: Stage, make_message: Callable[..., Message]) -> None:
+    stage.handler.handle(make_message(body=b"unreadable"))
+    invocation = stage.recorder.named("process won")
+    assert invocation.status.description == "InvalidEvent"
+    assert attributes(invocation)["invoicing.outcome"] == "parked"
+    assert "invoicing.opportunity.id" not in attributes(invocation)
+    assert parent(stage.recorder.named("send failed")) == own_id(invocation)
+    assert stage.recorder.counts()["invoicing.parked", "InvalidEvent"] == 1
+
+
+def used_up(message: Message, error: RetryLater) -> Message:
+    state = replace(RetryState.of(message), first_seen=message.enqueued_at - timedelta(days=4))
+    return replace(message, properties=state.next(error, backoff=1).properties(error))
+
+
+@pytest.mark.parametrize(
+    "outcome", [Ignored("the opportunity is not won"), OpportunityStillOpen("withdrawn")]
+)
+def test_what_is_ignored_is_no_error(
+    outcome: Ignored | Exception, stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.outcome = outcome
+    stage.handler.handle(used_up(make_message(), OpportunityStillOpen("x")))
+    lost = b'{"MessageName": "Lose", "PrimaryEntityName": "opportunity", "InputParameters": []}'
+    stage.handler.handle(make_message(body=lost))
+    invocations = [span for span in stage.recorder.spans if span.name == "process won"]
+    assert [attributes(span)["invoicing.outcome"] for span in invocations] == ["ignored", "ignored"]
+    assert {span.status.status_code for span in invocations} == {StatusCode.UNSET}
+
+
+def test_an_exception_fails_the_invocation(stage: Stage, make_message: Callable[..., Message]) -> None:
+    stage.outcome = ZeroDivisionError("Jane Doe")
+    with pytest.raises(ZeroDivisionError):
+        stage.handler.handle(make_message())
+    invocation = stage.recorder.named("process won")
+    assert attributes(invocation)["invoicing.outcome"] == "failed"
+    assert attributes(invocation)["error.type"] == "ZeroDivisionError"
+    assert "Jane" not in invocation.to_json()
+
+
+def test_a_message_that_cannot_be_sent_is_an_error_of_each_try(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.sender.always = NotSent("x")
+    with pytest.raises(ServiceBusUnavailable):
+        stage.handler.handle(make_message(body=b"unreadable"))
+    sends = [span for span in stage.recorder.spans if span.name == "send failed"]
+    assert len(sends) == len(stage.sender.tries) > 1
+    assert {span.status.description for span in sends} == {"NotSent"}
+    assert attributes(stage.recorder.named("process won"))["error.type"] == "ServiceBusUnavailable"
+
+
+def test_a_failed_request_is_an_error_and_measured(
+    stage: Stage, server: FakeServer, make_reply: Callable[..., Reply], make_message: Callable[..., Message]
+) -> None:
+    server.replies.clear()
+    server.replies.extend([make_reply(status=503), make_reply(error=ReadTimeout("x"))])
+    stage.handler.handle(make_message())
+    stage.handler.handle(make_message())
+    requests = [span for span in stage.recorder.spans if span.name == "GET opportunities"]
+    assert [attributes(span)["error.type"] for span in requests] == ["503", "DataverseUnreachable"]
+    assert {span.status.status_code for span in requests} == {StatusCode.ERROR}
+    points = stage.recorder.metrics()["http.client.request.duration"]
+    assert {(point.attributes.get("http.response.status_code"), point.count) for point in points} == {
+        (503, 1),
+        (None, 1),
+    }
+    assert {point.attributes["error.type"] for point in points} == {"503", "DataverseUnreachable"}
+
+
+# ---------------------------------------------------------------------------------------------- metrics
+
+
+def test_an_event_is_counted_with_the_time_since_the_win(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.handler.handle(make_message())
+    assert stage.recorder.counts() == {("invoicing.events.published", None): 1}
+    (point,) = stage.recorder.metrics()["invoicing.win_to_event.duration"]
+    assert point.sum == 2, "the message was enqueued two seconds ago"
+
+
+def test_throttling_of_the_process_is_counted(
+    stage: Stage, server: FakeServer, make_reply: Callable[..., Reply], make_message: Callable[..., Message]
+) -> None:
+    server.replies.clear()
+    server.replies.append(make_reply(status=429, headers={"Retry-After": "1"}))
+    stage.handler.handle(make_message())
+    assert stage.recorder.counts()["invoicing.dataverse.throttled", None] == 1
+
+
+def test_a_generated_invoice_is_counted() -> None:
+    recorder = Recorder()
+    recorder.tracing.invoice_generated()
+    assert recorder.counts() == {("invoicing.invoices.generated", None): 1}
+
+
+# ---------------------------------------------------------------------------------------------- off
+
+
+def test_switched_off_nothing_is_recorded_or_changed(
+    clock: FakeClock, make_message: Callable[..., Message]
+) -> None:
+    message = make_message()
+    delivery = Delivery(message, RetryState.of(message), Deadline.after(clock, 1))
+    with OFF.invocation(delivery, None) as invocation:
+        invocation.concerns(OPPORTUNITY)
+        invocation.published(INVOICE.id, 1.0)
+        invocation.ignored()
+        invocation.retried(OpportunityStillOpen("x"))
+        invocation.parked(OpportunityStillOpen("x"))
+    with OFF.request("GET", URL, "x", "r-1") as request:
+        request.responded(500)
+    with OFF.send("won", "m-1", "send") as send:
+        assert send.traceparent is None
+    OFF.invoice_generated()
+    OFF.throttled()
+    with pytest.raises(ZeroDivisionError), OFF.send("won", "m-1", "send"):
+        raise ZeroDivisionError
+
+
+def test_switched_off_the_sdk_is_not_imported() -> None:
+    """In a process of its own: this one has imported it."""
+    assert start_tracing(TelemetryExporter.OFF, SETTINGS) is OFF
+    code = (
+        "import sys\n"
+        "from shared.bootstrap import build\n"
+        "build({'ServiceBusConnection__fullyQualifiedNamespace': 'contoso.servicebus.windows.net',"
+        " 'OPPORTUNITY_WON_QUEUE': 'won', 'OPPORTUNITY_WON_FAILED_QUEUE': 'failed',"
+        " 'INVOICE_CREATED_TOPIC': 'created', 'DATAVERSE_URL': 'https://contoso.crm4.dynamics.com'})\n"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
+
+
+# ---------------------------------------------------------------------------------------------- starting
+
+
+@pytest.fixture
+def otel(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Return a monkeypatch, and let the environment say nothing about telemetry."""
+    for name in list(os.environ):
+        if name.startswith(("OTEL_", "APPLICATIONINSIGHTS_", "WEBSITE_")):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.fixture
+def at_exit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Flush]]:
+    """Collect what is to be done at the end of the process, and do it at the end of the test."""
+    registered: list[Flush] = []
+    register = atexit.register
+
+    def collect(function: Callable[[], None]) -> object:
+        """Leave to the process what the libraries register."""
+        if not isinstance(function, Flush):
+            return register(function)
+        registered.append(function)
+        return None
+
+    monkeypatch.setattr("atexit.register", collect)
+    yield registered
+    for each in registered:
+        end(each)
+    # Here, where it is known whose connections are left.
+    gc.collect()
+
+
+def end(flush: Flush) -> None:
+    """End as the process does, and wait for longer where the machine is slow."""
+    flush()
+    flush._thread.join(BOUND)
+
+
+# The exporters leave their connections to the garbage collector.
+exports = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def export_one(tracing: Tracing) -> None:
+    with tracing.send("won", "m-1", "send"):
+        pass
+
+
+@exports
+def test_spans_of_the_last_moment_reach_an_otlp_collector(
+    otel: pytest.MonkeyPatch, at_exit: list[Flush], plain_server: TlsServer
+) -> None:
+    otel.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{plain_server.port}")
+    otel.setenv("WEBSITE_SITE_NAME", "func-invoicing-prod")
+    tracing = start_tracing(TelemetryExporter.OTLP, SETTINGS)
+    export_one(tracing)
+    tracing.invoice_generated()
+    end(*at_exit)
+    lines = {request.line: request.body for request in plain_server.requests}
+    assert b"send won" in lines["POST /v1/traces HTTP/1.1"]
+    assert b"func-invoicing-prod" in lines["POST /v1/traces HTTP/1.1"]
+    assert b"invoicing.invoices.generated" in lines["POST /v1/metrics HTTP/1.1"]
+
+
+@exports
+def test_the_standard_variables_count(
+    otel: pytest.MonkeyPatch, at_exit: list[Flush], plain_server: TlsServer
+) -> None:
+    otel.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{plain_server.port}")
+    otel.setenv("OTEL_SERVICE_NAME", "my-name")
+    otel.setenv("OTEL_METRICS_EXPORTER", "none")
+    otel.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    otel.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    tracing = start_tracing(TelemetryExporter.OTLP, SETTINGS)
+    export_one(tracing)
+    tracing.invoice_generated()
+    deadline = time.monotonic() + BOUND
+    while not plain_server.requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    end(*at_exit)
+    (request,) = plain_server.requests
+    assert b"my-name" in request.body
+
+
+@exports
+def test_azure_monitor_receives_spans_and_metrics(
+    otel: pytest.MonkeyPatch, at_exit: list[Flush], plain_server: TlsServer
+) -> None:
+    otel.setenv(
+        "APPLICATIONINSIGHTS_CONNECTION_STRING",
+        "InstrumentationKey=00000000-0000-0000-0000-000000000001;"
+        f"IngestionEndpoint=http://127.0.0.1:{plain_server.port}/",
+    )
+    accepted = b'{"itemsReceived": 1, "itemsAccepted": 1, "errors": []}'
+    plain_server.serve = lambda connection: plain_server.respond(
+        connection, accepted, "Content-Type: application/json"
+    )
+    tracing = start_tracing(TelemetryExporter.AZURE_MONITOR, SETTINGS)
+    export_one(tracing)
+    tracing.invoice_generated()
+    end(*at_exit)
+    bodies = [
+        gzip.decompress(request.body) if request.headers.get("content-encoding") == "gzip" else request.body
+        for request in plain_server.requests
+    ]
+    assert any(b"send won" in body and b"contoso.servicebus.windows.net" in body for body in bodies)
+    assert any(b"invoicing.invoices.generated" in body for body in bodies)
+
+
+def test_without_the_package_invoicing_goes_on_and_the_log_says_how_to_build_it(
+    otel: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    otel.delitem(sys.modules, "shared.open_telemetry")
+    otel.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    assert start_tracing(TelemetryExporter.OTLP, SETTINGS) is OFF
+    (line,) = caplog.messages
+    assert line == (
+        "settings: TELEMETRY_EXPORTER is otlp, and the package was built without it. Nothing is exported. "
+        "Build it with: make package TELEMETRY=otlp"
+    )
+
+
+@exports
+def test_an_exporter_that_cannot_be_set_up_stops_nothing(
+    otel: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    otel.setenv("APPLICATIONINSIGHTS_CONNECTION_STRING", "secret")
+    assert start_tracing(TelemetryExporter.AZURE_MONITOR, SETTINGS) is OFF
+    (line,) = [line for line in caplog.messages if line.startswith("settings: ")]
+    assert "cannot be set up (ValueError)" in line
+    assert "secret" not in caplog.text
+
+
+def _waiting_for(released: threading.Event) -> Callable[[], None]:
+    def wait() -> None:
+        released.wait(BOUND)
+
+    return wait
+
+
+def test_a_collector_that_is_silent_delays_the_end_within_a_bound() -> None:
+    """And the work not at all: the end is asked for in the caller's thread, and waits in another."""
+    released = threading.Event()
+    flush = Flush(_waiting_for(released), seconds=0.2)
+    began = time.monotonic()
+    flush()
+    assert time.monotonic() - began < BOUND / 2
+    released.set()
+
+
+@exports
+@pytest.mark.parametrize("how", ["silent", "gone"])
+def test_a_collector_that_does_not_respond_delays_no_span(
+    how: str, otel: pytest.MonkeyPatch, at_exit: list[Flush], plain_server: TlsServer
+) -> None:
+    plain_server.serve = lambda _: plain_server.wait()
+    otel.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{plain_server.port}")
+    otel.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    otel.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
+    if how == "gone":
+        plain_server.stop()
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    tracing = start_tracing(TelemetryExporter.OTLP, SETTINGS)
+    began = time.monotonic()
+    for _ in range(5000):
+        export_one(tracing)
+    # Ten batches, each of which would wait for a second.
+    assert time.monotonic() - began < BOUND / 4
+    assert len(at_exit) == 1
+
+
+# ---------------------------------------------------------------------------------------------- composition
+
+ENVIRONMENT = {
+    "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
+    "OPPORTUNITY_WON_QUEUE": "won",
+    "OPPORTUNITY_WON_FAILED_QUEUE": "failed",
+    "INVOICE_CREATED_TOPIC": "created",
+    "DATAVERSE_URL": URL,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "started"),
+    [
+        ({}, [TelemetryExporter.OFF]),
+        ({"TELEMETRY_EXPORTER": "OTLP"}, [TelemetryExporter.OTLP]),
+        ({"TELEMETRY_EXPORTER": "azure-monitor"}, [TelemetryExporter.AZURE_MONITOR]),
+        # With invalid settings: retries are still counted by reason.
+        ({"TELEMETRY_EXPORTER": "otlp", "DATAVERSE_URL": ""}, [TelemetryExporter.OTLP]),
+        ({"TELEMETRY_EXPORTER": "jaeger"}, []),
+    ],
+)
+def test_the_setting_decides_what_is_recorded(
+    changes: dict[str, str],
+    started: list[TelemetryExporter],
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+) -> None:
+    asked: list[TelemetryExporter] = []
+    recorder = Recorder()
+
+    def start(exporter: TelemetryExporter, service_bus: ServiceBusSettings) -> Tracing:
+        asked.append(exporter)
+        assert service_bus.opportunity_won_queue == "won"
+        return recorder.tracing
+
+    handler = build({**ENVIRONMENT, **changes}, sender=sender, start_tracing=start)
+    assert asked == started
+    handler.handle(make_message(body=b"unreadable"))
+    assert [span.name for span in recorder.spans] == (["send failed", "process won"] if started else [])
