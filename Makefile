@@ -55,7 +55,7 @@ faults: $(VENV)/.dev ## prove the guarantee in full, as docs/guarantee.md descri
 	$(BIN)/python tests/faults/run_histories.py --count 10000
 	$(BIN)/python -m pytest -n 2 tests/faults/test_proof_can_fail.py
 	$(BIN)/python tests/faults/run_outages.py
-	$(BIN)/python tests/faults/simultaneous.py --rounds 100
+	$(BIN)/python tests/faults/run_simultaneous.py --rounds 100
 	$(BIN)/python tests/faults/run_socket_histories.py --count 300
 	$(BIN)/python tests/faults/run_matrix.py
 

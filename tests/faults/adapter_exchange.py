@@ -1,4 +1,4 @@
-"""An exchange through an adapter of `requests`: how tests and the rig stand in for the sockets to Dataverse."""
+"""An exchange through an adapter of `requests`: what tests and the rig use instead of sockets to Dataverse."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Random histories on the command line: `python tests/faults/run_histories.py --count 10000 --seed 1`.
 
 The seeds count on from the first one. Prints what happened in all of them together, and each history that broke the
-promise with the command that lets it happen again alone. Ends with 1 if there was one.
+promise with the command that repeats it alone. The exit code is 1 if there was one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# As a script it finds its neighbours only. Appended: a staged copy of the product may come first.
+# A script finds modules in its own folder only. Appended: a staged copy of the package may come first.
 sys.path.append(str(Path(__file__).parents[2]))
 
 import click
-from histories import run_history
-from one_core import stay_on
-from report import follow, show
+from proofs.histories import run_history
+from proofs.one_core import stay_on
+from proofs.report import follow, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from histories import Outcome
+    from proofs.histories import Outcome
 
 _CHUNK = 20
 _COMMAND = "python tests/faults/run_histories.py --replay"
@@ -39,6 +39,7 @@ _COMMAND = "python tests/faults/run_histories.py --replay"
 @click.option("--replay", type=int, help="Only the history of this seed, and what happened in it.")
 @click.option("--processes", default=2, show_default=True, help="How many at once.")
 @click.option("--until-broken", is_flag=True, help="End with the first history that breaks the promise.")
+@click.option("--rule", "rules", multiple=True, help="… that breaks one of these rules.")
 @click.option(
     "--lesser-depth", is_flag=True, help="Give the application user a role that is known to be too weak."
 )
@@ -50,6 +51,7 @@ def main(
     replay: int | None,
     processes: int,
     until_broken: bool,
+    rules: tuple[str, ...],
     lesser_depth: bool,
     as_json: bool,
 ) -> None:
@@ -64,10 +66,10 @@ def main(
         done += 1
         counts.update(outcome.counts)
         if outcome.violations or replay is not None:
-            _tell(outcome, to_stderr=as_json)
+            _print(outcome, to_stderr=as_json)
         if outcome.violations:
             broken.append(outcome)
-            if until_broken:
+            if until_broken and _breaks(outcome, rules):
                 break
     seconds = time.monotonic() - started
     if as_json:
@@ -80,6 +82,10 @@ def main(
         # Not by sys.exit: with the first broken one, others may be under way in other processes.
         sys.stdout.flush()
         os._exit(1)
+
+
+def _breaks(outcome: Outcome, rules: tuple[str, ...]) -> bool:
+    return not rules or any(violation.rule in rules for violation in outcome.violations)
 
 
 def _outcomes(seeds: range, processes: int, *, lesser_depth: bool) -> Iterator[Outcome]:
@@ -106,10 +112,10 @@ def _chunk(seeds: Iterable[int], lesser_depth: bool) -> list[Outcome]:  # noqa: 
     return [run_history(each, lesser_depth=lesser_depth) for each in seeds]
 
 
-def _tell(outcome: Outcome, *, to_stderr: bool) -> None:
+def _print(outcome: Outcome, *, to_stderr: bool) -> None:
     verdict = "broke the promise" if outcome.violations else "kept the promise"
-    click.echo(f"seed {outcome.seed} {verdict}; again, alone: {_COMMAND} {outcome.seed}", err=to_stderr)
-    for line in (*outcome.violations, *outcome.told):
+    click.echo(f"seed {outcome.seed} {verdict}; to repeat it alone: {_COMMAND} {outcome.seed}", err=to_stderr)
+    for line in (*outcome.violations, *outcome.log[:40]):
         click.echo(f"  {line}", err=to_stderr)
 
 

@@ -1,7 +1,7 @@
 """The matrix of faults on the command line: `python tests/faults/run_matrix.py`.
 
-Runs every cell over real sockets, prints a table, and with `--write` keeps it in docs/faults-matrix.md. Ends with 1 if
-the promise was broken in any of them.
+Runs every cell over real sockets, prints a table, and with `--write` keeps it in docs/faults-matrix.md. The exit code
+is 1 if the promise was broken in any of them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# As a script it finds its neighbours only.
+# A script finds modules in its own folder only.
 sys.path.append(str(Path(__file__).parents[2]))
 
 import click
-from matrix import Boundary, Matrix, cells, rows, short
-from parallel import spread
-from report import follow
+from proofs.matrix import Boundary, Matrix, cells, rows, short
+from proofs.parallel import spread
+from proofs.report import follow
+from proofs.sockets import Stage
 from rich.console import Console
 from rich.table import Table
-from sockets import Stage
 
 from sandbox.cloud import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from matrix import Cell, Result
+    from proofs.matrix import Cell, Result
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "faults-matrix.md"
 _COMMAND = "python tests/faults/run_matrix.py"
@@ -39,15 +39,15 @@ _HEAD = """\
 
 Every boundary in the life of a message with every fault that makes sense there. Each cell is one message on real
 sockets through the sandbox's Functions host and a worker process, brought to rest and judged from outside by
-[the checker](../tests/faults/checker.py): exactly one invoice, one event with one id, nothing waiting, and nothing
-parked but what fails for good. What is promised, and on what assumptions, says [the guarantee](guarantee.md).
+[the checker](../tests/faults/proofs/checker.py): exactly one invoice, one event with one id, nothing waiting, and
+nothing parked but what fails for good. [The guarantee](guarantee.md) says what is promised, and on what assumptions.
 
     {command}            # runs the matrix and prints this table
     {command} --write    # and keeps it here
 
-{count} cells, the promise kept in each. *Came through* says how the message of this run got to its end: "in place" is
-within its first delivery, a copy is one that was scheduled for later, a redelivery is the broker's own. How many of
-them there are may differ by some from run to run. The faults are those of `python -m sandbox faults`.
+{count} cells, the promise kept in each. *Processed* says how the message of this run was processed: "in place" is
+within its first delivery, a retry is a scheduled one, a redelivery is the broker's own. How many of them there are may
+differ from run to run. The faults are those of `python -m sandbox faults`.
 """
 
 
@@ -79,7 +79,7 @@ def main(*, only: str, is_short: bool, mode: str, is_list: bool, processes: int,
     broken = [result for result in results if result.problems]
     _show(results, f"{len(results)} cells in {seconds:.0f} s, {len(broken)} broke the promise")
     for result in broken:
-        click.echo(f'\n{result.cell}\n  again, alone: {_COMMAND} --only "{result.cell}"')
+        click.echo(f'\n{result.cell}\n  to repeat it alone: {_COMMAND} --only "{result.cell}"')
         for problem in result.problems:
             click.echo(f"  {problem}")
     if write and not broken:
@@ -111,7 +111,7 @@ def _show(results: Sequence[Result], title: str) -> None:
             click.echo(f"{boundary:22}  {what:44}  {path:28}  {verdict:6}  {seconds:5.1f} s")
         click.echo(title)
         return
-    table = Table("boundary", "fault", "came through", "promise", title=title, title_justify="left")
+    table = Table("boundary", "fault", "processed", "promise", title=title, title_justify="left")
     table.add_column("seconds", justify="right")
     last = ""
     for boundary, what, path, verdict, seconds in rows(results):
@@ -132,7 +132,7 @@ def document(results: Sequence[Result]) -> str:
             "",
             f"## {boundary.value.removeprefix('… ').capitalize()}",
             "",
-            "| fault | came through |",
+            "| fault | processed |",
             "|---|---|",
         ]
         lines += [f"| {what} | {path} |" for _, what, path, _, _ in of_boundary]

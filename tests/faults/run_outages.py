@@ -1,6 +1,6 @@
 """Outages on the command line: `python tests/faults/run_outages.py`, in virtual time, with a table of how each went.
 
-Ends with 1 if one of them broke the promise or took too long.
+The exit code is 1 if one of them broke the promise or took too long.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# As a script it finds its neighbours only. Appended: a staged copy of the product may come first.
+# A script finds modules in its own folder only. Appended: a staged copy of the package may come first.
 sys.path.append(str(Path(__file__).parents[2]))
 
 import click
-import outage
-from one_core import stay_on
-from report import follow, show
+from proofs import outage
+from proofs.one_core import stay_on
+from proofs.report import follow, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from outage import Report
+    from proofs.outage import Report
 
 _NAMES = (
     "dataverse-away",
@@ -46,7 +46,7 @@ _NAMES = (
 @click.option("--only", type=click.Choice(_NAMES), help="Only this one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(*, wins: int, throttled_wins: int, limit: int, only: str | None, as_json: bool) -> None:
-    """Let parts of the chain be away or throttled, with wins waiting, and see how they come home."""
+    """Let a dependency be away or throttled while wins wait, and see how they are processed afterwards."""
     stay_on(0)
     every: dict[str, Callable[[], Report]] = {
         "dataverse-away": partial(outage.dataverse_away, wins),

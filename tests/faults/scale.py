@@ -21,16 +21,16 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-# As a script it finds its neighbours only.
+# A script finds modules in its own folder only.
 sys.path.append(str(Path(__file__).parents[2]))
 
 import click
-from checker import QUEUE
-from one_core import stay_on
-from report import follow
+from proofs.checker import QUEUE
+from proofs.one_core import stay_on
+from proofs.report import follow
+from proofs.rig import START, Shape, World, organization, quiet
 from rich.console import Console
 from rich.table import Table
-from rig import START, Shape, World, organization, quiet
 
 from sandbox.dataverse import Limits, ServiceProtection
 from sandbox.service_bus import Message
@@ -38,7 +38,7 @@ from sandbox.service_bus import Message
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from simulation import Simulation
+    from proofs.simulation import Simulation
 
 # As in host.json.
 CONCURRENCY = 16

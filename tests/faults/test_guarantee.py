@@ -1,4 +1,4 @@
-"""The page about the guarantee says of the proofs what they are, and can be shown."""
+"""The page about the guarantee is right about the proofs, and its diagrams can be rendered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from matrix import cells
-from mutants import MUTANTS
+from proofs.matrix import cells
+from proofs.mutants import MUTANTS
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "guarantee.md").read_text("utf-8")
@@ -22,12 +22,12 @@ def test_no_text_of_a_diagram_ends_before_its_line_does(diagram: str) -> None:
 
 
 @pytest.mark.parametrize("script", _SCRIPTS)
-def test_every_command_is_there(script: str) -> None:
+def test_every_command_exists(script: str) -> None:
     assert (_ROOT / script).is_file()
 
 
 def test_the_figures_are_of_this_list_and_this_matrix() -> None:
-    """Whoever adds a safeguard or a cell runs the proof, and keeps its figure."""
+    """A new safeguard or cell needs a run of the proof, and its figure in the page."""
     every = len(MUTANTS)
     assert f"{every} of {every} found" in _PAGE
     assert f"[{len(cells())} cells](faults-matrix.md)" in _PAGE

@@ -6,31 +6,39 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from histories import run_history
-from rig import START
-from simulation import Simulation
+from proofs.histories import run_history
+from proofs.rig import START
+from proofs.simulation import Simulation
+from proofs.situations import SITUATIONS, draw_situation
 
-# Other seeds than those of `make faults`, so that the two do not look at the same histories.
+# Other seeds than those of `make faults`, so that the two run different histories.
 _FIRST = 1_000_000
 _CHUNKS, _EACH = 8, 25
 
 
 @pytest.mark.parametrize("chunk", range(_CHUNKS))
 def test_random_histories_keep_the_promise(chunk: int) -> None:
-    """Whatever fails and whoever interferes: at most one invoice, nothing lost, nothing stuck."""
+    """At most one invoice, nothing lost, nothing stuck: with any fault, and any change by a user."""
     counts: Counter[str] = Counter()
     for seed in range(_FIRST + chunk * _EACH, _FIRST + (chunk + 1) * _EACH):
         outcome = run_history(seed)
         counts.update(outcome.counts)
-        told = "\n".join(str(violation) for violation in outcome.violations)
+        violations = "\n".join(map(str, outcome.violations))
         assert not outcome.violations, (
-            f"{told}\nAgain, alone: python tests/faults/run_histories.py --replay {seed}"
+            f"{violations}\nAgain, alone: python tests/faults/run_histories.py --replay {seed}"
         )
     # A history in which nothing happens proves nothing.
-    assert counts["opportunities won and not meddled with"] >= _EACH / 2
+    assert counts["opportunities that must be invoiced"] >= _EACH / 2
     assert counts["invoices generated"] >= _EACH / 2
     assert sum(count for name, count in counts.items() if name.startswith("fault:")) >= _EACH / 4
     assert counts["wins when the faults had ended"] <= _EACH / 4
+
+
+def test_every_situation_is_drawn_often() -> None:
+    drawn = Counter(draw_situation(Random(seed)).name for seed in range(2_000))  # noqa: S311 - to be repeatable
+
+    assert drawn.keys() == {situation.name for situation in SITUATIONS}
+    assert min(drawn.values()) >= 2_000 / 50
 
 
 def test_a_seed_is_a_history() -> None:
@@ -41,8 +49,8 @@ def test_a_seed_is_a_history() -> None:
     assert all(one != other for (one, _), (other, _) in pairwise(digests))
 
 
-def test_what_is_due_a_hair_after_a_tick_is_waited_for() -> None:
-    """Time goes on though the broker's schedules know no ticks: no history stands still."""
+def test_an_event_between_two_ticks_is_waited_for() -> None:
+    """Time goes on though the broker's schedules have no ticks: no history stands still."""
     simulation = Simulation(Random(1), START)  # noqa: S311 - to be repeatable, not secret
     due = START + timedelta(seconds=1, microseconds=1)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from matrix import Boundary, Matrix, cells, short
-from sockets import Stage
+from proofs.matrix import Boundary, Matrix, cells, short
+from proofs.sockets import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from matrix import Cell
+    from proofs.matrix import Cell
 
 # Microsoft's client, with which the host receives, leaves sockets that were reset to the garbage collection.
 pytestmark = [
@@ -39,8 +39,8 @@ def matrix() -> Iterator[Matrix]:
 def test_a_fault_at_a_boundary_loses_and_doubles_nothing(matrix: Matrix, cell: Cell) -> None:
     """One invoice, one event, nothing waiting, nothing parked but what fails for good."""
     result = matrix.run(cell)
-    told = "\n".join(result.problems)
-    assert not result.problems, f'{told}\nAgain, alone: python tests/faults/run_matrix.py --only "{cell}"'
+    problems = "\n".join(result.problems)
+    assert not result.problems, f'{problems}\nAgain, alone: python tests/faults/run_matrix.py --only "{cell}"'
 
 
 def test_every_boundary_has_cells_and_every_cell_is_another() -> None:
@@ -51,6 +51,6 @@ def test_every_boundary_has_cells_and_every_cell_is_another() -> None:
 
 
 def test_the_table_that_is_kept_has_all_cells() -> None:
-    """Whoever adds a cell runs the matrix and keeps what came of it."""
+    """A new cell needs a run of the matrix, which writes the table."""
     kept = re.findall(r"^\| (?!fault |---)(.+?) \| .+ \|$", _TABLE.read_text("utf-8"), re.MULTILINE)
     assert sorted(kept) == sorted(cell.what for cell in cells())

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import outage
 import pytest
+from proofs import outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from outage import Report
+    from proofs.outage import Report
 
 _WINS = 40
 
 
 def _assert_kept(report: Report) -> None:
-    told = "\n".join(str(violation) for violation in report.violations)
-    assert not report.violations, f"{report.title}:\n{told}\nAll of them: python tests/faults/run_outages.py"
+    violations = "\n".join(str(violation) for violation in report.violations)
+    assert not report.violations, (
+        f"{report.title}:\n{violations}\nAll of them: python tests/faults/run_outages.py"
+    )
 
 
 @pytest.mark.parametrize("away", [outage.dataverse_away, outage.dataverse_silent])
 def test_dataverse_is_away_for_two_hours(away: Callable[[int], Report]) -> None:
-    """Twenty minutes after it is back, everything is invoiced and told; nothing was parked."""
+    """Twenty minutes after its end, everything is invoiced and published; nothing was parked."""
     _assert_kept(away(_WINS))
 
 
 @pytest.mark.parametrize("away", [outage.service_bus_away, outage.sends_refused])
 def test_service_bus_is_away_for_ten_minutes(away: Callable[[int], Report]) -> None:
-    """What was under way is left to the broker, and comes again; nothing is dead-lettered."""
+    """What was being handled is left to the broker, and delivered again; nothing is dead-lettered."""
     _assert_kept(away(_WINS))
 
 
@@ -38,7 +40,7 @@ def test_429_storm_is_waited_out_and_the_backlog_drained_at_what_the_limits_perm
 
 
 def test_send_that_never_returns_does_not_hold_the_invocation() -> None:
-    """The SDK may block for ever: the message is handed back within the invocation's deadline."""
+    """The peer never responds: the message is abandoned within the invocation's deadline."""
     _assert_kept(outage.a_send_that_never_returns())
 
 

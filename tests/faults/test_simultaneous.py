@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from simultaneous import THREADS, run
+from proofs.simultaneous import THREADS, run
 
 
 def test_the_same_win_on_50_threads_of_four_processes_is_invoiced_once() -> None:
-    """All 50 have looked and found nothing when the first one commits; `make faults` has 100 rounds of it."""
+    """All 50 have checked and found nothing when the first one commits; `make faults` has 100 rounds of it."""
     outcome = run(10)
 
     assert outcome.problems == ()

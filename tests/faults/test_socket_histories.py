@@ -6,8 +6,8 @@ import gc
 from typing import TYPE_CHECKING
 
 import pytest
-from socket_histories import OPPORTUNITIES_EACH, SETTINGS, Histories
-from sockets import Stage
+from proofs.socket_histories import OPPORTUNITIES_EACH, SETTINGS, Histories
+from proofs.sockets import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +32,9 @@ def histories() -> Iterator[Histories]:
 
 @pytest.mark.parametrize("seed", _SEEDS)
 def test_random_histories_on_real_sockets_keep_the_promise(histories: Histories, seed: int) -> None:
-    """Whatever fails and whoever interferes: at most one invoice, nothing lost, nothing stuck."""
+    """At most one invoice, nothing lost, nothing stuck: with any fault, and any change by a user."""
     outcome = histories.run(seed)
-    told = "\n".join((*outcome.violations, *outcome.told))
+    found = "\n".join((*outcome.violations, *outcome.log))
     assert not outcome.violations, (
-        f"{told}\nAgain, alone: python tests/faults/run_socket_histories.py --replay {seed}"
+        f"{found}\nAgain, alone: python tests/faults/run_socket_histories.py --replay {seed}"
     )

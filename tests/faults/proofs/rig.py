@@ -1,15 +1,15 @@
-"""The deployed code as it is, on in-process wires: Dataverse by a requests adapter, Service Bus by the broker's rules.
+"""The deployed code as it is, in one process: Dataverse by a requests adapter, Service Bus by the broker's rules.
 
-A `World` has the sandbox's Dataverse and broker, a simulated Functions host with worker processes, and the product
-built by its own composition root; time and turns are the simulation's. Everything that a wire does to a call asks the
-sandbox's fault plan first. It leaves to others what happens in a world (`histories`, `outage`) and whether that was
-right (`checker`).
+A `World` has the sandbox's Dataverse and broker, a simulated Functions host with worker processes, and the function as
+its own composition root builds it; time and turns are the simulation's. Every call asks the sandbox's fault plan first.
+What happens in a world is left to `situations` and `outage`, whether it was right to `checker`.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,15 +20,18 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import requests
 from adapter_exchange import AdapterExchange
-from checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Watch
-from contract import validate_event
-from simulation import Killed, Simulation
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError
 
+from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Violation, Watch
+from proofs.contract import validate_event
+from proofs.simulation import Killed, Simulation
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, Depth, ServiceProtection, seed
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Fault, FaultPlan, Kind, Wire
+from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.http import FaultyAdapter
 from sandbox.identity import Claims
@@ -36,17 +39,18 @@ from sandbox.service_bus import Broker, Configuration
 from sandbox.service_bus import Message as BrokerMessage
 from sandbox.service_bus.errors import MessageLockLost
 from shared.bootstrap import build
+from shared.credential import Identity
 from shared.dataverse import Dataverse
 from shared.errors import ServiceBusUnavailable, TokenUnavailable
 from shared.message import Message
 from shared.service_bus import NotSent, Outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    import requests
-    from simulation import Actor
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from proofs.simulation import Actor
     from sandbox.dataverse import ServiceEndpoint
     from sandbox.service_bus import BrokeredMessage
     from shared.clock import Deadline
@@ -75,14 +79,18 @@ SETTINGS = {
 # As in host.json, and the queue's lock renewed before it ends.
 _FUNCTION_TIMEOUT = 300.0
 _RENEW_EVERY = 40.0
-# The sender's own bound of one try.
+# The sender's own bound of one try, and that of fetching a token.
 _TRY = 15.0
-_LONGEST_HOLD_BACK = timedelta(minutes=15)
+_FETCH = 20.0
+_SCOPE = f"{URL}/.default"
+# Real seconds for what takes microseconds.
+_JOIN = 10.0
+_MAX_THROTTLE = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
 class Organization:
-    """A Dataverse to start from: its rows as an image, the product's user, and whom and what there is to sell."""
+    """A Dataverse to start from: its rows as an image, the function's user, and what and to whom it sells."""
 
     image: bytes
     function_user: str
@@ -118,19 +126,25 @@ def _guid(chance: Random) -> str:
     return str(UUID(int=chance.getrandbits(128), version=4))
 
 
-def _verify(token: str, audiences: object) -> Claims:  # noqa: ARG001 - as the protocol has it
+def _verify(token: str, audiences: object) -> Claims:  # noqa: ARG001 - the protocol
     return Claims(_CLIENT, _CLIENT, _CLIENT, URL, datetime.max.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a world is made of. `latency` (seconds) is what each call takes; `concurrency` is a worker's."""
+    """What a world is made of.
+
+    `latency` (seconds) is what each call takes; `concurrency` is a worker's. The workers' clocks are slow by
+    `clock_behind`, tokens are valid for `token_lifetime`.
+    """
 
     organization: Organization
     workers: int = 1
     concurrency: int = 16
     latency: float = 0.0
     tick: float = 1.0
+    clock_behind: timedelta = timedelta()
+    token_lifetime: timedelta = timedelta(hours=24)
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -160,17 +174,22 @@ class World:
             protection=protect(self.simulation) if protect else None,
         )
         self.requests: list[Request] = []
-        self.looks = _Looks()
+        self.checks = _Checks()
         self.counts: Counter[str] = Counter()
-        self.bugs: list[str] = []
-        # What tells the messages of a win, for who wants to know how many are handled at once.
+        self.plug_ins: list[FaultPlan] = []
+        # What the world itself sees broken.
+        self.violations: list[Violation] = []
+        # By which the messages of a win are recognised, to count how many are handled at once.
         self.marks: Sequence[bytes] = ()
-        # Whether Dataverse sets a message id is not confirmed: it does or does not, history by history.
-        self.message_ids = True
+        # Whether Dataverse sets a message id is not confirmed: it does or does not, history by history. Others who send
+        # may have ids of their own.
+        self.message_id: Callable[[], str | None] = self.new_id
+        # Ids of opportunities and invoices of whose requests an assignment, or what decides about it, failed.
+        self.disturbed: set[str] = set()
         self.lost_posts = 0
         self.host = _Host(self)
         self._dataverse = faulty_dataverse(self.app, self.plan, self._wait)
-        self._wired = 0
+        self._calls = 0
         self._closing: list[Dataverse] = []
 
     def __repr__(self) -> str:
@@ -186,13 +205,17 @@ class World:
 
         return self.simulation.run(all_others, self.broker.next_event, **bounds)
 
+    def dataverse(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Be Dataverse's Web API, with the faults of the plan and of plug-ins."""
+        return self._dataverse(environ, start_response)
+
     @property
     def idle(self) -> bool:
         """Whether no message is being handled, and none is to come."""
         return self.simulation.idle and self.broker.next_event() is None
 
     def close(self) -> None:
-        """Let every thread and the database go."""
+        """Close the connections and the database."""
         for dataverse in self._closing:
             dataverse.close()
         self.app.close()
@@ -200,8 +223,8 @@ class World:
     def post(
         self, endpoint: ServiceEndpoint, body: bytes, properties: Mapping[str, str], content_type: str
     ) -> None:
-        """Carry an event of Dataverse to the queue, at least once."""
-        message_id = self.new_id() if self.message_ids else None
+        """Send an event of Dataverse to the queue, at least once."""
+        message_id = self.message_id()
         self.broker.send(
             endpoint.path,
             BrokerMessage(
@@ -216,34 +239,53 @@ class World:
             self.lost_posts -= 1
             self.counts["posts repeated"] += 1
             self.simulation.at(3, self.deliver_posts)
-            raise ConnectionResetError("the answer to a post was lost")
+            raise ConnectionResetError("the response to a post was lost")
+
+    def add_plug_in(self, opportunity_id: str, fault: Fault, when: When) -> FaultPlan:
+        """Let a plug-in fail when the invoice of this opportunity is generated; before the first worker starts."""
+        marks = (b"GenerateInvoiceFromOpportunity", opportunity_id.encode())
+        return self._add_plug_in(marks, Rule(Wire.DATAVERSE, fault, when))
+
+    def add_assign_plug_in(self, fault: Fault) -> None:
+        """Let a plug-in fail when an invoice is assigned; before the first worker starts."""
+        self._add_plug_in((_ASSIGNMENT,), Rule(Wire.DATAVERSE, fault))
+
+    def _add_plug_in(self, marks: Sequence[bytes], rule: Rule) -> FaultPlan:
+        plan = FaultPlan([rule], clock=self.simulation)
+
+        def concerns(environ: WSGIEnvironment) -> bool:
+            body: bytes = environ["wsgi.input"].getvalue()
+            return all(mark in body for mark in marks)
+
+        self._dataverse = faulty_dataverse(self._dataverse, plan, self._wait, concerns)
+        self.plug_ins.append(plan)
+        return plan
 
     def deliver_posts(self) -> None:
         """Let Dataverse post what is due."""
         self.app.run_due_jobs()
 
-    # --- the product's surroundings ---
+    # --- what surrounds the deployed code ---
 
     def worker(self, name: str) -> Handler:
-        """Build the product as a new worker process does."""
+        """Build the deployed code like a new worker process."""
         chance = self.random.random
         exchange = AdapterExchange(URL, _Adapter(self, name))
-        dataverse = Dataverse(
-            URL, tokens=_Tokens(self), clock=self.simulation, random=chance, exchange=exchange
-        )
+        clock = _WorkerClock(self.simulation, self.shape.clock_behind)
+        dataverse = Dataverse(URL, tokens=_Tokens(self, name), clock=clock, random=chance, exchange=exchange)
         self._closing.append(dataverse)
         return build(
             {**SETTINGS, **self.shape.settings},
-            clock=self.simulation,
+            clock=clock,
             random=chance,
             sender=_Sender(self),
             dataverse=dataverse,
         )
 
     def order(self) -> int:
-        """Count what happens on the wires."""
-        self._wired += 1
-        return self._wired
+        """Return the number of the next request or response."""
+        self._calls += 1
+        return self._calls
 
     def _wait(self, seconds: float) -> None:
         actor = self.simulation.current
@@ -265,32 +307,90 @@ def _configuration() -> Configuration:
     return Configuration.load()
 
 
-class _Tokens:
-    """The identity's tokens, each of them asked of the fault plan."""
+@dataclass(frozen=True)
+class _WorkerClock:
+    """A worker's clock, which may be slow; that of durations is right."""
 
-    def __init__(self, world: World) -> None:
+    simulation: Simulation
+    behind: timedelta
+
+    def monotonic(self) -> float:
+        return self.simulation.monotonic()
+
+    def now(self) -> datetime:
+        return self.simulation.now() - self.behind
+
+    def sleep(self, seconds: float) -> None:
+        self.simulation.sleep(seconds)
+
+
+class _IdentityEndpoint:
+    """Issues the tokens of one worker process, each of them asked of the fault plan."""
+
+    def __init__(self, world: World, process: str) -> None:
         self._world = world
+        self._process = process
+        self.silent = 0.0
+        self.valid_until = 0.0
+        self._issued = 0
 
-    def token(self, deadline: Deadline) -> str:
+    def get_token(self, *_: object, **__: object) -> AccessToken:
         world = self._world
         fault = world.plan.strike(Wire.IDENTITY, "token")
-        if fault is None:
-            return "a token"
-        world.simulation.sleep(min(fault.seconds, deadline.remaining) if fault.kind is Kind.SILENT else 0)
-        raise TokenUnavailable("The identity endpoint gave no token.")
+        if fault is not None:
+            self.silent = fault.seconds if fault.kind is Kind.SILENT else 0.0
+            raise ClientAuthenticationError("The sandbox's identity endpoint issues no token.")
+        self._issued += 1
+        expires = world.simulation.now() + world.shape.token_lifetime
+        self.valid_until = expires.timestamp()
+        world.counts["tokens issued"] += 1
+        return AccessToken(f"token {self._issued} of {self._process}", int(self.valid_until))
 
-    def renewed(self, refused: str, deadline: Deadline) -> str | None:
+
+class _Tokens:
+    """The identity of one worker process, on a simulated endpoint: fetching in the background takes no turn."""
+
+    def __init__(self, world: World, process: str) -> None:
+        self._world = world
+        self._endpoint = _IdentityEndpoint(world, process)
+        self._identity = Identity(lambda _: self._endpoint, now=lambda: world.simulation.now().timestamp())
+
+    def token(self, deadline: Deadline) -> str:
+        world, endpoint = self._world, self._endpoint
+        endpoint.silent = 0.0
         try:
-            return f"{self.token(deadline)}, not {refused}"
+            token = self._identity.token(_SCOPE, _FETCH)
         except TokenUnavailable:
-            return None
+            if endpoint.valid_until > world.simulation.now().timestamp() + _FETCH * 4:
+                left = endpoint.valid_until - world.simulation.now().timestamp()
+                world.violations.append(Violation("a valid token is used", f"one had {left:.0f} s left."))
+            if endpoint.silent:
+                world.simulation.sleep(min(endpoint.silent, deadline.remaining, _FETCH))
+            raise
+        finally:
+            self._join()
+        if endpoint.silent:
+            world.counts["tokens kept while the endpoint is silent"] += 1
+        return token
+
+    def renewed(self, refused: str, deadline: Deadline) -> str | None:  # noqa: ARG002 - the protocol
+        try:
+            return self._identity.renewed(_SCOPE, refused, _FETCH)
+        finally:
+            self._join()
+
+    def _join(self) -> None:
+        """Wait until nothing is fetched in the background, so that a history is the same each time."""
+        end = time.monotonic() + _JOIN
+        while self._identity._fetches and time.monotonic() < end:
+            time.sleep(0.0002)
 
 
 class _Adapter(FaultyAdapter):
-    """Dataverse for one worker: others may come first on the way there and on the way back."""
+    """Dataverse for one worker: other actors may have a turn before the request and before the response."""
 
     def __init__(self, world: World, process: str) -> None:
-        super().__init__(world._dataverse)
+        super().__init__(world.dataverse)
         self._world = world
         self._process = process
 
@@ -302,71 +402,90 @@ class _Adapter(FaultyAdapter):
             actor.timeout = kwargs["timeout"][1]
         world.simulation.sleep(world.shape.latency) if world.shape.latency else world.simulation.pause()
         world.counts["requests"] += 1
-        for meddling in world.looks.asked(actor, request):
-            world.counts[f"people: {meddling}, between look and call"] += 1
+        for change in world.checks.asked(actor, request):
+            world.counts[f"user: {change}, between check and call"] += 1
         try:
             response = super().send(request, *args, **kwargs)
-            world.looks.answered(actor)
+            world.checks.answered(actor)
+        except requests.RequestException:
+            if _ASSIGNMENT in _bytes(request.body):
+                world.disturbed.update(_ids_in(request))
+            raise
         finally:
             world.simulation.pause()
-        until = _hold_back_until(response, world.simulation.now())
+        if not response.ok or _FAILED_PART.search(response.content):
+            world.disturbed.update(_ids_in(request))
+        until = _throttled_until(response, world.simulation.now())
         world.requests.append(Request(self._process, sent, at, world.order(), until))
         return response
 
 
-class _Looks:
-    """Who has looked at an opportunity and may yet call, and what people did to it in between."""
+_ASSIGNMENT = b"ownerid@odata.bind"
+_FAILED_PART = re.compile(rb"^HTTP/1.1 [45]", re.MULTILINE)
+_IDS = re.compile(rb"(?:invoices|opportunities)\(([0-9a-f-]{36})\)")
+
+
+def _ids_in(request: requests.PreparedRequest) -> set[str]:
+    return {found.decode() for found in _IDS.findall(_bytes(request.body))}
+
+
+def _bytes(body: object) -> bytes:
+    return body if isinstance(body, bytes) else b""
+
+
+class _Checks:
+    """Which invocations have checked an opportunity and may still call, and what users did to it in between."""
 
     def __init__(self) -> None:
-        self._open: dict[Actor, _Look] = {}
+        self._open: dict[Actor, _Check] = {}
 
     def asked(self, actor: Actor | None, request: requests.PreparedRequest) -> Sequence[str]:
-        """Note a request that is sent; return what was done since the look, if it is the call."""
+        """Note a request that is sent; return what users did since the check, if it is the call."""
         if actor is None:
             return ()
         body = request.body if isinstance(request.body, bytes) else b""
         if b"GenerateInvoiceFromOpportunity" not in body:
             self._open.pop(actor, None)
             if b"opportunities(" in body:
-                self._open[actor] = _Look(body)
+                self._open[actor] = _Check(body)
             return ()
-        look = self._open.get(actor)
-        if look is None:
+        check = self._open.get(actor)
+        if check is None:
             return ()
-        done, look.done = look.done, []
-        look.called = True
+        done, check.done = check.done, []
+        check.called = True
         return done
 
     def answered(self, actor: Actor | None) -> None:
-        """Note that the last request of an actor was carried out, and answered."""
-        look = self._open.get(actor) if actor is not None else None
-        if look is None or actor is None:
+        """Note that the last request of an actor was carried out, and that its response has arrived."""
+        check = self._open.get(actor) if actor is not None else None
+        if check is None or actor is None:
             return
-        look.answered = True
-        if look.called:
+        check.answered = True
+        if check.called:
             del self._open[actor]
 
-    def meddled(self, mark: str, what: str) -> None:
-        """Note what somebody did to an opportunity."""
-        for look in self._of(mark):
-            if look.answered and not look.called:
-                look.done.append(what)
+    def changed_by_user(self, mark: str, what: str) -> None:
+        """Note what a user did to an opportunity."""
+        for check in self._of(mark):
+            if check.answered and not check.called:
+                check.done.append(what)
 
-    def looked(self, mark: str) -> bool:
-        """Whether somebody has looked at an opportunity, and has not called yet."""
-        return any(look.answered and not look.called for look in self._of(mark))
+    def checked(self, mark: str) -> bool:
+        """Whether an invocation has checked an opportunity, and has not called yet."""
+        return any(check.answered and not check.called for check in self._of(mark))
 
     def may_call(self, mark: str) -> bool:
-        """Whether somebody may call who has looked, or is about to, or whose call may have failed."""
+        """Whether an invocation that is checking or has checked may still call, or its call may have failed."""
         return any(self._of(mark))
 
-    def _of(self, mark: str) -> Iterator[_Look]:
-        return (look for actor, look in self._open.items() if actor.alive and mark.encode() in look.about)
+    def _of(self, mark: str) -> Iterator[_Check]:
+        return (check for actor, check in self._open.items() if actor.alive and mark.encode() in check.about)
 
 
 @dataclass
-class _Look:
-    """A look at an opportunity, which its body names. `called`: the call was sent, be it answered or not."""
+class _Check:
+    """A check of an opportunity, which `about` names. `called`: the call was sent, with or without a response."""
 
     about: bytes
     answered: bool = False
@@ -374,15 +493,15 @@ class _Look:
     done: list[str] = field(default_factory=list)
 
 
-def _hold_back_until(response: requests.Response, now: datetime) -> datetime | None:
-    """Return what a 429 asks for, be it the whole answer or a part of it."""
+def _throttled_until(response: requests.Response, now: datetime) -> datetime | None:
+    """Return what a 429 asks for: that of the whole response or of a part of it."""
     if response.status_code == 429:
         values = [response.headers.get("Retry-After", "")]
     elif not response.content.rstrip().endswith(b"--"):
-        # Not a whole batch: what a part of it says is not known to be so.
+        # Not a whole batch: its parts may be incomplete.
         values = []
     else:
-        # Only exceeded limits concern the process; another 429 is that of one record's plug-in.
+        # Only exceeded limits concern the process; any other 429 comes from a plug-in and concerns one record.
         throttled = [part.split(b"\r\n--")[0] for part in response.content.split(b"HTTP/1.1 429")[1:]]
         parts = [part for part in throttled if b'"0x8007232' in part]
         found = [re.search(rb"Retry-After: ([^\r\n]*)", part.split(b"\r\n\r\n")[0]) for part in parts]
@@ -400,20 +519,25 @@ def _moment(value: str, now: datetime) -> datetime | None:
             moment = parsedate_to_datetime(value)
         except ValueError:
             return None
-    return min(moment, now + _LONGEST_HOLD_BACK)
+    return min(moment, now + _MAX_THROTTLE)
 
 
 class _Sender:
-    """Service Bus for the way out, by the broker's own rules."""
+    """Outbound Service Bus, by the broker's own rules."""
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._scheduled: set[str] = set()
 
     def warm_up(self, entity: str) -> None:
-        """Nothing to open: there are no links."""
+        """Do nothing: there are no links."""
 
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         world = self._world
+        if outgoing.due is not None and outgoing.message_id not in self._scheduled:
+            # A send that fails is repeated, and may then come later than the retry is due.
+            self._scheduled.add(outgoing.message_id)
+            self._check_due(outgoing.due)
         world.simulation.pause()
         operation = f"{'schedule' if outgoing.due else 'send'}:{entity}"
         fault = world.plan.strike(Wire.SERVICE_BUS_OUT, operation)
@@ -448,19 +572,29 @@ class _Sender:
             ),
         )
 
+    def _check_due(self, due: datetime) -> None:
+        """Note a retry that is due before the time that its message shows of the broker."""
+        world = self._world
+        invocation = world.host.invocation_of(world.simulation.current)
+        late = invocation.begun - invocation.message.enqueued_at if invocation else timedelta()
+        if due < world.simulation.now() - late:
+            early = (world.simulation.now() - due).total_seconds()
+            world.violations.append(Violation("no retry is due in the past", f"one was by {early:.0f} s."))
+
 
 @dataclass(eq=False)
 class _Invocation:
-    """A message in the hands of a worker; `settling`: the worker has returned, the rest is the host's."""
+    """A message that a worker handles since `begun`; `settling`: the worker has returned, the rest is the host's."""
 
     actor: Actor
     worker: int
     message: BrokeredMessage
+    begun: datetime
     settling: bool = False
 
 
 class _Host:
-    """The Functions host: receives, invokes, completes or abandons; renews locks; ends what lasts too long."""
+    """The Functions host: receives, invokes, completes or abandons; renews locks; ends what takes too long."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -471,7 +605,7 @@ class _Host:
         self.closed = False
 
     def pump(self) -> None:
-        """Take what is available, for as long as somebody has a hand free."""
+        """Receive what is available, up to the concurrency of the workers."""
         world = self._world
         while not self.closed and len(self.invocations) < world.shape.concurrency * world.shape.workers:
             received = world.broker.receive(QUEUE)
@@ -479,12 +613,16 @@ class _Host:
                 return
             self._invoke(received[0])
 
+    def invocation_of(self, actor: Actor | None) -> _Invocation | None:
+        """Return what an actor works on."""
+        return next((each for each in self.invocations if each.actor is actor), None)
+
     def in_flight(self, mark: bytes) -> bool:
         """Whether a message whose body holds this is being handled."""
         return any(mark in _body(invocation.message) for invocation in self.invocations)
 
     def kill_worker_of(self, actor: Actor) -> None:
-        """End the worker process in which an actor runs; the host hands its messages back."""
+        """End the worker process in which an actor runs; the host abandons its messages."""
         worker = next(each.worker for each in self.invocations if each.actor is actor)
         self._kill([each for each in self.invocations if each.worker == worker and not each.settling], worker)
 
@@ -509,7 +647,7 @@ class _Host:
         actor = world.simulation.spawn(
             f"delivery {world.counts['deliveries']}", lambda: self._work(invocation, self._handlers[worker])
         )
-        invocation = _Invocation(actor, worker, message)
+        invocation = _Invocation(actor, worker, message, world.simulation.now())
         self.invocations.append(invocation)
         if fault is not None and fault.kind is Kind.LOCK_LOST:
             world.broker.abandon(QUEUE, _token(message))
@@ -531,14 +669,17 @@ class _Host:
     def _work(self, invocation: _Invocation, handler: Handler) -> None:
         world = self._world
         message = invocation.message
+        invocation.begun = world.simulation.now()
         settle = world.broker.complete
         try:
-            handler.handle(_as_the_host_shows(message))
+            handler.handle(_as_delivered(message))
         except ServiceBusUnavailable:
             world.counts["invocations that raised"] += 1
             settle = world.broker.abandon
-        except Exception as error:  # noqa: BLE001 - any is a bug of the product: told, and handed back as the host does
-            world.bugs.append(f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - any is a bug: noted, and abandoned like by the host
+            world.violations.append(
+                Violation("nothing unforeseen is raised", f"{type(error).__name__}: {error}")
+            )
             settle = world.broker.abandon
         invocation.settling = True
         world.simulation.pause()
@@ -583,7 +724,7 @@ class _Host:
         )
 
 
-def _as_the_host_shows(message: BrokeredMessage) -> Message:
+def _as_delivered(message: BrokeredMessage) -> Message:
     inner = message.message
     return Message(
         body=_body(message),
@@ -611,7 +752,7 @@ def _token(message: BrokeredMessage) -> UUID:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the log lines, of which there are thousands, to oneself."""
+    """Switch off the log lines, of which there are thousands."""
     loggers = [logging.getLogger(name) for name in ("shared", "sandbox")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""Work on several sandboxes at once, each in a process of its own, with every result as soon as it is there."""
+"""Work on several sandboxes at once, each in a process of its own, with every result as soon as it exists."""
 
 from __future__ import annotations
 

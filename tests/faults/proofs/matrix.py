@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations
-from sockets import Stage, broken
-
+from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations
+from proofs.sockets import Stage, broken
 from sandbox.faults import Fault, Kind, Rule, When, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sockets import Seen
+    from proofs.sockets import Seen
 
 
 class Boundary(StrEnum):
@@ -29,8 +28,8 @@ class Boundary(StrEnum):
 
     RECEIVE = "receive"
     TOKEN = "token"
-    LOOK = "look"
-    CLAIM = "claim and call"
+    CHECK = "check"
+    CLAIM = "claim and generate"
     COMMITTED = "… after the commit"
     ASSIGN = "assign"
     ASSIGNED = "… after the assignment"
@@ -48,15 +47,16 @@ class Boundary(StrEnum):
 class Cell:
     """One fault at one boundary.
 
-    `far`: a copy is scheduled far ahead, and a new process takes it. `cut`: connections that are open are cut first, so
-    that new ones are made. `reason`: the fault is permanent, and the message is parked with this reason; None: it comes
-    through.
+    `far`: a retry is scheduled far ahead, and a new process handles it. `cut`: connections that are open are cut first,
+    so that new ones are made. `anew`: a new process handles the message, so that it needs a token. `reason`: the fault
+    is permanent, and the message is parked with this reason; None: it is processed.
     """
 
     boundary: Boundary
     rule: Rule
     far: bool = False
     cut: bool = False
+    anew: bool = False
     reason: str | None = None
 
     def __str__(self) -> str:
@@ -74,7 +74,8 @@ class Cell:
             if self.rule.operation.startswith(("connect", "attach"))
             else ""
         )
-        return f"{where}{shown}" + (f", {when.last} times" if when.last > 1 else "")
+        times = when.last - when.first + 1
+        return f"{where}{shown}" + (f", {times} times" if times > 1 else "")
 
 
 _AFTER = frozenset(
@@ -84,7 +85,7 @@ _AFTER = frozenset(
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a cell. `path`: how the message came through, in a word or two."""
+    """What became of a cell. `path`: how the message was processed, in a word or two."""
 
     cell: Cell
     path: str
@@ -100,8 +101,10 @@ _FOUR = When(last=4)
 
 _RETRY_AFTER_SHORT = ("1", "date+2", "none", "-5", "soon", "0.5")
 _RETRY_AFTER_FAR = ("60", "date+120", "99999999")
-# Of one fault at a time: each is what an answer to the whole request may be.
-_ANSWERS = (
+# Of one fault at a time: each is what a response to the whole request may be.
+_RESPONSES = (
+    Fault(Kind.ADMIN_MODE),
+    Fault(Kind.EMPTY),
     Fault(Kind.REDIRECT),
     Fault(Kind.UNAUTHORIZED),
     Fault(Kind.FORBIDDEN),
@@ -125,12 +128,21 @@ _PARTS = (
     Fault(Kind.FORBIDDEN, code="0x80040220"),
     Fault(Kind.NOT_FOUND, code="0x80040217"),
     Fault(Kind.UNAVAILABLE, status=503),
+    Fault(Kind.SQL_TIMEOUT),
+    # A plug-in refuses, throttles its record, or reports that its backend fails.
+    Fault(Kind.ERROR),
+    Fault(Kind.ERROR, status=403, code="0x80048d06"),
+    Fault(Kind.ERROR, status=429, code="0x80048d04"),
+    Fault(Kind.ERROR, status=500, code="0x80048d0a"),
+    # The batch ends with this part: those behind it are missing.
+    Fault(Kind.UNAVAILABLE, stop=200),
+    Fault(Kind.UNAVAILABLE, stop=400),
 )
 
 
 def cells() -> list[Cell]:
     """Return all of them, those that move the broker's clock last."""
-    every = [*_receive(), *_token(), *_dataverse(), *_publish(), *_aside(), *_complete(), *_permanent()]
+    every = [*_receive(), *_token(), *_dataverse(), *_publish(), *_copies(), *_complete(), *_permanent()]
     return sorted(every, key=lambda cell: (cell.reason is not None, cell.far))
 
 
@@ -161,7 +173,7 @@ def _receive() -> Iterator[Cell]:
 def _token() -> Iterator[Cell]:
     def cell(fault: Fault, operation: str = "token", when: When = _ONCE) -> Cell:
         rule = Rule(Wire.IDENTITY, fault, when, operation)
-        return Cell(Boundary.TOKEN, rule, cut=operation == "connect")
+        return Cell(Boundary.TOKEN, rule, cut=operation == "connect", anew=True)
 
     yield cell(Fault(Kind.REFUSE), "connect", _FOUR)
     yield cell(Fault(Kind.RESET), "connect", _FOUR)
@@ -184,35 +196,44 @@ def _token() -> Iterator[Cell]:
     yield cell(Fault(Kind.SILENT))
     yield cell(Fault(Kind.DRIBBLE, seconds=1))
     yield cell(Fault(Kind.DELAY, seconds=1))
-    yield Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, Fault(Kind.KILL), _ONCE, "token"))
+    yield cell(Fault(Kind.KILL))
 
 
 def _dataverse() -> Iterator[Cell]:
     for boundary, operation, parts in (
-        (Boundary.LOOK, "batch", range(3)),
+        (Boundary.CHECK, "batch", range(5)),
         (Boundary.CLAIM, "change-set", range(1)),
         # The batch that assigns the invoice, and then retrieves it and its lines.
         (Boundary.RETRIEVE, "update", range(1, 3)),
     ):
         yield from _calls(boundary, operation, after=False)
-        for part, fault in itertools.product(parts, _PARTS):
-            yield _of_dataverse(boundary, operation, replace(fault, part=part))
+        yield from _parts(boundary, operation, parts, after=False)
     yield from _calls(Boundary.COMMITTED, "change-set", after=True)
-    # With the change set's own part the writer is told a lie; with the others, its reads fail.
-    for part, fault in itertools.product(range(3), _PARTS):
-        yield _of_dataverse(Boundary.COMMITTED, "change-set", replace(fault, part=part, after=True))
+    # The error of the change set's own part is false; with the others, its reads fail.
+    yield from _parts(Boundary.COMMITTED, "change-set", range(3), after=True)
     for fault in (Fault(Kind.CUT), Fault(Kind.TRUNCATED), Fault(Kind.DRIBBLE, seconds=1)):
         yield _of_dataverse(Boundary.COMMITTED, "change-set", fault)
     yield from _assignments()
     yield from _connections()
 
 
+def _parts(boundary: Boundary, operation: str, parts: range, *, after: bool) -> Iterator[Cell]:
+    for part, fault in itertools.product(parts, _PARTS):
+        yield _of_dataverse(boundary, operation, replace(fault, part=part, after=after))
+
+
 def _assignments() -> Iterator[Cell]:
-    """Let the assignment fail alone, which stops nothing, or its response be lost."""
-    for fault in (*_PARTS, Fault(Kind.FORBIDDEN, code="0x80040299"), Fault(Kind.CONFLICT, code="0x80060882")):
-        yield _of_dataverse(Boundary.ASSIGN, "update", replace(fault, part=0))
-    for kind in (Kind.RESET, Kind.SILENT, Kind.KILL, Kind.UNAVAILABLE):
-        yield _of_dataverse(Boundary.ASSIGNED, "update", Fault(kind, after=True))
+    """Let the assignment fail, alone or with its batch: the event is published in spite of it."""
+    refusals = (
+        Fault(Kind.FORBIDDEN, code="0x80040299"),
+        Fault(Kind.FORBIDDEN, code="0x80042f09"),
+        Fault(Kind.CONFLICT, code="0x80060882"),
+        *_PARTS,
+    )
+    for after, boundary in ((False, Boundary.ASSIGN), (True, Boundary.ASSIGNED)):
+        for fault in refusals:
+            yield _of_dataverse(boundary, "update", replace(fault, part=0, after=after))
+    yield from _calls(Boundary.ASSIGNED, "update", after=True)
 
 
 def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]:
@@ -222,7 +243,7 @@ def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
     if not after:
         yield cell(Fault(Kind.REFUSE), _FOUR)
         yield cell(Fault(Kind.DELAY, seconds=1))
-        if operation != "change-set":
+        if boundary is not Boundary.CLAIM:
             # Of the claim these are after the commit.
             yield cell(Fault(Kind.CUT), _FOUR)
             yield cell(Fault(Kind.TRUNCATED))
@@ -231,10 +252,10 @@ def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
     yield cell(Fault(Kind.RESET), _FOUR)
     yield cell(Fault(Kind.SILENT))
     yield cell(Fault(Kind.KILL))
-    for fault in _ANSWERS:
+    for fault in _RESPONSES:
         yield cell(fault)
     # Every form where something is carried out or nothing is; one where that is no different.
-    every_form = after or operation == "batch"
+    every_form = boundary in (Boundary.CHECK, Boundary.COMMITTED)
     for form in _RETRY_AFTER_SHORT if every_form else _RETRY_AFTER_SHORT[:1]:
         yield cell(Fault(Kind.THROTTLED, retry_after=form))
     for form in _RETRY_AFTER_FAR if every_form else _RETRY_AFTER_FAR[:1]:
@@ -246,7 +267,7 @@ def _of_dataverse(boundary: Boundary, operation: str, fault: Fault, when: When =
 
 
 def _connections() -> Iterator[Cell]:
-    """Faults of Dataverse's connections, whatever they carry: the look is the first that meets them."""
+    """Faults of Dataverse's connections, which the check meets first."""
     for fault, when in (
         (Fault(Kind.REFUSE), _FOUR),
         (Fault(Kind.RESET), _FOUR),
@@ -258,7 +279,7 @@ def _connections() -> Iterator[Cell]:
         (Fault(Kind.DRIBBLE, seconds=1), _ONCE),
         (Fault(Kind.DELAY, seconds=0.3), _ONCE),
     ):
-        yield replace(_of_dataverse(Boundary.LOOK, "connect", fault, when), cut=True)
+        yield replace(_of_dataverse(Boundary.CHECK, "connect", fault, when), cut=True)
 
 
 def _publish() -> Iterator[Cell]:
@@ -278,8 +299,8 @@ def _publish() -> Iterator[Cell]:
     yield Cell(Boundary.PUBLISH, Rule(out, unauthorized, When(last=2), f"attach:{TOPIC}"), cut=True)
 
 
-def _aside() -> Iterator[Cell]:
-    """Put a message aside: for later, after one failed look; for good, if it cannot be read."""
+def _copies() -> Iterator[Cell]:
+    """Schedule a retry, after one failed check; park a message that cannot be read."""
     for boundary, operation, after in (
         (Boundary.SCHEDULE, f"schedule:{QUEUE}", False),
         (Boundary.SCHEDULED, f"schedule:{QUEUE}", True),
@@ -330,23 +351,28 @@ def _complete() -> Iterator[Cell]:
 def _permanent() -> Iterator[Cell]:
     """Let what never passes be parked with its reason, once the time of the retry policy is over."""
     for boundary, operation, fault, reason in (
-        (Boundary.LOOK, "*", Fault(Kind.REFUSE), "DataverseUnreachable"),
-        (Boundary.LOOK, "*", Fault(Kind.UNAVAILABLE), "DataverseUnavailable"),
-        (Boundary.LOOK, "*", Fault(Kind.HTML), "DataverseUnavailable"),
-        (Boundary.LOOK, "*", Fault(Kind.UNAUTHORIZED), "DataverseUnauthorized"),
-        (Boundary.LOOK, "*", Fault(Kind.FORBIDDEN), "DataverseForbidden"),
-        (Boundary.LOOK, "*", Fault(Kind.NOT_FOUND), "DataverseNotFound"),
-        (Boundary.LOOK, "batch", Fault(Kind.NOT_FOUND, code="0x80040217", part=0), "OpportunityNotFound"),
+        (Boundary.CHECK, "*", Fault(Kind.REFUSE), "DataverseUnreachable"),
+        (Boundary.CHECK, "*", Fault(Kind.UNAVAILABLE), "DataverseUnavailable"),
+        (Boundary.CHECK, "*", Fault(Kind.HTML), "DataverseUnavailable"),
+        (Boundary.CHECK, "*", Fault(Kind.UNAUTHORIZED), "DataverseUnauthorized"),
+        (Boundary.CHECK, "*", Fault(Kind.FORBIDDEN), "DataverseForbidden"),
+        (Boundary.CHECK, "*", Fault(Kind.NOT_FOUND), "DataverseNotFound"),
+        (Boundary.CHECK, "batch", Fault(Kind.NOT_FOUND, code="0x80040217", part=0), "OpportunityNotFound"),
         (
             Boundary.CLAIM,
             "change-set",
             Fault(Kind.FORBIDDEN, code="0x80040220", part=0),
             "DataverseForbidden",
         ),
+        (Boundary.CLAIM, "change-set", Fault(Kind.ERROR, part=0), "InvoiceRefused"),
+        (Boundary.CLAIM, "change-set", Fault(Kind.ERROR, status=404, code="0x80048d02"), "InvoiceRefused"),
+        (Boundary.CLAIM, "change-set", Fault(Kind.ERROR, code="", part=0, stop=400), "InvoiceRefused"),
+        (Boundary.CLAIM, "change-set", Fault(Kind.SQL_TIMEOUT, part=0), "DataverseUnavailable"),
     ):
         yield Cell(boundary, Rule(Wire.DATAVERSE, fault, When(), operation), reason=reason)
     refused = Fault(Kind.UNAVAILABLE)
-    yield Cell(Boundary.TOKEN, Rule(Wire.IDENTITY, refused, When(), "token"), reason="TokenUnavailable")
+    token = Rule(Wire.IDENTITY, refused, When(), "token")
+    yield Cell(Boundary.TOKEN, token, anew=True, reason="TokenUnavailable")
     rejected = Fault(Kind.REJECT, code="amqp:unauthorized-access")
     yield Cell(
         Boundary.PUBLISH,
@@ -390,9 +416,11 @@ class Matrix:
         stage = self._stage
         started = time.monotonic()
         struck = len(stage.plan.log)
+        if cell.anew:
+            stage.kill_workers()
         if cell.cut:
             stage.cut(cell.rule.wire)
-        seen = stage.look_anew()
+        seen = stage.count_anew()
         unread = "park" in cell.boundary
         stage.plan.add(cell.rule)
         if "schedul" in cell.boundary:
@@ -444,18 +472,18 @@ class Matrix:
         stage = self._stage
         if cell.reason is None or mark.startswith("no event"):
             if cell.far:
-                # The process holds back for as long as it was told; another one is not told.
-                self._wait_for_copies(seen, 1)
+                # The process is throttled for as long as it was asked to; another one was not asked.
+                self._wait_for_retries(seen, 1)
                 stage.kill_workers()
             return stage.to_rest(1)
         # Some tries, and then the longest retry policy is over at once.
-        self._wait_for_copies(seen, _TRIES)
+        self._wait_for_retries(seen, _TRIES)
         stage.pass_the_retry_policies()
         return stage.to_rest(1)
 
-    def _wait_for_copies(self, seen: Seen, count: int) -> None:
+    def _wait_for_retries(self, seen: Seen, count: int) -> None:
         end = time.monotonic() + _PATIENCE
-        while seen.copies < count and time.monotonic() < end:
+        while seen.retries < count and time.monotonic() < end:
             time.sleep(0.01)
 
 
@@ -465,13 +493,13 @@ _DEAD = frozenset({Kind.SILENT, Kind.SWALLOW, Kind.DRIBBLE})
 
 
 def _path(seen: Seen, cell: Cell) -> str:
-    """Say how the message came through."""
-    copies, again = seen.copies, seen.deliveries - seen.copies - 1
+    """Say how the message was processed."""
+    retries, again = seen.retries, seen.deliveries - seen.retries - 1
     if cell.reason:
         # The failed queue detects no duplicates; where time is moved, a lock may end under way and add one.
         often = seen.parked > 1 and "park" in cell.boundary
         return "parked" + (f", {seen.parked} times" if often else "")
-    words = [f"{copies} cop{'y' if copies == 1 else 'ies'}"] if copies else []
+    words = [f"{retries} retr{'y' if retries == 1 else 'ies'}"] if retries else []
     words += [f"{again} redeliver{'y' if again == 1 else 'ies'}"] if again > 0 else []
     return ", ".join(words) or "in place"
 
@@ -480,7 +508,7 @@ def _path(seen: Seen, cell: Cell) -> str:
 
 
 def rows(results: Sequence[Result]) -> list[tuple[str, str, str, str, float]]:
-    """Return a row for each cell: boundary, fault, how it came through, verdict, seconds."""
+    """Return a row for each cell: boundary, fault, how the message was processed, verdict, seconds."""
     order = {boundary: number for number, boundary in enumerate(Boundary)}
     return [
         (

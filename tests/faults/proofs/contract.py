@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def _load() -> Callable[[bytes, Mapping[str, object], str], None]:
-    file = Path(__file__).parents[1] / "contract" / "published_event.py"
+    file = Path(__file__).parents[2] / "contract" / "published_event.py"
     spec = importlib.util.spec_from_file_location("published_event", file)
     assert spec is not None
     assert spec.loader is not None

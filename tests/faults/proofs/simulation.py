@@ -1,7 +1,7 @@
 """Threads that take turns, and a clock that jumps: concurrency and hours that are the same for the same seed.
 
-Exactly one thread runs at any moment. An actor, which is a thread, hands over wherever it calls a wire or sleeps
-(`pause`, `sleep`); who goes on is drawn by lot. When nobody is ready, time moves to the next thing that is due. The
+Exactly one thread runs at any moment. An actor, which is a thread, hands over where it makes a call or sleeps
+(`pause`, `sleep`); which actor continues is drawn. When none is ready, time moves to the next event. The
 deployed code runs unchanged under it, its own threads included: a call that an actor has carried out by another
 thread hands over on the actor's behalf.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from random import Random
 
-# Real seconds for what takes micro- or milliseconds: beyond, the code waits for something that cannot come.
+# Real seconds for what takes milliseconds: after that, the code waits for something that cannot happen.
 _STUCK = 30.0
 
 
@@ -29,12 +29,12 @@ class Killed(BaseException):
 
 
 class NoRest(AssertionError):
-    """A history went on and on."""
+    """A history did not come to rest."""
 
 
 @dataclass(eq=False)
 class Actor:
-    """One thread of control. `timeout`: the virtual seconds for which its present call may go unanswered."""
+    """One thread of control. `timeout`: the virtual seconds for which its present call may have no response."""
 
     name: str
     do: Callable[[], None]
@@ -49,7 +49,7 @@ class Actor:
 class _Due:
     at: float
     order: int
-    do: Callable[[], None] = field(compare=False)
+    do: Callable[[], object] = field(compare=False)
     still: Callable[[], bool] = field(compare=False)
 
 
@@ -117,7 +117,7 @@ class Simulation:
                 self._ready.append(actor)
         heapq.heapify(self._asleep)
 
-    def at(self, seconds: float, do: Callable[[], None], still: Callable[[], bool] = lambda: True) -> None:
+    def at(self, seconds: float, do: Callable[[], object], still: Callable[[], bool] = lambda: True) -> None:
         """Call `do` in so many seconds, between turns, if `still` says so then: time is not moved for less."""
         heapq.heappush(
             self._agenda, _Due(self._whole(self.monotonic() + seconds), next(self._order), do, still)
@@ -134,7 +134,7 @@ class Simulation:
         """Give turns until nothing is to happen, or until a time; return whether it is at rest.
 
         `between` is called between turns, `next_event` for when others than the actors have something to do. Raises
-        NoRest after so many turns, and whatever an actor died of.
+        NoRest after so many turns, and what an actor raised.
         """
         for _ in range(turns):
             self._wake()

@@ -1,6 +1,6 @@
-"""Outages in virtual time: hours with a thousand wins waiting, and whether they all come home soon afterwards.
+"""Outages in virtual time: hours with a thousand wins waiting, and whether all are published soon afterwards.
 
-The same world as that of the histories, with what matters here made true to scale: what a request takes, how many
+The same world as that of the histories, with real figures for what matters here: how long a request takes, how many
 are handled at once, and Dataverse's service-protection limits.
 """
 
@@ -16,9 +16,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from azure.servicebus import ServiceBusClient, TransportType
-from checker import FAILED_QUEUE, QUEUE, Expectations, Violation, judge, judge_requests
-from rig import SETTINGS, START, Shape, World, organization, quiet
 
+from proofs.checker import FAILED_QUEUE, QUEUE, Expectations, Violation, judge, judge_requests
+from proofs.rig import SETTINGS, START, Shape, World, organization, quiet
 from sandbox.dataverse import Limits, ServiceProtection
 from sandbox.faults import Fault, Kind, Rule, When, Wire
 from sandbox.service_bus import Message
@@ -31,9 +31,8 @@ from shared.service_bus import AmqpSender
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from checker import Evidence
-    from simulation import Simulation
-
+    from proofs.checker import Evidence
+    from proofs.simulation import Simulation
     from sandbox.dataverse import Change
 
 # As in host.json; a request takes as long as a Web API of some distance.
@@ -42,9 +41,9 @@ _LATENCY = 0.15
 _TICK = 0.05
 _TURNS = 20_000_000
 _WINDOW = timedelta(minutes=5)
-_LEAST_RATE = 0.95
-# Seconds from the end of an outage until the last win is told of.
-_LONGEST_WAY_HOME = 20 * 60.0
+_MIN_RATE = 0.95
+# Seconds from the end of an outage until the last win is published.
+_MAX_DRAIN = 20 * 60.0
 # Real seconds; the deadline is one.
 _NEVER = 10.0
 WIN = InMessage(
@@ -75,7 +74,7 @@ def dataverse_away(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
 
 
 def dataverse_silent(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
-    """Dataverse accepts every connection and never answers, so that each try lasts as long as it may."""
+    """Dataverse accepts every connection and never responds, so that each try lasts as long as it may."""
     return _dataverse_fails(Kind.SILENT, f"Dataverse silent for {hours:g} h", wins, hours, seed)
 
 
@@ -111,15 +110,15 @@ def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
 
 
 def _in_time(report: Report) -> Report:
-    if 0 < report.drained <= _LONGEST_WAY_HOME:
+    if 0 < report.drained <= _MAX_DRAIN:
         return report
-    rule = "after an outage all come home soon"
+    rule = "after an outage all are published soon"
     late = Violation(rule, f"the last one {report.drained / 60:.1f} min after its end.")
     return replace(report, violations=(*report.violations, late))
 
 
 def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int = 1) -> Report:
-    """Every request is told to come again in 60 s; then the service-protection limit of one server holds."""
+    """Every request gets 429 with Retry-After 60; then the service-protection limit of one server holds."""
     storm = timedelta(minutes=minutes)
     with quiet():
         scene = _Scene(wins, seed, lambda simulation: _protection(simulation, limit))
@@ -129,9 +128,9 @@ def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int 
         report = scene.play(
             f"429 with Retry-After 60 for {minutes:g} min, then {limit:,} requests per 5 min", ends=storm
         )
-    # From when the last answer of the storm permits it, to the last request.
+    # From when the last 429 permits it, to the last request.
     begins = max(
-        until for each in scene.world.requests if each.at < START + storm and (until := each.hold_back_until)
+        until for each in scene.world.requests if each.at < START + storm and (until := each.throttled_until)
     )
     accepted = [
         each
@@ -145,7 +144,7 @@ def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int 
         "drained in": f"{took:.0f} s, where the limits permit {ideal:.0f} s: {ideal / took:.1%}",
     }
     slow = Violation("a backlog is drained at what the limits permit", f"only at {ideal / took:.1%} of it.")
-    violations = report.violations if ideal / took >= _LEAST_RATE else (*report.violations, slow)
+    violations = report.violations if ideal / took >= _MIN_RATE else (*report.violations, slow)
     return replace(report, violations=violations, figures={**report.figures, **figures})
 
 
@@ -160,7 +159,7 @@ def shortest(requests: int, limit: int) -> float:
 
 
 def _protection(simulation: Simulation, limit: int) -> ServiceProtection:
-    # What a request takes is the simulation's: the limit on execution time is not what is looked at here.
+    # What a request takes is the simulation's: the limit on execution time is not what this is about.
     return ServiceProtection(simulation, Limits(requests=limit, window=_WINDOW), timer=lambda: 0.0)
 
 
@@ -172,14 +171,14 @@ def a_send_that_never_returns() -> Report:
     ended: list[BaseException | None] = []
     with quiet(), socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        product = build(
+        handler = build(
             {**SETTINGS, "INVOCATION_DEADLINE_SECONDS": "1"},
             sender=AmqpSender(lambda: _client_of(port)),
         )
 
         def invoke() -> None:
             try:
-                product.handle(replace(WIN, body=b"unreadable"))
+                handler.handle(replace(WIN, body=b"unreadable"))
                 ended.append(None)
             except ServiceBusUnavailable as error:
                 ended.append(error)
@@ -192,10 +191,10 @@ def a_send_that_never_returns() -> Report:
         return Report(
             "A send that never returns", (Violation(rule, f"it did not in {_NEVER:g} s."),), math.inf, {}
         )
-    told = (
+    violations = (
         (Violation("what could not be sent is handed back", "it was completed."),) if ended[0] is None else ()
     )
-    return Report("A send that never returns", told, 0.0, {"ended with": type(ended[0]).__name__})
+    return Report("A send that never returns", violations, 0.0, {"ended with": type(ended[0]).__name__})
 
 
 def _client_of(port: int) -> ServiceBusClient:
@@ -236,7 +235,7 @@ class _Scene:
             violations = [
                 *judge(evidence, Expectations(invoiced=ids)),
                 *judge_requests(world.requests),
-                *(Violation("nothing unforeseen is raised", bug) for bug in world.bugs),
+                *world.violations,
             ]
             if world.host.timeouts:
                 rule = "an invocation ends within its deadline"

@@ -1,7 +1,7 @@
-"""The proof can fail: the product with one safeguard taken away, and how the histories find that out.
+"""The proof can fail: the deployed code with one safeguard removed, and how the histories find that.
 
-A mutant is a staged copy of the deployed package with some lines exchanged, run in a process of its own; the product
-itself has no switches. Each line must be there exactly once: a mutant that does not apply any more is an error.
+A mutant is a staged copy of the deployed package with some lines replaced, run in a process of its own; the code
+itself has no switches. Each line must exist exactly once: a mutant that does not apply any more is an error.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _STAGED = ("shared", "operations")
-_HERE = Path(__file__).parent
+_SCRIPTS = Path(__file__).parents[1]
 _TIMEOUT = 110.0
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One place in a file of the package, and what stands there instead."""
+    """One place in a file of the package, and its replacement."""
 
     file: str
     old: str
@@ -31,7 +31,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A safeguard that is taken away. `arguments`: of the command; `found_by`: rules, one of which it breaks."""
+    """A safeguard that is removed. `arguments`: of the command; `found_by`: rules, one of which it breaks."""
 
     name: str
     edits: tuple[Edit, ...]
@@ -42,7 +42,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Found:
-    """What the hunt for a mutant brought: after how many histories, and what was wrong then."""
+    """How a mutant was found: after how many histories, and which violations."""
 
     histories: int
     violations: tuple[str, ...]
@@ -56,8 +56,18 @@ NEVER = "nothing is invoiced that should not be"
 EARLY = "no request before its time"
 ENDLESS = "an invocation ends within its deadline"
 SEVERAL_IDS = "all events of an invoice have one id"
-CONTRACT = "every event keeps the contract"
 TAKEN = "an invoice that somebody has taken stays theirs"
+CONTRACT = "every event keeps the contract"
+NOTHING_LEFT = "no win is lost"
+OUTDATED = "an outdated invoice is parked, and no other"
+REFUSED = "a refusal is parked with its text"
+OWNED = "the right one owns the invoice"
+DELAYED = "the troubles of others delay nothing"
+GROWING = "the delays of retries grow"
+FAITHFUL = "a copy has the body of its original"
+TOKEN = "a valid token is used"
+REST = "a history comes to rest"
+PAST = "no retry is due in the past"
 
 _CHANGE_SET = "ChangeSet((claim_note(opportunity_id), generate_invoice(opportunity_id))),"
 _READS = "        claim, found = claims.records(), oldest_active(invoices)\n"
@@ -112,7 +122,7 @@ MUTANTS = (
         (LOST,),
     ),
     Mutant(
-        "completing before scheduling: the copy is sent when the next message comes",
+        "completing before scheduling: the retry is sent when the next message comes",
         (
             Edit(
                 "shared/handler.py",
@@ -122,14 +132,14 @@ MUTANTS = (
             ),
             Edit(
                 "shared/handler.py",
-                "            self._retry_later(delivery, error)\n",
-                "            later.append(lambda error=error: self._retry_later(delivery, error))\n",
+                "            self._retry_later(delivery, error, invocation)\n",
+                "            later.append(lambda error=error: self._retry_later(delivery, error, invocation))\n",
             ),
         ),
         (LOST, NO_EVENT),
     ),
     Mutant(
-        "the root's id for the copy",
+        "the root's id for the retry",
         (
             Edit(
                 "shared/message.py",
@@ -151,7 +161,7 @@ MUTANTS = (
         (LOST,),
     ),
     Mutant(
-        "first time seen not reset for a replay",
+        "first-seen time kept for a replay",
         (
             Edit(
                 "operations/failed.py",
@@ -173,7 +183,7 @@ MUTANTS = (
         (SEVERAL_IDS,),
     ),
     Mutant(
-        "an event without what consumers were promised",
+        "an event without a promised member",
         (Edit("shared/invoice_created.py", '        "invoiceNumber": invoice.number,\n', ""),),
         (CONTRACT,),
     ),
@@ -183,13 +193,13 @@ MUTANTS = (
             Edit(
                 "shared/response.py",
                 '        value = self.headers.get("retry-after", "").strip()\n',
-                "        value = '1'\n",
+                '        value = self.headers.get("retry-after", "").strip() and "1"\n',
             ),
         ),
         (EARLY,),
     ),
     Mutant(
-        "no deadline on a send: tried until it works",
+        "no deadline on a send: tried until it succeeds",
         (
             Edit(
                 "shared/service_bus.py",
@@ -200,7 +210,7 @@ MUTANTS = (
         (ENDLESS,),
     ),
     Mutant(
-        "no deadline on a send: waited for until the broker answers",
+        "no deadline on one try to send: the broker is waited for",
         (
             Edit(
                 "shared/service_bus.py",
@@ -222,6 +232,155 @@ MUTANTS = (
             ),
         ),
         (NEVER, NO_EVENT, PARKED),
+    ),
+    Mutant(
+        "the sender's message id for the root",
+        (
+            Edit(
+                "shared/message.py",
+                "    number = uuid.uuid4() if message.sequence_number is None else message.sequence_number\n",
+                "    if message.message_id:\n        return message.message_id\n"
+                "    number = uuid.uuid4() if message.sequence_number is None else message.sequence_number\n",
+            ),
+        ),
+        (LOST, NOTHING_LEFT),
+    ),
+    Mutant(
+        "canceled orders counted",
+        (Edit("shared/sales.py", 'f"and statecode ne {_ORDER_CANCELED}&$top=1"', '"&$top=1"'),),
+        (LOST, NOTHING_LEFT),
+    ),
+    Mutant(
+        "a win after a change not checked",
+        (Edit("shared/invoicing.py", "            checked.raise_if_outdated(invoice)\n", ""),),
+        (OUTDATED,),
+    ),
+    Mutant(
+        "a difference alone makes an invoice outdated",
+        (
+            Edit(
+                "shared/invoicing.py",
+                ' and won_at > max(row.time("createdon") for row in active(self.invoices)):\n',
+                ":\n",
+            ),
+        ),
+        (PARKED, OUTDATED),
+    ),
+    Mutant(
+        "the status decides, not the code",
+        (
+            Edit(
+                "shared/response.py",
+                "    if error.code in _DECISION_OF_CODE:\n        return _DECISION_OF_CODE[error.code]\n",
+                "",
+            ),
+        ),
+        (REFUSED, PARKED),
+    ),
+    Mutant(
+        "refusals retried for as long as outages",
+        (
+            Edit(
+                "shared/errors.py",
+                "class InvoiceRefused(RetryRecord):\n",
+                "class InvoiceRefused(RetryRecord):\n    policy = RetryPolicy.OUTAGE\n",
+            ),
+        ),
+        (REFUSED,),
+    ),
+    Mutant(
+        "reads behind a failed change set relied upon",
+        (
+            Edit(
+                "shared/dataverse.py",
+                "        while len(responses) < len(operations):\n"
+                "            responses += self.one_batch(operations[len(responses) :], deadline)\n",
+                "        responses += self.one_batch(operations, deadline)\n"
+                "        if len(responses) < len(operations):\n"
+                "            raise DataverseUnreachable('parts are missing')\n",
+            ),
+        ),
+        (REFUSED, PARKED, TWICE, LOST),
+    ),
+    Mutant(
+        "a plug-in's 429 throttles the process",
+        (
+            Edit(
+                "shared/dataverse.py", "        if part.exceeds_limits:\n", "        if part.status == 429:\n"
+            ),
+        ),
+        (DELAYED, GROWING),
+    ),
+    Mutant(
+        "a 429 without Retry-After retried every two seconds",
+        (
+            Edit(
+                "shared/response.py",
+                "        return DataverseThrottled(said, retry_after=None, request_id=response.request_id or None)\n",
+                "        return DataverseThrottled(said, retry_after=2.0, request_id=response.request_id or None)\n",
+            ),
+        ),
+        (GROWING, REST),
+    ),
+    Mutant(
+        "a valid token thrown away",
+        (
+            Edit(
+                "shared/credential.py",
+                "self._now() < token.expires_at - _LAST_SECONDS else None\n",
+                "self._now() < token.refresh_at else None\n",
+            ),
+        ),
+        (TOKEN, DELAYED),
+    ),
+    Mutant(
+        "the worker's clock instead of the broker's",
+        (Edit("shared/handler.py", "self._broker_clock.now() + delay", "self._clock.now() + delay"),),
+        (PAST, REST),
+    ),
+    Mutant(
+        "an assignment that fails stops the event",
+        (
+            Edit(
+                "shared/retrieval.py",
+                "            assigned.raise_for_status()\n        except InvoicingFailure as error:\n",
+                "            assigned.raise_for_status()\n        except ValueError as error:\n",
+            ),
+        ),
+        (NO_EVENT, PARKED),
+    ),
+    Mutant(
+        "no invoice assigned",
+        (
+            Edit(
+                "shared/invoicing.py",
+                "        if self._owner is not InvoiceOwner.OPPORTUNITY or owner is None or creator is None:\n",
+                "        if owner is None or creator is None or owner:\n",
+            ),
+        ),
+        (OWNED,),
+    ),
+    Mutant(
+        "an unknown column stops the event",
+        (
+            Edit(
+                "shared/columns.py",
+                '                errors[name] = "The table invoice has no column of this name."\n',
+                "                raise DataverseUnavailable(name)\n",
+            ),
+        ),
+        (NO_EVENT, PARKED),
+    ),
+    Mutant(
+        "a body copied as text",
+        (
+            Edit(
+                "shared/service_bus.py",
+                "            body=message.body,\n",
+                "            body=message.body.decode(errors='replace').encode(),\n",
+            ),
+        ),
+        (FAITHFUL,),
     ),
     Mutant(
         "nothing done at all",
@@ -250,7 +409,7 @@ MUTANTS = (
 
 
 def stage(mutant: Mutant, folder: Path) -> None:
-    """Copy the package into a folder and exchange the lines; raises AssertionError where one is not there once."""
+    """Copy the package into a folder and replace the lines; raises AssertionError where one does not exist once."""
     for name in _STAGED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for edit in mutant.edits:
@@ -271,15 +430,16 @@ def hunt(mutant: Mutant, folder: Path, *, count: int, seed: int = 1) -> Found:
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, str(_HERE / mutant.command), "--json", *mutant.arguments]
+    command = [sys.executable, str(_SCRIPTS / mutant.command), "--json", *mutant.arguments]
     if mutant.command == "run_histories.py":
         command += ["--count", str(count), "--seed", str(seed)]
+        command += [argument for rule in mutant.found_by for argument in ("--rule", rule)]
     done = subprocess.run(  # noqa: S603 - our own script
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
     )
     try:
         report = json.loads(done.stdout)
     except ValueError as error:
-        raise AssertionError(f"The hunt for {mutant.name!r} broke off:\n{done.stderr[-4000:]}") from error
+        raise AssertionError(f"The hunt for {mutant.name!r} failed:\n{done.stderr[-4000:]}") from error
     violations = tuple(violation for each in report["broken"].values() for violation in each)
     return Found(report["histories"], violations)

@@ -1,8 +1,8 @@
-"""The deployed code on real wires: the whole sandbox with a fault plan, and the means to bring it to rest.
+"""The deployed code on real connections: the whole sandbox with a fault plan, and the means to bring it to rest.
 
-One `Stage` serves many wins, one after the other: to start a sandbox takes seconds. It wins, lets pass what would take
-long (locks of those who died, far schedules), and collects the evidence for the checker. It leaves to others what goes
-wrong, and what is right.
+One `Stage` is used for many wins, one after the other, since starting a sandbox takes seconds. It wins, shortens long
+waits (locks of dead workers, far schedules), and collects the evidence for the checker. What goes wrong and what is
+right is left to others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
-from contract import validate_event
-
+from proofs.checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
+from proofs.contract import validate_event
+from proofs.sales_state import read_opportunities
 from sandbox.cloud import Cloud, CloudOptions, Mode
 from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.schema import TABLES
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from checker import Violation
+    from proofs.checker import Violation
 
-APP = Path(__file__).parents[2]
+APP = Path(__file__).parents[3]
 # Long enough for every step, short enough to wait for what is silent.
 DEADLINE_SECONDS = 6.0
 SETTINGS = {
@@ -51,7 +51,7 @@ _FAR = timedelta(seconds=15)
 
 @dataclass
 class Seen:
-    """What happened to the messages of the queues, since somebody last looked."""
+    """What happened to the messages of the queues, since the counting began."""
 
     counts: Counter[tuple[str, EventKind]] = field(default_factory=Counter)
 
@@ -61,8 +61,8 @@ class Seen:
         return self.counts[QUEUE, EventKind.LOCKED]
 
     @property
-    def copies(self) -> int:
-        """How many copies were sent for later, besides one message of a win."""
+    def retries(self) -> int:
+        """How many retries were scheduled, or further messages sent, besides one message of a win."""
         return self.counts[QUEUE, EventKind.SCHEDULED] + max(0, self.counts[QUEUE, EventKind.ACCEPTED] - 1)
 
     @property
@@ -98,8 +98,7 @@ class Stage:
                 mode=mode,
                 settings={**SETTINGS, **(settings or {})},
                 faults=self.plan,
-                # Never used in its last minute, so each call fetches one: each can meet a fault of the endpoint.
-                token_lifetime=timedelta(minutes=1),
+                token_lifetime=timedelta(minutes=4),
             )
         )
         self.watch = Watch(self.cloud.broker, validate_event)
@@ -155,13 +154,13 @@ class Stage:
             QUEUE, Message(body=body, message_id=message_id, content_type="application/json")
         )
 
-    def look_anew(self) -> Seen:
+    def count_anew(self) -> Seen:
         """Count from here on."""
         self.seen = Seen()
         return self.seen
 
     def cut(self, wire: Wire) -> None:
-        """Cut the connections on a wire; with an identity, the host and the function have one for Service Bus."""
+        """Cut connections; with an identity, the host and the function share those to Service Bus."""
         proxies = self.cloud.proxies
         proxies[wire if wire in proxies else Wire.SERVICE_BUS_OUT].cut()
 
@@ -227,7 +226,9 @@ class Stage:
 
     def evidence(self) -> Evidence:
         """Return what there is to see from outside."""
-        return self.watch.evidence(self.cloud.dataverse.store.commits, self.function_user)
+        store = self.cloud.dataverse.store
+        opportunities = read_opportunities(store, self.function_user)
+        return self.watch.evidence(store.commits, self.function_user, opportunities)
 
     def _observe(self, observation: Observation) -> None:
         seen = self.seen

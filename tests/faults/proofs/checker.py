@@ -1,12 +1,12 @@
-"""The judge of a history, from outside: what Dataverse committed, what came to the topic, what is left in the queues.
+"""The judge of a history, from outside: what Dataverse holds, what came to the topic, what is left in the queues.
 
-It knows nothing of the product but its promise, and trusts nothing that the product says of itself. The same one
-judges histories in the product's own process and over sockets. What happened to whom on purpose, and what may be left
-behind because of it, is told by whoever made the history.
+It uses nothing of the deployed code and believes nothing that this says of itself; it only knows the promise. The same
+judge serves histories in one process and over sockets. The maker of a history says what it did on purpose, and what may
+be left behind because of that.
 
     watch = Watch(broker, validate_event)                   # before anything is sent
     …                                                       # the history, then enough time
-    evidence = watch.evidence(app.store.commits, function_user)
+    evidence = watch.evidence(app.store.commits, function_user, read_opportunities(app.store, function_user))
     violations = judge(evidence, Expectations(invoiced=…))
 """
 
@@ -15,14 +15,15 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sandbox.service_bus import Broker, BrokeredMessage, EventKind, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-    from datetime import datetime
 
+    from proofs.sales_state import OpportunityState
     from sandbox.dataverse import Change, Commit
 
     Contract = Callable[[bytes, Mapping[str, object], str], None]
@@ -33,6 +34,13 @@ TOPIC = "invoice-created"
 SUBSCRIPTION = "invoice-created/Subscriptions/audit"
 
 _CANCELED = 3
+# Of retries, which the function sends.
+_ROOT = "InvoicingRoot"
+_WON = 1
+# A message that is parked after a retry policy's time was delivered for the last time at most so much later: the
+# longest delay between two retries, and some more.
+_MAX_LATER = timedelta(minutes=20)
+_PROMPT = timedelta(seconds=10)
 _PAGE = 10_000
 
 
@@ -49,10 +57,12 @@ class Event:
 class Evidence:
     """What there is to see from outside once a history is at rest.
 
-    `function_user`: the id of the user as which the product works; the invoices that it creates are the generated
+    `function_user`: the id of the user as which the function works; the invoices that it creates are the generated
     ones. `sent`: every event that reached the topic; `published`: those that subscribers got. `waiting`: what is left
-    in the queue or under way to it, `parked`: in the failed queue, `dead`: in dead-letter queues. `broken`: what of
-    the sent events is not as consumers were promised.
+    in the queue or scheduled for it, `parked`: in the failed queue, `dead`: in dead-letter queues. `broken`: what of
+    the sent events is not as consumers were promised. `opportunities`: what Dataverse holds of each by its id; without
+    it, the rules about them are not checked. `retries`: the bodies of all scheduled retries; `originals`: the bodies of
+    all messages that somebody else than the function sent to the queue.
     """
 
     commits: Sequence[Commit]
@@ -63,6 +73,13 @@ class Evidence:
     parked: Sequence[BrokeredMessage]
     dead: Sequence[BrokeredMessage] = ()
     broken: Sequence[str] = ()
+    opportunities: Mapping[str, OpportunityState] = field(default_factory=dict)
+    retries: Sequence[bytes] = ()
+    originals: Collection[bytes] = ()
+
+    def about(self, opportunity_id: str) -> list[BrokeredMessage]:
+        """Return what waits or is parked and mentions an opportunity."""
+        return [each for each in (*self.waiting, *self.parked, *self.dead) if mentions(each, opportunity_id)]
 
 
 @dataclass(frozen=True)
@@ -74,25 +91,49 @@ class Cause:
 
     def covers(self, message: BrokeredMessage) -> bool:
         """Whether this explains a parked message."""
-        return self.mark in body_of(message) and reason_of(message) in self.reasons
+        return self.mark in body_of(message).lower() and reason_of(message) in self.reasons
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error that never passes: messages that mention the opportunity are parked with this reason and text.
+
+    `after`: the time of the retry policy; a message is parked no sooner, and not much later.
+    """
+
+    opportunity_id: str
+    reason: str
+    text: str
+    after: timedelta
 
 
 @dataclass(frozen=True)
 class Expectations:
     """What the maker of a history knows of it.
 
-    `invoiced`: the opportunities that were won and that nobody meddled with: each must have its invoice and event.
-    `crowded`: those that were won, and where somebody made an invoice by hand or deleted the claim: at least one, and
-    its event. `never`: those that must get no generated invoice: never won, or invoiced by hand before the win.
+    `invoiced`: the opportunities that were won and that no user changed: each must have its invoice and event.
+    `concurrent`: those that were won, and where a user created an invoice by hand or deleted the claim: at least one,
+    and its event. `never`: those that must get no generated invoice: never won, or invoiced by hand before the win.
     `causes`: what was made to fail for good. `claim_deleted_under_way`: where somebody deleted the claim while a
-    message of the same win was between look and call; there, and only there, a second invoice is beyond the promise.
+    message of the same win was between check and call; there, and only there, a second invoice is beyond the promise.
+    `won_again`: reopened and won again, and nothing else was done to them: parked as outdated exactly if they are.
+    `ordered`: had a sales order at some time, so that no message of them may be left. `owners`: the user or team that
+    must own the generated invoice. `columns`: the further columns that every event has. `prompt`: published within
+    seconds of the win, without a retry. `max_retries`: how many retries there may be of one opportunity's messages.
     """
 
     invoiced: Collection[str] = ()
-    crowded: Collection[str] = ()
+    concurrent: Collection[str] = ()
     never: Collection[str] = ()
     causes: Sequence[Cause] = ()
     claim_deleted_under_way: Collection[str] = ()
+    won_again: Collection[str] = ()
+    ordered: Collection[str] = ()
+    refusals: Sequence[Refusal] = ()
+    owners: Mapping[str, str] = field(default_factory=dict)
+    columns: frozenset[str] = frozenset()
+    prompt: Collection[str] = ()
+    max_retries: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,10 +148,10 @@ class Violation:
 
 
 class Watch:
-    """Collects what comes to the topic, from now on; the rest is looked up at the end.
+    """Collects what comes to the topic, from now on; the rest is read at the end.
 
     `contract` raises AssertionError for an event that is not as promised: its body, application properties, and content
-    type. Without it only the ids are looked at.
+    type. Without it only the ids are checked.
     """
 
     def __init__(self, broker: Broker, contract: Contract | None = None) -> None:
@@ -119,6 +160,8 @@ class Watch:
         self._broken: list[str] = []
         self._sent: list[Event] = []
         self._published: list[Event] = []
+        self._retries: list[bytes] = []
+        self._originals: set[bytes] = set()
         broker.observe(self._observe)
 
     def __repr__(self) -> str:
@@ -129,8 +172,18 @@ class Watch:
         """What subscribers got so far."""
         return self._published
 
-    def evidence(self, commits: Sequence[Commit], function_user: str) -> Evidence:
-        """Look at what is left, by peeking."""
+    @property
+    def originals(self) -> Collection[bytes]:
+        """The bodies of the messages that somebody else than the function has sent to the queue so far."""
+        return frozenset(self._originals)
+
+    def evidence(
+        self,
+        commits: Sequence[Commit],
+        function_user: str,
+        opportunities: Mapping[str, OpportunityState] | None = None,
+    ) -> Evidence:
+        """Add what is left in the queues, by peeking."""
         every = self._broker.entities
         dead = [path for path in every if path.endswith("/$DeadLetterQueue")]
         return Evidence(
@@ -142,6 +195,9 @@ class Watch:
             parked=self._broker.peek(FAILED_QUEUE, 0, _PAGE),
             dead=[message for path in dead for message in self._broker.peek(path, 0, _PAGE)],
             broken=tuple(self._broken),
+            opportunities=opportunities or {},
+            retries=tuple(self._retries),
+            originals=frozenset(self._originals),
         )
 
     def _observe(self, seen: Observation) -> None:
@@ -151,6 +207,11 @@ class Watch:
             self._check(seen.message)
         elif entity == SUBSCRIPTION.lower() and seen.kind is EventKind.ENQUEUED:
             self._published.append(_event(seen))
+        elif entity == QUEUE and seen.kind in (EventKind.ACCEPTED, EventKind.SCHEDULED):
+            if _ROOT in seen.message.message.application_properties:
+                self._retries.append(body_of(seen.message).lower())
+            else:
+                self._originals.add(body_of(seen.message))
 
     def _check(self, message: BrokeredMessage) -> None:
         if self._contract is None:
@@ -168,14 +229,20 @@ def judge(evidence: Evidence, expectations: Expectations) -> list[Violation]:
     return [
         *invoices.violations,
         *_events(evidence, invoices),
-        *_everybody_served(evidence, expectations, invoices),
+        *_all_invoiced(evidence, expectations, invoices),
+        *_none_lost(evidence, expectations),
+        *_outdated(evidence, expectations),
+        *_refused(evidence, expectations),
+        *_owned(evidence, expectations),
+        *_prompt(evidence, expectations),
+        *_faithful(evidence),
         *_nothing_left(evidence, expectations),
     ]
 
 
 @dataclass
 class _Opportunity:
-    """What the log of commits tells of one opportunity; ids of invoices in the order of their creation."""
+    """What the log of commits shows of one opportunity; ids of invoices in the order of their creation."""
 
     generated: list[str] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
@@ -184,7 +251,7 @@ class _Opportunity:
 
 
 class _Invoices:
-    """Goes through the committed transactions in order, and looks after each."""
+    """Goes through the committed transactions in order, and checks the state after each."""
 
     def __init__(
         self, commits: Iterable[Commit], function_user: str, claim_deleted_under_way: Collection[str]
@@ -206,7 +273,7 @@ class _Invoices:
                     self._invoice(change, commit)
 
     def _note(self, change: Change) -> None:
-        """Follow the product's own notes: whatever it writes on an opportunity is the claim."""
+        """Follow the function's own notes: each that it writes on an opportunity is the claim."""
         if change.kind == "create" and change.values.get("createdby") == self._function_user:
             opportunity_id = str(change.values.get("objectid"))
             self._notes[change.id] = opportunity_id
@@ -225,7 +292,7 @@ class _Invoices:
                 opportunity.active.discard(change.id)
 
     def _assigned(self, change: Change, commit: Commit) -> None:
-        """Follow an invoice's owner: the product may give away what it owns, and take nothing from anybody."""
+        """Follow an invoice's owner: the function may give away what it owns, and take nothing from anybody."""
         if "ownerid" not in change.values:
             return
         owner = self.owners[change.id]
@@ -265,36 +332,34 @@ def _events(evidence: Evidence, invoices: _Invoices) -> Iterator[Violation]:
         yield Violation("every event keeps the contract", broken)
     ids: dict[str, set[str]] = defaultdict(set)
     for event in evidence.sent:
-        told = _read(event)
-        if told is None:
-            yield Violation("an event can be read", f"the body of {event.message_id} is no CloudEvent.")
+        read = _read(event)
+        if read is None:
+            yield Violation("an event can be read", f"the body of {event.message_id} is not a CloudEvent.")
             continue
-        event_id, opportunity_id, invoice_id = told
+        event_id, opportunity_id, invoice_id = read
         ids[invoice_id] |= {event_id, event.message_id}
         made = invoices.made.get(invoice_id)
         if made is None or made[0] != opportunity_id or made[1] > event.at:
             yield Violation(
                 "no event without its invoice",
-                f"{event_id} tells of invoice {invoice_id} of {opportunity_id}, which was not there.",
+                f"{event_id} is about invoice {invoice_id} of {opportunity_id}, which did not exist.",
             )
     for invoice_id, known in ids.items():
         if len(known) > 1:
             yield Violation("all events of an invoice have one id", f"{invoice_id}: {sorted(known)}.")
 
 
-def _everybody_served(
-    evidence: Evidence, expectations: Expectations, invoices: _Invoices
-) -> Iterator[Violation]:
-    told = {found[2] for event in evidence.published if (found := _read(event))}
-    for opportunity_id in sorted({*expectations.invoiced, *expectations.crowded}):
+def _all_invoiced(evidence: Evidence, expectations: Expectations, invoices: _Invoices) -> Iterator[Violation]:
+    published = {found[2] for event in evidence.published if (found := _read(event))}
+    for opportunity_id in sorted({*expectations.invoiced, *expectations.concurrent}):
         opportunity = invoices.opportunities.get(opportunity_id, _Opportunity())
-        several = opportunity.active and opportunity_id in expectations.crowded
+        several = opportunity.active and opportunity_id in expectations.concurrent
         if len(opportunity.active) != 1 and not several:
             yield Violation(
                 "every won opportunity has its invoice",
                 f"{opportunity_id} has {len(opportunity.active)}.",
             )
-        elif not opportunity.active & told:
+        elif not opportunity.active & published and not _parked_as_outdated(evidence, opportunity_id):
             yield Violation("every won opportunity has its event", f"{opportunity_id} has none.")
     for opportunity_id in sorted(expectations.never):
         if invoices.opportunities.get(opportunity_id, _Opportunity()).generated:
@@ -313,33 +378,120 @@ def _nothing_left(evidence: Evidence, expectations: Expectations) -> Iterator[Vi
             )
 
 
+def _none_lost(evidence: Evidence, expectations: Expectations) -> Iterator[Violation]:
+    """Find wins of which nothing is left, from what Dataverse holds: the form of their messages does not matter."""
+    published = {found[1] for event in evidence.published if (found := _read(event))}
+    for opportunity_id, state in evidence.opportunities.items():
+        is_billed_otherwise = state.is_ordered or opportunity_id in expectations.ordered
+        is_missing = state.is_won and not is_billed_otherwise and opportunity_id not in published
+        if is_missing and not evidence.about(opportunity_id):
+            yield Violation(
+                "no win is lost", f"{opportunity_id} has no event, and no message waits or is parked."
+            )
+
+
+def _outdated(evidence: Evidence, expectations: Expectations) -> Iterator[Violation]:
+    for opportunity_id in sorted(expectations.won_again):
+        is_outdated = evidence.opportunities[opportunity_id].is_outdated
+        is_parked = _parked_as_outdated(evidence, opportunity_id)
+        if is_outdated is not None and is_outdated != is_parked:
+            yield Violation(
+                "an outdated invoice is parked, and no other",
+                f"{opportunity_id} is {'' if is_outdated else 'not '}outdated and {'' if is_parked else 'not '}parked.",
+            )
+
+
+def _parked_as_outdated(evidence: Evidence, opportunity_id: str) -> bool:
+    return any(
+        reason_of(each) == "InvoiceOutdated" and mentions(each, opportunity_id) for each in evidence.parked
+    )
+
+
+def _refused(evidence: Evidence, expectations: Expectations) -> Iterator[Violation]:
+    for refusal in expectations.refusals:
+        parked = [each for each in evidence.parked if mentions(each, refusal.opportunity_id)]
+        if not parked:
+            yield Violation("a refusal is parked with its text", f"{refusal} has left nothing.")
+        for message in parked:
+            properties = message.message.application_properties
+            took = message.enqueued_at - datetime.fromisoformat(str(properties["InvoicingFirstSeen"]))
+            is_in_time = refusal.after <= took <= refusal.after + _MAX_LATER if refusal.after else not took
+            has_text = refusal.text in str(properties["DeadLetterErrorDescription"])
+            if reason_of(message) != refusal.reason or not has_text or not is_in_time:
+                yield Violation(
+                    "a refusal is parked with its text", f"{refusal}, parked after {took}: {_about(message)}."
+                )
+
+
+def _owned(evidence: Evidence, expectations: Expectations) -> Iterator[Violation]:
+    for opportunity_id, owner in expectations.owners.items():
+        for invoice in evidence.opportunities[opportunity_id].invoices:
+            if invoice.created_by == evidence.function_user and invoice.owner != owner:
+                yield Violation(
+                    "the right one owns the invoice", f"{invoice.owner} owns {invoice.id}, not {owner}."
+                )
+
+
+def _prompt(evidence: Evidence, expectations: Expectations) -> Iterator[Violation]:
+    won = {
+        change.id: commit.at
+        for commit in evidence.commits
+        for change in commit.changes
+        if change.table == "opportunity" and change.values.get("statecode") == _WON
+    }
+    published = {found[1]: event.at for event in evidence.published if (found := _read(event))}
+    for opportunity_id in sorted(expectations.prompt):
+        took = published[opportunity_id] - won[opportunity_id] if opportunity_id in published else None
+        if took is None or took > _PROMPT:
+            yield Violation(
+                "the troubles of others delay nothing", f"{opportunity_id} was published after {took}."
+            )
+    for opportunity_id, limit in expectations.max_retries.items():
+        count = sum(opportunity_id.encode() in body for body in evidence.retries)
+        if count > limit:
+            yield Violation("the delays of retries grow", f"{opportunity_id} was retried {count} times.")
+    for event in evidence.published if expectations.columns else ():
+        columns = json.loads(event.body)["data"].get("columns", {})
+        if columns.keys() != expectations.columns:
+            yield Violation(
+                "every event has the configured columns", f"{event.message_id}: {sorted(columns)}."
+            )
+
+
+def _faithful(evidence: Evidence) -> Iterator[Violation]:
+    for message in (*evidence.waiting, *evidence.parked):
+        properties = message.message.application_properties
+        if _ROOT in properties and body_of(message) not in evidence.originals:
+            yield Violation("a copy has the body of its original", _about(message))
+
+
 @dataclass(frozen=True)
 class Request:
-    """A request to Dataverse as the wire saw it; `order` and `answered` count the wire's happenings.
+    """A request to Dataverse as the connection saw it; `order` and `answered` are the turns of request and response.
 
-    `process`: who asked. `hold_back_until`: what a 429 in the answer asked for, None without one.
+    `process`: which one sent it. `throttled_until`: what a 429 in the response asked for, None without one.
     """
 
     process: str
     order: int
     at: datetime
     answered: int
-    hold_back_until: datetime | None = None
+    throttled_until: datetime | None = None
 
 
 def judge_requests(requests: Sequence[Request]) -> list[Violation]:
-    """Return the requests that a process sent before the time that an answer had told it to wait for."""
+    """Return the requests that a process sent before the time that a response had asked it to wait for."""
     violations = []
     happened = sorted(
         [(request.order, "sent", request) for request in requests]
-        + [(request.answered, "answered", request) for request in requests if request.hold_back_until],
+        + [(request.answered, "answered", request) for request in requests if request.throttled_until],
         key=lambda each: each[0],
     )
     until: dict[str, datetime] = {}
     for _, what, request in happened:
         waits = until.get(request.process)
-        if what == "answered" and request.hold_back_until is not None:
-            until[request.process] = max(waits or request.hold_back_until, request.hold_back_until)
+        if what == "answered" and request.throttled_until is not None:
+            until[request.process] = max(waits or request.throttled_until, request.throttled_until)
         elif what == "sent" and waits is not None and request.at < waits:
             early = (waits - request.at).total_seconds()
             violations.append(
@@ -354,6 +506,16 @@ def body_of(message: BrokeredMessage) -> bytes:
     return body if isinstance(body, bytes) else b""
 
 
+def mentions(message: BrokeredMessage, opportunity_id: str) -> bool:
+    """Return whether a message has an opportunity's id in its body, in one of the forms that senders use."""
+    body = message.message.body
+    raw = body if isinstance(body, bytes) else repr(body).encode()
+    id_ = opportunity_id.encode()
+    return any(
+        form in raw.lower() for form in (id_, opportunity_id.encode("utf-16-le"), id_.replace(b"-", b""))
+    )
+
+
 def reason_of(message: BrokeredMessage) -> str:
     """Return why a message was parked or dead-lettered."""
     return str(message.message.application_properties.get("DeadLetterReason", "unknown"))
@@ -361,10 +523,10 @@ def reason_of(message: BrokeredMessage) -> str:
 
 def _about(message: BrokeredMessage) -> str:
     properties: Mapping[str, object] = message.message.application_properties
-    told = {
+    shown = {
         name: properties[name] for name in sorted(properties) if name.startswith(("Invoicing", "DeadLetter"))
     }
-    return f"message {message.message.message_id} #{message.sequence_number} {told}"
+    return f"message {message.message.message_id} #{message.sequence_number} {shown}"
 
 
 def _event(seen: Observation) -> Event:

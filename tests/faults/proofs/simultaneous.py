@@ -1,16 +1,14 @@
-"""The same win, on 50 threads of four processes, at once: `python tests/faults/simultaneous.py --rounds 100`.
+"""The same win, on 50 threads of four processes, at once.
 
-The deployed code talks HTTPS to Dataverse and AMQP to Service Bus. Before Dataverse stands a gate: the change sets of
-a round wait there until all have come, so that everybody has looked, and found nothing, before anybody commits. The
-losers are answered in each of the ways that the real service may have. Ends with 1 if there is anything but one invoice
-and one event per win.
+The deployed code talks HTTPS to Dataverse and AMQP to Service Bus. In front of Dataverse is a gate: the change sets of
+a round wait there for each other, so that every thread has checked, and found nothing, before the first one commits.
+The responses to the losers are each of those that the real service is reported to have.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# As a script it finds its neighbours only.
-sys.path.append(str(Path(__file__).parents[2]))
-
-import click
-from checker import QUEUE, Expectations, Watch, judge
-from contract import validate_event
-from report import follow, show
-
+from proofs.checker import QUEUE, Expectations, Watch, judge
+from proofs.contract import validate_event
+from proofs.report import follow
 from sandbox.cloud import Cloud, CloudOptions
 from sandbox.dataverse import DuplicateResponse
 from sandbox.dataverse.actions import win_opportunity
@@ -44,7 +37,7 @@ if TYPE_CHECKING:
 
     from sandbox.service_bus import BrokeredMessage
 
-APP = Path(__file__).parents[2]
+APP = Path(__file__).parents[3]
 # 50 threads on four processes.
 THREADS = (13, 13, 12, 12)
 _PATIENCE = 60.0
@@ -67,7 +60,7 @@ class Outcome:
 
 
 class Gate:
-    """Lets the change sets of a round through together."""
+    """Lets the change sets of a round continue together."""
 
     def __init__(self, count: int) -> None:
         self._barrier = threading.Barrier(count)
@@ -79,7 +72,7 @@ class Gate:
         def gated(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             environ["wsgi.input"] = _Again(body)
-            if environ["PATH_INFO"].endswith("/$batch") and b"multipart/mixed" in body:
+            if environ["PATH_INFO"].endswith("/$batch") and b"GenerateInvoiceFromOpportunity" in body:
                 self._meet()
             return application(environ, start_response)
 
@@ -89,7 +82,7 @@ class Gate:
         try:
             self._barrier.wait(_PATIENCE)
         except threading.BrokenBarrierError:
-            # Somebody did not come; the others go on, and the judge sees that they were fewer.
+            # A thread is missing; the others continue, and the outcome shows that they were fewer.
             return
         self.met.append(self._barrier.parties)
 
@@ -197,8 +190,8 @@ def _function_user(cloud: Cloud) -> str:
 
 
 def _work(settings: dict[str, str], threads: int, barrier: Barrier, connection: Connection) -> None:
-    """Be a worker process: build the product once, and handle each message on all threads at once."""
-    # What the SDKs look for themselves: the identity's endpoint, and whom to trust.
+    """Be a worker process: build the handler once, and handle each message on all threads at once."""
+    # What the SDKs read themselves: the identity's endpoint, and which authorities to trust.
     os.environ.update(settings)
     logging.disable(logging.CRITICAL)
     handler = build(settings)
@@ -207,36 +200,11 @@ def _work(settings: dict[str, str], threads: int, barrier: Barrier, connection: 
         barrier.wait(_PATIENCE)
         try:
             handler.handle(message)
-        except Exception as error:  # noqa: BLE001 - it is told where the rounds are judged
+        except Exception as error:  # noqa: BLE001 - it is reported where the rounds are judged
             return f"a thread raised {type(error).__name__}: {error}"
         return None
 
     with ThreadPoolExecutor(threads) as pool:
         while (message := connection.recv()) is not None:
-            told = pool.map(handle, [message] * threads)
-            connection.send([problem for problem in told if problem is not None])
-
-
-@click.command()
-@click.option("--rounds", default=100, show_default=True, help="How many wins, one after the other.")
-def main(*, rounds: int) -> None:
-    """Let 50 threads of four processes have the same win at once, again and again."""
-    logging.disable(logging.CRITICAL)
-    outcome = run(rounds)
-    show(
-        f"{outcome.rounds} rounds in {outcome.seconds:.0f} s, each with the same win on {sum(THREADS)} threads of "
-        f"{len(THREADS)} processes",
-        [
-            ("change sets", f"{outcome.change_sets:,}"),
-            ("of them at once, at least", f"{outcome.met:,}"),
-            ("came second and changed nothing", f"{outcome.change_sets - outcome.invoices:,}"),
-            ("invoices", f"{outcome.invoices:,}"),
-            ("events", f"{outcome.events:,}"),
-            *(("BROKEN", problem) for problem in outcome.problems),
-        ],
-    )
-    sys.exit(bool(outcome.problems) or outcome.invoices != rounds or outcome.events != rounds)
-
-
-if __name__ == "__main__":
-    main()
+            problems = pool.map(handle, [message] * threads)
+            connection.send([problem for problem in problems if problem is not None])

@@ -1,0 +1,110 @@
+"""Faults of the histories in one process, drawn at random: what goes wrong, where and when."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sandbox.faults import Fault, Kind, Rule, When, Wire
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+def draw_rule(random: Random) -> tuple[Rule, int]:
+    """Return a fault, where it strikes and when, and how many deliveries it may cost at most."""
+    kind = random.random()
+    if kind < 0.65:
+        return _dataverse_rule(random)
+    if kind < 0.80:
+        return _service_bus_out_rule(random)
+    if kind < 0.93:
+        return _service_bus_in_rule(random)
+    fault = Fault(random.choice((Kind.UNAVAILABLE, Kind.SILENT)), seconds=30)
+    return Rule(Wire.IDENTITY, fault, _when(random)), 0
+
+
+_RETRY_AFTER = ("1", "4", "7", "60", "600", "date+20", "none", "-5", "99999999", "soon")
+_SERVER_ERRORS = (500, 502, 503, 504)
+
+
+def _dataverse_rule(random: Random) -> tuple[Rule, int]:
+    operation = random.choice(("*", "batch", "change-set", "change-set", "change-set", "update"))
+    after = random.random() < 0.6
+    part = random.choice((None, None, 0, 1, 2)) if operation != "*" else None
+    faults = (
+        Fault(Kind.REFUSE),
+        Fault(Kind.RESET, after=after),
+        Fault(Kind.RESET, after=True),
+        Fault(Kind.SILENT, after=after, seconds=random.choice((30.0, 600.0))),
+        Fault(Kind.CUT),
+        Fault(Kind.TRUNCATED),
+        Fault(Kind.DELAY, seconds=random.choice((5.0, 60.0))),
+        Fault(Kind.REDIRECT, after=after),
+        Fault(Kind.UNAUTHORIZED, after=after),
+        Fault(Kind.FORBIDDEN, after=after, part=part),
+        Fault(Kind.NOT_FOUND, after=after, code="", part=part),
+        Fault(Kind.NOT_FOUND, after=after, code="0x80040217", part=part),
+        Fault(Kind.CONFLICT, after=after, part=part, code=random.choice(("0x80040237", "0x80060892"))),
+        Fault(Kind.DEADLOCK, after=after, part=part),
+        Fault(Kind.THROTTLED, after=after, part=part, retry_after=random.choice(_RETRY_AFTER)),
+        Fault(Kind.UNAVAILABLE, after=after, part=part, status=random.choice(_SERVER_ERRORS)),
+        Fault(Kind.UNAVAILABLE, after=after, part=part, stop=random.choice((200, 400))),
+        Fault(Kind.SQL_TIMEOUT, after=after, part=part),
+        Fault(Kind.ERROR, after=after, part=part, status=500, code="0x80048d0a"),
+        Fault(Kind.ERROR, after=after, part=part or 0, status=429, code="0x80048d04"),
+        Fault(Kind.ADMIN_MODE),
+        Fault(Kind.EMPTY),
+        Fault(Kind.HTML, after=after),
+        Fault(Kind.KILL, after=after),
+    )
+    if random.random() < 0.15:
+        # The response to the loser of a race, and there is no winner.
+        kind = random.choice((Kind.CONFLICT, Kind.DEADLOCK, Kind.THROTTLED))
+        return Rule(Wire.DATAVERSE, Fault(kind, part=0), _when(random), "change-set"), 0
+    fault = random.choice(faults)
+    if fault.kind is Kind.KILL:
+        return Rule(Wire.DATAVERSE, fault, When.nth(random.randint(1, 6)), operation), 1
+    return Rule(Wire.DATAVERSE, fault, _when(random), operation), 0
+
+
+def _service_bus_out_rule(random: Random) -> tuple[Rule, int]:
+    after = random.random() < 0.5
+    fault = random.choice(
+        (
+            Fault(Kind.RESET, after=after),
+            Fault(Kind.SILENT, after=after),
+            Fault(Kind.REJECT),
+            Fault(Kind.DELAY, seconds=5.0),
+            Fault(Kind.KILL, after=after),
+        )
+    )
+    operation = random.choice(("*", "send:*", "schedule:*"))
+    if fault.kind is Kind.KILL:
+        return Rule(Wire.SERVICE_BUS_OUT, fault, When.nth(random.randint(1, 3)), operation), 1
+    if random.random() < 0.3:
+        # For longer than an invocation lasts.
+        minutes = random.choice((5, 10))
+        return Rule(Wire.SERVICE_BUS_OUT, fault, When.during(timedelta(minutes=minutes)), operation), 3
+    return Rule(Wire.SERVICE_BUS_OUT, fault, When(last=random.randint(1, 4)), operation), 0
+
+
+def _service_bus_in_rule(random: Random) -> tuple[Rule, int]:
+    when = When.nth(random.randint(1, 3))
+    kind = random.choice((Kind.LOCK_LOST, Kind.LOCK_LOST, Kind.DUPLICATE, Kind.RESET))
+    if kind is Kind.RESET:
+        # The response to a settlement is lost, or the settlement itself.
+        fault = Fault(kind, after=random.random() < 0.3)
+        return Rule(Wire.SERVICE_BUS_IN, fault, when, "settle:*"), 1
+    return Rule(Wire.SERVICE_BUS_IN, Fault(kind), when, "deliver:*"), int(kind is Kind.LOCK_LOST)
+
+
+def _when(random: Random) -> When:
+    kind = random.random()
+    if kind < 0.5:
+        return When.nth(random.randint(1, 6))
+    if kind < 0.7:
+        return When(last=random.randint(1, 5))
+    if kind < 0.85:
+        return When.at_random(0.3, random.getrandbits(32), last=20)
+    return When.during(timedelta(seconds=random.choice((20, 120, 600))))
