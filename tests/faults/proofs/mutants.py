@@ -127,13 +127,13 @@ MUTANTS = (
             Edit(
                 "shared/handler.py",
                 _BEGIN,
-                "        later = self.__dict__.setdefault('later', [])\n"
-                "        while later:\n            later.pop()()\n" + _BEGIN,
+                "        self.later = getattr(self, 'later', [])\n"
+                "        while self.later:\n            self.later.pop()()\n" + _BEGIN,
             ),
             Edit(
                 "shared/handler.py",
                 "            self._retry_later(delivery, error, invocation)\n",
-                "            later.append(lambda error=error: self._retry_later(delivery, error, invocation))\n",
+                "            self.later.append(lambda error=error: self._retry_later(delivery, error, invocation))\n",
             ),
         ),
         (LOST, NO_EVENT),
