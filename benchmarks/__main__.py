@@ -71,6 +71,7 @@ _COUNTED = (
     Run("product", 1, 0, 50, "duplicate"),
     Run("product", 1, 0, 50, "ignored"),
 )
+_EXPORTERS = ("off", "azure-monitor", "otlp")
 # What a run sends besides its messages: the first one, and two a thread before the measurement.
 _WARM_UP = 3
 _NEW_AMONG_DUPLICATES = 2
@@ -177,6 +178,7 @@ class Results:
     counted: dict[str, Figures] = field(default_factory=dict)
     endurance: Figures = field(default_factory=dict)
     cold_start: dict[str, list[Figures]] = field(default_factory=dict)
+    telemetry: dict[str, list[Figures]] = field(default_factory=dict)
 
     def median(self, run: Run, figure: str) -> float:
         """Return the median of a figure over the rounds."""
@@ -195,7 +197,13 @@ def benchmark(rounds: int, endurance: int, package: Path | None, progress: Progr
     """Run everything once, and the comparisons `rounds` times."""
     results = Results({run: [] for run in _COMPARED})
     total = rounds * len(_COMPARED) + len(_COUNTED) + bool(endurance) + (2 * rounds if package else 0)
+    total += rounds
     task = progress.add_task("starting the peers", total=total)
+    for telemetry in _telemetry(rounds):
+        progress.update(task, description="telemetry")
+        for exporter, figures in telemetry.items():
+            results.telemetry.setdefault(exporter, []).append(figures)
+        progress.advance(task)
     with peers() as at:
         # The floor repeats what the peers record of the product's first invoice.
         execute(Run("product", 1, 0, 1), at)
@@ -255,6 +263,27 @@ def _unpacked(package: Path) -> Iterator[dict[str, Path]]:
         yield folders
 
 
+def _telemetry(rounds: int) -> Iterator[dict[str, Figures]]:
+    """Yield the figures of each exporter, round by round. The modules are compiled before, as in the package."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as compiled:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
+        for number in range(rounds + 1):
+            figures = {}
+            for exporter in _EXPORTERS:
+                done = subprocess.run(
+                    [sys.executable, "-m", "benchmarks.telemetry", exporter],
+                    cwd=ROOT,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=_TIMEOUT,
+                    check=True,
+                )
+                figures[exporter] = json.loads(done.stdout)
+            if number:
+                yield figures
+
+
 def _cold_start(folder: Path, at: Peers) -> Figures:
     packages = folder / ".python_packages" / "lib" / "site-packages"
     figures = execute(Run("product", 1, 0, 1), at, folder=folder, environment={"PYTHONPATH": str(packages)})
@@ -291,6 +320,7 @@ def report(results: Results) -> list[Row]:
     rows.append(Row("wall, usual sample / product", _ms(reference), _ms(own), reference / own, "≥ 100"))
     rows.append(_first(results))
     rows.extend(_cold_rows(results))
+    rows.extend(_telemetry_rows(results))
     rows.extend(
         Row(f"requests, {kind} event", "", f"{each['requests']:g}", None, goal)
         for (kind, each), goal in zip(results.counted.items(), ("3", "2", "1"), strict=True)
@@ -343,6 +373,20 @@ def _cold_rows(results: Results) -> list[Row]:
     return [Row("cold start, package without / with .pyc", _ms(without), _ms(with_bytecode), ratio, "≤ 0.50")]
 
 
+def _telemetry_rows(results: Results) -> list[Row]:
+    def median(exporter: str, figure: str) -> float:
+        return statistics.median(each[figure] for each in results.telemetry[exporter])
+
+    return [
+        *(
+            Row(f"CPU, import for {exporter}", "", _ms(median(exporter, "import")), None, "≤ 120 ms")
+            for exporter in ("azure-monitor", "otlp")
+        ),
+        Row("CPU, span, telemetry off", "", f"{median('off', 'span') * 1e6:.1f} µs", None, "≤ 2 µs"),
+        Row("CPU, span, recorded", "", f"{median('otlp', 'span') * 1e6:.1f} µs", None, ""),
+    ]
+
+
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.2f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"  # noqa: PLR2004
 
@@ -381,6 +425,7 @@ def main(rounds: int, endurance: int, package: Path | None, *, as_json: bool) ->
             "counted": results.counted,
             "endurance": results.endurance,
             "cold_start": results.cold_start,
+            "telemetry": results.telemetry,
             "report": [vars(row) for row in report(results)],
         }
         click.echo(json.dumps(document, indent=1))
