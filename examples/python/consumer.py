@@ -5,6 +5,7 @@ and the ledger finds its event's id. So it can be killed and started again at an
 
 Settings (environment variables): ServiceBusConnection__fullyQualifiedNamespace (log in with an identity) or
 ServiceBusConnection (a connection string); INVOICE_CREATED_TOPIC, LEDGER_SUBSCRIPTION, LEDGER_FILE.
+If OTEL_EXPORTER_OTLP_ENDPOINT names a collector, it receives a span for each message, in the trace of the win.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import ssl
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from azure.identity import DefaultAzureCredential
 from azure.servicebus import ServiceBusClient, ServiceBusReceivedMessage, ServiceBusReceiver
@@ -21,6 +23,9 @@ from azure.servicebus.exceptions import MessageLockLostError
 from jsonschema import Draft202012Validator
 from ledger import CannotBook, Ledger, entry_of
 from referencing import Registry, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONTRACTS = Path(os.environ.get("CONTRACTS", Path(__file__).parents[2] / "shared" / "contracts"))
 
@@ -31,9 +36,11 @@ def main() -> None:
     topic = os.environ.get("INVOICE_CREATED_TOPIC", "invoice-created")
     subscription = os.environ.get("LEDGER_SUBSCRIPTION", "ledger")
     validator = event_validator()
+    span = tracing() if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ else nullcontext
     with client() as service_bus, service_bus.get_subscription_receiver(topic, subscription) as receiver:
         for message in receiver:
-            handle(message, receiver, validator, ledger)
+            with span(message):
+                handle(message, receiver, validator, ledger)
 
 
 def client() -> ServiceBusClient:
@@ -62,6 +69,36 @@ def handle(
         print(f"dead-lettered {message.message_id}: {problem.reason}")
     except MessageLockLostError:
         print(f"lock lost {message.message_id}: the message comes again")
+
+
+def tracing() -> Callable[[ServiceBusReceivedMessage], AbstractContextManager[object]]:
+    """Return a function that begins a span as a child of the one that sent the message."""
+    # Here: without a collector, the packages need not be installed.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import SpanKind
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    tracer = provider.get_tracer("ledger")
+
+    def span(message: ServiceBusReceivedMessage) -> AbstractContextManager[object]:
+        traceparent = (message.application_properties or {}).get(b"traceparent", b"")
+        text = traceparent.decode() if isinstance(traceparent, bytes) else str(traceparent)
+        return tracer.start_as_current_span(
+            "process invoice-created",
+            TraceContextTextMapPropagator().extract({"traceparent": text}),
+            kind=SpanKind.CONSUMER,
+            attributes={
+                "messaging.system": "servicebus",
+                "messaging.operation.type": "process",
+                "messaging.message.id": message.message_id or "",
+            },
+        )
+
+    return span
 
 
 def parse(message: ServiceBusReceivedMessage, validator: Draft202012Validator) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +16,7 @@ from operations.dashboard.connections import check_connections
 from operations.dashboard.jobs import Jobs
 from operations.dashboard.sandbox_panel import SandboxPanel
 from operations.dashboard.snapshot import Light
+from operations.dashboard.traces import text_of
 from operations.failed import (
     Outcome,
     discard_with_record,
@@ -258,8 +258,7 @@ class Dashboard:
         }
 
     def _traces(self, opportunity_id: str) -> str:
-        trees = self._sandbox.traces(opportunity_id) if self._sandbox else []
-        return json.dumps(trees, indent=1) if trees else ""
+        return text_of(self._sandbox.traces(opportunity_id)) if self._sandbox else ""
 
     def _seconds_to_event(self, published: Mapping[str, datetime]) -> list[float]:
         """Return the seconds from the newest win to the event of each opportunity, as far as Dataverse can be read."""

@@ -1,0 +1,211 @@
+"""One connected tree of spans from the win to the consumer: the deployed code exports over a socket to a collector."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from operations.__main__ import operations
+from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, Cloud, CloudOptions
+from sandbox.control.panel import ControlPanel
+from sandbox.faults import FaultPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+APP = Path(__file__).parents[2]
+CONSUMER = APP / "examples" / "python" / "consumer.py"
+PATIENCE = 80.0
+SETTINGS = {
+    "TELEMETRY_EXPORTER": "otlp",
+    "OTEL_METRICS_EXPORTER": "none",
+    "RETRY_FIRST_DELAY_SECONDS": "0.2",
+    "RETRY_MAX_DELAY_SECONDS": "0.5",
+}
+Json = dict[str, Any]
+
+
+@contextmanager
+def running(**settings: str) -> Iterator[tuple[Cloud, ControlPanel]]:
+    """Run the sandbox with a collector, a plan without faults, and the sample consumer on a subscription of its own."""
+    options = CloudOptions(
+        APP,
+        opportunities=1,
+        traces=True,
+        settings={**SETTINGS, **settings},
+        faults=FaultPlan([]),
+        extra_subscriptions=[(CREATED_TOPIC, "ledger")],
+    )
+    with Cloud(options) as cloud, ControlPanel(cloud) as panel:
+        yield cloud, panel
+
+
+@contextmanager
+def consumer(cloud: Cloud, folder: Path) -> Iterator[None]:
+    """Run the sample consumer in a process of its own."""
+    kept = ("ServiceBus", "SSL", "OTEL_EXPORTER", "OTEL_BSP")
+    process = subprocess.Popen(  # noqa: S603 - arguments of our own
+        [sys.executable, CONSUMER],
+        env={
+            "PATH": os.environ["PATH"],
+            **{name: value for name, value in cloud.app_settings.items() if name.startswith(kept)},
+            "OTEL_SERVICE_NAME": "ledger",
+            "LEDGER_FILE": str(folder / "ledger.db"),
+        },
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait(condition: Callable[[], object], what: str, *shown: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, (what, [each() for each in shown])
+        threading.Event().wait(0.05)
+
+
+def every(trees: list[Json]) -> Iterator[Json]:
+    """Yield all spans, each before its children."""
+    for tree in trees:
+        yield tree
+        yield from every(tree["children"])
+
+
+def outline(tree: Mapping[str, Any]) -> list[Any]:
+    """Return what is compared: name, outcome or status, and the children."""
+    attributes = tree["attributes"]
+    said = attributes.get("invoicing.outcome") or attributes.get("http.response.status_code")
+    return [
+        tree["name"],
+        *([said] if said else []),
+        *([f"ERROR {tree['error']}"] if tree["error"] else []),
+        *(outline(child) for child in tree["children"]),
+    ]
+
+
+def only_tree(panel: ControlPanel, opportunity: str, last: str, service: str) -> Json:
+    """Wait for a span, and for its parents, and return the tree."""
+
+    def is_complete() -> bool:
+        trees = panel.traces(opportunity)
+        return len(trees) == 1 and any(
+            (span["name"], span["service"]) == (last, service) for span in every(trees)
+        )
+
+    wait(is_complete, f"{last} of {service}", lambda: [outline(tree) for tree in panel.traces(opportunity)])
+    (tree,) = panel.traces(opportunity)
+    return tree
+
+
+PUBLISHED = [
+    "process opportunity-won",
+    "published",
+    ["POST $batch", 200],
+    ["POST $batch", 200],
+    ["POST $batch", 200],
+    ["send invoice-created", ["process invoice-created"]],
+]
+
+
+def test_a_win_is_one_tree_from_the_salesperson_over_a_retry_to_the_consumer(tmp_path: Path) -> None:
+    with running() as (cloud, panel), consumer(cloud, tmp_path):
+        panel.add_fault("dataverse unavailable nth=1")
+        (row,) = panel.win()
+        tree = only_tree(panel, row["id"], "process invoice-created", "ledger")
+
+        assert outline(tree) == [
+            "WinOpportunity",
+            [
+                "process opportunity-won",
+                [
+                    "process opportunity-won",
+                    "retry",
+                    "ERROR DataverseUnavailable",
+                    ["POST $batch", 503, "ERROR 503"],
+                    ["send opportunity-won", ["process opportunity-won", PUBLISHED]],
+                ],
+            ],
+        ]
+        ours = [span for span in every([tree]) if "invoicing.root" in span["attributes"]]
+        assert {span["attributes"]["invoicing.opportunity.id"] for span in ours} == {row["id"]}
+        assert len({span["attributes"]["invoicing.root"] for span in ours}) == 1
+        assert {span["attributes"]["invoicing.attempt"] for span in ours} == {0, 1}
+        # Spans hold ids, and no names or tokens.
+        text = str(tree)
+        assert row["name"] not in text
+        assert "Bearer" not in text
+
+
+def test_a_parked_and_replayed_win_stays_in_its_tree() -> None:
+    with running(RETRY_OUTAGE_SECONDS="0.1") as (cloud, panel):
+        panel.add_fault("dataverse unavailable")
+        (row,) = panel.win()
+        wait(lambda: cloud.broker.counts(FAILED_QUEUE).active == 1, "the win is parked")
+        panel.repair()
+        replayed = CliRunner().invoke(
+            operations, ["failed", "replay", "--all", "--yes"], env=cloud.operator_settings
+        )
+        assert replayed.exit_code == 0, replayed.output
+        tree = only_tree(panel, row["id"], "send invoice-created", "invoice-from-opportunity")
+
+        names = outline(tree)
+        path = []
+        while True:
+            path += [said for said in names if isinstance(said, str)]
+            if "published" in path:
+                break
+            names = [child for child in names if isinstance(child, list)][-1]
+        assert path == [
+            "WinOpportunity",
+            *("process opportunity-won", "process opportunity-won", "retry", "ERROR DataverseUnavailable"),
+            "send opportunity-won",
+            *("process opportunity-won", "process opportunity-won", "parked", "ERROR DataverseUnavailable"),
+            "send opportunity-won-failed",
+            *("process opportunity-won", "process opportunity-won", "published"),
+        ]
+
+
+def test_the_last_spans_are_exported_when_the_worker_ends() -> None:
+    """They wait for the next batch otherwise: here that would be in a minute."""
+    with running(OTEL_BSP_SCHEDULE_DELAY="60000") as (cloud, panel):
+        (row,) = panel.win()
+        wait(panel.invoices, "there is an invoice")
+        wait(lambda: cloud.broker.counts(f"{CREATED_TOPIC}/Subscriptions/ledger").active == 1, "an event")
+        spans = cloud.spans
+        assert spans is not None
+        assert not [tree for tree in every(spans.trees(row["id"])) if tree["name"] == "send invoice-created"]
+        # The collector must outlive the worker.
+        assert cloud.host is not None
+        cloud.host.stop()
+        assert [tree for tree in every(spans.trees(row["id"])) if tree["name"] == "send invoice-created"]
+
+
+@pytest.mark.parametrize("collector", ["gone", "silent"])
+def test_invoicing_goes_on_without_a_collector_that_responds(collector: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        if collector == "gone":
+            silent.close()
+        options = CloudOptions(
+            APP,
+            opportunities=3,
+            settings={**SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
+            extra_subscriptions=[(CREATED_TOPIC, "ledger")],
+        )
+        with Cloud(options) as cloud, ControlPanel(cloud) as panel:
+            panel.win(count=3)
+            ledger = f"{CREATED_TOPIC}/Subscriptions/ledger"
+            wait(lambda: cloud.broker.counts(ledger).active == 3, "three events")
