@@ -71,9 +71,18 @@ class Copy:
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), *arguments]
-        return subprocess.Popen(  # noqa: S603 - our own command
-            command, cwd=self._folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        with self._log(arguments[0]).open("w") as log:
+            return subprocess.Popen(  # noqa: S603 - our own command
+                command,
+                cwd=self._folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def _log(self, kind: str) -> Path:
+        return self._folder / f"{kind}.log"
 
     def test(self, mutation: Mutation) -> Outcome:
         """Run the tests against a mutation, first in the process that has imported them, then in a new one."""
@@ -108,7 +117,7 @@ class Copy:
             {"original": "", "mutated": "", "module": "", "tests": [test], "timeout": _UNCHANGED_TIMEOUT},
         )
         if outcome["noticed_by"] is not None:
-            raise click.ClickException(f"{test} fails without any mutation, in a {kind} worker.")
+            raise click.ClickException(f"Without any mutation fails in a {kind} worker: {outcome}, {test}")
         self._passing.add((kind, test))
 
     def _ask(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +128,7 @@ class Copy:
         worker.stdin.flush()
         line = worker.stdout.readline()
         if not line:
-            raise click.ClickException(f"The {kind} worker ended; run it by hand to see why.")
+            raise click.ClickException(f"The {kind} worker ended: {self._log(kind).read_text()[-2000:]}")
         outcome: dict[str, Any] = json.loads(line)
         return outcome
 

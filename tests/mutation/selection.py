@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,7 @@ class Selection:
         # It runs at import: every test of the module may notice.
         theirs = self._ordered(set().union(*lines.values()), own)
         mine = [test for test in theirs if test.startswith(tuple(f"{file}::" for file in own))]
+        yield "collected", theirs
         yield "fresh", mine or theirs
         if mine:
             yield "fresh", [test for test in theirs if test not in set(mine)]
@@ -138,19 +140,29 @@ def _measured(file: str, common: bytes) -> Path | None:
     """Return the coverage of a test file, beside it the times of its tests; None if one fails."""
     key = hashlib.sha256(common + _digest(ROOT / file, *_corpus(file))).hexdigest()[:16]
     data = _KEPT / f"{Path(file).stem}-{key}.coverage"
-    times = data.with_suffix(".xml")
-    if times.exists():
+    if data.with_suffix(".xml").exists():
         return data
     for old in _KEPT.glob(f"{Path(file).stem}-{'[0-9a-f]' * 16}.*"):
         old.unlink()
-    command = [sys.executable, "-m", "coverage", "run", f"--rcfile={_CONFIG}", "-m", "pytest", "-q"]
-    command += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={times}", file]
-    done = subprocess.run(  # noqa: S603 - our own command
-        command, cwd=ROOT, check=False, capture_output=True, env={**os.environ, "COVERAGE_FILE": str(data)}
-    )
-    if done.returncode != 0:
-        times.unlink(missing_ok=True)
-        return None
+    # Two runs may measure the same file.
+    with tempfile.TemporaryDirectory(dir=_KEPT) as scratch:
+        mine = Path(scratch, data.name)
+        command = [sys.executable, "-m", "coverage", "run", f"--rcfile={_CONFIG}", "-m", "pytest", "-q"]
+        command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--timeout=0"]
+        command += [f"--junitxml={mine.with_suffix('.xml')}", file]
+        done = subprocess.run(  # noqa: S603 - our own command
+            command,
+            cwd=ROOT,
+            check=False,
+            capture_output=True,
+            env={**os.environ, "COVERAGE_FILE": str(mine)},
+        )
+        if done.returncode != 0:
+            click.echo(done.stdout.decode(errors="replace")[-2000:], err=True)
+            return None
+        for measured in (mine, mine.with_suffix(".xml")):
+            if measured.exists():
+                measured.replace(_KEPT / measured.name)
     return data
 
 

@@ -3,12 +3,14 @@
     python worker.py collected tests/unit/test_a.py …   imports the tests once
     python worker.py fresh                              imports nothing that is tested
 
-Both read one request a line, as JSON, and write one outcome. A collected worker replaces the code of functions in the
-forked process, which costs little. A mutation of what runs at import needs a fresh one, which reads the mutated file.
+Both read one request a line, as JSON, and write one outcome. A collected worker replaces the code of functions and the
+module's constants in the forked process, which costs little. Any other mutation, such as one of a class, and any that
+was not noticed so, needs a fresh one, which imports the mutated file.
 """
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib
 import json
@@ -38,6 +40,7 @@ _PRELOADED = (
     "hypothesis",
     "jsonschema",
     "requests",
+    "sandbox.service_bus",
     "trustme",
 )
 # CO_OPTIMIZED of inspect: the bodies of modules and classes do not have it.
@@ -50,12 +53,9 @@ class Unpatched(Exception):
 
 def serve(run: Callable[[Request], str | None]) -> None:
     """Fork for each request, and write what became of it."""
-    outcomes = os.fdopen(int(os.environ["OUTCOMES"]), "w", buffering=1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        started = time.monotonic()
-        outcome = _forked(run, request)
-        outcomes.write(json.dumps({**outcome, "seconds": time.monotonic() - started}) + "\n")
+    with os.fdopen(int(os.environ["OUTCOMES"]), "w", buffering=1) as outcomes:
+        for line in sys.stdin:
+            outcomes.write(json.dumps(_forked(run, json.loads(line))) + "\n")
 
 
 def _forked(run: Callable[[Request], str | None], request: Request) -> Request:
@@ -85,13 +85,16 @@ def _forked(run: Callable[[Request], str | None], request: Request) -> Request:
 
 def _child(run: Callable[[Request], str | None], request: Request, writing: int) -> None:
     os.setsid()
-    nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(nowhere, descriptor)
     sys.dont_write_bytecode = True
     try:
         outcome: Request = {"noticed_by": run(request)}
     except Unpatched:
         outcome = {"unpatched": True}
+    except BaseException as error:  # noqa: BLE001 - this process must not return to the caller's loop
+        outcome = {"noticed_by": f"{type(error).__name__} that ended pytest"}
     os.write(writing, json.dumps(outcome).encode() + b"\n")
     os._exit(0)
 
@@ -117,7 +120,19 @@ class FirstFailure:
 def _arguments(tests: Sequence[str]) -> list[str]:
     # What is imported before pytest begins needs no better assertions.
     warnings = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    return ["-x", "-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *warnings, "--basetemp=tmp", *tests]
+    return [
+        "-x",
+        "-q",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--timeout=0",
+        *warnings,
+        "--basetemp=tmp",
+        *tests,
+    ]
 
 
 def run_files(request: Request) -> str | None:
@@ -148,8 +163,7 @@ class Collected:
         gc.freeze()
 
         def run(request: Request) -> str | None:
-            file = str(Path.cwd() / request["module"])
-            patch(functions, *(compile(request[each], file, "exec") for each in ("original", "mutated")))
+            patch(functions, str(Path.cwd() / request["module"]), request["original"], request["mutated"])
             chosen = [item for test in request["tests"] for item in items.get(test, ())]
             for item, following in zip(chosen, [*chosen[1:], None], strict=True):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -168,7 +182,7 @@ def _functions(folder: Path) -> dict[Key, list[FunctionType]]:
     """Return the functions that the files below a folder define."""
     found: dict[Key, list[FunctionType]] = {}
     for each in gc.get_objects():
-        if isinstance(each, FunctionType) and each.__code__.co_filename.startswith(f"{folder}{os.sep}"):
+        if isinstance(each, FunctionType) and _is_below(each.__code__.co_filename, folder):
             found.setdefault(_key(each.__code__), []).append(each)
     return found
 
@@ -177,9 +191,14 @@ def _key(code: CodeType) -> Key:
     return code.co_filename, code.co_qualname, code.co_firstlineno
 
 
-def patch(functions: dict[Key, list[FunctionType]], original: CodeType, mutated: CodeType) -> None:
-    """Give functions the code of a mutated module; raises Unpatched where that does not suffice."""
-    for before, after in _changed(original, mutated):
+def patch(functions: dict[Key, list[FunctionType]], file: str, original: str, mutated: str) -> None:
+    """Give a module the code and constants of a mutated one; raises Unpatched where that does not suffice."""
+    try:
+        changed = _changed(*(compile(source, file, "exec") for source in (original, mutated)))
+    except Unpatched:
+        _patch_constants(file, original, mutated)
+        return
+    for before, after in changed:
         targets = functions.get(_key(before))
         if not targets:
             raise Unpatched
@@ -188,6 +207,48 @@ def patch(functions: dict[Key, list[FunctionType]], original: CodeType, mutated:
                 target.__code__ = after
             except ValueError as error:
                 raise Unpatched from error
+
+
+def _patch_constants(file: str, original: str, mutated: str) -> None:
+    """Assign the module's constants that differ, and those that are made of them, wherever they were imported."""
+    bodies = [ast.parse(source).body for source in (original, mutated)]
+    names: set[str] = set()
+    for before, after in zip(*bodies, strict=True):
+        differs = ast.dump(before) != ast.dump(after)
+        targets = _constants_of(after)
+        if differs and not targets:
+            raise Unpatched
+        used = {node.id for node in ast.walk(after) if isinstance(node, ast.Name)}
+        if differs or (targets and used & names):
+            names |= targets
+    ours = [
+        module for module in sys.modules.values() if _is_below(getattr(module, "__file__", None), Path.cwd())
+    ]
+    (live,) = (module for module in ours if module.__file__ == file)
+    values = {"__name__": live.__name__, "__file__": file}
+    try:
+        exec(compile(mutated, file, "exec"), values)  # noqa: S102 - our own code, mutated
+    except Exception as error:
+        raise Unpatched from error
+    for name in names:
+        old = getattr(live, name)
+        for module in ours:
+            if vars(module).get(name) is old:
+                setattr(module, name, values[name])
+
+
+def _constants_of(statement: ast.stmt) -> set[str]:
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    else:
+        return set()
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _is_below(file: str | None, folder: Path) -> bool:
+    return file is not None and file.startswith(f"{folder}{os.sep}")
 
 
 def _changed(before: CodeType, after: CodeType) -> list[tuple[CodeType, CodeType]]:
@@ -219,10 +280,12 @@ def main(kind: str, files: Sequence[str]) -> None:
     sys.path.insert(0, str(folder))
     os.environ["OUTCOMES"] = str(os.dup(1))
     os.set_inheritable(int(os.environ["OUTCOMES"]), False)  # noqa: FBT003 - its only argument
-    for descriptor in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    os.dup2(2, 1)
     for name in _PRELOADED:
         importlib.import_module(name)
+    # Otherwise each forked process would examine, and so copy, all of that.
+    gc.collect()
+    gc.freeze()
     if kind == "fresh":
         serve(run_files)
     else:
