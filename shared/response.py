@@ -97,7 +97,7 @@ class Response:
     @property
     def retry_after(self) -> float | None:
         """The seconds that `Retry-After` asks to wait, unbounded; None where it is absent or not usable."""
-        value = self.headers.get("retry-after", "").strip()
+        value = self.headers.get("retry-after", "")
         try:
             seconds = float(value)
         except ValueError:
@@ -115,7 +115,7 @@ def bounded(retry_after: float) -> float:
 def _seconds_until(date: str, now: datetime) -> float:
     try:
         moment = parsedate_to_datetime(date)
-    except (ValueError, TypeError, IndexError, OverflowError):
+    except (ValueError, OverflowError):
         return _NOT_A_NUMBER
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

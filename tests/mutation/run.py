@@ -68,6 +68,9 @@ class Copy:
             "collected": self._start("collected", *selection.files),
             "fresh": self._start("fresh"),
         }
+        # A file that is mutated while a worker imports it would stay so there.
+        for kind in self._workers:
+            self._outcome(kind)
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), *arguments]
@@ -93,20 +96,25 @@ class Copy:
         path.write_bytes(mutated)
         sources = {"original": source.decode(), "mutated": mutated.decode(), "module": mutation.module}
         try:
-            for kind, tests in self._selection.steps(mutation):
-                outcome = self._ask(
-                    kind, {**sources, "tests": tests, "timeout": self._selection.timeout(tests)}
-                )
-                if outcome.get("noticed_by") is not None:
-                    break
-            else:
-                return Outcome(mutation, None)
+            kind, noticed_by = self._first_to_notice(mutation, sources)
         finally:
             path.write_bytes(source)
             # So that its bytecode counts again.
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        self._check_that_it_passes(kind, outcome["noticed_by"].partition("[")[0])
-        return Outcome(mutation, outcome["noticed_by"])
+        if noticed_by is not None:
+            self._check_that_it_passes(kind, noticed_by.partition("[")[0])
+        return Outcome(mutation, noticed_by)
+
+    def _first_to_notice(self, mutation: Mutation, sources: dict[str, str]) -> tuple[str, str | None]:
+        for tests in self._selection.steps(mutation):
+            request = {**sources, "tests": tests, "timeout": self._selection.timeout(tests)}
+            for kind in self._workers:
+                outcome = self._ask(kind, request)
+                if outcome.get("noticed_by") is not None:
+                    return kind, outcome["noticed_by"]
+                if self._selection.fast and "unpatched" not in outcome:
+                    break
+        return "", None
 
     def _check_that_it_passes(self, kind: str, test: str) -> None:
         """Run a test that has noticed a mutation without any, once: one that fails anyway notices nothing."""
@@ -121,12 +129,16 @@ class Copy:
         self._passing.add((kind, test))
 
     def _ask(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
-        worker = self._workers[kind]
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        worker.stdin.write(json.dumps(request) + "\n")
-        worker.stdin.flush()
-        line = worker.stdout.readline()
+        requests = self._workers[kind].stdin
+        assert requests is not None
+        requests.write(json.dumps(request) + "\n")
+        requests.flush()
+        return self._outcome(kind)
+
+    def _outcome(self, kind: str) -> dict[str, Any]:
+        outcomes = self._workers[kind].stdout
+        assert outcomes is not None
+        line = outcomes.readline()
         if not line:
             raise click.ClickException(f"The {kind} worker ended: {self._log(kind).read_text()[-2000:]}")
         outcome: dict[str, Any] = json.loads(line)
@@ -186,7 +198,7 @@ def run(chosen: Sequence[Mutation], own_of: Iterable[str], jobs: int, console: C
 @click.option("--sample", default=60, show_default=True, help="How many mutations to draw.")
 @click.option("--seed", default=1, show_default=True, help="What the sample is drawn with.")
 @click.option("--module", "modules", multiple=True, help="Only these modules, such as shared/message.py.")
-@click.option("--own", is_flag=True, help="Only the test files of these modules: a fast first pass.")
+@click.option("--own", is_flag=True, help="Only fast tests of the modules' own files.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="How many run at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
 def main(

@@ -32,6 +32,7 @@ _CONFIG = _KEPT / "coveragerc"
 # A mutant that loops for ever is noticed by the time: this long, and so many times what the tests take otherwise.
 _TIMEOUT = 20.0
 _SLOWER = 10.0
+_FAST = 3.0
 # Modules whose tests have another name.
 _OWN_TESTS = {"sales": ("invoicing",), "__init__": ("generate_invoice_function",)}
 
@@ -39,14 +40,15 @@ _OWN_TESTS = {"sales": ("invoicing",), "__init__": ("generate_invoice_function",
 class Selection:
     """The tests that execute each line, and how long each takes."""
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[str], *, fast: bool) -> None:
         self.files = files
+        self.fast = fast
         self._tests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
         self._seconds: dict[str, float] = defaultdict(float)
 
     @classmethod
     def measure(cls, jobs: int, modules: Iterable[str] = ()) -> Selection:
-        """Run each test file that was not run yet with these sources; of modules, only their own test files."""
+        """Run each test file that was not run yet with these sources; with modules, only their own test files."""
         files = [
             str(path.relative_to(ROOT))
             for suite in _SUITES
@@ -62,7 +64,7 @@ class Selection:
             measured = list(pool.map(lambda file: _measured(file, common), files))
         if failed := [file for file, data in zip(files, measured, strict=True) if data is None]:
             raise click.ClickException(f"Tests fail without any mutation: {', '.join(failed)}")
-        selection = cls(files)
+        selection = cls(files, fast=bool(modules))
         for data in filter(None, measured):
             selection._add(data)
         return selection
@@ -80,26 +82,20 @@ class Selection:
             test = _test_of(f"{case.get('classname')}.{(case.get('name') or '').partition('[')[0]}")
             self._seconds[test or ""] += float(case.get("time") or 0)
 
-    def steps(self, mutation: Mutation) -> Iterator[tuple[str, list[str]]]:
-        """Yield the kind of worker and its tests, until one notices."""
+    def steps(self, mutation: Mutation) -> Iterator[list[str]]:
+        """Yield tests, until one notices: those that execute the mutation; of what runs at import, the module's."""
         lines = self._tests[mutation.module]
         executed = set().union(
             *(lines.get(line, set()) for line in range(mutation.line, mutation.last_line + 1))
         )
+        tests = executed or set().union(*lines.values())
         own = _own(mutation.module, self.files)
-        if executed:
-            ordered = self._ordered(executed, own)
-            yield "collected", ordered
-            # Not everything is seen there: what a line did at import, what other processes do.
-            yield "fresh", ordered
-            return
-        # It runs at import: every test of the module may notice.
-        theirs = self._ordered(set().union(*lines.values()), own)
-        mine = [test for test in theirs if test.startswith(tuple(f"{file}::" for file in own))]
-        yield "collected", theirs
-        yield "fresh", mine or theirs
-        if mine:
-            yield "fresh", [test for test in theirs if test not in set(mine)]
+        if self.fast:
+            tests = {test for test in tests if self._seconds[test] < _FAST}
+        ordered = self._ordered(tests, own)
+        mine = [test for test in ordered if test.partition("::")[0] in own]
+        # Without a test, pytest would run all.
+        yield from filter(None, (mine, ordered[len(mine) :]))
 
     def _ordered(self, tests: set[str], own: Sequence[str]) -> list[str]:
         return sorted(tests, key=lambda test: (test.partition("::")[0] not in own, self._seconds[test], test))

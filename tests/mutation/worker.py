@@ -52,8 +52,9 @@ class Unpatched(Exception):
 
 
 def serve(run: Callable[[Request], str | None]) -> None:
-    """Fork for each request, and write what became of it."""
+    """Say that nothing is being imported any more; then fork for each request, and write what became of it."""
     with os.fdopen(int(os.environ["OUTCOMES"]), "w", buffering=1) as outcomes:
+        outcomes.write(json.dumps({"ready": True}) + "\n")
         for line in sys.stdin:
             outcomes.write(json.dumps(_forked(run, json.loads(line))) + "\n")
 

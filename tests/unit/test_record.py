@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def record(value: object) -> Record:
 
 
 @pytest.mark.parametrize(
-    "value", [Decimal("1E+31"), Decimal("0E+31"), Decimal("1E-31"), Decimal(10) ** 15, 10**15]
+    "value", [Decimal("1E+31"), Decimal("0E+31"), Decimal("1E-31"), Decimal(10) ** 15, 10**15, -(10**15)]
 )
 def test_an_amount_that_no_column_can_hold_is_refused(value: object) -> None:
     """Written out, some of them would have a billion digits."""
@@ -46,6 +47,10 @@ def test_amounts_up_to_the_bounds(value: object) -> None:
         ("x", Record.optional_guid),
         ("1", Record.optional_integer),
         ("12", Record.time),
+        ("0001-01-01T00:00:00+14:00", Record.time),
+        ("soon", Record.date),
+        ("2026-02-30", Record.date),
+        (7, Record.date),
     ],
 )
 def test_a_value_of_another_type_comes_from_another_server(
@@ -64,6 +69,9 @@ def test_null_is_none_where_that_is_allowed() -> None:
     assert null.optional_integer("column") is None
     assert null.expanded("column") is None
     assert null.lookup_table("column") is None
+    assert null.date("column") is None
+    assert null.label("column") is None
+    assert null.etag is None
 
 
 def test_values_have_one_form() -> None:
@@ -74,3 +82,20 @@ def test_values_have_one_form() -> None:
     assert record("2026-03-01T12:00:00+01:00").time("column").isoformat() == "2026-03-01T11:00:00+00:00"
     expanded = record({"name": "x"}).expanded("column")
     assert expanded == Record({"name": "x"}, "r-1")
+
+
+def test_a_day_is_read_with_and_without_a_time_after_it() -> None:
+    for text in ("2026-06-03", "2026-06-03T00:00:00Z"):
+        assert record(text).date("column") == date(2026, 6, 3)
+
+
+def test_what_dataverse_says_beside_a_value_is_read() -> None:
+    row = Record(
+        {
+            "@odata.etag": 'W/"1"',
+            "column@OData.Community.Display.V1.FormattedValue": "Net 30",
+            "column@Microsoft.Dynamics.CRM.lookuplogicalname": "account",
+        },
+        "r-1",
+    )
+    assert (row.etag, row.label("column"), row.lookup_table("column")) == ('W/"1"', "Net 30", "account")

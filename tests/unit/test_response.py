@@ -76,6 +76,28 @@ def test_a_success_without_a_body_is_an_empty_object(body: bytes) -> None:
     assert response_with(204, body).json() == {}
 
 
+@pytest.mark.parametrize(
+    ("status", "succeeded", "has_failed"),
+    [
+        (199, False, False),
+        (200, True, False),
+        (299, True, False),
+        (300, False, False),
+        (399, False, False),
+        (400, False, True),
+        (599, False, True),
+        (600, False, False),
+    ],
+)
+def test_the_class_of_a_status_has_bounds(status: int, *, succeeded: bool, has_failed: bool) -> None:
+    assert (response_with(status).succeeded, response_with(status).failed) == (succeeded, has_failed)
+
+
+def test_the_body_of_an_error_is_not_read_as_a_value() -> None:
+    with pytest.raises(DataverseUnavailable, match="Dataverse responded 500"):
+        response_with(500, b'{"value": []}').json()
+
+
 def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
     assert response_with(200, b'\xef\xbb\xbf{"a": "\xc3\xa4"}').json() == {"a": "ä"}
 
@@ -126,9 +148,15 @@ def test_a_number_that_no_column_can_hold_harms_nothing_but_itself(number: bytes
     assert document["b"] == 1
 
 
-@pytest.mark.parametrize("body", [b'{"value": {}}', b'{"value": [1]}', b"{}"])
+@pytest.mark.parametrize("digits", ["1" * 100, "0." + "1" * 98])
+def test_a_number_of_a_hundred_characters_is_still_read(digits: str) -> None:
+    assert response_with(200, b'{"a": %s}' % digits.encode()).json()["a"] == Decimal(digits)
+    assert math.isnan(response_with(200, b'{"a": %s1}' % digits.encode()).json()["a"])
+
+
+@pytest.mark.parametrize("body", [b'{"value": {}}', b'{"value": [1]}', b'{"value": [{}, 1]}', b"{}"])
 def test_what_has_no_rows_is_no_response_to_a_query(body: bytes) -> None:
-    with pytest.raises(DataverseUnavailable, match="no usable value"):
+    with pytest.raises(DataverseUnavailable, match="no usable value:"):
         response_with(200, body).records()
 
 
@@ -277,6 +305,27 @@ def test_of_an_error_only_its_own_text_is_kept_in_one_short_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "message", "says"),
+    [
+        ("0x8009" + "9" * 100, "", " 0x8009" + "9" * 34 + ": "),
+        ("", "x" * 600, ": " + "x" * 500),
+        ("", "Why.", ": Why."),
+        ("0x80099999", "", " 0x80099999: "),
+    ],
+)
+def test_a_code_and_a_text_are_each_cut_and_each_suffice(code: str, message: str, says: str) -> None:
+    assert decision(failed(500, code, message)).description == (
+        f"Dataverse responded 500{says}" if code else f"Dataverse responded 500 {says}"
+    )
+
+
+def test_the_name_of_a_plug_in_is_cut() -> None:
+    annotations: dict[str, object] = {"@x.ApiExceptionSourceKey": "p" * 300}
+    said = decision(failed(400, "0x80040265", "No.", annotations)).description
+    assert said.endswith(f" (plug-in {'p' * 200})")
+
+
+@pytest.mark.parametrize(
     "error",
     [None, "text", [], {}, {"code": None, "message": None}, {"code": 5, "message": {}}, {"code": True}],
 )
@@ -316,11 +365,24 @@ def test_a_redirect_names_the_host_of_its_target(location: str, says: str) -> No
     assert "secret" not in raised.description
 
 
+def test_only_the_statuses_of_redirects_are_explained_as_redirects() -> None:
+    for status in (300, 399):
+        assert "It redirects" in decision(response_with(status)).description
+    for status in (199, 400):
+        assert "redirects" not in decision(response_with(status)).description
+
+
+def test_the_host_of_a_redirect_is_cut() -> None:
+    said = decision(response_with(302, location=f"https://{'h' * 300}")).description
+    assert f"It redirects to {'h' * 260}:" in said
+
+
 def test_a_403_without_a_text_says_what_it_may_be() -> None:
     raised = decision(response_with(403))
     assert "administration mode" in raised.description
     assert "IP firewall" in raised.description
-    assert "administration" not in decision(failed(403, "0x80042f09", "No roles.")).description
+    for code, message in (("0x80042f09", "No roles."), ("0x80042f09", ""), ("", "No roles.")):
+        assert "administration" not in decision(failed(403, code, message)).description
 
 
 # ---------------------------------------------------------------------------------------------- Retry-After
@@ -332,6 +394,7 @@ def test_a_403_without_a_text_says_what_it_may_be() -> None:
         ("7", 7),
         ("7.5", 7.5),
         (" 7 ", 7),
+        ("0.5", 0.5),
         ("3600", 3600),
         ("Sun, 01 Mar 2026 12:00:30 GMT", 30),
         ("Sun, 01 Mar 2026 13:00:30 +0100", 30),
@@ -344,6 +407,7 @@ def test_a_403_without_a_text_says_what_it_may_be() -> None:
         ("nan", None),
         ("Sun, 01 Mar 2026 11:00:00 GMT", None),
         ("Sun, 99 Mar 2026 11:00:00 GMT", None),
+        ("Sun, 01 Mar 99999999999999999999 12:00:30 GMT", None),
     ],
 )
 def test_a_time_to_wait_has_many_forms(header: str, seconds: float | None) -> None:
