@@ -12,16 +12,18 @@ from sandbox.faults.syntax import WHEN
 def faults_command() -> None:
     """List what can fail on which connection, and how to write it after --fault or break."""
     click.echo(
-        "--fault 'WIRE[/OPERATION] FAULT [NAME=VALUE …]', as often as you like; the first that applies strikes."
+        "--fault 'CONNECTION[/OPERATION] FAULT [NAME=VALUE …]', as often as you like; the first that applies strikes."
     )
     click.echo("For example: --fault 'dataverse/change-set reset after=yes nth=1'\n")
-    print_table("Wires", ("wire", "operations"), [(wire, ", ".join(OPERATIONS[wire])) for wire in Wire])
+    print_table(
+        "Connections", ("connection", "operations"), [(wire, ", ".join(OPERATIONS[wire])) for wire in Wire]
+    )
     click.echo("")
     rows = [
         (kind, _wires_of(description.wires), description.text, " ".join(description.fields))
         for kind, description in KINDS.items()
     ]
-    print_table("Faults", ("fault", "wires", "what happens", "names"), rows)
+    print_table("Faults", ("fault", "connections", "what happens", "names"), rows)
     click.echo("")
     print_table("When", ("name", "value"), list(WHEN.items()))
 

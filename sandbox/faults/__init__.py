@@ -1,4 +1,4 @@
-"""What can go wrong, on purpose: one plan for every wire of the sandbox, and the means to bring it about."""
+"""Faults on purpose: one plan for every connection of the function, and the code that causes the faults."""
 
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.http import FaultyAdapter

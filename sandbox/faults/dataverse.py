@@ -57,7 +57,7 @@ class DataverseService(Service):
     wire = Wire.DATAVERSE
 
     def operation(self, request: Request) -> str:
-        """Tell reads, writes, batches of reads, and batches with a change set apart; update: it creates nothing."""
+        """Return read, write, batch (of reads), change-set, or update (a change set that creates nothing)."""
         if request.environ["PATH_INFO"].endswith("/$batch"):
             # The batch's own content type is among the headers: in the body it is a change set's.
             if b"multipart/mixed" not in request.body:
@@ -66,7 +66,7 @@ class DataverseService(Service):
         return "read" if request.environ["REQUEST_METHOD"] == "GET" else "write"
 
     def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
-        """Return a response in Dataverse's words, or a gateway's where the fault has no code."""
+        """Return a response as Dataverse words it, or a gateway's where the fault has no code."""
         match fault.kind:
             case Kind.HTML:
                 return PAGE
@@ -144,7 +144,7 @@ def _replacement(fault: Fault, part: bytes, struck: Response) -> bytes:
     ids = _CONTENT_ID.findall(part)
     if b"multipart/mixed" not in part:
         return _part(struck, ids[0] if ids else None)
-    # The row that the first one makes is there already; a plug-in or SQL refuses what comes last.
+    # The first write has created its row already; a plug-in or SQL refuses the last one.
     failed = (ids[0] if fault.kind is Kind.CONFLICT else ids[-1]) if ids else None
     inner = _join(b"changesetresponse_fault", [_part(struck, failed)])
     return b"Content-Type: multipart/mixed; boundary=changesetresponse_fault\r\n\r\n" + inner
@@ -157,7 +157,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _split(content_type: str, body: bytes) -> list[bytes]:
-    """Return the parts of a multipart body as they stand, without the boundaries."""
+    """Return the parts of a multipart body unchanged, without the boundaries."""
     boundary = b"--" + _boundary(content_type)
     return [
         part.removeprefix(b"\r\n").removesuffix(b"\r\n")

@@ -1,8 +1,8 @@
 """Faults of a WSGI application: connections that break, responses that are lost, late, cut or a fault's own.
 
 The same middleware serves sockets and callers in the same process. A broken connection is an exception, `Broken`, that
-ends the connection under a server and is one of `requests`' own under `FaultyAdapter`. A `Service` knows what the
-responses of the wrapped application look like.
+ends the connection under a server and is one of `requests`' own under `FaultyAdapter`. A `Service` makes the
+responses of the wrapped application.
 """
 
 import io
@@ -53,7 +53,7 @@ class Broken(ResponseLost):
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP response, whole."""
+    """A complete HTTP response."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Request:
-    """A call that has been read; `again` gives the environment for another reading of it."""
+    """A call that has been read; `again` returns an environment to read it again."""
 
     environ: "WSGIEnvironment"
     body: bytes
@@ -87,12 +87,12 @@ class Request:
 
 
 class Service:
-    """What the middleware needs to know of the service behind it; to be derived from."""
+    """What is specific to the service behind the middleware; a base class."""
 
     wire: Wire
 
     def operation(self, request: Request) -> str:
-        """Return which of the wire's operations a request is."""
+        """Return the operation of a request."""
         raise NotImplementedError
 
     def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
@@ -100,7 +100,7 @@ class Service:
         raise NotImplementedError
 
     def changed(self, fault: Fault, request: Request) -> "WSGIEnvironment | None":  # noqa: ARG002 - for those that do
-        """Return the request as the service gets it, for a fault that only changes this; None for others."""
+        """Return the request that the service receives, for a fault that changes only the request; None for others."""
         return None
 
     def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: "Run") -> Response:
@@ -203,7 +203,7 @@ class FaultyApplication:
             how = How.TIMED_OUT
         connection = request.environ.get(SOCKET)
         if isinstance(connection, socket.socket):
-            # Closed like this, the peer gets a reset and not an end.
+            # With this option the peer gets a reset and not an end.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         raise Broken(how)
 

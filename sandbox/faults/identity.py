@@ -1,4 +1,4 @@
-"""The managed-identity endpoint's faults: its refusals, in App Service's words."""
+"""The managed-identity endpoint's faults: its refusals, as App Service words them."""
 
 import json
 from typing import TYPE_CHECKING
@@ -25,11 +25,11 @@ class IdentityService(Service):
     wire = Wire.IDENTITY
 
     def operation(self, request: Request) -> str:  # noqa: ARG002 - there is but one
-        """There is one operation: to ask for a token."""
+        """Return the only operation: token."""
         return "token"
 
     def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:  # noqa: ARG002 - there is but one
-        """Return an error with a correlation id, as the endpoint has it."""
+        """Return an error with a correlation id, like the endpoint."""
         if fault.kind is Kind.HTML:
             return PAGE
         if fault.kind is Kind.REDIRECT:
@@ -42,5 +42,5 @@ class IdentityService(Service):
         return Response(status, {**headers, "Content-Type": "application/json"}, json.dumps(error).encode())
 
     def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: Run) -> Response:  # noqa: ARG002 - no batches
-        """Strike the whole: there are no batches."""
+        """Strike the whole request: there are no batches."""
         return self.respond(fault, plan, request)

@@ -1,8 +1,8 @@
-"""One plan of what goes wrong, for every wire of the sandbox.
+"""One plan of faults, for every connection of the function.
 
-A `Rule` says where (a wire and an operation on it), what (a `Fault`) and when (the n-th call, for a time, at random
-with a seed). Each wire asks the plan about every call before it carries it out, and does what it is told; the plan
-keeps a log of what struck. How a fault is brought about is left to `dataverse`, `identity`, `proxy` and `service_bus`.
+A `Rule` says where (a connection and an operation on it), what (a `Fault`) and when (the n-th call, for a time, at
+random with a seed). Each server asks the plan about every call before it carries it out, and causes the fault that it
+gets; the plan keeps a log. `dataverse`, `identity`, `proxy` and `service_bus` cause the faults.
 """
 
 import random
@@ -19,7 +19,7 @@ from sandbox.clock import Clock, SystemClock
 
 
 class Wire(StrEnum):
-    """A boundary of the deployed code, and so a place where it may fail. Its operations: see `OPERATIONS`."""
+    """A connection of the function, which may fail. Its operations: see `OPERATIONS`."""
 
     IDENTITY = "identity"
     DATAVERSE = "dataverse"
@@ -28,7 +28,7 @@ class Wire(StrEnum):
     FUNCTIONS_HOST = "functions-host"
 
 
-# What can be told apart on each wire; `{}` stands for an entity. A rule may name one, or a pattern such as `*`.
+# The operations of each connection; `{}` stands for an entity. A rule may name one, or a pattern such as `*`.
 OPERATIONS = {
     Wire.IDENTITY: ("connect", "token"),
     Wire.DATAVERSE: ("connect", "read", "write", "batch", "change-set", "update"),
@@ -39,7 +39,7 @@ OPERATIONS = {
 
 
 class Kind(StrEnum):
-    """What goes wrong; `KINDS` says where each makes sense."""
+    """A kind of fault; `KINDS` says to which connections each applies."""
 
     # The connection.
     REFUSE = "refuse"
@@ -49,7 +49,7 @@ class Kind(StrEnum):
     DRIBBLE = "dribble"
     DELAY = "delay"
     SWALLOW = "swallow"
-    # The answer.
+    # The response.
     REDIRECT = "redirect"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
@@ -75,7 +75,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Description:
-    """What a kind does, in a sentence, on which wires, and which fields of `Fault` change it."""
+    """What a kind does, in a sentence, on which connections, and which fields of `Fault` change it."""
 
     text: str
     wires: frozenset[Wire]
@@ -89,26 +89,26 @@ _DATAVERSE = frozenset({Wire.DATAVERSE})
 KINDS = {
     Kind.REFUSE: Description("the connection is refused: it is reset as soon as it is made", _HTTP | _AMQP),
     Kind.RESET: Description(
-        "the connection is reset: before the call is carried out or, with after, without its answer",
+        "the connection is reset: before the call is carried out or, with after, without its response",
         _HTTP | _AMQP,
         ("after", "bytes"),
     ),
     Kind.SILENT: Description(
-        "the peer accepts and says nothing, for so many seconds; with after, once the call is carried out",
+        "the peer accepts and stays silent for so many seconds; with after, once the call is carried out",
         _HTTP | _AMQP,
         ("after", "seconds"),
     ),
-    Kind.CUT: Description("the connection closes in the middle of the answer", _HTTP | _AMQP, ("bytes",)),
-    Kind.DRIBBLE: Description("the answer comes in drops, over so many seconds", _HTTP | _AMQP, ("seconds",)),
+    Kind.CUT: Description("the connection closes in the middle of the response", _HTTP | _AMQP, ("bytes",)),
+    Kind.DRIBBLE: Description(
+        "the response arrives in small pieces, over so many seconds", _HTTP | _AMQP, ("seconds",)
+    ),
     Kind.DELAY: Description("everything takes so many seconds longer", _HTTP | _AMQP, ("seconds",)),
     Kind.SWALLOW: Description(
-        "the connection is dead without a word: nothing passes in either direction, and it stays open",
+        "packets are dropped: nothing passes in either direction, the connection stays open",
         _HTTP | _AMQP,
         ("seconds",),
     ),
-    Kind.REDIRECT: Description(
-        "302 to a page for signing in, or to another location", _HTTP, ("location", "after")
-    ),
+    Kind.REDIRECT: Description("302 to a sign-in page, or to another location", _HTTP, ("location", "after")),
     Kind.UNAUTHORIZED: Description("401", _HTTP, ("after",)),
     Kind.FORBIDDEN: Description(
         "403: no application user, or another code", _HTTP, ("code", "after", "part", "stop")
@@ -125,7 +125,7 @@ KINDS = {
     ),
     Kind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, ("after", "part", "stop")),
     Kind.THROTTLED: Description(
-        "429; retry_after as it shall stand in the header, date+7 for a date, none for no header",
+        "429; retry_after is the value of the header, date+7 for a date, none for no header",
         _HTTP,
         ("retry_after", "code", "after", "part", "stop"),
     ),
@@ -190,9 +190,9 @@ _STATUS = {
     Kind.EMPTY: 403,
     Kind.BATCH_STOPS: 400,
 }
-# What nobody but a proxy does to AMQP, where one connection carries everything.
+# What only a proxy does to AMQP, where one connection carries everything.
 _OF_AMQP_CONNECTIONS = frozenset({Kind.REFUSE, Kind.CUT, Kind.DRIBBLE})
-# What is done to a message that is somebody's.
+# What is done to a message that a client has.
 _OF_LOCKED_MESSAGES = frozenset({Kind.LOCK_LOST, Kind.DUPLICATE})
 
 # Dataverse's own code where a fault has none of its own.
@@ -211,11 +211,11 @@ _DEFAULT_CODES = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong. Which fields mean something depends on the kind.
+    """A fault. Which fields apply depends on the kind.
 
-    `after`: the call is carried out first. `part`: in a batch, only the answer to this operation, from 0, is touched,
+    `after`: the call is carried out first. `part`: in a batch, only the response to this operation, from 0, changes,
     and without `after` only this operation is not carried out. `stop`: the batch ends with this part, and this is its
-    status. `code`: Dataverse's or AMQP's own; "" for a gateway's answer, or an error without a code. `text`, `source`:
+    status. `code`: Dataverse's or AMQP's own; "" for a gateway's response, or an error without a code. `text`, `source`:
     the error's message, and the plug-in that it names. `location`: where a redirect leads. `retry_after`: the header's
     value, `date+N` for the date in N seconds, "none" for no header.
     `seconds`: how long a silence, a delay or a dribble lasts. `bytes`: how many of a peer's bytes pass
@@ -250,7 +250,7 @@ class Fault:
 
     @property
     def error_code(self) -> str:
-        """The code in the answer."""
+        """The code in the response."""
         return _DEFAULT_CODES.get(self.kind, "") if self.code is None else self.code
 
 
@@ -320,8 +320,8 @@ ALWAYS = When()
 class Rule:
     """A fault, where it strikes and when.
 
-    `operation`: one of `OPERATIONS`, or a pattern of them as file names have. A pattern means those on which the fault
-    can be brought about, and connections only if nothing else.
+    `operation`: one of `OPERATIONS`, or a pattern of them as file names have. A pattern means those to which the fault
+    applies, and connections only if nothing else.
     """
 
     wire: Wire
@@ -330,9 +330,9 @@ class Rule:
     operation: str = "*"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be brought about."""
+        """Refuse a rule that can never apply."""
         if self.wire not in KINDS[self.fault.kind].wires:
-            raise ValueError(f"there is no {self.fault.kind} on the wire {self.wire}")
+            raise ValueError(f"there is no {self.fault.kind} on the connection {self.wire}")
 
     def __str__(self) -> str:
         where = self.wire.value if self.operation == "*" else f"{self.wire}/{self.operation}"
@@ -341,7 +341,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Struck:
-    """An entry of the log: a fault struck a call. `about`: what the wire says of the call, without secrets."""
+    """An entry of the log: a fault struck a call. `about`: a description of the call, without secrets."""
 
     at: datetime
     wire: Wire
@@ -355,7 +355,7 @@ class Struck:
 
 @dataclass(frozen=True)
 class ActiveRule:
-    """A rule that takes part now; `until` None: until the plan is cleared."""
+    """A rule that is active now; `until` None: until the plan is cleared."""
 
     rule: Rule
     until: datetime | None
@@ -363,7 +363,7 @@ class ActiveRule:
 
 @dataclass
 class _Standing:
-    """A rule with what it has seen."""
+    """A rule with its counters."""
 
     rule: Rule
     since: datetime
@@ -373,7 +373,7 @@ class _Standing:
 
 @dataclass
 class FaultPlan:
-    """The rules, in their order, and the log. Safe under many threads; rules may come and go at any time."""
+    """The rules, in their order, and the log. Safe under many threads; rules can be added and removed at any time."""
 
     rules: Iterable[Rule] = ()
     clock: Clock = field(default_factory=SystemClock)
@@ -411,7 +411,7 @@ class FaultPlan:
         return tuple(each for each in active if each.until is None or now < each.until)
 
     def add(self, *rules: Rule) -> None:
-        """Let rules take part from now on; the first that applies to a call strikes it."""
+        """Add rules; the first that applies to a call strikes it."""
         with self._lock:
             now = self.clock.now()
             self._standing += [
@@ -441,9 +441,9 @@ class FaultPlan:
                     standing.since = now
 
     def provide(self, kind: Kind, action: Callable[[], None]) -> None:
-        """Have `action` called wherever a fault of this kind strikes: for what a wire cannot do by itself.
+        """Call `action` for each fault of this kind: for what a server cannot do by itself.
 
-        Whoever owns the worker processes provides KILL, whoever owns the broker's servers RESTART.
+        The owner of the worker processes provides KILL, the owner of the broker's servers RESTART.
         """
         with self._lock:
             self._actions[kind] = action
@@ -457,9 +457,9 @@ class FaultPlan:
         action()
 
     def strike(self, wire: Wire, operation: str, about: str = "") -> Fault | None:
-        """Return what shall go wrong with this call, and enter it in the log; None: nothing.
+        """Return the fault for this call, and log it; None: no fault.
 
-        Every rule that matches counts the call, whichever strikes it.
+        Every rule that matches counts the call, no matter which one strikes it.
         """
         with self._lock:
             if self._is_suspended:
@@ -475,11 +475,11 @@ class FaultPlan:
 
     @property
     def cleared(self) -> Callable[[], bool]:
-        """Return what tells whether the plan was cleared since now: for those who cannot block in `pause`."""
+        """Return a function that returns whether the plan was cleared since now, for callers that cannot block."""
         return self._released.is_set
 
     def pause(self, seconds: float) -> None:
-        """Wait in real time, until `clear` at most: for the wires' silences and delays."""
+        """Wait in real time, until `clear` at most: for silences and delays."""
         self._released.wait(seconds)
 
 
@@ -489,7 +489,7 @@ def _end(standing: _Standing) -> datetime | None:
 
 
 def _is_spent(standing: _Standing) -> bool:
-    """Tell whether the last call that could be struck has come."""
+    """Return whether the last call that could be struck has been made."""
     last = standing.rule.when.last
     return last is not None and standing.matched >= last
 
@@ -507,7 +507,7 @@ def _hits(standing: _Standing, wire: Wire, operation: str, now: datetime) -> boo
     if elapsed < when.start or (when.duration is not None and elapsed >= when.start + when.duration):
         return False
     standing.matched += 1
-    # Drawn for every call, so that the n-th is struck or not whatever happened to the others.
+    # Drawn for every call, so that the n-th draw does not depend on the others.
     lot = standing.random.random()
     in_turn = when.first <= standing.matched and (when.last is None or standing.matched <= when.last)
     return in_turn and lot < when.chance

@@ -1,6 +1,6 @@
-"""A TCP proxy before one of the sandbox's servers: what goes wrong with connections, whatever they carry.
+"""A TCP proxy in front of one of the sandbox's servers: faults of connections, for any protocol.
 
-Its operation in the plan is `connect`, asked once per connection; what happens to single calls is left to the servers.
+Its operation in the plan is `connect`, asked once per connection; the servers cause the faults of single calls.
 Besides, a proxy can be taken down, so that connections are truly refused, and can cut all that are open.
 """
 
@@ -26,7 +26,7 @@ _CONNECT_WITHIN = 5.0
 class TcpProxy:
     """Passes connections on to `target` (host and port), except as the plan has it.
 
-    `wires`: under whose names the plan is asked, in this order; one port may carry two. Port 0 takes any free one.
+    `wires`: the names for which the plan is asked, in this order; one port may serve two. Port 0 takes any free one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TcpProxy:
         self.stop()
 
     def carries(self, peer: tuple[str, int]) -> bool:
-        """Tell whether a server's client, by its address, is this proxy: the connection came this way."""
+        """Return whether a server's client, by its address, is this proxy: the connection came this way."""
         return peer in self._carried
 
     def cut(self) -> None:
@@ -133,7 +133,7 @@ class TcpProxy:
         listener, self._listener = self._listener, None
         if listener is not None:
             await listener.close()
-            # Whoever got in a moment ago is known once its task has begun.
+            # A connection that was just accepted is known once its task has begun.
             await asyncio.sleep(0)
         await self._cut()
 
@@ -155,7 +155,7 @@ class TcpProxy:
 
     def _fault(self) -> Fault | None:
         about = f"connection to {self.target[0]}:{self.target[1]}"
-        # Each wire is asked, so that each rule counts each connection.
+        # The plan is asked for each name, so that each rule counts each connection.
         faults = [self._plan.strike(wire, "connect", about) for wire in self._wires]
         return next((fault for fault in faults if fault is not None), None)
 
@@ -195,7 +195,7 @@ class TcpProxy:
         finally:
             for direction in directions:
                 direction.cancel()
-            # Both are asked for what they died of: asyncio reports an error that nobody has seen.
+            # Both exceptions are retrieved: asyncio reports an error that was never retrieved.
             await asyncio.gather(*directions, return_exceptions=True)
             self._open.discard(up)
             self._carried.discard(own)

@@ -1,6 +1,6 @@
 """Service Bus's faults: which calls are refused, lost, late, or carried out without a confirmation.
 
-What a client sees of a broker in trouble: transfers and settlements that are not confirmed, or are carried out and not
+What a client sees of a broker that fails: transfers and settlements that are not confirmed, or are carried out and not
 confirmed; deliveries that never arrive or arrive twice; locks that are gone; links that are refused.
 """
 
@@ -33,7 +33,7 @@ class PlannedFaults:
         self._concerns = concerns
 
     def intercept(self, call: Call) -> None:
-        """Carry a call out, with what goes wrong according to the plan."""
+        """Carry out a call, with the fault of the plan."""
         fault = self._fault(call)
         if fault is None:
             call.carry_out()

@@ -1,6 +1,6 @@
-"""How people write a rule: `WIRE[/OPERATION] FAULT [NAME=VALUE …]`.
+"""How people write a rule: `CONNECTION[/OPERATION] FAULT [NAME=VALUE …]`.
 
-    dataverse/change-set reset after=yes nth=2        the second claim is carried out, and its answer lost
+    dataverse/change-set reset after=yes nth=2        the second claim is carried out, and its response lost
     dataverse throttled retry_after=7 for=30s         429 for half a minute
     service-bus-out/send:* reject chance=0.2 seed=7   one send in five is refused
     functions-host kill nth=3                         the worker dies in its third invocation
@@ -27,14 +27,14 @@ WHEN = {
     "seed": "for the chance, so that it comes out the same again: 7",
 }
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
-# How a wire's entity is written in an operation: any text.
+# How an entity is written in an operation: any text.
 _ENTITY = "{}"
 
 Member = TypeVar("Member", bound=StrEnum)
 
 
 class InvalidRule(ValueError):
-    """The text is no rule; says what there is instead."""
+    """The text is not a rule; the message lists what is valid."""
 
 
 def parse_rule(text: str) -> Rule:
@@ -42,13 +42,13 @@ def parse_rule(text: str) -> Rule:
     words = _words(text)
     where, kind_name = [*words, "", ""][:2]
     wire_name, _, operation = where.partition("/")
-    wire = _member(Wire, wire_name, "wire", list(Wire))
-    kind = _member(Kind, kind_name, f"fault on the wire {wire}", kinds_of(wire))
+    wire = _member(Wire, wire_name, "connection", list(Wire))
+    kind = _member(Kind, kind_name, f"fault on the connection {wire}", kinds_of(wire))
     values = dict(_pair(word) for word in words[2:])
     fields = KINDS[kind].fields
     unknown = sorted(values.keys() - {*fields, *WHEN})
     if unknown:
-        raise InvalidRule(f"{kind} knows no {', '.join(unknown)}; it knows {', '.join([*fields, *WHEN])}")
+        raise InvalidRule(f"{kind} has no {', '.join(unknown)}; it has {', '.join([*fields, *WHEN])}")
     _check_operation(wire, operation)
     given: dict[str, Any] = {
         name: _read(_FIELDS[name], name, values[name]) for name in fields if name in values
@@ -64,7 +64,7 @@ def _words(text: str) -> list[str]:
 
 
 def kinds_of(wire: Wire) -> list[Kind]:
-    """Return what can go wrong on a wire."""
+    """Return the faults of a connection."""
     return [kind for kind, description in KINDS.items() if wire in description.wires]
 
 
@@ -88,7 +88,7 @@ def _check_operation(wire: Wire, operation: str) -> None:
         if not operation or fnmatchcase(known, operation) or (fixed != known and operation.startswith(fixed)):
             return
     raise InvalidRule(
-        f"the wire {wire} has no operation {operation!r}; it has {', '.join(OPERATIONS[wire])} "
+        f"the connection {wire} has no operation {operation!r}; it has {', '.join(OPERATIONS[wire])} "
         "({} stands for a queue or topic; * for anything)"
     )
 

@@ -156,7 +156,7 @@ def test_a_connection_breaks_for_a_time_or_until_it_is_repaired(running: _Runnin
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"rule": "nonsense"}, "there is no wire"),
+        ({"rule": "nonsense"}, "there is no connection"),
         ({"rule": "dataverse reset", "seconds": 0}, "more than 0"),
         ({}, "rule"),
     ],

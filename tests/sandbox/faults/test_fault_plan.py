@@ -113,7 +113,7 @@ def test_what_a_wire_cannot_do_is_provided_by_its_owner() -> None:
 
 
 def test_a_fault_that_a_wire_cannot_have_is_refused() -> None:
-    with pytest.raises(ValueError, match="no deadlock on the wire identity"):
+    with pytest.raises(ValueError, match="no deadlock on the connection identity"):
         Rule(Wire.IDENTITY, Fault(Kind.DEADLOCK))
 
 

@@ -65,12 +65,12 @@ def test_a_rule_is_read_as_it_is_written(text: str, rule: Rule) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no wire called ''; there is identity, dataverse"),
-        ("datavers refuse", "no wire called 'datavers'"),
-        ("dataverse", "no fault on the wire dataverse called ''"),
-        ("identity deadlock", "no fault on the wire identity called 'deadlock'; there is refuse"),
+        ("", "no connection called ''; there is identity, dataverse"),
+        ("datavers refuse", "no connection called 'datavers'"),
+        ("dataverse", "no fault on the connection dataverse called ''"),
+        ("identity deadlock", "no fault on the connection identity called 'deadlock'; there is refuse"),
         ("dataverse refuse often", "'often' is not NAME=VALUE"),
-        ("dataverse refuse status=502", "refuse knows no status; it knows nth, from, for, chance, seed"),
+        ("dataverse refuse status=502", "refuse has no status; it has nth, from, for, chance, seed"),
         ("dataverse/send:x refuse", "no operation 'send:x'; it has connect, read"),
         ('dataverse error text="open', "a quotation mark is missing"),
         ("dataverse refuse nth=0", "nth=0 cannot be read; it is of the calls that match"),

@@ -50,4 +50,4 @@ def test_the_demonstration_survives_faults_and_says_what_struck(
 def test_what_is_no_rule_is_refused_before_anything_starts() -> None:
     refused = sandbox("demo", "--fault", "dataverse hiccup")
     assert refused.returncode == 2
-    assert "there is no fault on the wire dataverse called 'hiccup'" in refused.stderr
+    assert "there is no fault on the connection dataverse called 'hiccup'" in refused.stderr
