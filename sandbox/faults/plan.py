@@ -215,7 +215,7 @@ class Fault:
 
     `after`: the call is carried out first. `part`: in a batch, only the response to this operation, from 0, changes,
     and without `after` only this operation is not carried out. `stop`: the batch ends with this part, and this is its
-    status. `code`: Dataverse's or AMQP's own; "" for a gateway's response, or an error without a code. `text`, `source`:
+    status. `code`: Dataverse's or AMQP's own; "" for a gateway's response, or no code. `text`, `source`:
     the error's message, and the plug-in that it names. `location`: where a redirect leads. `retry_after`: the header's
     value, `date+N` for the date in N seconds, "none" for no header.
     `seconds`: how long a silence, a delay or a dribble lasts. `bytes`: how many of a peer's bytes pass
