@@ -20,7 +20,7 @@ from shared.invoicing import Invoicing
 from shared.retrieval import InvoiceReader
 from shared.service_bus import AmqpSender, ServiceBus, connect
 from shared.settings import Settings, queue_settings, retry_settings, telemetry_settings
-from shared.tracing import OFF, start_tracing
+from shared.tracing import OFF, TelemetryExporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shared.invoice import Invoice
     from shared.service_bus import Sender
     from shared.settings import DataverseSettings, ServiceBusSettings
-    from shared.tracing import TelemetryExporter, Tracing
+    from shared.tracing import Tracing
 
     StartTracing = Callable[[TelemetryExporter, ServiceBusSettings], Tracing]
 
@@ -53,6 +53,32 @@ def handler() -> Handler:
             logging.getLogger("azure.servicebus").setLevel(logging.CRITICAL)
             _built.append(build(os.environ))
         return _built[0]
+
+
+def start_tracing(exporter: TelemetryExporter, service_bus: ServiceBusSettings) -> Tracing:
+    """Return what records for an exporter. If that is not possible the log says why, and nothing is recorded."""
+    if exporter is TelemetryExporter.OFF:
+        return OFF
+    try:
+        # Here: the package contains the SDK only if it is built with it, and importing it takes time.
+        from shared.open_telemetry import start  # noqa: PLC0415
+
+        return start(exporter, service_bus)
+    except ImportError:
+        _logger.error(  # noqa: TRY400 - which module is missing says nothing more
+            "settings: TELEMETRY_EXPORTER is %s, and the package was built without it. Nothing is exported. "
+            "Build it with: make package TELEMETRY=%s",
+            exporter.value,
+            exporter.value,
+        )
+    except Exception as error:  # noqa: BLE001 - not swallowed: it is logged, and invoices matter more than traces
+        # The kind alone: the text could quote a connection string.
+        _logger.error(  # noqa: TRY400 - a stack trace quotes the same
+            "settings: TELEMETRY_EXPORTER is %s, and the exporter cannot be set up (%s). Nothing is exported.",
+            exporter.value,
+            type(error).__name__,
+        )
+    return OFF
 
 
 def build(

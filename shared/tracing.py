@@ -7,7 +7,6 @@ work. Ids are recorded, personal data and tokens are not.
 
 from __future__ import annotations
 
-import logging
 from enum import Enum
 from typing import TYPE_CHECKING, Self
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
     from shared.errors import InvoicingFailure, RetryLater
     from shared.message import Delivery
-    from shared.settings import ServiceBusSettings
-
-_logger = logging.getLogger(__name__)
 
 
 class TelemetryExporter(Enum):
@@ -100,29 +96,3 @@ _INVOCATION = InvocationSpan()
 _REQUEST = RequestSpan()
 _SEND = SendSpan()
 OFF = Tracing()
-
-
-def start_tracing(exporter: TelemetryExporter, service_bus: ServiceBusSettings) -> Tracing:
-    """Return what records for an exporter. If that is not possible the log says why, and nothing is recorded."""
-    if exporter is TelemetryExporter.OFF:
-        return OFF
-    try:
-        # Here: the package contains the SDK only if it is built with it, and importing it takes time.
-        from shared.open_telemetry import start  # noqa: PLC0415
-
-        return start(exporter, service_bus)
-    except ImportError:
-        _logger.error(  # noqa: TRY400 - which module is missing says nothing more
-            "settings: TELEMETRY_EXPORTER is %s, and the package was built without it. Nothing is exported. "
-            "Build it with: make package TELEMETRY=%s",
-            exporter.value,
-            exporter.value,
-        )
-    except Exception as error:  # noqa: BLE001 - not swallowed: it is logged, and invoices matter more than traces
-        # The kind alone: the text could quote a connection string.
-        _logger.error(  # noqa: TRY400 - a stack trace quotes the same
-            "settings: TELEMETRY_EXPORTER is %s, and the exporter cannot be set up (%s). Nothing is exported.",
-            exporter.value,
-            type(error).__name__,
-        )
-    return OFF

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode
 from requests import ReadTimeout
 
-from shared.bootstrap import build
+from shared.bootstrap import build, start_tracing
 from shared.clock import Deadline
 from shared.dataverse import Dataverse, Read
 from shared.errors import DataverseThrottled, OpportunityStillOpen, RetryLater, ServiceBusUnavailable
@@ -35,7 +35,7 @@ from shared.message import Delivery, Ignored, RetryState
 from shared.open_telemetry import Flush, OpenTelemetry
 from shared.service_bus import NotSent, ServiceBus
 from shared.settings import ConnectionString, Namespace, ServiceBusSettings, retry_settings
-from shared.tracing import OFF, TelemetryExporter, Tracing, start_tracing
+from shared.tracing import OFF, TelemetryExporter, Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
