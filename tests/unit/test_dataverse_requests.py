@@ -4,6 +4,7 @@ import logging
 import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -40,28 +41,37 @@ def punctual() -> float:
     return 0.0
 
 
+@dataclass
+class Stage:
+    """A client, the server that its requests go to, and what it depends on."""
+
+    dataverse: Dataverse
+    server: FakeServer
+    clock: FakeClock
+    tokens: FixedTokens
+    deadline: Deadline
+    make_reply: Callable[..., Reply]
+
+    def reply(self, **given: object) -> None:
+        """Set the response of the server."""
+        self.replies(given)
+
+    def replies(self, *given: dict[str, object]) -> None:
+        """Set the responses of the server: the arguments of one for each request."""
+        self.server.replies.clear()
+        self.server.replies.extend(self.make_reply(**each) for each in given)
+
+    def read(self, read: Read = WHO_AM_I) -> Response:
+        return self.dataverse.read(read, self.deadline)
+
+
 @pytest.fixture
-def dataverse(server: FakeServer, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
-    """Return a client whose requests go to `server`."""
+def stage(
+    server: FakeServer, clock: FakeClock, tokens: FixedTokens, make_reply: Callable[..., Reply]
+) -> Iterator[Stage]:
     dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=punctual, exchange=server.exchange)
-    yield dataverse
+    yield Stage(dataverse, server, clock, tokens, Deadline.after(clock, 180), make_reply)
     dataverse.close()
-
-
-@pytest.fixture
-def deadline(clock: FakeClock) -> Deadline:
-    return Deadline.after(clock, 180)
-
-
-@pytest.fixture
-def reply(server: FakeServer) -> Callable[..., None]:
-    """Return a function that sets the responses of the server, one argument for each request."""
-
-    def replies(*given: Reply) -> None:
-        server.replies.clear()
-        server.replies.extend(given)
-
-    return replies
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +100,9 @@ def fails(
 # ---------------------------------------------------------------------------------------------- what is sent
 
 
-def test_a_read_carries_the_headers_that_the_web_api_wants(
-    dataverse: Dataverse, server: FakeServer, tokens: FixedTokens, deadline: Deadline
-) -> None:
-    assert dataverse.read(Read("accounts?$filter=name eq 'x'"), deadline).json() == {}
-    (request,) = server.requests
+def test_a_read_carries_the_headers_that_the_web_api_wants(stage: Stage) -> None:
+    assert stage.read(Read("accounts?$filter=name eq 'x'")).json() == {}
+    (request,) = stage.server.requests
     assert request.method == "GET"
     assert request.url == f"{URL}/api/data/v9.2/accounts?$filter=name%20eq%20'x'"
     assert request.body is None
@@ -102,7 +110,7 @@ def test_a_read_carries_the_headers_that_the_web_api_wants(
     uuid.UUID(headers.pop("x-ms-client-request-id"))
     assert headers == {
         "Accept": "application/json",
-        "Authorization": f"Bearer {tokens.value}",
+        "Authorization": f"Bearer {stage.tokens.value}",
         "If-None-Match": "null",
         "OData-MaxVersion": "4.0",
         "OData-Version": "4.0",
@@ -111,22 +119,17 @@ def test_a_read_carries_the_headers_that_the_web_api_wants(
 
 
 def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
-    dataverse: Dataverse,
-    server: FakeServer,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
-    caplog: pytest.LogCaptureFixture,
+    stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reply(
-        make_reply(headers={"x-ms-service-request-id": "service-1"}),
-        make_reply(headers={"REQ_ID": "service-2"}),
-        make_reply(status=503, body=b"down"),
+    stage.replies(
+        {"headers": {"x-ms-service-request-id": "service-1"}},
+        {"headers": {"REQ_ID": "service-2"}},
+        {"status": 503, "body": b"down"},
     )
     for _ in range(2):
-        dataverse.read(Read("WhoAmI?$select=secret"), deadline)
-    error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseUnavailable)
-    ids = [request.headers["x-ms-client-request-id"] for request in server.requests]
+        stage.read(Read("WhoAmI?$select=secret"))
+    error = fails(stage.read().json, DataverseUnavailable)
+    ids = [request.headers["x-ms-client-request-id"] for request in stage.server.requests]
     assert len(set(ids)) == 3
     assert error.request_id == ids[2]
     assert ids[2] in str(error)
@@ -140,131 +143,91 @@ def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
 
 
 def test_lines_within_a_delivery_name_it(
-    dataverse: Dataverse,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-    caplog: pytest.LogCaptureFixture,
+    stage: Stage, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A search by opportunity or root finds the requests, too."""
-    reply(make_reply(), make_reply(error=requests.ReadTimeout("x")))
+    stage.replies({}, {"error": requests.ReadTimeout("x")})
     message = make_message()
-    delivery = Delivery(message, RetryState.of(message), deadline, opportunity_id="o-1")
+    delivery = Delivery(message, RetryState.of(message), stage.deadline, opportunity_id="o-1")
     with delivery.named_in_log_lines():
-        dataverse.read(WHO_AM_I, deadline)
+        stage.read()
         with pytest.raises(DataverseUnreachable):
-            dataverse.read(WHO_AM_I, deadline)
+            stage.read()
     lines = [message for message in caplog.messages if message.startswith("dataverse: ")]
     assert len(lines) == 2
     assert all(line.endswith(f") opportunity=o-1 root={delivery.state.root}") for line in lines)
 
 
-def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(
-    dataverse: Dataverse,
-    server: FakeServer,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
-) -> None:
-    reply(make_reply(status=302, headers={"Location": "https://login.example/"}), make_reply())
-    error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseUnavailable)
+def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(stage: Stage) -> None:
+    stage.replies({"status": 302, "headers": {"Location": "https://login.example/"}}, {})
+    error = fails(stage.read().json, DataverseUnavailable)
     assert "302" in str(error)
-    assert len(server.requests) == 1
+    assert len(stage.server.requests) == 1
 
 
 def test_a_response_is_waited_for_as_long_as_dataverse_may_take_and_no_longer_than_the_deadline(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock
+    stage: Stage,
 ) -> None:
     """Dataverse rolls back after two minutes: giving up before would only create doubt."""
     for seconds in (180, 60, 4):
-        dataverse.read(WHO_AM_I, Deadline.after(clock, seconds))
-    assert [options["timeout"] for options in server.options] == [(125, 125), (60, 60), (4, 4)]
+        stage.dataverse.read(WHO_AM_I, Deadline.after(stage.clock, seconds))
+    assert [options["timeout"] for options in stage.server.options] == [(125, 125), (60, 60), (4, 4)]
 
 
-def test_nothing_is_sent_when_no_time_is_left(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock
-) -> None:
-    error = fails(lambda: dataverse.read(WHO_AM_I, Deadline.after(clock, 0)))
+def test_nothing_is_sent_when_no_time_is_left(stage: Stage) -> None:
+    error = fails(lambda: stage.dataverse.read(WHO_AM_I, Deadline.after(stage.clock, 0)))
     assert "No time was left for GET WhoAmI." in str(error)
-    assert server.requests == []
+    assert stage.server.requests == []
 
 
-def test_nothing_is_sent_without_a_token(
-    dataverse: Dataverse, server: FakeServer, tokens: FixedTokens, deadline: Deadline
-) -> None:
-    tokens.error = TokenUnavailable("No token.")
-    fails(lambda: dataverse.read(WHO_AM_I, deadline), TokenUnavailable)
-    assert server.requests == []
-    assert tokens.deadlines == [deadline]
+def test_nothing_is_sent_without_a_token(stage: Stage) -> None:
+    stage.tokens.error = TokenUnavailable("No token.")
+    fails(stage.read, TokenUnavailable)
+    assert stage.server.requests == []
+    assert stage.tokens.deadlines == [stage.deadline]
 
 
-def test_a_401_leads_to_one_attempt_with_a_new_token(
-    dataverse: Dataverse,
-    server: FakeServer,
-    tokens: FixedTokens,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
-) -> None:
+def test_a_401_leads_to_one_attempt_with_a_new_token(stage: Stage) -> None:
     """The token may have been revoked; where a new one is refused too, something is set up wrong."""
-    tokens.renewals.extend(["eyJ.new", "eyJ.never"])
-    reply(make_reply(status=401), make_reply(body=b'{"a": 1}'))
-    assert dataverse.read(WHO_AM_I, deadline).json() == {"a": 1}
-    assert tokens.refused == [tokens.value]
-    assert [request.headers["Authorization"] for request in server.requests] == [
-        f"Bearer {tokens.value}",
+    stage.tokens.renewals.extend(["eyJ.new", "eyJ.never"])
+    stage.replies({"status": 401}, {"body": b'{"a": 1}'})
+    assert stage.read().json() == {"a": 1}
+    assert stage.tokens.refused == [stage.tokens.value]
+    assert [request.headers["Authorization"] for request in stage.server.requests] == [
+        f"Bearer {stage.tokens.value}",
         "Bearer eyJ.new",
     ]
-    reply(make_reply(status=401))
-    fails(dataverse.read(WHO_AM_I, deadline).raise_for_status, DataverseUnauthorized)
-    assert len(server.requests) == 4
+    stage.reply(status=401)
+    fails(stage.read().raise_for_status, DataverseUnauthorized)
+    assert len(stage.server.requests) == 4
 
 
-def test_without_a_new_token_a_401_stays_one(
-    dataverse: Dataverse,
-    server: FakeServer,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
-) -> None:
-    reply(make_reply(status=401))
-    fails(dataverse.read(WHO_AM_I, deadline).raise_for_status, DataverseUnauthorized)
-    assert len(server.requests) == 1
+def test_without_a_new_token_a_401_stays_one(stage: Stage) -> None:
+    stage.reply(status=401)
+    fails(stage.read().raise_for_status, DataverseUnauthorized)
+    assert len(stage.server.requests) == 1
 
 
-def test_a_representation_shows_where_and_no_secret(dataverse: Dataverse) -> None:
-    assert repr(dataverse) == f"<Dataverse {URL}/api/data/v9.2/>"
+def test_a_representation_shows_where_and_no_secret(stage: Stage) -> None:
+    assert repr(stage.dataverse) == f"<Dataverse {URL}/api/data/v9.2/>"
 
 
 # ---------------------------------------------------------------------------------------------- broken connections
 
 
-def test_a_broken_connection_is_tried_once_more_in_place(
-    dataverse: Dataverse,
-    server: FakeServer,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
-) -> None:
-    reply(make_reply(error=requests.ConnectionError("reset")), make_reply(body=b'{"a": 1}'))
-    assert dataverse.read(WHO_AM_I, deadline).json() == {"a": 1}
-    first, second = (request.headers["x-ms-client-request-id"] for request in server.requests)
+def test_a_broken_connection_is_tried_once_more_in_place(stage: Stage) -> None:
+    stage.replies({"error": requests.ConnectionError("reset")}, {"body": b'{"a": 1}'})
+    assert stage.read().json() == {"a": 1}
+    first, second = (request.headers["x-ms-client-request-id"] for request in stage.server.requests)
     assert first != second
 
 
-def test_and_not_more_than_once(
-    dataverse: Dataverse,
-    server: FakeServer,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
-) -> None:
-    reply(make_reply(error=requests.ConnectionError("reset")))
-    error = fails(lambda: dataverse.read(WHO_AM_I, deadline))
-    assert len(server.requests) == 2
+def test_and_not_more_than_once(stage: Stage) -> None:
+    stage.reply(error=requests.ConnectionError("reset"))
+    error = fails(stage.read)
+    assert len(stage.server.requests) == 2
     assert error.reason == "DataverseUnreachable"
-    assert error.request_id == server.requests[1].headers["x-ms-client-request-id"]
+    assert error.request_id == stage.server.requests[1].headers["x-ms-client-request-id"]
 
 
 @pytest.mark.parametrize(
@@ -276,25 +239,16 @@ def test_and_not_more_than_once(
         requests.exceptions.ContentDecodingError("no gzip"),
     ],
 )
-def test_what_took_its_time_or_broke_off_is_left_to_a_copy(
-    error: Exception,
-    dataverse: Dataverse,
-    server: FakeServer,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
-) -> None:
-    reply(make_reply(error=error))
-    assert type(error).__name__ in str(fails(lambda: dataverse.read(WHO_AM_I, deadline)))
-    assert len(server.requests) == 1
+def test_what_took_its_time_or_broke_off_is_left_to_a_copy(stage: Stage, error: Exception) -> None:
+    stage.reply(error=error)
+    assert type(error).__name__ in str(fails(stage.read))
+    assert len(stage.server.requests) == 1
 
 
-def test_a_bug_is_not_taken_for_an_outage(
-    dataverse: Dataverse, reply: Callable[..., None], make_reply: Callable[..., Reply], deadline: Deadline
-) -> None:
-    reply(make_reply(error=ZeroDivisionError()))
+def test_a_bug_is_not_taken_for_an_outage(stage: Stage) -> None:
+    stage.reply(error=ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        dataverse.read(WHO_AM_I, deadline)
+        stage.read()
 
 
 # ---------------------------------------------------------------------------------------------- throttling
@@ -327,21 +281,14 @@ def test_a_bug_is_not_taken_for_an_outage(
     ],
 )
 def test_a_429_asks_for_a_time_in_every_form_and_gets_one_within_bounds(
-    retry_after: str | None,
-    seconds: float | None,
-    dataverse: Dataverse,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    deadline: Deadline,
+    stage: Stage, retry_after: str | None, seconds: float | None
 ) -> None:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
-    reply(make_reply(status=429, body=b"", headers=headers))
-    error = fails(dataverse.read(WHO_AM_I, deadline).json, DataverseThrottled)
+    stage.reply(status=429, body=b"", headers=headers)
+    error = fails(stage.read().json, DataverseThrottled)
     assert isinstance(error, DataverseThrottled)
     assert error.retry_after == seconds
-    throttle = (
-        fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled) if seconds != 1 else error
-    )
+    throttle = fails(stage.read, DataverseThrottled) if seconds != 1 else error
     assert isinstance(throttle, DataverseThrottled)
     assert throttle.retry_after == (seconds or 10), "without a time, the process waits for a while"
 
@@ -352,19 +299,17 @@ def throttled(dataverse: Dataverse, seconds: float) -> None:
     dataverse._throttle.note(Response(429, {"retry-after": str(seconds)}, b"", "r", now))
 
 
-def test_a_short_time_is_waited_for_in_place(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock, deadline: Deadline
-) -> None:
-    throttled(dataverse, 5)
-    assert dataverse.read(WHO_AM_I, deadline).status == 200
-    assert clock.sleeps == [5]
-    dataverse.read(WHO_AM_I, deadline)
-    assert clock.sleeps == [5]
-    assert len(server.requests) == 2
+def test_a_short_time_is_waited_for_in_place(stage: Stage) -> None:
+    throttled(stage.dataverse, 5)
+    assert stage.read().status == 200
+    assert stage.clock.sleeps == [5]
+    stage.read()
+    assert stage.clock.sleeps == [5]
+    assert len(stage.server.requests) == 2
 
 
 def test_those_who_waited_in_place_go_on_spread_over_a_second_and_none_before_its_time(
-    server: FakeServer, clock: FakeClock, tokens: FixedTokens, deadline: Deadline
+    server: FakeServer, clock: FakeClock, tokens: FixedTokens
 ) -> None:
     """All at once would be throttled again."""
     chances = iter((1.0, 0.25, 0.0))
@@ -373,7 +318,7 @@ def test_those_who_waited_in_place_go_on_spread_over_a_second_and_none_before_it
     )
     for _ in range(3):
         throttled(spread, 5)
-        spread.read(WHO_AM_I, deadline)
+        spread.read(WHO_AM_I, Deadline.after(clock, 180))
     assert clock.sleeps == [6, 5.25, 5]
     spread.close()
 
@@ -388,57 +333,44 @@ def test_the_jitter_leaves_time_for_the_request(
     latest.close()
 
 
-def test_nothing_is_sent_before_a_long_time_is_over(
-    dataverse: Dataverse,
-    server: FakeServer,
-    reply: Callable[..., None],
-    make_reply: Callable[..., Reply],
-    clock: FakeClock,
-    deadline: Deadline,
-) -> None:
+def test_nothing_is_sent_before_a_long_time_is_over(stage: Stage) -> None:
     """Going on would extend the penalty: others of the process do not even ask."""
-    reply(make_reply(status=429, headers={"Retry-After": "60"}), make_reply())
-    fails(dataverse.read(WHO_AM_I, deadline).json, DataverseThrottled)
-    clock.advance(20)
-    error = fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
+    stage.replies({"status": 429, "headers": {"Retry-After": "60"}}, {})
+    fails(stage.read().json, DataverseThrottled)
+    stage.clock.advance(20)
+    error = fails(stage.read, DataverseThrottled)
     assert isinstance(error, DataverseThrottled)
     assert error.retry_after == 40
-    assert len(server.requests) == 1
-    clock.advance(40)
-    assert dataverse.read(WHO_AM_I, deadline).status == 200
-    assert clock.sleeps == []
+    assert len(stage.server.requests) == 1
+    stage.clock.advance(40)
+    assert stage.read().status == 200
+    assert stage.clock.sleeps == []
 
 
-def test_a_shorter_time_does_not_take_back_a_longer_one(dataverse: Dataverse, deadline: Deadline) -> None:
-    throttled(dataverse, 60)
-    throttled(dataverse, 1)
-    fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
+def test_a_shorter_time_does_not_take_back_a_longer_one(stage: Stage) -> None:
+    throttled(stage.dataverse, 60)
+    throttled(stage.dataverse, 1)
+    fails(stage.read, DataverseThrottled)
 
 
-def test_a_thread_that_waited_in_place_checks_again(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock, deadline: Deadline
-) -> None:
+def test_a_thread_that_waited_in_place_checks_again(stage: Stage) -> None:
     """Another thread may have been throttled for longer in the meantime."""
-    throttled(dataverse, 2)
-    clock.on_sleep = lambda: throttled(dataverse, 60)
-    fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
-    assert server.requests == []
+    throttled(stage.dataverse, 2)
+    stage.clock.on_sleep = lambda: throttled(stage.dataverse, 60)
+    fails(stage.read, DataverseThrottled)
+    assert stage.server.requests == []
 
 
-def test_nobody_waits_in_place_beyond_the_deadline(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock
-) -> None:
-    throttled(dataverse, 4)
-    fails(lambda: dataverse.read(WHO_AM_I, Deadline.after(clock, 3)), DataverseThrottled)
-    assert (server.requests, clock.sleeps) == ([], [])
+def test_nobody_waits_in_place_beyond_the_deadline(stage: Stage) -> None:
+    throttled(stage.dataverse, 4)
+    fails(lambda: stage.dataverse.read(WHO_AM_I, Deadline.after(stage.clock, 3)), DataverseThrottled)
+    assert (stage.server.requests, stage.clock.sleeps) == ([], [])
 
 
-def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(
-    dataverse: Dataverse, server: FakeServer, tokens: FixedTokens, deadline: Deadline
-) -> None:
-    tokens.on_token = lambda: throttled(dataverse, 60)
-    fails(lambda: dataverse.read(WHO_AM_I, deadline), DataverseThrottled)
-    assert server.requests == []
+def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(stage: Stage) -> None:
+    stage.tokens.on_token = lambda: throttled(stage.dataverse, 60)
+    fails(stage.read, DataverseThrottled)
+    assert stage.server.requests == []
 
 
 # ---------------------------------------------------------------------------------------------- many threads
