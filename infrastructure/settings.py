@@ -41,6 +41,7 @@ APP_SETTINGS = frozenset(
         "ServiceBusConnection__clientId",
         "ServiceBusConnection__credential",
         "ServiceBusConnection__fullyQualifiedNamespace",
+        "TELEMETRY_EXPORTER",
     }
 )
 

@@ -54,6 +54,7 @@ APP_SETTINGS = frozenset(
         "RETRY_OUTAGE_SECONDS",
         "RETRY_FIRST_DELAY_SECONDS",
         "RETRY_MAX_DELAY_SECONDS",
+        "TELEMETRY_EXPORTER",
         "PYTHON_THREADPOOL_THREAD_COUNT",
         "AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls",
     }

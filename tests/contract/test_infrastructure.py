@@ -19,7 +19,7 @@ from infrastructure import bicep, settings
 from operations import connect, environment, failed
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES, Configuration
 from shared import errors
-from shared.settings import dataverse_settings, retry_settings, service_bus_settings
+from shared.settings import dataverse_settings, retry_settings, service_bus_settings, telemetry_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,8 +52,8 @@ PLATFORM_SETTINGS = {
     "ServiceBusConnection__credential",
     "ServiceBusConnection__fullyQualifiedNamespace",
 }
-# Read where they are set, but an identity takes their place in Azure.
-NOT_IN_AZURE = {"DATAVERSE_ORGANIZATION_ID", "ServiceBusConnection"}
+# Read, and not set in every environment: optional ones, and the connection string that an identity replaces.
+NOT_IN_AZURE = {"DATAVERSE_ORGANIZATION_ID", "TELEMETRY_EXPORTER", "ServiceBusConnection"}
 
 
 class Snapshot:
@@ -155,6 +155,7 @@ def settings_read() -> set[str]:
         service_bus_settings,
         retry_settings,
         dataverse_settings,
+        telemetry_settings,
     ]
     asked: set[str] = set()
     for connection in ({}, {"ServiceBusConnection": "Endpoint=sb://localhost;"}):
