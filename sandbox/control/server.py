@@ -4,16 +4,16 @@ import hmac
 import json
 import logging
 import secrets
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs
 
 from cheroot import wsgi
 
 from sandbox.control.panel import ControlPanel, Refused
+from sandbox.http_server import HttpServer, StartResponse, respond_json
 
 _log = logging.getLogger(__name__)
 
@@ -21,8 +21,6 @@ _MAX_BODY = 1024 * 1024
 # A request that waits for events takes a thread.
 _THREADS = 16
 _MAX_WAIT_SECONDS = 30.0
-
-_StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,15 @@ class _Call:
             raise Refused(f"{name} must be a number") from error
 
 
-class ControlServer:
+class ControlServer(HttpServer):
     """Serves a panel from `start` to `stop`; a context manager. `token` is random."""
 
     def __init__(self, panel: ControlPanel) -> None:
         self.token = secrets.token_urlsafe(24)
         self._routes = _routes(panel)
-        self._server = wsgi.Server(
-            ("127.0.0.1", 0), self, numthreads=_THREADS, timeout=10, shutdown_timeout=1
-        )
-        self._server.max_request_body_size = _MAX_BODY
-        self._thread: threading.Thread | None = None
+        server = wsgi.Server(("127.0.0.1", 0), self, numthreads=_THREADS, timeout=10, shutdown_timeout=1)
+        server.max_request_body_size = _MAX_BODY
+        super().__init__("control", server)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -79,29 +75,9 @@ class ControlServer:
     @property
     def url(self) -> str:
         """The address; valid after `start`."""
-        host, port = self._server.bind_addr[:2]
-        return f"http://{host}:{port}"
+        return f"http://{self.address}"
 
-    def start(self) -> None:
-        """Listen; returns when connections are accepted."""
-        self._server.prepare()
-        self._thread = threading.Thread(target=self._server.serve, name="control", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Close the socket and wait for the threads, for a few seconds at most."""
-        self._server.stop()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Respond to one request."""
         try:
             status, content = HTTPStatus.OK, self._respond(environ)
@@ -109,14 +85,7 @@ class ControlServer:
             status, content = refused.status, {"error": str(refused)}
         except Refused as refused:
             status, content = HTTPStatus.CONFLICT, {"error": str(refused)}
-        body = json.dumps(content, ensure_ascii=False).encode()
-        headers = [
-            ("Content-Type", "application/json; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-        ]
-        start_response(f"{status.value} {status.phrase}", headers)
-        return [body]
+        return respond_json(start_response, status, content)
 
     def _respond(self, environ: Mapping[str, Any]) -> object:
         self._authorize(environ)

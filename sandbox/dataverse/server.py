@@ -4,9 +4,8 @@ import errno
 import io
 import logging
 import ssl
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -18,6 +17,7 @@ from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from sandbox.dataverse.events import Poster
 from sandbox.dataverse.web_api import DataverseApp
+from sandbox.http_server import HttpServer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -38,7 +38,7 @@ class ResponseLost(ConnectionResetError):
         super().__init__(errno.ECONNRESET, "the response is lost")
 
 
-class DataverseServer:
+class DataverseServer(HttpServer):
     """Serves a `DataverseApp` over HTTPS (HTTP/1.1, keep-alive) and posts its events in the background.
 
     Starting sets the URL of the application. `middleware` wraps it, for faults. Port 0 takes any free one.
@@ -57,7 +57,7 @@ class DataverseServer:
         self.app = app
         application: WSGIApplication = middleware(app) if middleware else app
         # A connection that is kept alive takes no thread while it is idle.
-        self._server = _Server(
+        server = _Server(
             (host, port),
             application,
             numthreads=threads,
@@ -65,11 +65,11 @@ class DataverseServer:
             shutdown_timeout=2,
             request_queue_size=256,
         )
-        self._server.ssl_adapter = _TlsAdapter(ssl_context)
-        self._server.gateway = _Gateway
-        self._server.max_request_body_size = _MAX_BODY
-        self._server.max_request_header_size = _MAX_HEADERS
-        self._thread: threading.Thread | None = None
+        server.ssl_adapter = _TlsAdapter(ssl_context)
+        server.gateway = _Gateway
+        server.max_request_body_size = _MAX_BODY
+        server.max_request_header_size = _MAX_HEADERS
+        super().__init__("dataverse", server)
         self._poster = Poster(app.organization.pipeline, app.store)
 
     def __repr__(self) -> str:
@@ -78,30 +78,20 @@ class DataverseServer:
     @property
     def url(self) -> str:
         """Where it is; valid after `start`."""
-        host, port = self._server.bind_addr[:2]
-        return f"https://{host}:{port}"
+        return f"https://{self.address}"
 
     def start(self) -> None:
         """Listen and post; returns when connections are accepted. Raises OSError where the port is taken."""
-        self._server.prepare()
-        self.app.organization.url = self.url
-        self._thread = threading.Thread(target=self._server.serve, name="dataverse", daemon=True)
-        self._thread.start()
+        super().start()
         self._poster.start()
+
+    def _listening(self) -> None:
+        self.app.organization.url = self.url
 
     def stop(self) -> None:
         """Stop posting, close the socket and wait for the threads, for some seconds at most."""
         self._poster.stop()
-        self._server.stop()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        super().stop()
 
 
 class _Gateway(wsgi.Gateway_10):

@@ -1,19 +1,18 @@
 """App Service's managed-identity endpoint, which a function app finds by IDENTITY_ENDPOINT and IDENTITY_HEADER."""
 
 import hmac
-import json
 import logging
 import secrets
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from cheroot import wsgi
 
+from sandbox.http_server import HttpServer, StartResponse, respond_json
 from sandbox.identity.tokens import LIFETIME, Identity, TokenAuthority
 
 if TYPE_CHECKING:
@@ -26,10 +25,8 @@ _IDENTITY_PATH = "/msi/token"
 # `mi_res_id` names an ARM resource; the sandbox has none, so it finds none, like a wrong one in Azure.
 _SELECTORS = ("client_id", "principal_id", "object_id", "mi_res_id")
 
-_StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
-
-class IdentityServer:
+class IdentityServer(HttpServer):
     """App Service's managed-identity endpoint (api-version 2019-08-01) on a loopback address.
 
     `identities` are the user-assigned ones, chosen by `client_id`, `principal_id` or `object_id` in the
@@ -56,8 +53,9 @@ class IdentityServer:
         self.header = header or secrets.token_hex(16)
         # A process asks for a token once a day, so a few threads suffice.
         application: WSGIApplication = middleware(self) if middleware else self
-        self._server = wsgi.Server((host, port), application, numthreads=4, timeout=5, shutdown_timeout=1)
-        self._thread: threading.Thread | None = None
+        super().__init__(
+            "identity", wsgi.Server((host, port), application, numthreads=4, timeout=5, shutdown_timeout=1)
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.endpoint} {len(self._identities)} user-assigned>"
@@ -65,49 +63,20 @@ class IdentityServer:
     @property
     def endpoint(self) -> str:
         """The value of IDENTITY_ENDPOINT; valid after `start`."""
-        host, port = self._server.bind_addr[:2]
-        return f"http://{host}:{port}{_IDENTITY_PATH}"
+        return f"http://{self.address}{_IDENTITY_PATH}"
 
     @property
     def settings(self) -> Mapping[str, str]:
         """The two environment variables by which an app finds the endpoint."""
         return {"IDENTITY_ENDPOINT": self.endpoint, "IDENTITY_HEADER": self.header}
 
-    def start(self) -> None:
-        """Listen; returns when connections are accepted. Raises OSError where the port is taken."""
-        self._server.prepare()
-        self._thread = threading.Thread(target=self._server.serve, name="identity", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Close the socket and wait for the threads, for a few seconds at most."""
-        self._server.stop()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Respond to one request."""
         try:
             status, content = HTTPStatus.OK, self._respond(environ)
         except _Refused as refused:
             status, content = refused.status, refused.content
-        body = json.dumps(content).encode()
-        start_response(
-            f"{status.value} {status.phrase}",
-            [
-                ("Content-Type", "application/json; charset=utf-8"),
-                ("Content-Length", str(len(body))),
-                ("Cache-Control", "no-store"),
-            ],
-        )
-        return [body]
+        return respond_json(start_response, status, content)
 
     def _respond(self, environ: dict[str, Any]) -> dict[str, object]:
         if environ["PATH_INFO"].rstrip("/") != _IDENTITY_PATH:

@@ -5,11 +5,10 @@ Metrics and logs are accepted and dropped, so that an exporter of all three sign
 
 import gzip
 import logging
-import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any
 
 from cheroot import wsgi
 from google.protobuf.message import DecodeError
@@ -17,6 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from sandbox.http_server import HttpServer, StartResponse
 from sandbox.tracing.spans import Span, SpanStore
 
 _log = logging.getLogger(__name__)
@@ -25,17 +25,15 @@ _MAX_BODY = 16 * 1024 * 1024
 _PROTOBUF = "application/x-protobuf"
 _DROPPED = ("/v1/metrics", "/v1/logs")
 
-_StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
-
-class OtlpReceiver:
+class OtlpReceiver(HttpServer):
     """Receives spans into a store from `start` to `stop`; a context manager."""
 
     def __init__(self, store: SpanStore) -> None:
         self._store = store
-        self._server = wsgi.Server(("127.0.0.1", 0), self, numthreads=4, timeout=10, shutdown_timeout=1)
-        self._server.max_request_body_size = _MAX_BODY
-        self._thread: threading.Thread | None = None
+        server = wsgi.Server(("127.0.0.1", 0), self, numthreads=4, timeout=10, shutdown_timeout=1)
+        server.max_request_body_size = _MAX_BODY
+        super().__init__("otlp", server)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.endpoint}>"
@@ -43,8 +41,7 @@ class OtlpReceiver:
     @property
     def endpoint(self) -> str:
         """The value of OTEL_EXPORTER_OTLP_ENDPOINT; valid after `start`."""
-        host, port = self._server.bind_addr[:2]
-        return f"http://{host}:{port}"
+        return f"http://{self.address}"
 
     @property
     def settings(self) -> dict[str, str]:
@@ -56,26 +53,7 @@ class OtlpReceiver:
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }
 
-    def start(self) -> None:
-        """Listen; returns when connections are accepted."""
-        self._server.prepare()
-        self._thread = threading.Thread(target=self._server.serve, name="otlp", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Close the socket and wait for the threads, for a few seconds at most."""
-        self._server.stop()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Respond to one export."""
         status = self._receive(environ)
         # An empty response message says that everything was accepted.
