@@ -1,7 +1,7 @@
 """How long the reading of an incoming event takes, beside its floor and at its worst: `python -m benchmarks.parser`.
 
 The floor is what nobody can go below who reads JSON in Python: `json.loads` of the same bytes. The worst are 256 KB,
-Service Bus's limit, of whatever is hard to read; each must stay below one second, or the exit code is 1.
+Service Bus's limit, of input that is hard to read; each must stay below one second, or the exit code is 1.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ They are not the sandbox: they check nothing and remember only which opportuniti
 measured is the client. Started by `runner.py` as `python -m benchmarks.peers FOLDER ADDRESS`; the folder holds the
 certificate, the address is a loopback address on which port 5671 is free.
 
-The Dataverse port also answers requests of the runner: `GET /counters`, `POST /latency?ms=N`, and `GET /recorded`,
+The Dataverse port also serves requests of the runner: `GET /counters`, `POST /latency?ms=N`, and `GET /recorded`,
 the requests and the event of the first invoice, which the floor repeats.
 """
 

@@ -1,6 +1,6 @@
 """`operations connect` and `disconnect`: what has to be done in Dataverse, step by step, again without harm.
 
-The order leaves nothing half-wired: whoever may post comes before whatever posts, and the step is enabled last.
+The order leaves nothing half done: the service endpoint comes before the step, and the step is enabled last.
 Names, numbers and order come from Microsoft's documentation and from public tools; what is not confirmed stands in one
 constant with a comment.
 """

@@ -102,9 +102,9 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone; raises Abort on no, UsageError where nobody can answer.
+    """Ask before something that cannot be undone; raises Abort on no, UsageError where there is no terminal.
 
-    Only `--yes` answers in advance: the format of the output says nothing about consent.
+    Only `--yes` confirms in advance; the format of the output does not.
     """
     if yes:
         return

@@ -133,7 +133,7 @@ def body_of(message: ServiceBusReceivedMessage) -> bytes:
 
 
 def body_as_text(message: ServiceBusReceivedMessage) -> str:
-    """Return the body for people, whatever it is."""
+    """Return the body for people, in any format."""
     try:
         return b"".join(_data(message)).decode("utf-8", errors="backslashreplace")
     except NotCopyable as error:

@@ -168,7 +168,7 @@ class Namespace:
             # The SDK has no class for it: what happened is the error that its decoder raised.
             if type(error) is not ServiceBusError or not isinstance(error.inner_exception, _DECODER_ERRORS):
                 raise
-            # A peer that does not speak AMQP ends like this too, whatever is peeked. No message has the last number.
+            # A peer that does not speak AMQP ends like this too, for any peek. No message has the last number.
             self._sdk_peek(source, _LAST_NUMBER, 1)
             raise Undecodable(f"A message of {source.entity} cannot be decoded.") from error
         return [Peeked(sequence_number(each), each, sequence_number(each)) for each in page]

@@ -82,11 +82,11 @@ def privileges_of(api: WebApi, user: str, names: Sequence[str]) -> dict[str, str
     rows: list[Row] = []
     for start in range(0, len(names), _PRIVILEGES_AT_ONCE):
         some = json.dumps(names[start : start + _PRIVILEGES_AT_ONCE])
-        answer = api.row(
+        response = api.row(
             f"systemusers({user})/Microsoft.Dynamics.CRM.RetrieveUserSetOfPrivilegesByNames(PrivilegeNames=@p1)"
             f"?@p1={some}"
         )
-        rows += answer["RolePrivileges"]
+        rows += response["RolePrivileges"]
     by_id: Mapping[str, str] = {}
     if not all(row.get("PrivilegeName") for row in rows):
         # Not every version of the service gives names.

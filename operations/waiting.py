@@ -54,7 +54,7 @@ class WaitingMessage:
 
 @dataclass(frozen=True)
 class Retried:
-    """One message that was to be tried now. `problem`: why it still waits, or what else happened."""
+    """One message that was to be retried now. `problem`: why it still waits, or what else went wrong."""
 
     number: int
     is_sent: bool

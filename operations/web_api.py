@@ -32,12 +32,12 @@ Result = TypeVar("Result")
 # No request of the set-up takes longer; Dataverse itself gives up after two minutes.
 _SECONDS = 120.0
 _PAGE = 1000
-# Seconds to wait in all where Dataverse asks to hold back; each wait is one at least.
+# Seconds to wait in all where Dataverse throttles; each wait is one at least.
 _PATIENCE = 600.0
 _RETRY_AFTER_ABSENT = 10.0
 _READ_HEADERS = {"If-None-Match": "null"}
 _WRITE_HEADERS = {"Content-Type": "application/json; charset=utf-8"}
-# Of whatever operations creates in Dataverse.
+# Of everything that operations creates in Dataverse.
 _IDS = uuid.UUID("9cc663f0-2125-4a6e-a33f-574f67052b28")
 
 
@@ -47,7 +47,7 @@ def derived_id(*names: str) -> str:
 
 
 class WebApi:
-    """One environment, as whoever is logged in."""
+    """One environment, as the user who is logged in."""
 
     def __init__(
         self, url: str, dataverse: Dataverse, clock: Clock, seconds: float, deadline: Deadline | None = None
@@ -70,7 +70,7 @@ class WebApi:
         return WebApi(self.url, self._dataverse, self._clock, self._seconds, deadline)
 
     def get(self, path: str) -> Response:
-        """Return the answer to a read, whatever it says."""
+        """Return the response to a read, with any status."""
         return self._ask("GET", path, _READ_HEADERS)
 
     def row(self, path: str) -> Row:
@@ -118,7 +118,7 @@ class WebApi:
             return
 
     def batch(self, operations: Sequence[Read | ChangeSet]) -> list[Response]:
-        """Return the answers to many operations."""
+        """Return the responses to many operations."""
         return self._patiently(lambda: self._dataverse.batch(operations, self._deadline))
 
     def one_batch(self, operations: Sequence[Read | ChangeSet]) -> list[Response]:
@@ -134,7 +134,7 @@ class WebApi:
         return self.url + API + path
 
     def _patiently(self, ask: Callable[[], Result]) -> Result:
-        """Wait where Dataverse asks to hold back, some minutes at most; a deadline of its own has no time for that."""
+        """Wait where Dataverse throttles, some minutes at most; a deadline of its own has no time for that."""
         patience = _PATIENCE if self._fixed_deadline is None else 0.0
         while True:
             try:

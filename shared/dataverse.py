@@ -1,8 +1,8 @@
 """The Dataverse Web API: a read or a batch goes out, values or the errors that call for a decision come back.
 
 It knows sessions, tokens, headers, change sets and throttling; which requests make sense is left to `invoicing.py`.
-Whether a request that failed was carried out is never inferred here: "refused", "reset after the commit" and "no
-answer" look alike to a client.
+Whether a request that failed was carried out is never inferred here: a refusal, a reset after the commit and a
+timeout look alike to a client.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _logger = logging.getLogger(__name__)
 
 API = "/api/data/v9.2/"
 
-# Dataverse rolls back whatever takes longer than two minutes: a shorter wait would only create doubt.
-_ANSWER_LIMIT = 125.0
+# Dataverse rolls back what takes longer than two minutes: a shorter wait would only create doubt.
+_RESPONSE_LIMIT = 125.0
 # Seconds for which a throttled thread waits in place; for longer, its message is better scheduled.
 _MAX_WAIT_IN_PLACE = 5.0
 # Seconds by which such a thread may go on later than it was asked to, so that not all continue at once.
@@ -124,7 +124,7 @@ class Dataverse:
         return f"<Dataverse {self._root}>"
 
     def read(self, read: Read, deadline: Deadline) -> Response:
-        """Return the answer to one GET; raises the error of a request that has no whole answer."""
+        """Return the response to one GET; raises the error of a request without a complete response."""
         return self.request("GET", read.path, _READ_HEADERS, b"", deadline)
 
     def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
@@ -193,12 +193,12 @@ class Dataverse:
             return self._send(token, request, deadline)
 
     def _send(self, token: str, request: Request, deadline: Deadline) -> Response:
-        # The last thing before each request, a repeated one included: others may have been told to hold back since.
+        # The last thing before each request, a repeated one included: others may have been throttled since.
         self._throttle.wait(deadline)
         request_id = str(uuid.uuid4())
         target = _name(request.path)
         what = f"{request.method} {target}"
-        timeout = min(deadline.remaining, _ANSWER_LIMIT)
+        timeout = min(deadline.remaining, _RESPONSE_LIMIT)
         if timeout <= 0:
             raise DataverseUnreachable(f"No time was left for {what}.", request_id=request_id)
         headers = {

@@ -102,8 +102,8 @@ Attributes = dict[str, str | int | bool]
 def start(exporter: TelemetryExporter, service_bus: ServiceBusSettings) -> OpenTelemetry:
     """Return what records for Azure Monitor or for an OTLP collector, and flush it when the process ends.
 
-    The exporters read their own environment variables. Raises ImportError if they are not installed, and whatever they
-    raise.
+    The exporters read their own environment variables. Raises ImportError if they are not installed, and any
+    exception of theirs.
     """
     resource = _resource()
     # Also within a trace that the host does not sample: spans are few, and a tree with gaps explains nothing.

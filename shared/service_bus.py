@@ -440,7 +440,7 @@ def connect(
         "retry_backoff_factor": 0.1,
         "try_timeout": _TRY_SECONDS,
         "logging_enable": False,
-        # The SDK trusts its own list of authorities otherwise, whatever SSL_CERT_FILE says.
+        # Otherwise the SDK trusts its own list of authorities and ignores SSL_CERT_FILE.
         "ssl_context": deadline_tls_context(),
     }
     connection = settings.connection

@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def judge_event() -> Callable[[bytes, Mapping[str, object], str | None], str]:
-    """Return the fuzzer's judge: it reads an incoming event, and raises AssertionError if the answer is not one."""
+    """Return the fuzzer's judge: it reads an incoming event, and raises AssertionError for any other result."""
     judge: Callable[[bytes, Mapping[str, object], str | None], str] = _load("fuzz/opportunity_won.py").judge
     return judge
 
@@ -67,7 +67,7 @@ def fuzz_seeds() -> list[tuple[bytes, dict[str, object], str | None]]:
 def published_event_checker() -> Callable[[bytes, Mapping[str, object], str], None]:
     """Return `validate_event(body, application_properties, content_type)` of tests/contract/published_event.py.
 
-    It raises AssertionError for an event that breaks the contract. Whatever publishes is checked by it: the unit
+    It raises AssertionError for an event that breaks the contract. Everything that publishes is checked by it: the unit
     tests' sender and the judge of histories (tests/faults) do so by themselves, a broker does with `watch_topic`.
     """
     validate: Callable[[bytes, Mapping[str, object], str], None] = _load(

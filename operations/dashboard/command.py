@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def dashboard(environment: Mapping[str, str], port: int, *, opens: bool) -> None:
     """Serve a page with the flow, failed messages, retries and the audit to this machine, until Ctrl-C.
 
-    The address has a random token in it: whoever knows it can replay and discard with your login.
+    The address has a random token in it: everybody who has it can replay and discard with your login.
     """
     application = Dashboard(environment)
     try:

@@ -1,1 +1,1 @@
-"""The diagnosis behind `operations doctor`: the chain from the settings to the failed queue, link by link."""
+"""The diagnosis behind `operations doctor`: its checks, from the settings to the failed queue."""

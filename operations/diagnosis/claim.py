@@ -59,7 +59,7 @@ def _try(api: WebApi, opportunity: str, note: str) -> Checked[None]:
         changed.raise_for_status()
     except InvoicingFailure as error:
         failure = error
-    # Whatever the response says, what counts is what exists.
+    # The rows that exist count, not the response.
     left = ", ".join(sorted(_existing(api, opportunity, note) - before)) or "nothing"
     if failure is None:
         raise CheckFailed(Finding.CHANGE_SET_SUCCEEDED, f"status {status}; left behind: {left}")

@@ -269,7 +269,7 @@ class Finding(Enum):
         "The deployment's output serviceBusNamespaceId, or the namespace's page in the portal, has the id.",
     )
     ROOT_KEY_EXISTS = (
-        "The namespace has the key that Azure creates with it: whoever knows it may do everything, past all roles.",
+        "The namespace has the key that Azure creates with it: its holder may do everything, without any role.",
         "Delete the rule, once nothing uses it: az servicebus namespace authorization-rule delete.",
         State.REMARK,
     )

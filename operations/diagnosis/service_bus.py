@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from operations.diagnosis.connections import Context
     from shared.clock import Deadline
 
-Answered = TypeVar("Answered")
+Peeked = TypeVar("Peeked")
 
 _calls = BoundedCalls("service bus", 32)
 _MAX_MESSAGES = 250
@@ -230,7 +230,7 @@ def _some(namespace: Namespace, source: Source) -> Iterator[object]:
             return
 
 
-def _peek(run: Run, name: str, peek: Callable[[Namespace], Answered]) -> Answered:
+def _peek(run: Run, name: str, peek: Callable[[Namespace], Peeked]) -> Peeked:
     """Return what is peeked; raises CannotSee without the right to, and CheckFailed."""
     context = run[settings]
     namespace = Namespace(context.service_bus, lambda: _client(context), max(run.deadline.remaining, 1.0))

@@ -144,12 +144,12 @@ KINDS = {
     Kind.ADMIN_MODE: Description("403: the environment is in administration mode", _DATAVERSE),
     Kind.EMPTY: Description("403, or another status, without a body: an IP firewall's", _HTTP, ("status",)),
     Kind.BATCH_STOPS: Description(
-        "a change set that fails ends its batch, whatever the request asked for: with 400, or with status=200",
+        "a change set that fails ends its batch, against the preference of the request: with 400, or with status=200",
         _DATAVERSE,
         ("status",),
     ),
     Kind.HTML: Description("200 with a page instead of JSON", _HTTP, ("after",)),
-    Kind.TRUNCATED: Description("a well-formed HTTP answer whose body ends too early", _HTTP),
+    Kind.TRUNCATED: Description("a well-formed HTTP response whose body ends too early", _HTTP),
     Kind.REJECT: Description(
         "the broker refuses, with an AMQP condition such as com.microsoft:server-busy", _AMQP, ("code",)
     ),

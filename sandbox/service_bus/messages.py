@@ -147,7 +147,7 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One thing that happened to one message: judge from these, from outside.
+    """One event in the life of a message, for tests and displays.
 
     `entity` is where it happened; `detail` is the reason of a dead-lettering, the destination of a forwarding.
     `message` is the message as it was afterwards, lock token included.

@@ -1,4 +1,4 @@
-"""Judges a published event by the contract: the JSON Schemas, and the `cloudevents` package as a stranger's eyes."""
+"""Checks a published event against the contract: the JSON Schemas, and the `cloudevents` package as a reader."""
 
 from __future__ import annotations
 

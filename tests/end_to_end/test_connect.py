@@ -44,7 +44,7 @@ class Organization:
     app: DataverseApp
     environment: dict[str, str]
     posts: list[tuple[Any, ...]] = field(default_factory=list)
-    # Changes are answered as if they were made.
+    # Changes get the response of a change that was made.
     forgets_changes: bool = False
     # They are taken, and not found afterwards.
     forgets_endpoints: bool = False
@@ -191,13 +191,13 @@ def test_a_step_that_somebody_bent_is_corrected(organization: Organization) -> N
         session.change(TABLES["sdkmessageprocessingstep"], step["sdkmessageprocessingstepid"], bent)
     outcomes = organization.connect()
     assert (outcomes["Step on Win of opportunity"], outcomes["Step enabled"]) == ("changed", "done")
-    (mended,) = organization.rows("sdkmessageprocessingstep")
+    (fixed,) = organization.rows("sdkmessageprocessingstep")
     for column in ("mode", "stage", "eventhandler", "sdkmessageid", "sdkmessagefilterid", "statecode"):
-        assert mended[column] == step[column], column
+        assert fixed[column] == step[column], column
 
 
 def test_everything_is_read_back(organization: Organization) -> None:
-    """What Dataverse takes and does not do is told, not called done."""
+    """What Dataverse accepts and does not do is reported, not called done."""
     organization.connect()
     (endpoint,) = organization.rows("serviceendpoint")
     with organization.app.session() as session:

@@ -71,7 +71,7 @@ MUTE = Identity.named("may not send to the topic", OPERATOR.tenant_id)
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 READS = re.findall(r"`(prvRead\w+)`", DEPLOY)
 READER = Identity.named("read connection of the pipeline", OPERATOR.tenant_id)
-STRANGER = Identity.named("no application user", OPERATOR.tenant_id)
+UNKNOWN = Identity.named("no application user", OPERATOR.tenant_id)
 Row = dict[str, Any]
 
 
@@ -100,10 +100,10 @@ class Organization(DataverseApp):
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
         is_change = self.loses_answers and self._changes(environ)
-        answer = super().__call__(environ, start_response)
+        response = super().__call__(environ, start_response)
         if is_change:
             raise ResponseLost
-        return answer
+        return response
 
     @staticmethod
     def _changes(environ: dict[str, Any]) -> bool:
@@ -113,7 +113,7 @@ class Organization(DataverseApp):
 
 
 class Azure:
-    """Azure Resource Manager, as far as the doctor asks it: resources by path, for whoever has a good token."""
+    """Azure Resource Manager, as far as the doctor needs it: resources by path, for a valid token."""
 
     def __init__(self, tokens: TokenAuthority, host: str) -> None:
         self._tokens = tokens
@@ -214,7 +214,7 @@ def _assignments(entity: str) -> str:
     )
 
 
-Answer = tuple[int, dict[str, str], bytes]
+Reply = tuple[int, dict[str, str], bytes]
 
 
 @dataclass
@@ -229,8 +229,8 @@ class Sandbox:
     tls: ServiceBusServer
     plain: ServiceBusServer
     environment: dict[str, str]
-    # What something before Dataverse answers in its place, by path.
-    instead: Callable[[str], Answer | None] = field(default=lambda _: None)
+    # What something in front of Dataverse responds in its place, by path.
+    instead: Callable[[str], Reply | None] = field(default=lambda _: None)
 
     def doctor(self, environment: Mapping[str, str], *arguments: str) -> tuple[int, list[Row]]:
         run = CliRunner().invoke(
@@ -306,7 +306,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
         stack.callback(organization.close)
         identities = stack.enter_context(
             IdentityServer(
-                tokens, [OPERATOR, READER, FUNCTION, DEAF, MUTE, STRANGER], system_assigned=FUNCTION
+                tokens, [OPERATOR, READER, FUNCTION, DEAF, MUTE, UNKNOWN], system_assigned=FUNCTION
             )
         )
         context = certificates.server_context("127.0.0.1", "localhost")
@@ -409,7 +409,7 @@ def _over_tls(
 
 
 def _before(app: Any, made: list[Sandbox]) -> Any:  # noqa: ANN401 - WSGI
-    def answer(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    def respond(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         instead = made[0].instead(environ["PATH_INFO"]) if made else None
         if instead is None:
             return app(environ, start_response)  # type: ignore[no-any-return]
@@ -417,7 +417,7 @@ def _before(app: Any, made: list[Sandbox]) -> Any:  # noqa: ANN401 - WSGI
         start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
         return [body]
 
-    return answer
+    return respond
 
 
 # -------------------------------------------------------------------------------------------- healthy
@@ -445,7 +445,7 @@ def test_the_read_connection_has_the_rights_for_every_check(sandbox: Sandbox) ->
 
 
 def test_the_function_itself_sees_only_what_it_needs(sandbox: Sandbox) -> None:
-    """What it cannot see is told with the right that it would need; nothing of it counts as a problem."""
+    """What it cannot see is reported with the right that it would need; nothing of it counts as a problem."""
     code, rows = sandbox.doctor({"OPERATIONS_CLIENT_ID": ""})
     unseen = {row["check"]: row["right"] for row in rows if row["state"] == "cannot see"}
     assert {row["state"] for row in rows} == {"ok", "cannot see"}
@@ -480,7 +480,7 @@ def test_the_system_assigned_identity_is_the_function_where_none_is_named(sandbo
 
 def test_an_operator_without_rights_sees_which_are_missing(sandbox: Sandbox) -> None:
     sandbox.azure.is_reader = False
-    code, rows = sandbox.doctor({"OPERATIONS_CLIENT_ID": STRANGER.client_id}, *sandbox.arm)
+    code, rows = sandbox.doctor({"OPERATIONS_CLIENT_ID": UNKNOWN.client_id}, *sandbox.arm)
     sandbox.azure.is_reader = True
     rights = {row["check"]: row["right"] for row in rows if row["state"] == "cannot see"}
     assert {row["state"] for row in rows} == {"ok", "cannot see"}
@@ -496,14 +496,14 @@ def test_it_only_reads(sandbox: Sandbox) -> None:
     broker = sandbox.broker
     broker.send(QUEUE, Message(b"{}", message_id=str(uuid4())))
     commits = len(sandbox.organization.store.commits)
-    happened: list[Observation] = []
-    stop = broker.observe(happened.append)
+    observed: list[Observation] = []
+    stop = broker.observe(observed.append)
     sandbox.doctor({}, *sandbox.arm)
     sandbox.doctor({"OPERATIONS_CLIENT_ID": ""})
     stop()
     broker.receive(QUEUE, 1, ReceiveMode.RECEIVE_AND_DELETE)
     assert len(sandbox.organization.store.commits) == commits
-    assert happened == []
+    assert observed == []
 
 
 def test_a_check_that_needs_a_failed_check_is_not_run(sandbox: Sandbox) -> None:
@@ -596,7 +596,7 @@ def test_nothing_is_tried_without_being_asked(sandbox: Sandbox) -> None:
 
 
 def test_a_lost_response_does_not_hide_what_was_left(sandbox: Sandbox, tmp_path: Path) -> None:
-    """What counts is what is there afterwards, whatever became of the answer."""
+    """What exists afterwards counts, not the response."""
     with ExitStack() as undo:
         broken = Broken(sandbox, undo, tmp_path)
         broken.organization_is(is_atomic=False, loses_answers=True)
@@ -620,7 +620,7 @@ class Broken:
     def set(self, **environment: str) -> None:
         self.environment |= environment
 
-    def enter(self, context: AbstractContextManager[Any]) -> Any:  # noqa: ANN401 - whatever it gives
+    def enter(self, context: AbstractContextManager[Any]) -> Any:  # noqa: ANN401 - any context manager's value
         return self.undo.enter_context(context)
 
     def is_function(self, identity: Identity = FUNCTION) -> None:
@@ -666,8 +666,8 @@ class Broken:
         (row,) = self.sandbox.rows("sdkmessage", name=name)
         return row
 
-    def answers(self, status: int, body: bytes = b"", path: str = "", **headers: str) -> None:
-        """Have something answer in Dataverse's place where the path contains this."""
+    def responds(self, status: int, body: bytes = b"", path: str = "", **headers: str) -> None:
+        """Let something else respond in Dataverse's place where the path contains this."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         instead = status, {"Content-Length": str(len(body)), **given}, body
         self.sandbox.instead = lambda asked: instead if path in asked else None
@@ -675,7 +675,7 @@ class Broken:
 
     def refuses(self, status: int, code: str, path: str = "") -> None:
         body = json.dumps({"error": {"code": code, "message": "No."}}).encode()
-        self.answers(status, body, path, Content_Type="application/json")
+        self.responds(status, body, path, Content_Type="application/json")
 
     def job(self, **values: object) -> None:
         due = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -844,27 +844,27 @@ def _restricted_application(broken: Broken) -> None:
 
 
 def _page_of_a_proxy(broken: Broken) -> None:
-    broken.answers(200, b"<html>Please log in</html>", Content_Type="text/html")
+    broken.responds(200, b"<html>Please log in</html>", Content_Type="text/html")
 
 
 def _redirect(broken: Broken) -> None:
-    broken.answers(302, Location="https://login.example.com/")
+    broken.responds(302, Location="https://login.example.com/")
 
 
 def _nothing_there(broken: Broken) -> None:
-    broken.answers(404, b"<html>Not here</html>", Content_Type="text/html")
+    broken.responds(404, b"<html>Not here</html>", Content_Type="text/html")
 
 
 def _dataverse_is_down(broken: Broken) -> None:
-    broken.answers(503, b"<html>Sorry</html>", Content_Type="text/html")
+    broken.responds(503, b"<html>Sorry</html>", Content_Type="text/html")
 
 
 def _dataverse_goes_down(broken: Broken) -> None:
-    broken.answers(503, b"<html>Sorry</html>", "/serviceendpoints", Content_Type="text/html")
+    broken.responds(503, b"<html>Sorry</html>", "/serviceendpoints", Content_Type="text/html")
 
 
 def _throttled(broken: Broken) -> None:
-    broken.answers(429, Retry_After="60")
+    broken.responds(429, Retry_After="60")
 
 
 def _question_refused(broken: Broken) -> None:
@@ -889,11 +889,11 @@ def _without_sales(broken: Broken) -> None:
 
 
 def _no_application_user(broken: Broken) -> None:
-    broken.names(STRANGER)
+    broken.names(UNKNOWN)
 
 
 def _function_is_no_application_user(broken: Broken) -> None:
-    broken.is_function(STRANGER)
+    broken.is_function(UNKNOWN)
     broken.has_key()
 
 

@@ -236,7 +236,7 @@ def test_only_what_waits_can_be_tried_now(namespace: Namespace) -> None:
 
 @pytest.mark.timeout(400)
 def test_picking_wears_nothing_out(namespace: Namespace) -> None:
-    """Of 5,000 messages, 50 selective passes, by reason or by number, let go what they mean.
+    """Of 5,000 messages, 50 selective passes, by reason or by number, settle only what they match.
 
     All others stay, delivered once at most.
     """
@@ -318,7 +318,7 @@ def behind(namespace: Namespace, *rules: Rule) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a command as people do: that its process ends is what counts, whatever the SDK hangs in."""
+    """Start a command as people do: its process must end wherever the SDK blocks."""
     command = [sys.executable, "-m", "operations", *arguments]
     with subprocess.Popen(  # noqa: S603 - our own command, no shell
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -330,7 +330,7 @@ def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess
 
 
 def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(namespace: Namespace) -> None:
-    """The SDK would wait for ever: each command says that there is no answer, and what to do."""
+    """The SDK would wait without end: each command reports the timeout, and what to do."""
     silent = Rule(Wire.SERVICE_BUS_IN, Fault(Kind.SILENT), operation="connect")
     commands = (
         ("failed", "list"),

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def test_resend_publishes_the_same_event_as_another_message(
     mode: Mode, watch_topic: Callable[[Broker], list[Message]]
 ) -> None:
-    """Whoever knows the event's id drops it; the topic, which knows the message's, does not."""
+    """A consumer that has the event's id drops it; the topic, which compares message ids, does not."""
     with Cloud(CloudOptions(ROOT, mode=mode, opportunities=1)) as cloud, Consumer(cloud) as consumer:
         published = watch_topic(cloud.broker)
         with Salesperson(cloud) as seller:

@@ -185,7 +185,7 @@ def test_a_worker_killed_in_mid_call_loses_and_doubles_nothing(
 
 @pytest.mark.parametrize("wire", [Wire.IDENTITY, Wire.DATAVERSE, Wire.SERVICE_BUS_OUT])
 def test_a_peer_that_accepts_and_stays_silent_is_survived(wire: Wire, watch_topic: WatchTopic) -> None:
-    """The function's first connection there is taken and never answered, for longer than the test lasts."""
+    """The function's first connection there is accepted and gets no response, for longer than the test lasts."""
     silence = Rule(wire, Fault(Kind.SILENT, seconds=10 * PATIENCE), When.once(), "connect")
     plan = FaultPlan([silence])
     with ExitStack() as stack:

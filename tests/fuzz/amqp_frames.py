@@ -1,4 +1,4 @@
-"""Fuzzes the Service Bus server with AMQP frames: whatever a client sends ends its own connection, and nothing else.
+"""Fuzzes the Service Bus server with AMQP frames: input ends its own connection and nothing else.
 
     python tests/fuzz/amqp_frames.py --frames 1000000 --seed 1
 

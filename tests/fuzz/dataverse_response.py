@@ -4,7 +4,7 @@
     coverage run --branch --source=shared tests/fuzz/dataverse_response.py replay build/fuzz/dataverse-response
 
 An input is an HTTP response like those in tests/responses. It is read as the response to a batch and by itself, each
-row as everything that a row can be. Whatever its bytes, the outcome is a value or one of our own failures.
+row as everything that a row can be. For any bytes, the outcome is a value or one of our own failures.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     coverage run --branch --source=shared tests/fuzz/opportunity_won.py replay build/fuzz
 
 An input is a message in the format of tests/events/README.md, so that the corpus is what the fuzzer begins with and
-whatever it finds can be read, and added to the corpus. `replay` reads inputs again without atheris, to measure
+every finding can be read, and added to the corpus. `replay` reads inputs again without atheris, to measure
 branches or to look at a crash.
 """
 
@@ -28,7 +28,7 @@ DESCRIPTION = re.compile(r"[ -~]{1,1000}")
 
 
 def judge(body: bytes, properties: Mapping[str, object], content_type: str | None) -> str:
-    """Read a message and return the kind of answer; raise AssertionError for one that is none of the three."""
+    """Read a message and return the kind of result; raise AssertionError for one that is none of the three."""
     free = _answer(body, properties, content_type, None)
     bound = _answer(body, properties, content_type, ORGANIZATION)
     if bound[0] != "OtherOrganization":
@@ -44,21 +44,21 @@ def _answer(
     errors = importlib.import_module("shared.errors")
     module = importlib.import_module("shared.opportunity_won")
     try:
-        answer = module.parse_event(body, properties, content_type, organization_id=setting)
+        result = module.parse_event(body, properties, content_type, organization_id=setting)
     except (errors.InvalidEvent, errors.OtherOrganization) as error:
-        answer = error
-    if isinstance(answer, errors.ParkNow):
-        assert DESCRIPTION.fullmatch(answer.description), "a description is one line of plain text"
-        return type(answer).__name__, answer.description
-    if isinstance(answer, module.Ignored):
-        assert DESCRIPTION.fullmatch(answer.reason), "a log line is one line of plain text"
-        return "Ignored", answer.reason
-    assert isinstance(answer, module.OpportunityWon), "three answers and no other"
-    assert GUID.fullmatch(answer.opportunity_id), "an id is a GUID in lower case with hyphens"
-    assert DESCRIPTION.fullmatch(answer.shape), "a shape is one line of plain text"
-    copy = module.parse_event(module.compact_event(answer), {}, "application/json", organization_id=setting)
-    assert copy == answer, "the compact form is read back to the same win"
-    return "OpportunityWon", answer
+        result = error
+    if isinstance(result, errors.ParkNow):
+        assert DESCRIPTION.fullmatch(result.description), "a description is one line of plain text"
+        return type(result).__name__, result.description
+    if isinstance(result, module.Ignored):
+        assert DESCRIPTION.fullmatch(result.reason), "a log line is one line of plain text"
+        return "Ignored", result.reason
+    assert isinstance(result, module.OpportunityWon), "three results and no other"
+    assert GUID.fullmatch(result.opportunity_id), "an id is a GUID in lower case with hyphens"
+    assert DESCRIPTION.fullmatch(result.shape), "a shape is one line of plain text"
+    copy = module.parse_event(module.compact_event(result), {}, "application/json", organization_id=setting)
+    assert copy == result, "the compact form is read back to the same win"
+    return "OpportunityWon", result
 
 
 def message_of(data: bytes) -> tuple[bytes, dict[str, object], str | None]:

@@ -1,4 +1,4 @@
-"""A slip in `--set NAME=VALUE` is told in a sentence."""
+"""A slip in `--set NAME=VALUE` is reported in a sentence."""
 
 from pathlib import Path
 

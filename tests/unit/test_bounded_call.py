@@ -95,7 +95,7 @@ def test_a_call_that_ends_at_the_moment_of_the_timeout_is_not_abandoned() -> Non
     call: Call[str] = Call(discarded.append)
 
     class EndsWhenWaitedFor(threading.Event):
-        """Says once that nothing happened in time, although something just has."""
+        """Reports a timeout once, although the call has just ended."""
 
         def wait(self, timeout: float | None = None) -> bool:
             assert timeout == 0.0

@@ -101,7 +101,7 @@ def test_the_page_is_served_under_the_token_only(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example:8123", "127.0.0.1:9999", "127.0.0.1.evil.example:8123"])
 def test_another_host_name_is_refused(client: FlaskClient, host: str) -> None:
-    """DNS rebinding: a name of a stranger that resolves to this machine."""
+    """DNS rebinding: an attacker's name that resolves to this machine."""
     assert client.get(f"/{TOKEN}/", base_url=f"http://{host}").status_code == 403
 
 

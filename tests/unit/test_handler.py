@@ -401,7 +401,7 @@ def test_what_does_not_pass_in_its_time_is_parked(
 
 
 def test_another_policy_begins_anew(stage: Stage, make_message: Callable[..., Message]) -> None:
-    """After an outage of two hours a record that can be mended has its whole hour."""
+    """After an outage of two hours a record that can be fixed has its whole hour."""
     stage.outcome = InvoiceRefused("x")
     stage.handler.handle(aged(make_message(), RetryPolicy.OUTAGE, timedelta(hours=2)))
     assert stage.the_only_one_sent("won").properties["InvoicingRhythm"] == "short"

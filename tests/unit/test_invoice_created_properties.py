@@ -124,7 +124,7 @@ def test_every_event_keeps_the_contract(
 def test_totals_agree_exactly_if_the_published_amounts_add_up(
     header: dict[str, Any], some: list[dict[str, Any]]
 ) -> None:
-    """A consumer that adds up what it reads comes to the same answer, with the tolerance for a percentage."""
+    """A consumer that adds up the amounts gets the same result, with the tolerance for a percentage."""
     data = json.loads(invoice_created(event_of(header, some, {}), dataverse_url=URL).body)["data"]
 
     def number(text: str | None) -> Decimal:

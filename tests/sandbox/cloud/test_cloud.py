@@ -120,7 +120,7 @@ def test_entities_may_come_from_the_emulators_own_file(tmp_path: Path, mode: Mod
 
 
 def test_what_is_committed_can_be_read_while_somebody_writes() -> None:
-    """And nothing else, as in Dataverse: whoever looks does not wait for whoever is about to invoice."""
+    """And nothing else, as in Dataverse: a reader does not wait for a writer."""
     with (
         Cloud(CloudOptions(APP, opportunities=1, functions_host=False)) as cloud,
         requests.Session() as session,
@@ -130,14 +130,14 @@ def test_what_is_committed_can_be_read_while_somebody_writes() -> None:
         token = cloud.authority.issue(cloud.operator, cloud.dataverse.organization.url)
         with cloud.dataverse.store.writing() as transaction:
             transaction.update(TABLES["opportunity"], opportunity, {"name": "not yet"})
-            answer = session.get(
+            response = session.get(
                 f"{cloud.dataverse_server.url}/api/data/v9.2/opportunities({opportunity})?$select=name",
                 headers={"Authorization": f"Bearer {token}"},
                 verify=str(cloud.certificates.bundle),
                 timeout=20,
             )
-        assert answer.status_code == 200
-        assert answer.json()["name"] != "not yet"
+        assert response.status_code == 200
+        assert response.json()["name"] != "not yet"
 
 
 def test_entities_that_are_not_enough_are_refused(tmp_path: Path) -> None:

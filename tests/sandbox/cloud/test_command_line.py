@@ -282,7 +282,7 @@ def test_workers_end_with_a_sandbox_that_is_killed(terminal: _Terminal) -> None:
 
 
 def test_two_starts_side_by_side(terminal: _Terminal) -> None:
-    """The second one leaves the first one's settings alone, and says so to whoever asked for that very file."""
+    """The second one leaves the first one's settings alone, and says so if that file was requested."""
     first, one = terminal.start_for_scripts()
     refused = terminal.run("start", "--local-settings", str(terminal.settings))
     assert refused.returncode == 1

@@ -43,8 +43,8 @@ class _Sales:
         )
 
     def call(self, action: str, body: dict[str, Any]) -> None:
-        answer = self.session.post(f"{self._url}/api/data/v9.2/{action}", json=body, timeout=5)
-        assert answer.ok, answer.text
+        response = self.session.post(f"{self._url}/api/data/v9.2/{action}", json=body, timeout=5)
+        assert response.ok, response.text
 
     def invoice(self) -> None:
         columns = {"AllColumns": True, "Columns": []}
@@ -162,7 +162,7 @@ def test_a_second_event_is_found(sales: _Sales) -> None:
 
 def test_an_event_of_an_opportunity_that_nobody_won_is_found(sales: _Sales) -> None:
     sales.invoice()
-    outcome = sales.outcome(sales.event(), sales.event(opportunityId="a-stranger"))
+    outcome = sales.outcome(sales.event(), sales.event(opportunityId="unknown"))
     assert not outcome.is_good
 
 

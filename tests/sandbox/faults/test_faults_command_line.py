@@ -30,7 +30,7 @@ def test_what_can_go_wrong_is_listed() -> None:
 def test_the_demonstration_survives_faults_and_says_what_struck(
     tmp_path: Path, published_event_checker: Callable[[bytes, Mapping[str, object], str | None], None]
 ) -> None:
-    """An answer that is lost after the commit, and a link that breaks: one invoice and one event all the same."""
+    """A response that is lost after the commit, and a link that breaks: still one invoice and one event."""
     file = tmp_path / "events.jsonl"
     demo = sandbox(
         *("demo", "--count", "2", "--events", str(file), "--set", "RETRY_FIRST_DELAY_SECONDS=0.2"),

@@ -35,7 +35,7 @@ class Service:
     waited: list[float] = field(default_factory=list)
 
     def __call__(self, _: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer with some JSON."""
+        """Respond with some JSON."""
         self.carried_out += 1
         body = json.dumps({"value": list(range(100))}).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])

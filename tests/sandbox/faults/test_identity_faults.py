@@ -72,10 +72,10 @@ def test_a_refusal_has_no_token(world: World, fault: Fault, status: int) -> None
 
 @pytest.mark.parametrize("kind", [Kind.HTML, Kind.TRUNCATED])
 def test_a_response_that_is_not_json(world: World, kind: Kind) -> None:
-    answer = world.ask(Fault(kind))
-    assert answer.status_code == 200
+    response = world.ask(Fault(kind))
+    assert response.status_code == 200
     with pytest.raises(requests.exceptions.JSONDecodeError):
-        answer.json()
+        response.json()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_silence_ends_with_the_plan(world: World) -> None:
     assert world.ask().status_code == 200
 
 
-def test_every_fault_of_the_wire_can_be_brought_about(world: World) -> None:
-    """Each kind that the plan allows here ends in an answer or in an exception of the client, and never in a crash."""
+def test_every_fault_of_the_connection_can_be_caused(world: World) -> None:
+    """Each kind ends in a response or in an exception of the client, and never in a crash."""
     world.plan.provide(Kind.KILL, lambda: None)
     for kind, description in KINDS.items():
         if Wire.IDENTITY in description.wires:

@@ -18,7 +18,7 @@ GREETING = bytes(range(256)) * 4
 
 
 class _Echo(socketserver.BaseRequestHandler):
-    """Answers each piece with a greeting and the piece."""
+    """Responds to each piece with a greeting and the piece."""
 
     def handle(self) -> None:
         while data := self.request.recv(1024):
@@ -156,7 +156,7 @@ def test_open_connections_are_cut_and_new_ones_taken(world: World) -> None:
 def test_connections_that_end_with_the_proxy_are_no_error_of_it(
     world: World, kind: Kind | None, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever they are doing: asyncio reports what a task died of to standard error."""
+    """In any state: asyncio reports the exception of a task to standard error."""
     if kind is not None:
         world.fault(kind, after=True)
     with ExitStack() as stack:

@@ -98,11 +98,11 @@ class _Stage:
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
 
-    def happened(self, kind: EventKind) -> int:
+    def observed(self, kind: EventKind) -> int:
         return sum(observation.kind is kind for observation in list(self.observations))
 
     def wait_for(self, kind: EventKind, times: int) -> None:
-        self.wait(lambda: self.happened(kind) >= times, f"{kind.name} {times} times")
+        self.wait(lambda: self.observed(kind) >= times, f"{kind.name} {times} times")
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 20
@@ -229,7 +229,7 @@ def test_an_invocation_is_a_span_between_the_sender_and_the_function(stage: _Sta
     assert seen == [f"00-{trace}-{span.span_id}-01" for span in spans]
     assert [span.attributes["messaging.servicebus.message.delivery_count"] for span in spans] == [1, 2, 3]
     assert {span.attributes["messaging.message.id"] for span in spans} == {"an-id"}
-    assert all("ValueError: as told" in span.failure for span in spans)
+    assert all("ValueError: as requested" in span.failure for span in spans)
     assert all(span.started_ns < span.ended_ns for span in spans)
 
 
@@ -251,7 +251,7 @@ def use_string(stage: _Stage) -> None:
 
 
 def test_with_a_string_trigger_a_json_body_overwrites_the_metadata(stage: _Stage) -> None:
-    """Like Azure's host: whatever the case of a name, and in .NET's spelling of the values."""
+    """Like Azure's host: in any case of a name, and in .NET's spelling of the values."""
     use_string(stage)
     stage.start()
     body = {
@@ -388,7 +388,7 @@ def test_a_function_that_does_not_load_dead_letters_what_comes(stage: _Stage) ->
         stage.send()
     stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 4, "dead-lettered")
     assert stage.records() == []
-    assert stage.happened(EventKind.ABANDONED) == 12
+    assert stage.observed(EventKind.ABANDONED) == 12
 
 
 def test_as_many_run_at_once_as_configured_and_no_more(stage: _Stage) -> None:
@@ -416,7 +416,7 @@ def test_locks_are_renewed_while_the_function_runs(stage: _Stage) -> None:
         stage.wait_for(EventKind.LOCK_RENEWED, renewed)
     stage.go()
     stage.wait_for(EventKind.COMPLETED, 1)
-    assert stage.happened(EventKind.LOCK_EXPIRED) == 0
+    assert stage.observed(EventKind.LOCK_EXPIRED) == 0
     assert len(stage.records()) == 1
 
 
@@ -447,7 +447,7 @@ def test_a_function_that_takes_too_long_is_ended_and_its_message_comes_again(sta
     (first,) = stage.host.worker_pids
     stage.send(WAITING)
     stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
-    assert stage.happened(EventKind.ABANDONED) == 0
+    assert stage.observed(EventKind.ABANDONED) == 0
     stage.go()
     stage.move_clock(timedelta(seconds=61))
     stage.wait_for(EventKind.COMPLETED, 1)
@@ -467,13 +467,13 @@ def test_the_messages_of_a_dead_worker_come_again_when_their_locks_expire(stage:
     else:
         stage.send({"do": "die"})
     stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
-    assert stage.happened(EventKind.ABANDONED) == 0
-    assert stage.happened(EventKind.COMPLETED) == 0
+    assert stage.observed(EventKind.ABANDONED) == 0
+    assert stage.observed(EventKind.COMPLETED) == 0
     stage.go()
     stage.move_clock(timedelta(seconds=61))
     stage.wait(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
-    assert stage.happened(EventKind.ABANDONED) == 0
-    assert stage.happened(EventKind.LOCK_EXPIRED) == (1 if death == "killed" else 2)
+    assert stage.observed(EventKind.ABANDONED) == 0
+    assert stage.observed(EventKind.LOCK_EXPIRED) == (1 if death == "killed" else 2)
 
 
 def test_several_worker_processes_take_turns(stage: _Stage) -> None:
@@ -528,7 +528,7 @@ def test_stopping_lets_running_invocations_finish(stage: _Stage) -> None:
     stage.go()
     stopping.join(10)
     assert not stopping.is_alive()
-    assert stage.happened(EventKind.COMPLETED) == 1
+    assert stage.observed(EventKind.COMPLETED) == 1
 
 
 def test_stopping_in_the_middle_of_a_call_leaves_nothing(stage: _Stage) -> None:
@@ -539,7 +539,7 @@ def test_stopping_in_the_middle_of_a_call_leaves_nothing(stage: _Stage) -> None:
     host.stop()  # though the call would never end
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert stage.happened(EventKind.COMPLETED) == 0
+    assert stage.observed(EventKind.COMPLETED) == 0
     assert not [
         thread for thread in threading.enumerate() if thread.name.startswith(("dispatcher", "worker"))
     ]

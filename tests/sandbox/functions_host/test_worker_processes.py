@@ -1,4 +1,4 @@
-"""Worker processes by themselves: what they see, what they answer, how they end."""
+"""Worker processes by themselves: what they see, how they respond, how they end."""
 
 import json
 import os
@@ -56,8 +56,8 @@ class _Runner:
         return process
 
     def invoke(self, process: WorkerProcess, body: bytes = b"hello") -> Any:  # noqa: ANN401 - protobuf
-        answer = process.invoke(self.functions[0], request(body)).result(20)
-        return answer.invocation_response.result
+        response = process.invoke(self.functions[0], request(body)).result(20)
+        return response.invocation_response.result
 
     def record(self) -> dict[str, Any]:
         (path,) = self._records.glob("*.json")
@@ -180,7 +180,7 @@ def test_a_v2_app_with_its_own_packages_sees_no_others(app: Path, records: Path)
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [(b'{"do": "fail"}', "ValueError: as told"), (b'{"do": "return"}', "without a $return binding")],
+    [(b'{"do": "fail"}', "ValueError: as requested"), (b'{"do": "return"}', "without a $return binding")],
 )
 def test_an_exception_and_a_return_value_fail_the_invocation(
     runner: _Runner, body: bytes, message: str
@@ -197,10 +197,10 @@ def test_several_invocations_run_at_once(runner: _Runner, records: Path) -> None
         if len(list(records.glob("*.json"))) == 3:
             break
         assert not process.wait(0.01)
-    assert not any(answer.done() for answer in waiting)
+    assert not any(response.done() for response in waiting)
     (records / "go").touch()
-    for answer in waiting:
-        assert answer.result(10).invocation_response.result.status == protocol().StatusResult.Success
+    for response in waiting:
+        assert response.result(10).invocation_response.result.status == protocol().StatusResult.Success
 
 
 def test_logs_and_prints_of_the_function_come_back(runner: _Runner, caplog: pytest.LogCaptureFixture) -> None:

@@ -62,16 +62,16 @@ def test_azure_identity_gets_the_token_of_the_identity_that_it_names(
 @pytest.mark.usefixtures("_environment")
 def test_an_unknown_identity_gets_no_token() -> None:
     with (
-        ManagedIdentityCredential(client_id=Identity.named("stranger").client_id) as managed,
+        ManagedIdentityCredential(client_id=Identity.named("unknown").client_id) as managed,
         pytest.raises((CredentialUnavailableError, ClientAuthenticationError), match="No User Assigned"),
     ):
         managed.get_token(SCOPE)
 
 
 def test_the_response_has_app_services_fields(server: IdentityServer) -> None:
-    answer = ask(server, client_id=FIRST.client_id)
-    content = answer.json()
-    assert answer.status_code == 200
+    response = ask(server, client_id=FIRST.client_id)
+    content = response.json()
+    assert response.status_code == 200
     assert content.keys() == {"access_token", "expires_on", "resource", "token_type", "client_id"}
     assert isinstance(content["expires_on"], str)
     assert content["expires_on"].isdigit()
@@ -92,11 +92,11 @@ def test_the_response_has_app_services_fields(server: IdentityServer) -> None:
 def test_what_it_does_not_know_is_refused_in_json(
     server: IdentityServer, status: int, query: dict[str, str]
 ) -> None:
-    answer = ask(server, **query)
-    assert answer.status_code == status
-    assert answer.json()["statusCode"] == status
-    assert answer.json()["message"]
-    assert "access_token" not in answer.text
+    response = ask(server, **query)
+    assert response.status_code == status
+    assert response.json()["statusCode"] == status
+    assert response.json()["message"]
+    assert "access_token" not in response.text
 
 
 @pytest.mark.parametrize("header", ["", "wrong", "ключ".encode()])

@@ -70,7 +70,7 @@ LOCKED = brokered(
 
 
 def test_the_broker_sets_its_own_annotations() -> None:
-    """Read by the decoder of Microsoft's Python library, which is not ours."""
+    """Read by the decoder of Microsoft's Python library, an independent one."""
     message = decode_payload(memoryview(encode_message(LOCKED)))
     assert message.header is not None
     assert message.header.delivery_count == 2

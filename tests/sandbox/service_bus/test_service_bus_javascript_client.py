@@ -1,4 +1,4 @@
-"""Microsoft's @azure/service-bus (JavaScript), a client that is not ours, against the server."""
+"""Microsoft's @azure/service-bus (JavaScript), an independent client, against the server."""
 
 import hashlib
 import json

@@ -119,9 +119,9 @@ def test_transactions_are_refused_by_name(plain: "Access") -> None:
 def test_http_is_refused_with_a_text(plain: "Access", start: bytes) -> None:
     with socket.create_connection((plain.server.host, plain.server.port), timeout=10) as client:
         client.sendall(start)
-        answer = b"".join(iter(lambda: client.recv(4096), b""))
-    assert answer.startswith(b"HTTP/1.1 501")
-    assert b"The Service Bus emulator does not support HTTP" in answer
+        response = b"".join(iter(lambda: client.recv(4096), b""))
+    assert response.startswith(b"HTTP/1.1 501")
+    assert b"The Service Bus emulator does not support HTTP" in response
 
 
 @pytest.mark.parametrize(

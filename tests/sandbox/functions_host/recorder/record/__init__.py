@@ -36,7 +36,7 @@ def main(message: func.ServiceBusMessage, context: func.Context) -> str | None:
     logging.getLogger("recorder").warning("recorded %s", message.message_id)
     match order.get("do"):
         case "fail":
-            raise ValueError("as told")
+            raise ValueError("as requested")
         case "die":
             # Once is enough: it comes again.
             if message.delivery_count == 1:
