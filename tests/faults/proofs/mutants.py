@@ -192,8 +192,8 @@ MUTANTS = (
         (
             Edit(
                 "shared/response.py",
-                '        value = self.headers.get("retry-after", "").strip()\n',
-                '        value = self.headers.get("retry-after", "").strip() and "1"\n',
+                '        value = self.headers.get("retry-after", "")\n',
+                '        value = self.headers.get("retry-after", "") and "1"\n',
             ),
         ),
         (EARLY,),
