@@ -88,8 +88,9 @@ class Selection:
         executed = set().union(
             *(lines.get(line, set()) for line in range(mutation.line, mutation.last_line + 1))
         )
-        tests = executed or set().union(*lines.values())
         own = _own(mutation.module, self.files)
+        all_of_own = {test for test in self._seconds if test.partition("::")[0] in own}
+        tests = executed or all_of_own.union(*lines.values())
         if self.fast:
             tests = {test for test in tests if self._seconds[test] < _FAST}
         ordered = self._ordered(tests, own)
