@@ -292,7 +292,7 @@ def _columns(read: _Reader) -> tuple[str, ...]:
     text = read.checked(
         "INVOICE_COLUMNS",
         f"up to {_MAX_COLUMNS} logical names of columns, separated by commas, such as billto_city,new_costcenter",
-        lambda value: value.lower() if _are_columns(_split(value)) else None,
+        lambda value: value if _are_columns(_split(value)) else None,
         default="",
     )
     return tuple(dict.fromkeys(_split(text)))

@@ -1,8 +1,9 @@
 """Small changes to a module's source, each of which some test should notice.
 
 A mutation replaces the text of one node of the syntax tree, so that line numbers stay and the change can be shown. Left
-alone are what has no behaviour: annotations, docstrings, `if TYPE_CHECKING`, `__repr__`, and prose (a text with spaces
-that is not the format of a log line): messages are read by people, and tests hold the parts that matter.
+alone are what has no behaviour: annotations, type variables, docstrings, `if TYPE_CHECKING`, `__repr__`, and prose (a
+text with spaces that is not the format of a log line): messages are read by people, and tests hold the parts that
+matter.
 """
 
 from __future__ import annotations
@@ -275,6 +276,8 @@ class _Finder(ast.NodeVisitor):
                 self.visit(value.value)
 
     def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Name) and node.func.id == "TypeVar":
+            return
         if isinstance(node.func, ast.Name) and node.func.id in _CALLED:
             self._replace(node.func, _CALLED[node.func.id])
         if isinstance(node.func, ast.Attribute) and node.func.attr in _DROPPABLE:

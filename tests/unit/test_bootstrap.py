@@ -101,7 +101,7 @@ def test_without_service_bus_nothing_can_be_rescheduled_and_every_problem_is_rep
         "RETRY_OPEN_SECONDS",
         "DATAVERSE_URL",
     ]
-    assert all(problem in caplog.text for problem in raised.value.problems)
+    assert caplog.messages == [f"settings: {' '.join(raised.value.problems)}"]
 
 
 @pytest.mark.parametrize(

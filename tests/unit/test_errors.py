@@ -68,6 +68,11 @@ def test_a_leaf_is_one_decision(leaf: type[InvoicingFailure]) -> None:
         assert leaf.policy in RetryPolicy
 
 
+def test_the_values_of_policies_are_golden() -> None:
+    values = {policy.name: policy.value for policy in RetryPolicy}
+    assert values == {"OPEN": "open", "RECORD": "short", "OUTAGE": "long"}, "messages in flight carry them"
+
+
 def test_reasons_are_unique() -> None:
     reasons = [leaf.reason for leaf in LEAVES]
     assert len(set(reasons)) == len(reasons)
@@ -87,7 +92,9 @@ def test_an_error_names_its_request() -> None:
 
 
 def test_errors_carry_what_their_decision_needs() -> None:
-    assert DataverseThrottled("Too many.", retry_after=3.5, request_id="r-1").retry_after == 3.5
+    throttled = DataverseThrottled("Too many.", retry_after=3.5, request_id="r-1")
+    assert (throttled.retry_after, throttled.request_id) == (3.5, "r-1")
     invalid = InvalidSettings(("One is missing.", "Another is wrong."))
     assert invalid.problems == ("One is missing.", "Another is wrong.")
     assert str(invalid) == "One is missing. Another is wrong."
+    assert invalid.args == ("One is missing. Another is wrong.",), "what a stack trace of the host shows"

@@ -84,7 +84,7 @@ LATER: list[RetryLater] = [
 class Stage:
     """A handler, what it is given, and what it has done."""
 
-    def __init__(self, clock: FakeClock, sender: RecordingSender) -> None:
+    def __init__(self, clock: FakeClock, sender: RecordingSender, retry: RetrySettings) -> None:
         self.outcome: Invoice | Ignored | Exception = INVOICE
         self.asked: list[str] = []
         self.time_for_invoicing = 0.0
@@ -97,7 +97,7 @@ class Stage:
             self._ensure_invoice,
             ServiceBus(sender, SETTINGS, clock),
             Environment("https://contoso.crm4.dynamics.com", ORGANIZATION),
-            RETRY,
+            retry,
             invocation_deadline=240,
             clock=clock,
             random=lambda: self.random,
@@ -125,7 +125,7 @@ class Stage:
 @pytest.fixture
 def stage(clock: FakeClock, sender: RecordingSender, caplog: pytest.LogCaptureFixture) -> Stage:
     caplog.set_level(logging.INFO)
-    return Stage(clock, sender)
+    return Stage(clock, sender, RETRY)
 
 
 def aged(message: Message, policy: RetryPolicy, age: timedelta, **more: object) -> Message:
@@ -223,7 +223,7 @@ def test_a_win_that_stays_open_was_withdrawn(
     stage.handler.handle(aged(make_message(), RetryPolicy.OPEN, timedelta(minutes=5)))
     assert stage.sent == []
     (line,) = caplog.messages
-    assert line.startswith("ignored: the win was withdrawn")
+    assert line == f"ignored: the win was withdrawn opportunity={OPPORTUNITY} attempt=4 age=300s root=root-1"
 
 
 # ---------------------------------------------------------------------------------------------- later
@@ -305,6 +305,21 @@ def test_the_delay_doubles_up_to_a_quarter_of_an_hour_with_jitter(
     assert len({copy.message_id for _, copy in stage.sent}) == 12
 
 
+def test_the_delay_doubles_twenty_times_at_most(
+    clock: FakeClock, sender: RecordingSender, make_message: Callable[..., Message]
+) -> None:
+    """Otherwise a delay that grows from a millisecond for days would become a number of thousands of digits."""
+    stage = Stage(
+        clock, sender, replace(RETRY, first_delay=timedelta(milliseconds=1), longest_delay=timedelta(days=9))
+    )
+    stage.outcome, stage.random = DataverseUnreachable("x"), 1.0
+    for backoff, delay in ((19, 524.288), (20, 1048.576), (21, 1048.576)):
+        stage.handler.handle(make_message(properties={"InvoicingBackoff": backoff}))
+        _, retry = stage.sent.pop()
+        assert retry.due is not None
+        assert (retry.due - clock.now()).total_seconds() == delay
+
+
 def test_the_highest_backoff_still_has_a_delay(stage: Stage, make_message: Callable[..., Message]) -> None:
     stage.outcome = DataverseUnreachable("x")
     stage.handler.handle(make_message(properties={"InvoicingBackoff": 1_000_000}))
@@ -350,7 +365,8 @@ def test_no_text_from_outside_begins_a_log_line(
 
 
 @pytest.mark.parametrize(
-    ("random", "asked", "delay"), [(0.0, 60.0, 60), (1.0, 60.0, 71), (0.0, 1.0, 1), (1.0, 900.0, 911)]
+    ("random", "asked", "delay"),
+    [(0.0, 60.0, 60), (1.0, 60.0, 71), (0.0, 1.0, 1), (1.0, 10.0, 13), (1.0, 900.0, 911)],
 )
 def test_throttling_waits_the_time_that_was_asked_for_and_some_more_and_does_not_raise_the_backoff(
     random: float,
@@ -398,6 +414,7 @@ def test_what_does_not_pass_in_its_time_is_parked(
     assert parked.properties["of"] == "the sender"
     (line,) = caplog.messages
     assert line.startswith(f"parked: reason={error.reason} opportunity={OPPORTUNITY} attempt=4")
+    assert line.endswith(f": {error}")
 
 
 def test_another_policy_begins_anew(stage: Stage, make_message: Callable[..., Message]) -> None:

@@ -546,7 +546,8 @@ def test_a_claim_without_invoice_says_what_is_the_case(
 def test_where_nothing_changed_the_change_sets_own_error_decides(
     change_set: Response, expected: type[InvoicingFailure], ensure: Ensure
 ) -> None:
-    ensure.fails(expected, NOTHING_YET, [change_set, NONE, NONE])
+    raised = ensure.fails(expected, NOTHING_YET, [change_set, NONE, NONE])
+    assert raised.request_id == change_set.request_id
 
 
 @pytest.mark.parametrize(

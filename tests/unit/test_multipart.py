@@ -34,6 +34,10 @@ def bodies(content_type: str, body: bytes) -> list[bytes] | None:
         return None
 
 
+def test_parts_are_joined_by_delimiters_and_nothing_else() -> None:
+    assert join("b", [b"\r\none"]) == b"--b\r\n\r\none\r\n--b--\r\n"
+
+
 def test_parts_have_headers_and_bodies() -> None:
     body = join("b", [b"Content-Type: Text/Plain \r\nX-Empty:\r\n\r\none\r\n", b"\r\ntwo", b"A: b"])
     assert split(CONTENT_TYPE, body) == [
@@ -85,6 +89,17 @@ def test_what_has_no_end_or_no_part_is_truncated(body: bytes) -> None:
 def test_a_delimiter_stands_on_a_line_of_its_own(line_end: bytes) -> None:
     body = line_end.join([b"--b \t", b"", b"a --b", b"--bc", b"--b--c", b"", b"--b-- "])
     assert bodies(CONTENT_TYPE, body) == [line_end.join([b"a --b", b"--bc", b"--b--c", b""])]
+
+
+def test_after_any_byte_but_a_line_end_a_delimiter_is_content() -> None:
+    for before in (bytes([byte]) for byte in range(256) if byte not in b"\r\n"):
+        body = b"--b\r\n\r\none" + before + b"--b\r\n--b--\r\n"
+        assert bodies(CONTENT_TYPE, body) == [b"one" + before + b"--b"]
+
+
+def test_a_boundary_may_have_characters_that_no_header_can_hold() -> None:
+    with pytest.raises(Truncated, match="no end"):
+        split("multipart/mixed; boundary=\u20ac", b"--b\r\n\r\none\r\n--b--")
 
 
 def test_a_part_may_have_parts_itself() -> None:

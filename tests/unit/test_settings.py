@@ -250,6 +250,20 @@ def test_retrying_by_default() -> None:
     assert (settings.first_delay, settings.longest_delay) == (timedelta(seconds=5), timedelta(minutes=15))
 
 
+def test_each_bound_and_delay_has_a_setting() -> None:
+    settings = retry_settings(
+        {
+            "RETRY_OPEN_SECONDS": "1",
+            "RETRY_RECORD_SECONDS": "2",
+            "RETRY_OUTAGE_SECONDS": "3",
+            "RETRY_FIRST_DELAY_SECONDS": "4",
+            "RETRY_MAX_DELAY_SECONDS": "5",
+        }
+    )
+    assert [settings.bounds[policy].total_seconds() for policy in RetryPolicy] == [1, 2, 3]
+    assert (settings.first_delay, settings.longest_delay) == (timedelta(seconds=4), timedelta(seconds=5))
+
+
 def test_bounds_of_retrying_may_be_below_a_second() -> None:
     settings = retry_settings({"RETRY_OPEN_SECONDS": "0.25", "RETRY_FIRST_DELAY_SECONDS": "1e-2"})
     assert settings.bounds[RetryPolicy.OPEN] == timedelta(milliseconds=250)
@@ -276,6 +290,19 @@ def test_what_is_no_bound(value: str) -> None:
 def test_bounds_that_contradict_each_other(environment: dict[str, str], says: str) -> None:
     (problem,) = problems(retry_settings, environment)
     assert says in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [("0.001", True), ("0.0009", False), (f"{366 * 86_400}", True), (f"{366 * 86_400 + 1}", False)],
+)
+def test_a_time_is_from_a_millisecond_to_a_year(value: str, *, valid: bool) -> None:
+    environment = {"RETRY_OUTAGE_SECONDS": value}
+    if valid:
+        assert retry_settings(environment).bounds[RetryPolicy.OUTAGE] == timedelta(seconds=float(value))
+    else:
+        (problem,) = problems(retry_settings, environment)
+        assert "RETRY_OUTAGE_SECONDS is not valid" in problem
 
 
 def test_a_short_bound_of_all_retries_contradicts_no_default() -> None:
@@ -393,6 +420,14 @@ def test_what_is_no_namespace(value: str) -> None:
             "FAILED_QUEUE is the same as OPPORTUNITY_WON_QUEUE",
         ),
         (
+            {"OPPORTUNITY_WON_QUEUE": "WON", "OPPORTUNITY_WON_FAILED_QUEUE": "won"},
+            "FAILED_QUEUE is the same as OPPORTUNITY_WON_QUEUE",
+        ),
+        (
+            {"OPPORTUNITY_WON_QUEUE": "Created", "INVOICE_CREATED_TOPIC": "created"},
+            "INVOICE_CREATED_TOPIC is the same as OPPORTUNITY_WON_QUEUE",
+        ),
+        (
             {"INVOICE_CREATED_TOPIC": "OPPORTUNITY-won"},
             "INVOICE_CREATED_TOPIC is the same as OPPORTUNITY_WON_QUEUE",
         ),
@@ -405,7 +440,7 @@ def test_what_is_no_namespace(value: str) -> None:
 def test_every_entity_is_another_one_without_regard_to_case(changes: dict[str, str], says: str) -> None:
     """A parked message would be processed again, or be an event."""
     (problem,) = problems(service_bus_settings, {**ENTITIES, **IDENTITY, **changes})
-    assert says in problem
+    assert f"{says}: it should be" in problem
 
 
 def test_without_a_failed_queue_of_its_own_nothing_can_be_parked() -> None:
