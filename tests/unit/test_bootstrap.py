@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shared import bootstrap
-from shared.bootstrap import build
+from shared.bootstrap import build, build_sender
+from shared.credential import Identities
 from shared.dataverse import Dataverse
 from shared.errors import InvalidSettings, ServiceBusUnavailable
 from shared.handler import Handler
 from shared.service_bus import AmqpSender
+from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +46,12 @@ def test_a_handler_is_built_from_settings_without_touching_the_network() -> None
     handler = build(ENVIRONMENT)
     assert isinstance(handler, Handler)
     assert isinstance(handler._service_bus._sender, AmqpSender)
+
+
+def test_the_sender_and_not_the_sdk_sends_again() -> None:
+    """The SDK would do it in the caller's thread, where nothing bounds name resolution."""
+    with build_sender(service_bus_settings(SERVICE_BUS), Identities({}))._connect() as client:
+        assert client._config.retry_total == 0
 
 
 def test_what_is_given_takes_the_place_of_what_would_be_built(

@@ -26,6 +26,16 @@ def described(**types: str) -> Columns:
     return Columns.of(types, [attribute(name, attribute_type) for name, attribute_type in types.items()])
 
 
+def test_the_names_of_types_are_golden() -> None:
+    """They are a contract with the consumers of the event."""
+    names = {column_type.name.lower(): column_type.value for column_type in ColumnType}
+    assert names == {
+        **{name: name for name in ("text", "number", "money", "boolean", "choice", "choices", "date")},
+        **{name: name for name in ("lookup", "id", "unknown")},
+        "date_time": "dateTime",
+    }
+
+
 def test_the_metadata_is_read_in_one_query() -> None:
     assert attributes_of_invoice(["new_a", "billto_city"]) == Read(
         "EntityDefinitions(LogicalName='invoice')/Attributes"

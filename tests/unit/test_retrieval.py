@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -135,6 +136,10 @@ def test_the_lines_are_read_after_the_invoice_in_one_batch(reading: Reading) -> 
         "customerid_account($select=accountnumber)"
     )
     assert detail.path.startswith("invoicedetails?$select=invoicedetailid,")
+    for read in (header, detail):
+        columns = read.path.partition("$select=")[2].partition("&")[0].split(",")
+        assert all(re.fullmatch("[a-z_]+", column) for column in columns), "logical names"
+        assert len(set(columns)) == len(columns)
     assert detail.path.endswith(
         f"&$filter=_invoiceid_value eq {INVOICE}&$orderby=lineitemnumber,invoicedetailid"
         "&$expand=productid($select=productnumber,name),uomid($select=name)"
