@@ -336,3 +336,14 @@ DISAGREE: dict[str, Invoice] = {
 @pytest.mark.parametrize("invoice", DISAGREE.values(), ids=DISAGREE.keys())
 def test_totals_disagree(invoice: Invoice) -> None:
     assert not invoice.totals_agree
+
+
+@pytest.mark.parametrize(("places", "valid"), [(-1, False), (0, True), (10, True), (11, False)])
+def test_a_currency_has_up_to_ten_decimal_places(places: int, *, valid: bool) -> None:
+    currency = {"isocurrencycode": "EUR", "currencyprecision": places}
+    row = Record({"transactioncurrencyid": currency, "_transactioncurrencyid_value": GUID}, "r-1")
+    if valid:
+        assert Currency.of(row) == Currency(GUID, "EUR", places)
+    else:
+        with pytest.raises(DataverseUnavailable, match="no usable transactioncurrencyid"):
+            Currency.of(row)
