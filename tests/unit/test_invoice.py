@@ -15,8 +15,11 @@ from shared.invoice import (
     Currency,
     Customer,
     Invoice,
+    InvoiceOwner,
     Line,
     LineKind,
+    OpportunityState,
+    OrderedOpportunity,
     Owner,
     PaymentTerms,
     Product,
@@ -345,5 +348,13 @@ def test_a_currency_has_up_to_ten_decimal_places(places: int, *, valid: bool) ->
     if valid:
         assert Currency.of(row) == Currency(GUID, "EUR", places)
     else:
-        with pytest.raises(DataverseUnavailable, match="no usable transactioncurrencyid"):
+        with pytest.raises(DataverseUnavailable, match="no usable transactioncurrencyid:"):
             Currency.of(row)
+
+
+def test_the_values_of_choices_are_golden() -> None:
+    assert {each.name: each.value for each in OrderedOpportunity} == {"SKIP": "skip", "INVOICE": "invoice"}
+    owners = {each.name: each.value for each in InvoiceOwner}
+    assert owners == {"OPPORTUNITY": "opportunity", "APPLICATION_USER": "application-user"}
+    states = {each.name: each.value for each in OpportunityState}
+    assert states == {"OPEN": 0, "WON": 1, "LOST": 2}, "as in Dataverse"
