@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shared.columns import ColumnType, ColumnValue
 from shared.errors import DataverseUnavailable
 from shared.invoice import (
     Amounts,
@@ -273,6 +274,13 @@ AGREE: dict[str, Invoice] = {
         line("180", kind=LineKind.REQUIRED_PART),
         line("40", kind=LineKind.OPTIONAL_PART),
     ),
+    "half of a large amount": invoice_of(
+        "5000",
+        Amounts(
+            lines_total=Decimal(10_000), discount_percentage=Decimal(50), total_before_freight=Decimal(5_000)
+        ),
+        line("10000"),
+    ),
     "a percentage that is rounded up": invoice_of(
         "9.52",
         Amounts(
@@ -358,3 +366,8 @@ def test_the_values_of_choices_are_golden() -> None:
     assert owners == {"OPPORTUNITY": "opportunity", "APPLICATION_USER": "application-user"}
     states = {each.name: each.value for each in OpportunityState}
     assert states == {"OPEN": 0, "WON": 1, "LOST": 2}, "as in Dataverse"
+
+
+def test_further_columns_belong_to_the_invoice() -> None:
+    columns = {"new_fee": ColumnValue(ColumnType.TEXT, "x")}
+    assert Invoice.of(record(**HEADER), columns=columns).columns == columns
