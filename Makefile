@@ -22,7 +22,7 @@ CONNECT := $(BIN)/python -m operations connect --application-id {function} --yes
 CODE := GenerateInvoiceFunction shared operations sandbox tests infrastructure benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start operations test test-all faults fuzz mutants bench package sbom audit scan templates check snapshot format clean lock
+.PHONY: help demo start operations test test-all faults fuzz pictures mutants bench package sbom audit scan templates check snapshot format clean lock
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -69,6 +69,9 @@ fuzz: $(VENV)/.dev ## fuzz what reads events, responses and AMQP frames: FUZZ_IN
 		tests/fuzz/dataverse_response.py replay build/fuzz/dataverse-response
 	@$(BIN)/coverage report --data-file=build/.coverage-fuzz --include=shared/response.py,shared/record.py
 	@$(BIN)/python tests/fuzz/amqp_frames.py --frames $(FUZZ_INPUTS)
+
+pictures: $(VENV)/.dev ## take the pictures of the dashboard anew, with Chromium
+	DASHBOARD_PICTURES=docs/images $(BIN)/python -m pytest -q tests/end_to_end/test_dashboard.py
 
 mutants: $(VENV)/.dev ## change the deployed code in small ways and see that a test fails: MUTANTS=--all for every way
 	@$(BIN)/python tests/mutation/run.py $(MUTANTS)

@@ -160,7 +160,8 @@ class Dashboard:
 
     def _run_audit(self, job: Job, since: str) -> None:
         api = WebApi.of(self._environment)
-        context = AuditContext(api, dataverse_settings(self._environment).ordered_opportunity)
+        settings = dataverse_settings(self._environment)
+        context = AuditContext(api, settings.ordered_opportunity, settings.invoice_owner)
         ids = list(won_since(api, _day(since)))
         job.total = len(ids)
 

@@ -164,7 +164,7 @@ def test_win_break_watch_repair_retry(page: Page) -> None:
     page.until(lambda: page.count("path.arrow.red[data-connection=dataverse]") == 1, "Dataverse is red")
     page.click("[data-sandbox=win]")
     page.until(lambda: "DataverseUnreachable" in page.text("#waiting"), "the retry and its reason are shown")
-    page.picture("dashboard-broken")
+    page.picture("dashboard")
     page.click("[data-sandbox=repair]")
     page.until(lambda: page.count("path.arrow.green") == ARROWS, "all connections are green again")
     page.until(lambda: "No message waits" in page.text("#waiting"), "the retry was tried")
