@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -406,7 +407,9 @@ class _Adapter(FaultyAdapter):
             world.counts[f"user: {change}, between check and call"] += 1
         try:
             response = super().send(request, *args, **kwargs)
-            world.checks.answered(actor)
+            if response.status_code != HTTPStatus.UNAUTHORIZED:
+                # After that one the same request is sent again at once, with a new token.
+                world.checks.answered(actor)
         except requests.RequestException:
             if _ASSIGNMENT in _bytes(request.body):
                 world.disturbed.update(_ids_in(request))
