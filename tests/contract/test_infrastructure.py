@@ -170,6 +170,7 @@ def settings_read() -> set[str]:
 # The compiler.
 
 
+@pytest.mark.timeout(400)  # some fifty starts of the compiler
 def test_the_compiler_accepts_all_files_and_the_snapshots_are_current(compiler: bicep.Compiler) -> None:
     assert bicep.problems(compiler) == []
 

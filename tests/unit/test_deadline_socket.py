@@ -120,12 +120,14 @@ def test_non_blocking_use_stays_so(kind: str, request: pytest.FixtureRequest) ->
 
 
 def test_a_handshake_ends_by_the_deadline(plain: DeadlineSocket) -> None:
-    with thread_deadline(SOON), pytest.raises(TimeoutError):
-        deadline_tls_context().wrap_socket(plain, server_hostname="127.0.0.1")
+    # Made before: on a busy machine it can take longer than the deadline.
+    context = deadline_tls_context()
+    with thread_deadline(SOON), pytest.raises((TimeoutError, CallTimeout)):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
 def test_the_end_of_tls_ends_by_the_deadline(tls: DeadlineTlsSocket) -> None:
-    with thread_deadline(SOON), pytest.raises(TimeoutError):
+    with thread_deadline(SOON), pytest.raises((TimeoutError, CallTimeout)):
         tls.unwrap()
 
 
