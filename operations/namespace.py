@@ -251,9 +251,14 @@ class Namespace:
         undecodable = self._count_undecodable(source)
         most = 1 if undecodable else _PAGE
         while True:
-            page = self._bounded(
-                lambda: self._receiver(source).receive_messages(most, max_wait_time=_QUIET), quiet=_QUIET
-            )
+            try:
+                page = self._bounded(
+                    lambda: self._receiver(source).receive_messages(most, max_wait_time=_QUIET), quiet=_QUIET
+                )
+            except ServiceBusError as error:
+                if not (undecodable and isinstance(error.__context__, _DECODER_ERRORS)):
+                    raise
+                page = []
             if not page and undecodable:
                 # It stays locked for a minute, and does not come again meanwhile.
                 undecodable -= 1
