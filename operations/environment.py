@@ -2,7 +2,8 @@
 
 The commands read the function's app settings from the process's environment or from a file (`--settings FILE`). A file
 can come from everybody who may write app settings in Azure, so only the names below are read from it, into a mapping
-of our own: a setting called PATH or HTTPS_PROXY has no effect on the operator's machine.
+of our own: a setting called PATH or HTTPS_PROXY has no effect on the operator's machine. The namespace receives the
+operator's token, which is valid for every namespace, so it must be one of Azure's.
 
 The identity is the developer's login of the Azure CLI, or a managed identity where there is one. The app settings name
 the function's identity; OPERATIONS_CLIENT_ID names the identity of the commands where they have their own.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -65,6 +67,14 @@ _OF_THE_HOST = frozenset({"FUNCTIONS_WORKER_RUNTIME", "FUNCTIONS_EXTENSION_VERSI
 # are accepted only from the sandbox's own file: its identity endpoint is on this machine.
 _OF_THE_SANDBOX = frozenset({"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+# The namespaces of Azure's public, US Government and China clouds.
+_NAMESPACES = (
+    ".servicebus.windows.net",
+    ".servicebus.usgovcloudapi.net",
+    ".servicebus.chinacloudapi.cn",
+)
+# Of the sandbox.
+_LOOPBACK_ADDRESS = re.compile(r"127(\.\d{1,3}){3}")
 
 
 @dataclass(frozen=True)
@@ -88,13 +98,22 @@ class SettingsFile:
         except OSError as error:
             raise click.UsageError(f"{path} cannot be read: {error.strerror}.") from error
         sandbox = {name: values[name] for name in _OF_THE_SANDBOX & values.keys()}
-        if urlsplit(sandbox.get("IDENTITY_ENDPOINT", "")).hostname not in _LOOPBACK:
+        if not _has_identities_of_this_machine(sandbox):
             sandbox = {}
         return cls(
             {name: value for name, value in values.items() if name in APP_SETTINGS},
             sandbox,
             tuple(sorted(values.keys() - APP_SETTINGS - _OF_THE_HOST - sandbox.keys())),
         )
+
+
+def _has_identities_of_this_machine(sandbox: Mapping[str, str]) -> bool:
+    """Whether tokens come from an endpoint on this machine; without the header the SDK asks another one."""
+    try:
+        host = urlsplit(sandbox.get("IDENTITY_ENDPOINT", "")).hostname
+    except ValueError:
+        return False
+    return host in _LOOPBACK and bool(sandbox.get("IDENTITY_HEADER"))
 
 
 def environment_of(settings_file: SettingsFile | None) -> Mapping[str, str]:
@@ -126,10 +145,20 @@ def service_bus_settings_of(environment: Mapping[str, str]) -> ServiceBusSetting
 
 
 def namespace_address(settings: ServiceBusSettings) -> str:
-    """Return the namespace's address as service endpoints have it, sb://host/; raises InvalidSettings."""
+    """Return the namespace's address as service endpoints have it, sb://host/; raises InvalidSettings.
+
+    A host that is not Azure's is refused where the operator's token would go there.
+    """
     connection = settings.connection
     if not isinstance(connection, ConnectionString):
-        return f"sb://{connection.fully_qualified}/"
+        host = connection.fully_qualified
+        if not host.endswith(_NAMESPACES) and not _LOOPBACK_ADDRESS.fullmatch(host):
+            problem = (
+                f"The app setting {CONNECTION}__fullyQualifiedNamespace names {host}, which is not in Azure: your "
+                f"token is not sent there. It should be a host such as contoso{_NAMESPACES[0]}."
+            )
+            raise InvalidSettings((problem,))
+        return f"sb://{host}/"
     try:
         return parse_connection_string(connection.value).endpoint.rstrip("/") + "/"
     except ValueError as error:

@@ -812,7 +812,10 @@ def _no_bundle(broken: Broken) -> None:
 
 
 def _namespace_name(broken: Broken) -> None:
-    broken.has_namespace("contoso.invalid")
+    # With a key: where a token would go, only hosts of Azure are accepted.
+    address = "sb://contoso.invalid/"
+    broken.set(ServiceBusConnection=f"Endpoint={address};SharedAccessKeyName=dataverse;SharedAccessKey=a2V5")
+    broken.change("serviceendpoint", namespaceaddress=address)
 
 
 def _namespace_refuses(broken: Broken) -> None:

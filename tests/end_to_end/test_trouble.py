@@ -11,17 +11,25 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
-from operations.environment import SettingsFile, environment_of
+from operations.environment import (
+    SettingsFile,
+    environment_of,
+    namespace_address,
+    service_bus_settings_of,
+)
 from sandbox.certificates import CertificateAuthority
 from sandbox.dataverse import DataverseApp, DataverseServer
 from sandbox.identity import TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
+from shared.errors import InvalidSettings
+from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 _AMQPS = 5671
@@ -236,6 +244,53 @@ def test_only_the_settings_of_the_function_are_read_from_a_file(tmp_path: Path) 
     assert file.left_out == tuple(sorted(DANGEROUS))
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "sb.evil.example",
+        "contoso.servicebus.windows.net.evil.example",
+        "evilservicebus.windows.net",
+        "127.0.0.1.evil.example",
+        "localhost",
+    ],
+)
+@pytest.mark.parametrize(
+    "read", [service_bus_settings_of, lambda env: namespace_address(service_bus_settings(env))]
+)
+def test_the_operators_token_goes_to_no_host_outside_of_azure(
+    host: str, read: Callable[[Mapping[str, str]], object]
+) -> None:
+    """It is valid for every namespace, and everybody who may write app settings can put a host there."""
+    names = {"OPPORTUNITY_WON_QUEUE": "a", "OPPORTUNITY_WON_FAILED_QUEUE": "b", "INVOICE_CREATED_TOPIC": "c"}
+    with pytest.raises(InvalidSettings, match="your token is not sent there"):
+        read({**names, "ServiceBusConnection__fullyQualifiedNamespace": host})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["contoso.servicebus.windows.net", "contoso.servicebus.usgovcloudapi.net", "127.0.0.9"],
+)
+def test_the_hosts_of_azure_and_of_the_sandbox_are_accepted(host: str) -> None:
+    names = {"OPPORTUNITY_WON_QUEUE": "a", "OPPORTUNITY_WON_FAILED_QUEUE": "b", "INVOICE_CREATED_TOPIC": "c"}
+    settings = service_bus_settings_of({**names, "ServiceBusConnection__fullyQualifiedNamespace": host})
+    assert namespace_address(settings) == f"sb://{host}/"
+
+
+@pytest.mark.parametrize("command", ["failed list", "doctor", "connect"])
+def test_every_command_refuses_a_namespace_outside_of_azure(
+    servers: dict[str, str], tmp_path: Path, command: str
+) -> None:
+    foreign = {"ServiceBusConnection__fullyQualifiedNamespace": "sb.evil.example"}
+    file = settings_file(tmp_path, {**servers, **foreign})
+    done = run(
+        {"PATH": os.environ["PATH"], "SSL_CERT_FILE": servers["SSL_CERT_FILE"]},
+        *("--settings", str(file), *command.split()),
+        *(("--application-id", str(uuid4()), "--dry-run") if command == "connect" else ()),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "names sb.evil.example, which is not in Azure" in done.stdout + done.stderr
+
+
 def test_what_is_left_out_of_a_file_is_reported(servers: dict[str, str], tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     script = tmp_path / "script"
@@ -265,6 +320,25 @@ def test_the_sandboxs_own_file_says_where_its_identities_are(tmp_path: Path) -> 
     file = SettingsFile.read(settings_file(tmp_path, SETTINGS | sandbox))
     assert dict(file.sandbox) == sandbox
     assert file.left_out == ()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        {"IDENTITY_ENDPOINT": "http://127.0.0.1:1/token"},
+        {"IDENTITY_ENDPOINT": "http://127.0.0.1:1/token", "IDENTITY_HEADER": ""},
+        {"IDENTITY_ENDPOINT": "http://127.0.0.1@evil.example/", "IDENTITY_HEADER": "x"},
+        {"IDENTITY_ENDPOINT": "http://[evil", "IDENTITY_HEADER": "x"},
+        {"IDENTITY_HEADER": "x"},
+    ],
+)
+def test_certificates_come_only_with_the_sandboxs_identities(
+    tmp_path: Path, endpoint: dict[str, str]
+) -> None:
+    """Trusted by the operator's own login, an authority of somebody else could read its tokens."""
+    file = SettingsFile.read(settings_file(tmp_path, SETTINGS | endpoint | {"SSL_CERT_FILE": "/tmp/ca.pem"}))  # noqa: S108
+    assert dict(file.sandbox) == {}
+    assert set(file.left_out) == {*endpoint, "SSL_CERT_FILE"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"Values": []}', '{"Other": {}}', "[" * 100_000])
