@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import pytest
 
 from operations.__main__ import operations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "docs" / "deploy.md", ROOT / "docs" / "operate.md", ROOT / "SECURITY.md"]
@@ -33,6 +38,11 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def shell_blocks(page: Path) -> list[str]:
+    """Return the scripts of a page."""
+    return re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
 @pages
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
@@ -44,7 +54,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pages
 def test_shell_commands_parse(page: Path) -> None:
-    for script in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+    for script in shell_blocks(page):
         done = subprocess.run(  # noqa: S603 - it only parses
             ["/bin/bash", "-n", "-c", script], capture_output=True, text=True, timeout=10, check=False
         )
@@ -83,6 +93,86 @@ def test_parameters_and_targets_that_are_named_exist(page: Path) -> None:
         assert f"\noutput {name} " in main, name
     for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+# A key goes from az to `operations connect` through a pipe.
+PIPES = [script for page in PAGES for script in shell_blocks(page) if "--sas-key-stdin" in script]
+KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG="
+
+pipes = pytest.mark.parametrize("script", PIPES, ids=["first connection", "rotation"])
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a script of a page, with programs of ours in the place of az and Python.
+
+    Each records its arguments in `called`. `az` lists the key and ends with 0, or ends with another code; Python
+    records its standard input, and always succeeds.
+    """
+
+    def run(script: str, code: int) -> subprocess.CompletedProcess[str]:
+        recorded = f'echo "$(basename "$0") $*" >> {tmp_path}/called'
+        programs = {
+            "bin/az": f'case "$*" in *renew*) exit 0;; esac; test {code} -ne 0 || echo {KEY}; exit {code}',
+            "bin/operations": "exit 0",
+            ".venv/bin/python": f"cat >> {tmp_path}/stdin",
+            ".venv-operations/bin/python": f"cat >> {tmp_path}/stdin",
+        }
+        for name, does in programs.items():
+            program = tmp_path / name
+            program.parent.mkdir(parents=True, exist_ok=True)
+            program.write_text(f"#!/bin/sh\n{recorded}\n{does}\n", encoding="utf-8")
+            program.chmod(0o755)
+        return subprocess.run(  # noqa: S603 - a script of this project
+            ["/bin/bash", "-c", script],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    return run
+
+
+@pipes
+def test_a_key_reaches_the_command_through_the_pipe_only(
+    shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, script: str
+) -> None:
+    done = shell(f"output() {{ echo value; }}\n{script}", 0)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "stdin").read_text(encoding="utf-8") == f"{KEY}\n"
+    called = (tmp_path / "called").read_text(encoding="utf-8")
+    assert KEY not in called
+    assert " connect --application-id " in called
+
+
+@pipes
+def test_the_pipe_fails_when_its_first_part_fails(
+    shell: Callable[..., subprocess.CompletedProcess[str]], script: str
+) -> None:
+    """Whatever the second part makes of an empty key: the next step of a rotation renews the key in use."""
+    (block,) = re.findall(r"^\(\n.*?^\)\n", script, re.DOTALL | re.MULTILINE)
+    functions = "".join(re.findall(r"^\w+\(\) \{\n.*?^\}\n", script, re.DOTALL | re.MULTILINE))
+
+    assert shell(f"output() {{ echo value; }}\n{functions}{block}", 0).returncode == 0
+    assert shell(f"output() {{ echo value; }}\n{functions}{block}", 1).returncode == 1
+
+
+def test_the_last_step_of_a_rotation_works_in_the_same_shell(
+    shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    text = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    (renew,) = re.findall(r"`(keys renew --key PrimaryKey [^`]*)`", text)
+    (rotation,) = [script for script in PIPES if "keys renew" in script]
+
+    done = shell(f"{rotation}\n{renew}", 0)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    renewed = re.findall(r"renew.* --key (\w+)", (tmp_path / "called").read_text(encoding="utf-8"))
+    assert renewed == ["SecondaryKey", "PrimaryKey"]
 
 
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
