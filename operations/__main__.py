@@ -28,7 +28,7 @@ INTERRUPTED = 130
 class Operations(click.Group):
     """A group whose commands report trouble with connections, logins and settings in a sentence, not a traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         """Run the command; raises ClickException for trouble that has a name."""
         try:
             return super().invoke(ctx)

@@ -1,4 +1,4 @@
-"""`operations connect` and `disconnect`: what has to be done in Dataverse, step by step, again without harm.
+"""`operations connect` and `disconnect`: set Dataverse up step by step, and undo it; both are idempotent.
 
 The order leaves nothing half done: the service endpoint comes before the step, and the step is enabled last.
 Names, numbers and order come from Microsoft's documentation and from public tools; what is not confirmed stands in one
@@ -118,7 +118,7 @@ def connect(
     done = Connection(api, target, dry_run=dry_run).make()
     _say(done, as_json=as_json)
     if not dry_run:
-        check_that_itis_as_wanted(api, target)
+        verify_set_up(api, target)
     note(f"For the function's settings: DATAVERSE_ORGANIZATION_ID={who['OrganizationId']}")
 
 
@@ -380,7 +380,7 @@ class Connection:
             self._api.update(f"sdkmessageprocessingsteps({step})", dict(ENABLED))
 
 
-def check_that_itis_as_wanted(api: WebApi, target: Target) -> None:
+def verify_set_up(api: WebApi, target: Target) -> None:
     """Read everything back; raises ClickException for what Dataverse took and does not have."""
     absent = ["Service endpoint"]
     if find_service_endpoint(api) is not None:
@@ -390,7 +390,7 @@ def check_that_itis_as_wanted(api: WebApi, target: Target) -> None:
     if absent:
         raise click.ClickException(
             f"Dataverse took everything, but does not have: {', '.join(absent)}. Run this again; if that "
-            "does not help, look there by hand."
+            "does not help, check it in Dataverse by hand."
         )
 
 

@@ -7,7 +7,7 @@ operator's token, which is valid for every namespace, so it must be one of Azure
 
 The identity is the developer's login of the Azure CLI, or a managed identity where there is one. The app settings name
 the function's identity; OPERATIONS_CLIENT_ID names the identity of the commands where they have their own.
-OPERATIONS_ANSWER_SECONDS says how long a command waits for one response of Service Bus or Dataverse.
+OPERATIONS_RESPONSE_SECONDS says how long a command waits for one response of Service Bus or Dataverse.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shared.settings import DataverseSettings, ServiceBusSettings
 
 CLIENT_ID = "OPERATIONS_CLIENT_ID"
-ANSWER_SECONDS = "OPERATIONS_ANSWER_SECONDS"
+RESPONSE_SECONDS = "OPERATIONS_RESPONSE_SECONDS"
 
 # What the function reads, and what `doctor` compares with it. `infrastructure.settings` writes only these.
 APP_SETTINGS = frozenset(
@@ -167,13 +167,13 @@ def namespace_address(settings: ServiceBusSettings) -> str:
         raise InvalidSettings((problem,)) from error
 
 
-def answer_seconds(environment: Mapping[str, str], default: float) -> float:
+def response_seconds(environment: Mapping[str, str], default: float) -> float:
     """Return how many seconds to wait for one response; raises UsageError."""
-    text = environment.get(ANSWER_SECONDS, "").strip()
+    text = environment.get(RESPONSE_SECONDS, "").strip()
     try:
         seconds = float(text or default)
     except ValueError:
         seconds = 0.0
     if not 0.0 < seconds < float("inf"):
-        raise click.UsageError(f"{ANSWER_SECONDS} should be a number of seconds above zero.")
+        raise click.UsageError(f"{RESPONSE_SECONDS} should be a number of seconds above zero.")
     return seconds

@@ -1,7 +1,7 @@
 """`operations failed`: messages that failed, with their reasons; replay, export or discard them.
 
-Beside the failed queue this covers its dead-letter queue and that of the queue of wins: whatever the broker gave up
-is listed, and can be replayed, in the same way.
+Besides the failed queue this covers its dead-letter queue and that of the queue of wins: messages that the broker
+dead-lettered are listed and replayed in the same way.
 """
 
 from __future__ import annotations

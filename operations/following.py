@@ -41,7 +41,7 @@ class FateState(Enum):
 
     @property
     def is_failure(self) -> bool:
-        """Whether somebody has to look after the message again."""
+        """Whether a person has to act on the message again."""
         return self is FateState.PARKED
 
     @property

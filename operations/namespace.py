@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from azure.servicebus import ServiceBusSubQueue
 from azure.servicebus.exceptions import MessageNotFoundError, ServiceBusError
 
-from operations.environment import answer_seconds, service_bus_settings_of
+from operations.environment import response_seconds, service_bus_settings_of
 from shared.bounded_call import BoundedCalls
 from shared.credential import build_credential
 from shared.deadline_socket import CallTimeout
@@ -329,7 +329,7 @@ def open_namespace(environment: Mapping[str, str]) -> Iterator[Namespace]:
     namespace = Namespace(
         settings,
         lambda: connect(settings, lambda one: build_credential(environment, one.client_id)),
-        answer_seconds(environment, RESPONSE),
+        response_seconds(environment, RESPONSE),
     )
     try:
         yield namespace

@@ -39,7 +39,7 @@ def parse_message_id(text: str) -> MessageId:
     """Return the id that a text means; raises ValueError with a sentence."""
     match = re.fullmatch(r"(failed-dlq:|won-dlq:|)(\d{1,19})", text)
     if match is None:
-        raise ValueError(f"{text!r} is not an id: it should look like 12, failed-dlq:12 or won-dlq:12.")
+        raise ValueError(f"{text!r} is not an id: the form is 12, failed-dlq:12 or won-dlq:12.")
     if int(match[2]) not in _NUMBERS:
         raise ValueError(f"{match[2]} is not in the range of sequence numbers, 1 to {_NUMBERS[-1]}.")
     return MessageId(Place(match[1]), int(match[2]))

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from operations.environment import answer_seconds, dataverse_settings_of
+from operations.environment import dataverse_settings_of, response_seconds
 from shared.bootstrap import build_dataverse
 from shared.clock import Clock, Deadline, SystemClock
 from shared.credential import Identities
@@ -62,7 +62,7 @@ class WebApi:
     def of(cls, environment: Mapping[str, str]) -> WebApi:
         """Return the environment that DATAVERSE_URL names; raises InvalidSettings."""
         settings, clock = dataverse_settings_of(environment), SystemClock()
-        seconds = answer_seconds(environment, _SECONDS)
+        seconds = response_seconds(environment, _SECONDS)
         return cls(settings.url, build_dataverse(settings, Identities(environment), clock), clock, seconds)
 
     def until(self, deadline: Deadline) -> WebApi:

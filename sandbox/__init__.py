@@ -1,7 +1,7 @@
 """Azure on one machine, for tests and demonstrations.
 
 Service Bus, Dataverse, managed identity and a Functions host, on loopback addresses only. It imports nothing of the
-code that it runs, and what is deployed cannot tell it from Azure. Never for production.
+code that it runs. The deployed code runs in it unchanged. Never for production.
 
 Packages: `service_bus`, `dataverse`, `identity` and `functions_host` are the emulators; `faults` lets them fail;
 `tracing` collects spans; `cloud` composes them all; people and programs use the result through `control` and

@@ -354,7 +354,7 @@ class _Repeated:
 
 
 _REPEATED: Final = _Repeated()
-_LONGEST_NUMBER: Final = 18
+_MAX_DIGITS: Final = 18
 _XML_ADVICE: Final = (
     "Set the message format of the service endpoint to JSON (Plug-in Registration Tool: Message Format; table "
     "serviceendpoint: messageformat 2)."
@@ -451,7 +451,7 @@ def _members(pairs: Iterable[tuple[str, object]]) -> _Object:
 
 def _number(digits: str) -> float:
     """Return a whole number as int; nothing reads others, and Python refuses ints of over 4,300 digits."""
-    return int(digits) if len(digits) <= _LONGEST_NUMBER and digits.lstrip("-").isdigit() else float("nan")
+    return int(digits) if len(digits) <= _MAX_DIGITS and digits.lstrip("-").isdigit() else float("nan")
 
 
 def _no_number(name: str) -> NoReturn:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import isodate
 
-from operations.diagnosis.check import CannotSee, Checked, CheckFailed, check, found, judged, ok
+from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, judged, ok
 from operations.diagnosis.connections import ROOT, service_bus_connection, service_bus_token, settings
 from operations.diagnosis.dataverse import application_user
 from operations.diagnosis.findings import Finding
@@ -70,7 +70,7 @@ class Resource:
         return self.absolute(f"{self.namespace_id}{entity}", version, query)
 
     def absolute(self, path: str, version: str, query: str = "") -> Json:
-        """Return a resource; raises ResourceMissing, and CannotSee where it may not be read."""
+        """Return a resource; raises ResourceMissing, and RightMissing where it may not be read."""
         inputs, deadline = self.run.inputs, self.run.deadline
         endpoint = inputs.arm_endpoint.rstrip("/")
         context = self.run[settings]
@@ -81,11 +81,11 @@ class Resource:
             response = HttpExchange(endpoint).send(request, max(deadline.remaining, 0.1))
             document = json.loads(response.body or b"null")
         except (NoResponse, TokenUnavailable, ValueError) as error:
-            raise CannotSee(f"Azure Resource Manager: {type(error).__name__}", _READER) from error
+            raise RightMissing(f"Azure Resource Manager: {type(error).__name__}", _READER) from error
         if response.status == HTTPStatus.NOT_FOUND:
             raise ResourceMissing(path)
         if response.status != HTTPStatus.OK or not isinstance(document, dict):
-            raise CannotSee(f"Azure Resource Manager responded {response.status}", _READER)
+            raise RightMissing(f"Azure Resource Manager responded {response.status}", _READER)
         return document
 
 
@@ -98,7 +98,7 @@ def _resource(run: Run) -> Resource:
 def namespace(run: Run) -> Checked[str]:
     """Check that the resource is the namespace of the settings."""
     if run.inputs.namespace_id is None:
-        raise CannotSee("no resource id of the namespace was given", f"--namespace-id, and {_READER}")
+        raise RightMissing("no resource id of the namespace was given", f"--namespace-id, and {_READER}")
     connection = run[settings].service_bus.connection
     namespace_id = "/" + run.inputs.namespace_id.strip("/")
     try:
@@ -138,7 +138,7 @@ def roles(run: Run) -> Checked[None]:
     object_id, names = run[application_user].object_id, run[settings].service_bus
     resource = _resource(run)
     if object_id is None:
-        raise CannotSee("Dataverse does not say the identity's object id", "the portal: its roles there")
+        raise RightMissing("Dataverse does not say the identity's object id", "the portal: its roles there")
     needed = (
         ("queues", names.opportunity_won_queue, Right.RECEIVE),
         ("queues", names.opportunity_won_queue, Right.SEND),
@@ -232,7 +232,7 @@ def failed_messages(run: Run) -> Checked[None]:
     """Count the messages that failed: by the counters of the queue, or by peeking where those cannot be seen."""
     try:
         properties = _resource(run).get(f"/queues/{run[settings].service_bus.failed_queue}")["properties"]
-    except (CannotSee, ResourceMissing):
+    except (RightMissing, ResourceMissing):
         return judge_failed(*count_failed(run))
     counts = properties.get("countDetails") or {}
     return judge_failed(
@@ -269,7 +269,7 @@ def _design(kind: str, place: int) -> Json:
         (deployed,) = json.loads(text)["UserConfig"]["Namespaces"]
         properties = deployed[kind.capitalize()][place]["Properties"]
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise CannotSee(
+        raise RightMissing(
             f"the design is not in {file.name} next to this command", "the project's folder"
         ) from error
     return {name[:1].lower() + name[1:]: value for name, value in properties.items()}

@@ -64,7 +64,7 @@ class Inconclusive(Exception):
         self.result = result
 
 
-class CannotSee(Inconclusive):
+class RightMissing(Inconclusive):
     """The login lacks a right."""
 
     def __init__(self, seen: str, right: str) -> None:

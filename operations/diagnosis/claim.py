@@ -12,7 +12,7 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from operations.diagnosis.check import CannotSee, Checked, CheckFailed, check, found, ok
+from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, ok
 from operations.diagnosis.connections import settings
 from operations.diagnosis.dataverse import dataverse, environment, sales
 from operations.diagnosis.findings import Finding
@@ -41,7 +41,7 @@ def change_sets(run: Run) -> Checked[None]:
     try:
         return _try(api, str(run.inputs.opportunity), str(uuid.uuid4()))
     except DataverseForbidden as error:
-        raise CannotSee(str(error), "the privileges of the function's role") from error
+        raise RightMissing(str(error), "the privileges of the function's role") from error
     except InvoicingFailure as error:
         raise CheckFailed(Finding.CHANGE_SET_REFUSED_OTHERWISE, str(error)) from error
 

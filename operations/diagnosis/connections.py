@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
 
-from operations.diagnosis.check import CannotSee, Checked, CheckFailed, check, found, ok
+from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, ok
 from operations.diagnosis.findings import Finding
 from operations.environment import namespace_address, operator_client_id
 from operations.identity import SERVICE_BUS_SCOPE, owner_of
@@ -115,7 +115,7 @@ def threads(run: Run) -> Checked[None]:
     environment = run.inputs.environment
     calls = _concurrent_calls(environment)
     if calls is None:
-        raise CannotSee(
+        raise RightMissing(
             "maxConcurrentCalls is not in a host.json next to this command", "the project's folder"
         )
     count = environment.get("PYTHON_THREADPOOL_THREAD_COUNT", "").strip()

@@ -24,7 +24,7 @@ from operations.dataverse_setup import (
     find_win,
     is_same_address,
 )
-from operations.diagnosis.check import CannotSee, Checked, CheckFailed, check, found, judged, ok
+from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, judged, ok
 from operations.diagnosis.connections import dataverse_connection, dataverse_token, settings
 from operations.diagnosis.findings import Finding
 from operations.environment import namespace_address
@@ -78,7 +78,7 @@ def _asking(run: Run) -> Iterator[WebApi]:
         yield run[settings].api.until(run.deadline)
     except DataverseForbidden as error:
         privilege = _privilege_in(str(error))
-        raise CannotSee(
+        raise RightMissing(
             "Dataverse refuses to say" if privilege else str(error), privilege or _SOME_ROLE
         ) from error
     except DataverseThrottled as error:
@@ -107,7 +107,7 @@ def _check_access(response: Response, *, is_function: bool) -> None:
     seen = f"WhoAmI: {status} {text}"
     if status == requests.codes.forbidden:
         if not is_function:
-            raise CannotSee(seen, "your login as a user of this Dataverse environment")
+            raise RightMissing(seen, "your login as a user of this Dataverse environment")
         raise CheckFailed(_USER_PROBLEMS.get(text.partition(" ")[0], Finding.DATAVERSE_FORBIDDEN), seen)
     if status >= requests.codes.server_error:
         raise CheckFailed(Finding.DATAVERSE_UNAVAILABLE, seen)
@@ -175,7 +175,7 @@ def application_user(run: Run) -> Checked[ApplicationUser]:
         return ok(f"{who['UserId']}: it is this login", ApplicationUser(str(who["UserId"]), None))
     client_id = login.function_client_id
     if client_id is None:
-        raise CannotSee("the settings do not say which identity is the function's", "AZURE_CLIENT_ID")
+        raise RightMissing("the settings do not say which identity is the function's", "AZURE_CLIENT_ID")
     with _asking(run) as api:
         user = find_application_user(api, client_id)
     if user is None:
@@ -202,7 +202,7 @@ def privileges(run: Run) -> Checked[None]:
             if not run[dataverse_token].is_function:
                 raise
             _try_reads(api)
-            raise CannotSee(
+            raise RightMissing(
                 "its reads were tried and are allowed; their depth, and the other privileges, are not known",
                 _privilege_in(str(error)) or _SOME_ROLE,
             ) from error

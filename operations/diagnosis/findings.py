@@ -324,7 +324,7 @@ class Finding(Enum):
             "A change set failed, and a part of it exists all the same: a change set is no transaction here, so "
             "an opportunity can be invoiced twice."
         ),
-        f"{_STOP}; look for plug-ins that create invoices or notes outside of the transaction.",
+        f"{_STOP}; check for plug-ins that create invoices or notes outside of the transaction.",
     )
     CHANGE_SET_REFUSED_OTHERWISE = (
         (

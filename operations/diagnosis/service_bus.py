@@ -21,11 +21,11 @@ from azure.servicebus.exceptions import (
 )
 
 from operations.diagnosis.check import (
-    CannotSee,
     Checked,
     CheckFailed,
     Inconclusive,
     Result,
+    RightMissing,
     State,
     check,
     found,
@@ -201,7 +201,7 @@ def retries(run: Run) -> Checked[None]:
 
     try:
         old = _peek(run, name, peek)
-    except CannotSee as unseen:
+    except RightMissing as unseen:
         if not isinstance(unseen.__cause__, MessagingEntityDisabledError):
             raise
         # No right of anybody would help.
@@ -231,21 +231,21 @@ def _some(namespace: Namespace, source: Source) -> Iterator[object]:
 
 
 def _peek(run: Run, name: str, peek: Callable[[Namespace], Peeked]) -> Peeked:
-    """Return what is peeked; raises CannotSee without the right to, and CheckFailed."""
+    """Return what is peeked; raises RightMissing without the right to, and CheckFailed."""
     context = run[settings]
     namespace = Namespace(context.service_bus, lambda: _client(context), max(run.deadline.remaining, 1.0))
     try:
         return peek(namespace)
     except _OF_RIGHTS as error:
         if is_entity_missing(error) or isinstance(error, MessagingEntityDisabledError):
-            raise CannotSee(f"{name} is missing or disabled", "none: fix that first") from error
+            raise RightMissing(f"{name} is missing or disabled", "none: fix that first") from error
         whose = "the function" if run[service_bus_token].is_function else "your login"
-        raise CannotSee(f"{whose} may not read {name}", f"{Right.RECEIVE.role} on {name}") from error
+        raise RightMissing(f"{whose} may not read {name}", f"{Right.RECEIVE.role} on {name}") from error
     except NoResponse as error:
         raise CheckFailed(Finding.SERVICE_BUS_SILENT, "no response over AMQP in time") from error
     except (ServiceBusError, ClientAuthenticationError, OSError) as error:
         if is_entity_missing(error):
-            raise CannotSee(f"{name} is missing or disabled", "none: fix that first") from error
+            raise RightMissing(f"{name} is missing or disabled", "none: fix that first") from error
         raise _unavailable(error) from error
     finally:
         namespace.close()

@@ -186,7 +186,7 @@ class TcpProxy:
         self._carried.add(own)
         directions = [
             asyncio.ensure_future(self._requests(reader, up, fault)),
-            asyncio.ensure_future(self._answers(upstream, writer, fault)),
+            asyncio.ensure_future(self._responses(upstream, writer, fault)),
         ]
         try:
             done, _ = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -212,7 +212,7 @@ class TcpProxy:
             up.write(data)
             await up.drain()
 
-    async def _answers(
+    async def _responses(
         self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
     ) -> None:
         passed = 0

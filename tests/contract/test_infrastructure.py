@@ -641,7 +641,7 @@ def test_the_page_of_settings_has_what_the_commands_read_besides() -> None:
 
     assert set(rows) == {
         environment.CLIENT_ID,
-        environment.ANSWER_SECONDS,
+        environment.RESPONSE_SECONDS,
         failed.AUDIT_FILE,
         connect.SAS_KEY_SETTING,
     }

@@ -83,7 +83,7 @@ class Organization(DataverseApp):
 
     is_atomic = True
     forgives_duplicates = False
-    loses_answers = False
+    loses_responses = False
 
     def _change_set(self, change_set: Any, caller: Any, info: Any, prefer: Any) -> list[Any]:  # noqa: ANN401 - the emulator's own
         if self.is_atomic and not self.forgives_duplicates:
@@ -99,7 +99,7 @@ class Organization(DataverseApp):
         return parts
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
-        is_change = self.loses_answers and self._changes(environ)
+        is_change = self.loses_responses and self._changes(environ)
         response = super().__call__(environ, start_response)
         if is_change:
             raise ResponseLost
@@ -137,11 +137,11 @@ class Azure:
         self._thread.join(timeout=5)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-        status, document = self._answer(environ)
+        status, document = self._respond(environ)
         start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
         return [json.dumps(document).encode()]
 
-    def _answer(self, environ: dict[str, Any]) -> tuple[HTTPStatus, object]:
+    def _respond(self, environ: dict[str, Any]) -> tuple[HTTPStatus, object]:
         try:
             token = environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer ")
             self._tokens.verify(token, [self.endpoint])
@@ -599,7 +599,7 @@ def test_a_lost_response_does_not_hide_what_was_left(sandbox: Sandbox, tmp_path:
     """What exists afterwards counts, not the response."""
     with ExitStack() as undo:
         broken = Broken(sandbox, undo, tmp_path)
-        broken.organization_is(is_atomic=False, loses_answers=True)
+        broken.organization_is(is_atomic=False, loses_responses=True)
         _, rows = sandbox.doctor({}, *broken.arguments)
     assert [row["finding"] for row in rows if row["finding"]] == ["change-set-left-something-behind"]
 

@@ -339,7 +339,7 @@ def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(
         ("waiting", "retry-now", "--all", "--yes"),
     )
     with behind(namespace, silent) as environment, ExitStack() as stack:
-        environment["OPERATIONS_ANSWER_SECONDS"] = "0.5"
+        environment["OPERATIONS_RESPONSE_SECONDS"] = "0.5"
         for process in [stack.enter_context(started(environment, *command)) for command in commands]:
             _, said = process.communicate(timeout=60)
             assert process.returncode == 1, said
@@ -352,7 +352,7 @@ def test_a_command_ends_also_where_service_bus_falls_silent_under_way(namespace:
     second = Rule(Wire.SERVICE_BUS_IN, Fault(Kind.SILENT), When(first=2), operation="connect")
     namespace.send(FAILED, [namespace.parked(1)])
     with behind(namespace, second) as environment:
-        environment["OPERATIONS_ANSWER_SECONDS"] = "4"
+        environment["OPERATIONS_RESPONSE_SECONDS"] = "4"
         with started(environment, "failed", "replay", "1") as process:
             _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
@@ -385,7 +385,7 @@ def test_impatience_does_not_cut_short_the_wait_for_a_message_that_somebody_else
 ) -> None:
     """The broker itself is asked to wait some seconds for more to come."""
     namespace.send(FAILED, [namespace.parked(1)])
-    namespace.environment["OPERATIONS_ANSWER_SECONDS"] = "4"
+    namespace.environment["OPERATIONS_RESPONSE_SECONDS"] = "4"
     with namespace.client.get_queue_receiver(FAILED) as receiver:
         assert receiver.receive_messages(max_wait_time=10)
         result = namespace.run("failed", "replay", "1")
@@ -396,9 +396,9 @@ def test_impatience_does_not_cut_short_the_wait_for_a_message_that_somebody_else
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
 def test_patience_is_a_number_of_seconds(namespace: Namespace, seconds: str) -> None:
-    namespace.environment["OPERATIONS_ANSWER_SECONDS"] = seconds
+    namespace.environment["OPERATIONS_RESPONSE_SECONDS"] = seconds
     result = namespace.run("failed", "list")
-    assert (result.exit_code, "OPERATIONS_ANSWER_SECONDS should be" in result.output) == (2, True)
+    assert (result.exit_code, "OPERATIONS_RESPONSE_SECONDS should be" in result.output) == (2, True)
 
 
 def test_problems_of_settings_are_reported_at_once(namespace: Namespace) -> None:

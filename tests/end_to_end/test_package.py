@@ -53,7 +53,7 @@ print(json.dumps(files))
 
     assert done.returncode == 0, done.stderr
     own = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
-    strangers = [
+    unexpected = [
         file
         for file in map(Path, json.loads(done.stdout))
         if not file.is_relative_to(app)
@@ -61,7 +61,7 @@ print(json.dumps(files))
             not any(file.resolve().is_relative_to(folder) for folder in own) or "site-packages" in file.parts
         )
     ]
-    assert strangers == []
+    assert unexpected == []
 
 
 def test_wins_become_invoices_and_events(app: Path, watch_topic: Callable[[Broker], list[Message]]) -> None:

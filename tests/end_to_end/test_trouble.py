@@ -113,7 +113,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             "OPPORTUNITY_WON_QUEUE": "opportunity-won",
             "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won-failed",
             "INVOICE_CREATED_TOPIC": "invoice-created",
-            "OPERATIONS_ANSWER_SECONDS": "30",
+            "OPERATIONS_RESPONSE_SECONDS": "30",
         }
     app.close()
 

@@ -148,7 +148,7 @@ class Gate:
 @pytest.mark.parametrize(
     ("number", "request_is", "moment"),
     [
-        (1, "the look", "after"),
+        (1, "the check", "after"),
         (2, "the claim and the call", "before"),
         (2, "the claim and the call", "after"),
     ],

@@ -210,11 +210,13 @@ def test_parked_needs_a_cause_of_its_own(made: _Made) -> None:
 
 def test_requests_before_their_time() -> None:
     """What was sent before the response is not early; another process does not know of it."""
-    throttled = Request("one", order=1, at=_START, answered=3, throttled_until=_START + timedelta(seconds=60))
-    under_way = Request("one", order=2, at=_START, answered=4)
-    early = Request("one", order=5, at=_START + timedelta(seconds=59), answered=6)
-    elsewhere = Request("other", order=7, at=_START + timedelta(seconds=59), answered=8)
-    in_time = Request("one", order=9, at=_START + timedelta(seconds=60), answered=10)
+    throttled = Request(
+        "one", order=1, at=_START, responded=3, throttled_until=_START + timedelta(seconds=60)
+    )
+    under_way = Request("one", order=2, at=_START, responded=4)
+    early = Request("one", order=5, at=_START + timedelta(seconds=59), responded=6)
+    elsewhere = Request("other", order=7, at=_START + timedelta(seconds=59), responded=8)
+    in_time = Request("one", order=9, at=_START + timedelta(seconds=60), responded=10)
 
     assert [each.rule for each in judge_requests([throttled, under_way, elsewhere, in_time])] == []
     assert [each.rule for each in judge_requests([throttled, early])] == ["no request before its time"]

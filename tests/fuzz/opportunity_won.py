@@ -29,15 +29,15 @@ DESCRIPTION = re.compile(r"[ -~]{1,1000}")
 
 def judge(body: bytes, properties: Mapping[str, object], content_type: str | None) -> str:
     """Read a message and return the kind of result; raise AssertionError for one that is none of the three."""
-    free = _answer(body, properties, content_type, None)
-    bound = _answer(body, properties, content_type, ORGANIZATION)
+    free = _result(body, properties, content_type, None)
+    bound = _result(body, properties, content_type, ORGANIZATION)
     if bound[0] != "OtherOrganization":
         assert bound == free, "the setting changes nothing else"
         assert bound[0] != "OpportunityWon" or bound[1].organization_id in {None, ORGANIZATION}
     return bound[0]
 
 
-def _answer(
+def _result(
     body: bytes, properties: Mapping[str, object], content_type: str | None, setting: str | None
 ) -> tuple[str, Any]:
     # Imported late: the fuzzer instruments the modules while they are imported.

@@ -467,7 +467,7 @@ def _faithful(evidence: Evidence) -> Iterator[Violation]:
 
 @dataclass(frozen=True)
 class Request:
-    """A request to Dataverse as the connection saw it; `order` and `answered` are the turns of request and response.
+    """A request to Dataverse as the connection saw it; `order` and `responded` are the turns of request and response.
 
     `process`: which one sent it. `throttled_until`: what a 429 in the response asked for, None without one.
     """
@@ -475,7 +475,7 @@ class Request:
     process: str
     order: int
     at: datetime
-    answered: int
+    responded: int
     throttled_until: datetime | None = None
 
 
@@ -484,13 +484,13 @@ def judge_requests(requests: Sequence[Request]) -> list[Violation]:
     violations = []
     happened = sorted(
         [(request.order, "sent", request) for request in requests]
-        + [(request.answered, "answered", request) for request in requests if request.throttled_until],
+        + [(request.responded, "responded", request) for request in requests if request.throttled_until],
         key=lambda each: each[0],
     )
     until: dict[str, datetime] = {}
     for _, what, request in happened:
         waits = until.get(request.process)
-        if what == "answered" and request.throttled_until is not None:
+        if what == "responded" and request.throttled_until is not None:
             until[request.process] = max(waits or request.throttled_until, request.throttled_until)
         elif what == "sent" and waits is not None and request.at < waits:
             early = (waits - request.at).total_seconds()

@@ -409,7 +409,7 @@ class _Adapter(FaultyAdapter):
             response = super().send(request, *args, **kwargs)
             if response.status_code != HTTPStatus.UNAUTHORIZED:
                 # After that one the same request is sent again at once, with a new token.
-                world.checks.answered(actor)
+                world.checks.responded(actor)
         except requests.RequestException:
             if _ASSIGNMENT in _bytes(request.body):
                 world.disturbed.update(_ids_in(request))
@@ -459,24 +459,24 @@ class _Checks:
         check.called = True
         return done
 
-    def answered(self, actor: Actor | None) -> None:
+    def responded(self, actor: Actor | None) -> None:
         """Note that the last request of an actor was carried out, and that its response has arrived."""
         check = self._open.get(actor) if actor is not None else None
         if check is None or actor is None:
             return
-        check.answered = True
+        check.responded = True
         if check.called:
             del self._open[actor]
 
     def changed_by_user(self, mark: str, what: str) -> None:
         """Note what a user did to an opportunity."""
         for check in self._of(mark):
-            if check.answered and not check.called:
+            if check.responded and not check.called:
                 check.done.append(what)
 
     def checked(self, mark: str) -> bool:
         """Whether an invocation has checked an opportunity, and has not called yet."""
-        return any(check.answered and not check.called for check in self._of(mark))
+        return any(check.responded and not check.called for check in self._of(mark))
 
     def may_call(self, mark: str) -> bool:
         """Whether an invocation that is checking or has checked may still call, or its call may have failed."""
@@ -491,7 +491,7 @@ class _Check:
     """A check of an opportunity, which `about` names. `called`: the call was sent, with or without a response."""
 
     about: bytes
-    answered: bool = False
+    responded: bool = False
     called: bool = False
     done: list[str] = field(default_factory=list)
 

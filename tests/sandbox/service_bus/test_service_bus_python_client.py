@@ -60,7 +60,7 @@ def test_a_message_arrives_as_it_was_sent(
             correlation_id="correlation",
             subject="subject",
             to="somebody",
-            reply_to="answers",
+            reply_to="responses",
             content_type="application/json",
             partition_key="key",
             time_to_live=timedelta(days=40),
@@ -78,7 +78,11 @@ def test_a_message_arrives_as_it_was_sent(
     [message] = access.receive(receiver)
     assert b"".join(message.body) == b"\x00\xff body"
     assert (message.message_id, message.correlation_id, message.subject) == ("id-1", "correlation", "subject")
-    assert (message.to, message.reply_to, message.content_type) == ("somebody", "answers", "application/json")
+    assert (message.to, message.reply_to, message.content_type) == (
+        "somebody",
+        "responses",
+        "application/json",
+    )
     assert (message.partition_key, message.time_to_live) == ("key", timedelta(days=40))
     assert message.application_properties == {
         b"text": "ü".encode(),
