@@ -240,7 +240,7 @@ class PaymentTerms:
 
 @dataclass(frozen=True)
 class Invoice:
-    """An invoice as Dataverse has it.
+    """An invoice with the values that Dataverse stores.
 
     `pricing_error_code` is None or 0 where there is no pricing error. `columns` are further ones by logical name, None
     where none are configured. Raises ValueError for ids of invoice and

@@ -188,7 +188,7 @@ resource workspace 'Microsoft.OperationalInsights/workspaces@2025-07-01' existin
 }
 
 // Changes of entities and rules, and refused connections. Who sent or received a message (RuntimeAuditLogs) is recorded in
-// the Premium tier only; the category group takes it in as soon as the namespace has it.
+// the Premium tier only; there the category group includes it.
 // The only other version, 2016-09-01, has no category groups.
 #disable-next-line use-recent-api-versions
 resource logs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {

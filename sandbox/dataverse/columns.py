@@ -79,7 +79,7 @@ class Column:
     base_of: str | None = None
 
     @property
-    def wire_name(self) -> str:
+    def property_name(self) -> str:
         """The property by which the Web API gives the column out."""
         return f"_{self.name}_value" if self.kind is Kind.LOOKUP else self.name
 
@@ -140,9 +140,9 @@ class Table:
         return {column.name: column for column in self.columns.values() if column.base_of is None}
 
     @cached_property
-    def by_wire_name(self) -> Mapping[str, Column]:
+    def by_property(self) -> Mapping[str, Column]:
         """The columns that are given out, by their Web API properties."""
-        return {column.wire_name: column for column in self.columns.values() if not column.secret}
+        return {column.property_name: column for column in self.columns.values() if not column.secret}
 
     @cached_property
     def navigation(self) -> Mapping[str, tuple[Column, tuple[str, ...]]]:

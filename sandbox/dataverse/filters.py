@@ -120,7 +120,7 @@ def _column_sql(path: str, table: Table) -> tuple[str, Column]:
             f' WHERE {alias}."{target.key}" = {key}."{lookup.name}")'
         )
         current, key = target, alias
-    column = current.by_wire_name.get(name)
+    column = current.by_property.get(name)
     if column is None:
         if name in current.navigation:
             raise not_supported(f"comparing the navigation property '{name}': use _{name}_value")

@@ -165,7 +165,7 @@ class Shape:
 def check_select(table: Table, names: Sequence[str]) -> tuple[str, ...]:
     """Refuse (400) properties that the table does not have."""
     for name in names:
-        if name not in table.by_wire_name:
+        if name not in table.by_property:
             raise no_property(name, table.name)
     return tuple(names)
 
@@ -184,7 +184,7 @@ def represent(rows: Rows, table: Table, row: Row, shape: Shape) -> dict[str, obj
         value = column.of(row)
         if shape.annotations and value is not None:
             entity |= _annotations(rows, (table, row), column, value, shape)
-        entity[column.wire_name] = value
+        entity[column.property_name] = value
     return entity
 
 
@@ -192,9 +192,9 @@ def represent(rows: Rows, table: Table, row: Row, shape: Shape) -> dict[str, obj
 def _selected_of(name: str, select: tuple[str, ...] | None) -> tuple[Column, ...]:
     table = TABLES[name]
     if select is None:
-        return tuple(table.by_wire_name.values())
+        return tuple(table.by_property.values())
     names = dict.fromkeys((*select, table.key))
-    return tuple(table.by_wire_name[wire_name] for wire_name in names)
+    return tuple(table.by_property[name] for name in names)
 
 
 def _selected(table: Table, select: tuple[str, ...] | None) -> tuple[Column, ...]:
@@ -219,7 +219,7 @@ def _annotations(
         formatted = _format(column, value)
     if formatted is not None:
         annotations[FORMATTED] = formatted
-    return {f"{column.wire_name}@{name}": item for name, item in annotations.items() if shape.wants(name)}
+    return {f"{column.property_name}@{name}": item for name, item in annotations.items() if shape.wants(name)}
 
 
 def _currency(rows: Rows, owner: tuple[Table, Row], column: Column) -> tuple[str, int]:

@@ -75,7 +75,7 @@ class Reader:
         return Reply(HTTPStatus.OK, self._entity(target, row, self._shape(target)), self._preferences.applied)
 
     def _property(self, table: Table, record_id: str, name: str) -> Reply:
-        column = table.by_wire_name.get(name)
+        column = table.by_property.get(name)
         if column is None:
             raise no_segment(name)
         value = column.of(self._fresh(table, record_id))
@@ -112,7 +112,7 @@ class Reader:
     def result(self, result: EntityResult) -> Reply:
         """Reply the row that an action returns."""
         table = result.table
-        select = tuple(table.columns[name].wire_name for name in result.columns)
+        select = tuple(table.columns[name].property_name for name in result.columns)
         content: dict[str, object] = {
             "@odata.context": f"{self._context(table)}/$entity",
             "@odata.type": f"#{NAMESPACE}{table.name}",

@@ -140,7 +140,7 @@ class _Execution:
 
     def _change_property(self, table: Table, row_id: str, name: str) -> Reply:
         """Set a single property, or empty it."""
-        column = table.by_wire_name.get(name)
+        column = table.by_property.get(name)
         if column is None or self._method not in ("PUT", "DELETE") or column.kind is Kind.LOOKUP:
             raise method_not_allowed(self._method)
         value = None

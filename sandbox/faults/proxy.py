@@ -24,7 +24,7 @@ _CONNECT_WITHIN = 5.0
 
 
 class TcpProxy:
-    """Passes connections on to `target` (host and port), except as the plan has it.
+    """Passes connections on to `target` (host and port), unless the plan has a fault for them.
 
     `wires`: the names for which the plan is asked, in this order; one port may serve two. Port 0 takes any free one.
     """

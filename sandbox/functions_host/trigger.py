@@ -57,7 +57,7 @@ def application_properties(message: ServiceBusReceivedMessage) -> dict[str, obje
 def _trigger_metadata(
     protocol: ModuleType, message: ServiceBusReceivedMessage, properties: Mapping[str, object]
 ) -> dict[str, object]:
-    # The library shows the count as AMQP has it, of earlier deliveries; .NET's counts this one.
+    # The library returns AMQP's count, of earlier deliveries; .NET's counts this one.
     numbers = {"DeliveryCount": (message.delivery_count or 0) + 1, "SequenceNumber": message.sequence_number}
     dates = {
         "EnqueuedTimeUtc": _date(message.enqueued_time_utc) if message.enqueued_time_utc else None,

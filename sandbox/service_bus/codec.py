@@ -143,7 +143,7 @@ def encode_reply(
 
 
 def to_timestamp(at: datetime) -> Timestamp:
-    """Return a time as AMQP has it, in milliseconds."""
+    """Return a time in AMQP's form: milliseconds since 1970."""
     return Timestamp((at - _EPOCH) // _MILLISECOND)
 
 

@@ -153,7 +153,7 @@ def test_a_key_reaches_the_command_through_the_pipe_only(
 def test_the_pipe_fails_when_its_first_part_fails(
     shell: Callable[..., subprocess.CompletedProcess[str]], script: str
 ) -> None:
-    """Whatever the second part makes of an empty key: the next step of a rotation renews the key in use."""
+    """Otherwise no new key is stored, and the next step of the rotation still renews the key in use."""
     (block,) = re.findall(r"^\(\n.*?^\)\n", script, re.DOTALL | re.MULTILINE)
     functions = "".join(re.findall(r"^\w+\(\) \{\n.*?^\}\n", script, re.DOTALL | re.MULTILINE))
 

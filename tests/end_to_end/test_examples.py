@@ -68,7 +68,7 @@ class Consumer:
 
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[str]]:
-        """Run it, and kill it in the end: there is no other way to stop it, and none is needed."""
+        """Run it, and kill it in the end: it has no other means of stopping."""
         settings = self.cloud.app_settings
         environment = {
             "PATH": os.environ["PATH"],

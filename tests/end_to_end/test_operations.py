@@ -499,7 +499,7 @@ def test_control_characters_of_senders_reach_no_terminal(namespace: Namespace) -
         output = namespace.run(*command).output
         assert not [character for character in output if character in "\x1b\x07\t\r\x9b\u202e\u2028"], command
         assert not [line for line in output.splitlines() if line.startswith("999")], command
-    # A script gets every character, escaped as JSON has it.
+    # A script gets every character, with the escapes of JSON.
     assert namespace.listed("failed", "list")[0]["reason"] == bad
 
 

@@ -79,7 +79,7 @@ def main(
         title = f"{done} histories in {seconds:.0f} s, {len(broken)} broke the promise"
         show(title, [(name, f"{counts[name]:,}") for name in sorted(counts)])
     if broken:
-        # Not by sys.exit: with the first broken one, others may be under way in other processes.
+        # Not by sys.exit: other processes may still run histories when the first one breaks.
         sys.stdout.flush()
         os._exit(1)
 

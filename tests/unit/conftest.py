@@ -155,7 +155,7 @@ class FakeServer(BaseAdapter):
         self.exchange = AdapterExchange("https://contoso.crm4.dynamics.com", self)
         self.replies: deque[Reply] = deque([Reply()])
 
-    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - as the library has it
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - the library's signature
         self.requests.append(request)
         self.options.append(options)
         reply = self.replies.popleft() if len(self.replies) > 1 else self.replies[0]

@@ -180,7 +180,7 @@ def sender(peer: Peer, trusted: None) -> Iterator[AmqpSender]:  # noqa: ARG001 -
         options: dict[str, Any] = {
             "retry_total": 0,
             "ssl_context": deadline_tls_context(),
-            # As a network appliance has it: only so can the port be chosen.
+            # The option for a network appliance: no other one sets the port.
             "custom_endpoint_address": f"sb://127.0.0.1:{peer.port}",
             "transport_type": TransportType.Amqp,
         }

@@ -176,7 +176,7 @@ def test_wrong_settings_are_read_again_at_the_next_message(monkeypatch: pytest.M
     assert isinstance(bootstrap.handler(), Handler)
 
 
-def test_the_way_out_has_the_identity_of_the_connection(
+def test_the_sender_has_the_identity_of_the_connection(
     make_message: Callable[..., Message], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A namespace that does not resolve: the SDK's client is made with a credential, and nothing hangs."""

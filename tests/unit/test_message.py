@@ -170,7 +170,7 @@ def test_throttling_has_the_outage_policy() -> None:
     assert (state.policy, state.attempt, state.backoff) == (RetryPolicy.OUTAGE, 1, 0)
 
 
-# ---------------------------------------------------------------------------------------------- strangers' properties
+# ---------------------------------------------------------------------------------------------- foreign properties
 
 
 @pytest.mark.parametrize(

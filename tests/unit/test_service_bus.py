@@ -154,14 +154,14 @@ def test_a_retry_is_the_message_with_its_retry_state(
     make_message: Callable[..., Message],
     deadline: Deadline,
 ) -> None:
-    of_strangers: dict[str, Any] = {"flag": True, "number": 2**31 - 1, "ratio": 0.5, "text": "ä"}
+    of_other_senders: dict[str, Any] = {"flag": True, "number": 2**31 - 1, "ratio": 0.5, "text": "ä"}
     of_a_replay = {
         "DeadLetterReason": "old",
         "DeadLetterErrorDescription": "old",
         "InvoicingOriginalMessageId": "old",
         "InvoicingReason": "old",
     }
-    message = make_message(properties={**of_strangers, **of_a_replay, "InvoicingAttempt": 77})
+    message = make_message(properties={**of_other_senders, **of_a_replay, "InvoicingAttempt": 77})
     due = NOON + timedelta(minutes=1)
     service_bus.schedule(delivery(message, deadline), STATE, UNREACHABLE, due)
     assert sender.sent == [
@@ -174,7 +174,7 @@ def test_a_retry_is_the_message_with_its_retry_state(
                 "correlation-1",
                 "won",
                 due,
-                {**of_strangers, **STATE.properties(UNREACHABLE)},
+                {**of_other_senders, **STATE.properties(UNREACHABLE)},
             ),
         )
     ]
@@ -242,7 +242,7 @@ def test_a_broker_that_comes_back_takes_the_copy(
     assert len(sender.sent) == 1
 
 
-# ---------------------------------------------------------------------------------------------- strangers' properties
+# ---------------------------------------------------------------------------------------------- foreign properties
 
 
 @pytest.mark.parametrize(
