@@ -239,6 +239,9 @@ def test_json_on_the_page_is_json() -> None:
         "Microsoft.Resources/deployments/whatIf/action",
         "Microsoft.Web/sites/config/list/action",
     ]
+    # Who may assign roles in the first group could otherwise widen the role.
+    assert json.loads(role)["AssignableScopes"] == ["$group", "$pipeline"]
+    assert re.search(r'^pipeline="\$\(az group show --name rg-invoicing-pipeline ', DEPLOY, re.MULTILINE)
     for text in re.findall(r"^check \S+ '(\{.*?\})'", DEPLOY, re.MULTILINE):
         json.loads(text)
 
@@ -256,6 +259,28 @@ def test_the_costs_add_up() -> None:
 
     assert prod == [sum(column) for column in zip(*costs.values(), strict=True)]
     assert without == [a - b for a, b in zip(prod, always_ready, strict=True)]
+
+
+def test_the_costs_count_the_alerts_that_are_deployed() -> None:
+    snapshot = json.loads((ROOT / "infrastructure/environments/prod.snapshot.json").read_bytes())
+    kinds = [each["type"] for each in snapshot["predictedResources"]]
+
+    assert f"| {kinds.count('Microsoft.Insights/metricAlerts')} metric alerts |" in DEPLOY
+    assert (
+        f"| {kinds.count('Microsoft.Insights/scheduledQueryRules')} log alerts, every 5 minutes |" in DEPLOY
+    )
+
+
+def test_every_price_is_called_an_assumption() -> None:
+    tables = [
+        DEPLOY.split(f"## {title}")[1].split("\n## ")[0] for title in ("What it costs", "Private networking")
+    ]
+
+    for table in tables:
+        (header,) = re.findall(r"^\|.*\|\n\|-", table, re.MULTILINE)
+        assert re.search(r"(price|cost) \(assumption\)", header)
+    elsewhere = re.sub(r"^\|.*\|$", "", "".join(tables), flags=re.MULTILINE)
+    assert "$" not in elsewhere
 
 
 def test_the_threat_model_has_every_credential() -> None:
