@@ -1,4 +1,4 @@
-"""Queries to Azure through the Azure CLI, with its login.
+"""Queries to Azure through the Azure CLI, with its login. What others wrote there is printed through `one_line`.
 
 That is `az login` on a workstation and the read connection in the pipeline, so no credential is handled here.
 """
@@ -18,6 +18,14 @@ class AzureCommandFailed(Exception):
     """The Azure CLI did not give a usable response; the text is its own message."""
 
 
+def one_line(text: str) -> str:
+    """Return text of others in one line, without characters that a terminal interprets."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for character in " ".join(text.split())
+    )
+
+
 def query(*arguments: str) -> Any:  # noqa: ANN401 - JSON's values
     """Return the output of an `az` command; raises AzureCommandFailed."""
     try:
@@ -31,7 +39,7 @@ def query(*arguments: str) -> Any:  # noqa: ANN401 - JSON's values
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AzureCommandFailed(str(error)) from error
     if done.returncode != 0:
-        raise AzureCommandFailed(done.stderr.strip()[-500:])
+        raise AzureCommandFailed(one_line(done.stderr)[-500:])
     try:
         return json.loads(done.stdout)
     except ValueError as error:
@@ -57,7 +65,7 @@ def outputs_of(resource_group: str, deployment: str | None = None) -> dict[str, 
         raise AzureCommandFailed(
             f"{resource_group} has no deployment {deployment or DEPLOYMENT} that succeeded"
         )
-    return {name: str(output["value"]) for name, output in found.items()}
+    return {one_line(name): one_line(str(output["value"])) for name, output in found.items()}
 
 
 def function_app_of(resource_group: str, deployment: str | None = None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from infrastructure.azure_cli import AzureCommandFailed, function_app_of, query
+from infrastructure.azure_cli import AzureCommandFailed, function_app_of, one_line, query
 
 # What the function reads, and what `operations doctor` compares with it.
 APP_SETTINGS = frozenset(
@@ -85,7 +85,8 @@ def main(resource_group: str, deployment: str | None, output: Path | None) -> No
     except AzureCommandFailed as error:
         raise click.ClickException(str(error)) from error
     if left_out:
-        click.echo(f"Left out, because operations does not read them: {', '.join(left_out)}", err=True)
+        names = ", ".join(map(one_line, left_out))
+        click.echo(f"Left out, because operations does not read them: {names}", err=True)
     click.echo(f"python -m operations --settings {output} --help")
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infrastructure import FUNCTION
-from infrastructure.azure_cli import AzureCommandFailed, function_app_of, query
+from infrastructure.azure_cli import AzureCommandFailed, function_app_of, one_line, query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,12 +73,12 @@ def wait_for(
 def _difference(version: str, listed: Callable[[], Mapping[str, Any]]) -> str | None:
     """Return what differs from what was deployed, or None."""
     try:
-        properties = listed().get("properties", {})
+        properties = listed().get("properties") or {}
     except AzureCommandFailed as error:
         return f"The function is not listed: {error}"
     running = (properties.get("config") or {}).get("generatedBy")
     if running != version:
-        return f"Version {running or 'unknown'} is listed, not {version}."
+        return f"Version {one_line(str(running or 'unknown'))[:100]} is listed, not {version}."
     if properties.get("isDisabled"):
         return "The function is disabled."
     return None

@@ -88,6 +88,8 @@ def test_waits_while_the_deployment_is_still_running() -> None:
         (listing("new", disabled=True), "The function is disabled."),
         (AzureCommandFailed("Not Found"), "not listed: Not Found"),
         ({}, "Version unknown is listed, not new."),
+        ({"properties": None}, "Version unknown is listed, not new."),
+        (listing("\x1b[2J\nold"), "Version \N{REPLACEMENT CHARACTER}\\[2J old is listed, not new."),
     ],
 )
 def test_stops_in_time_and_reports_what_was_listed(listed: Listed, says: str) -> None:
@@ -183,6 +185,7 @@ def test_finds_the_newest_deployment_that_succeeded_or_the_named_one(
         ("echo 'Please run az login' >&2; exit 1", "Please run az login"),
         ("echo 'no json'", "no JSON, but 'no json"),
         ("echo '[]'", "no object, but []"),
+        ("printf 'no \\033]0;title\\007' >&2; exit 1", "no \N{REPLACEMENT CHARACTER}]0;title"),
     ],
 )
 def test_a_message_of_the_cli_is_passed_on(
@@ -210,12 +213,13 @@ APP_SETTINGS = {
     "BASH_ENV": "/home/someone",
     "HTTPS_PROXY": "http://192.0.2.1",
     "PATH": "/home/someone",
+    "X\x1b[2J\nforged": "",
 }
 
 
 def written(tmp_path: Path, azure_cli: Callable[..., Path]) -> tuple[Path, str]:
     listed = json.dumps([{"name": name, "value": value} for name, value in APP_SETTINGS.items()])
-    azure_cli(f"echo '{listed}'")
+    azure_cli(f"cat <<'END'\n{listed}\nEND")
     output = tmp_path / "new" / "settings.json"
     result = CliRunner().invoke(settings.main, ["--resource-group", "rg", "--output", str(output)])
     assert result.exit_code == 0
@@ -230,7 +234,8 @@ def test_only_settings_that_operations_reads_leave_azure(
 
     values = json.loads(output.read_bytes())["Values"]
     assert values == {"DATAVERSE_URL": "https://contoso.crm.dynamics.com"}
-    assert "Left out, because operations does not read them: BASH_ENV, HTTPS_PROXY, PATH\n" in printed
+    left_out = "BASH_ENV, HTTPS_PROXY, PATH, X\N{REPLACEMENT CHARACTER}[2J forged"
+    assert f"Left out, because operations does not read them: {left_out}\n" in printed
 
 
 def test_the_file_is_readable_by_its_owner_only(tmp_path: Path, azure_cli: Callable[..., Path]) -> None:
