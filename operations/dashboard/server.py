@@ -2,7 +2,8 @@
 
 Every address begins with a random token, so that no other user or page can guess it. Requests must name this server as
 their host, which defeats DNS rebinding, and must not come from another site. The content security policy forbids
-everything that is not served from here; the templates escape all values.
+everything that is not served from here; the templates escape all values, and write characters that change how text
+is shown, such as its direction, as escapes.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def new_token() -> str:
 def create_app(source: Source, token: str, port: Callable[[], int]) -> Flask:
     """Return the web application; `port` is the one on which it is reached."""
     app = Flask(__name__)
-    app.jinja_env.filters.update(age=age_text, plain=printable, clock=_clock, version=_version)
+    app.jinja_env.filters.update(
+        age=age_text, plain=printable, plain_lines=_printable_lines, clock=_clock, version=_version
+    )
     app.jinja_env.globals.update(Light=Light)
     prefix = f"/{token}"
 
@@ -192,6 +195,10 @@ def _page_of(group: Sequence[Failure], first: int) -> dict[str, Any]:
         "following": following if following < len(group) else None,
         "total": len(group),
     }
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.splitlines()))
 
 
 def _tag(html: str) -> str:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
@@ -18,6 +20,7 @@ TOKEN = "t0ken"
 PORT = 8123
 ORIGIN = f"http://127.0.0.1:{PORT}"
 SCRIPT = "<script>alert(1)</script>"
+BAD = "\x1b[2J\u202etxt.exe\x9b31m"
 NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
 
 
@@ -33,12 +36,28 @@ class FakeSource:
         self.acted: list[tuple[str, Mapping[str, Any]]] = []
         self.read: list[str] = []
         self.panel: Mapping[str, Any] | None = None
+        self.done: Sequence[Mapping[str, Any]] = []
+        self.audited: Mapping[str, Any] | None = None
+        self.whole: Mapping[str, Any] = {
+            "reason": "InvoiceRefused",
+            "description": "",
+            "fields": {},
+            "properties": {},
+            "body": f'{{"name": "{SCRIPT}"}}',
+        }
+        self.found: Mapping[str, Any] = {
+            "title": SCRIPT,
+            "verdict": "Invoiced once.",
+            "advice": "Nothing.",
+            "light": "green",
+            "timeline": [],
+        }
 
     def snapshot(self) -> Snapshot:
         return self.shown
 
     def jobs(self) -> Sequence[Mapping[str, Any]]:
-        return []
+        return self.done
 
     def act(self, action: str, selection: Mapping[str, Any]) -> None:
         if action == "dance":
@@ -47,27 +66,14 @@ class FakeSource:
 
     def message(self, message_id: str) -> Mapping[str, Any] | None:
         self.read.append(message_id)
-        body = f'{{"name": "{SCRIPT}"}}'
-        whole = {
-            "reason": "InvoiceRefused",
-            "description": "",
-            "fields": {},
-            "properties": {"a": "\x1b[2J"},
-            "body": body,
-        }
-        return whole if message_id == "7" else None
+        return self.whole if message_id == "7" else None
 
     def opportunity(self, text: str) -> Mapping[str, Any]:
-        return {
-            "title": text,
-            "verdict": "Invoiced once.",
-            "advice": "Nothing.",
-            "light": "green",
-            "timeline": [],
-        }
+        self.read.append(text)
+        return self.found
 
     def audit(self) -> Mapping[str, Any] | None:
-        return None
+        return self.audited
 
     def sandbox(self) -> Mapping[str, Any] | None:
         return self.panel
@@ -158,8 +164,67 @@ def test_everything_is_escaped(client: FlaskClient, source: FakeSource) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
 
 
-def test_control_characters_are_shown_and_not_interpreted(client: FlaskClient) -> None:
-    assert "\x1b" not in get(client, "message/7").text
+class Shown(HTMLParser):
+    """What a person sees of a page: texts, and the attributes that browsers show."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del tag
+        self.texts += [value for name, value in attrs if value and name in ("title", "aria-label", "value")]
+
+
+def test_control_characters_are_shown_and_not_interpreted(client: FlaskClient, source: FakeSource) -> None:
+    """In every part: an override of the direction shows another text than the one that is there."""
+    source.shown = Snapshot(
+        NOW,
+        Figures(failed=1),
+        {"won": Connection("won", Light.RED, BAD)},
+        [Failure("1", BAD, BAD, BAD, BAD, BAD, None, BAD)],
+        [Retry(1, BAD, BAD, BAD, 1, None, None, BAD)],
+        {"x": BAD},
+    )
+    source.panel = {"rules": [BAD], "faults": [BAD], "summary": BAD, "open": [BAD], "requests": [BAD]}
+    source.done = [
+        {"title": BAD, "done": 0, "total": None, "running": False, "error": BAD, "outcomes": {BAD: 1}}
+    ]
+    source.whole = {
+        "reason": BAD,
+        "description": BAD,
+        "fields": {"a": BAD},
+        "properties": {BAD: BAD},
+        "body": BAD,
+    }
+    source.found = {
+        "title": BAD,
+        "candidates": [("1", BAD)],
+        "verdict": BAD,
+        "advice": BAD,
+        "light": "red",
+        "timeline": [{"at": NOW, "what": BAD, "detail": BAD}],
+        "unseen": [BAD],
+        "traces": BAD,
+        "error": BAD,
+    }
+    source.audited = {
+        "summary": BAD,
+        "missing": 1,
+        "findings": [{"opportunity": "1", "name": BAD, "finding": BAD, "advice": BAD}],
+    }
+    pages = [
+        get(client, path).text
+        for path in ("", f"failed?reason={quote(BAD)}", "message/7", "opportunity?text=x")
+    ]
+    for page in pages:
+        texts = Shown(page).texts
+        assert "\\u202e" in "".join(texts)
+        assert [text for text in texts if set(text) & {"\x1b", "\u202e", "\x9b"}] == []
 
 
 def test_no_body_is_read_until_asked_for(client: FlaskClient, source: FakeSource) -> None:
