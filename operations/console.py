@@ -2,7 +2,8 @@
 
 Results go to standard output, everything else to standard error. Message bodies, properties and reasons come from
 everybody who holds the Send key, so all output except JSON passes through `printable`, which keeps a terminal from
-interpreting it: no escape sequence is executed, and no tab or line break forges a row.
+interpreting it: no escape sequence is executed, and no tab or line break forges a row. A column with such texts is
+flexible, so that the end of a long one does not begin a line of the terminal.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -138,7 +140,8 @@ def age_text(age: timedelta | None) -> str:
 
 def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[int]:
     widths = [
-        max(len(column.heading), *(len(row[index]) for row in texts)) for index, column in enumerate(columns)
+        max(len(column.heading), *(cell_len(row[index]) for row in texts))
+        for index, column in enumerate(columns)
     ]
     room = max(shutil.get_terminal_size((_MIN_WIDTH, 24)).columns, _MIN_WIDTH) - len(_GAP) * (
         len(columns) - 1
@@ -156,8 +159,10 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[i
 def _line(columns: Sequence[Column], widths: Sequence[int], texts: Sequence[str]) -> str:
     cells = []
     for column, width, text in zip(columns, widths, texts, strict=True):
-        cut = text if len(text) <= width else text[: width - 1] + "…"
-        cells.append(cut.rjust(width) if column.number else cut.ljust(width))
+        cut = text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
+        # Characters of some scripts take two columns of a terminal.
+        blank = " " * (width - cell_len(cut))
+        cells.append(blank + cut if column.number else cut + blank)
     return _GAP.join(cells).rstrip()
 
 

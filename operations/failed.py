@@ -409,7 +409,7 @@ def discard(
 
 
 _SUMMARY_COLUMNS = [
-    Column("Reason", "reason"),
+    Column("Reason", "reason", flexible=True),
     Column("Messages", "messages", number=True),
     Column("Oldest", "oldest", number=True),
 ]

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from azure.servicebus import ServiceBusMessage
+from rich.cells import cell_len
 
 from operations.failed import Outcome, discard_messages, replay_copy, select
 from operations.namespace import MessageId, Place, open_namespace
@@ -501,6 +502,22 @@ def test_control_characters_of_senders_reach_no_terminal(namespace: Namespace) -
         assert not [line for line in output.splitlines() if line.startswith("999")], command
     # A script gets every character, with the escapes of JSON.
     assert namespace.listed("failed", "list")[0]["reason"] == bad
+
+
+def test_no_text_of_a_sender_is_wider_than_the_terminal(namespace: Namespace) -> None:
+    """Its end would begin a line of the terminal, as a row of its own; some characters take two columns."""
+    for bad in ("Reason" + " " * 70 + "99  InvalidEvent", "\N{CJK UNIFIED IDEOGRAPH-65E5}" * 70 + "99"):
+        properties = {"DeadLetterReason": bad, "DeadLetterErrorDescription": bad, "InvoicingReason": bad}
+        namespace.broker.send(FAILED, Message(b"{}", application_properties=properties))
+        due = datetime.now(UTC) + timedelta(hours=1)
+        namespace.broker.send(
+            QUEUE, Message(b"{}", application_properties=properties, scheduled_enqueue_time=due)
+        )
+    for command in (("failed", "list"), ("waiting", "list")):
+        lines = namespace.run(*command).stdout.splitlines()
+        assert max(map(cell_len, lines)) <= 80, command
+        assert len({cell_len(line) for line in lines[-2:]}) == 1, "the columns of both rows are aligned"
+        assert not [line for line in lines if line.strip().startswith("99")]
 
 
 def test_waiting_show_prints_one_scheduled_message(namespace: Namespace) -> None:
