@@ -23,6 +23,7 @@ from shared.bounded_call import BoundedCalls
 from shared.deadline_socket import CallTimeout, seconds_left
 from shared.errors import TokenUnavailable
 from shared.http_exchange import DeadlineAdapter
+from shared.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -311,4 +312,4 @@ def _innermost(error: BaseException) -> str:
 
 
 def _one_line(text: object) -> str:
-    return str(text).strip().partition("\n")[0][:_MAX_TEXT]
+    return one_line(str(text).strip().partition("\n")[0], _MAX_TEXT)

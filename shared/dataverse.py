@@ -27,6 +27,7 @@ from shared.errors import (
 from shared.http_exchange import ConnectionBroken, HttpExchange, NoResponse, Request, encoded
 from shared.message import log_suffix
 from shared.response import Json, Response, bounded
+from shared.text import one_line
 from shared.tracing import OFF
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ _MAX_WAIT_IN_PLACE = 5.0
 # Seconds by which such a thread may go on later than it was asked to, so that not all continue at once.
 _MAX_JITTER = 1.0
 _RETRY_AFTER_ABSENT = 10.0
+# Characters of a name or an id in a log line.
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ class Dataverse:
             response.status,
             (time.monotonic() - started) * 1000,
             request_id,
-            response.headers.get("x-ms-service-request-id") or response.headers.get("req_id", "none"),
+            _service_request(response.headers),
             log_suffix(),
         )
         return Response(response.status, response.headers, response.body, request_id, self._clock.now())
@@ -285,8 +288,14 @@ _STATUS_LINE = re.compile(r"HTTP/\S+ (\d{3})\b")
 
 
 def _name(path: str) -> str:
-    # A log line names what was asked for; the query may hold more than belongs there.
-    return path.removeprefix(API).partition("?")[0]
+    # A log line names what was asked for; the query may hold more than belongs there. The address of a next page is
+    # Dataverse's own.
+    return one_line(path.removeprefix(API).partition("?")[0], _MAX_NAME)
+
+
+def _service_request(headers: Mapping[str, str]) -> str:
+    # Proxies on the way may have written it, and HTTP allows escape sequences in a header.
+    return one_line(headers.get("x-ms-service-request-id") or headers.get("req_id", "none"), _MAX_NAME)
 
 
 # ---------------------------------------------------------------------------------------------- batches

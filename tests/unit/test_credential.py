@@ -420,6 +420,7 @@ def test_an_endpoint_that_hangs_is_an_error_at_the_deadline_and_its_thread_ends(
         ),
         ("400 Bad Request", b'{"error": "invalid_request"}', "responded 400: invalid_request."),
         ("400 Bad Request", b'{"message": 7}', "responded 400 without a token that can be used."),
+        ("400 Bad Request", b'{"message": "no\\u001b[2J"}', "responded 400: no\N{REPLACEMENT CHARACTER}[2J."),
         ("400 Bad Request", b'{"message": "' + 999 * b"x" + b'"}', f"responded 400: {300 * 'x'}."),
         ("500 Internal Server Error", b"", "responded 500 with an empty body."),
         (

@@ -142,6 +142,15 @@ def test_every_request_has_an_id_of_its_own_which_log_and_errors_tell(
         assert "secret" not in line, "a query may hold more than belongs into a log"
 
 
+def test_what_others_wrote_forges_no_log_line(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The address of a next page is Dataverse's, and a header may be a proxy's: both can hold escape sequences."""
+    stage.replies({"headers": {"x-ms-service-request-id": "1 \x1b[2J " + 999 * "x"}})
+    stage.read(Read("invoices\nparked: reason=Forged\x1b[2J?$skiptoken=1"))
+    (line,) = [message for message in caplog.messages if message.startswith("dataverse: ")]
+    assert line.isprintable()
+    assert len(line) < 500
+
+
 def test_lines_within_a_delivery_name_it(
     stage: Stage, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
 ) -> None:
