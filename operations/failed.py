@@ -178,6 +178,8 @@ def discard_with_record(
         "time": datetime.now(UTC),
         "who": who,
         "what": "discard begins",
+        "because": because,
+        "export": file and str(file.resolve()),
         "ids": [str(each) for each in ids],
     }
     _append(audit, begins)

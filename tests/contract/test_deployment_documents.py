@@ -15,7 +15,7 @@ import pytest
 from operations.__main__ import operations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "docs" / "deploy.md", ROOT / "docs" / "operate.md", ROOT / "SECURITY.md"]
@@ -76,6 +76,35 @@ def test_commands_and_options_of_operations_exist(page: Path) -> None:
         assert {word for word in words if word.startswith("--")} <= options, line
 
 
+def commands_of(group: click.Group, *names: str) -> Iterator[tuple[str, set[str]]]:
+    """Yield the name of every command of a group, and its options."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands_of(command, *names, name)
+        else:
+            options = {option for parameter in command.params for option in parameter.opts}
+            yield " ".join((*names, name)), options
+
+
+def test_the_runbook_says_which_commands_ask_and_which_print_json() -> None:
+    """A command that is added has to be classified here, and where it is an exception, in the runbook."""
+    every = dict(commands_of(operations))
+    asks = {name for name, options in every.items() if "--yes" in options}
+    without_json = {name for name, options in every.items() if "--json" not in options}
+    (sentence,) = re.findall(r"^\* (Every command takes .*?)\n\n", RUNBOOK, re.DOTALL | re.MULTILINE)
+
+    assert asks == {
+        *("connect", "disconnect", "doctor", "opportunity", "reconcile"),
+        *("failed discard", "failed replay", "waiting retry-now"),
+    }
+    assert every.keys() - asks == {
+        *("dashboard", "events resend", "failed export", "failed list", "failed show"),
+        *("waiting list", "waiting show"),
+    }
+    assert without_json == set(re.findall(r"`([a-z ]+)`", sentence.partition(".")[0]))
+    assert "except `events resend` and a replay or retry of one message" in " ".join(sentence.split())
+
+
 @pages
 def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -97,6 +126,7 @@ def test_parameters_and_targets_that_are_named_exist(page: Path) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+RUNBOOK = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 # A key goes from az to `operations connect` through a pipe.
 PIPES = [script for page in PAGES for script in shell_blocks(page) if "--sas-key-stdin" in script]
 KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG="
@@ -166,8 +196,7 @@ def test_the_pipe_fails_when_its_first_part_fails(
 def test_the_last_step_of_a_rotation_works_in_the_same_shell(
     shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    text = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
-    (renew,) = re.findall(r"`(keys renew --key PrimaryKey [^`]*)`", text)
+    (renew,) = re.findall(r"`(keys renew --key PrimaryKey [^`]*)`", RUNBOOK)
     (rotation,) = [script for script in PIPES if "keys renew" in script]
 
     done = shell(f"{rotation}\n{renew}", 0)

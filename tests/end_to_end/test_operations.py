@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 from azure.servicebus import ServiceBusMessage
 from rich.cells import cell_len
 
+from operations.dashboard.application import Dashboard
 from operations.failed import Outcome, discard_messages, replay_copy, select
 from operations.namespace import MessageId, Place, open_namespace
 from operations.selection import Selection
@@ -563,7 +565,9 @@ def test_discard_exports_first_and_records_who_discarded_what(
     assert json.loads(document["body"]) == {"opportunityId": namespace.opportunity(2)}
     assert document["properties"]["DeadLetterReason"] == "InvoiceRefused"
     begun, done = map(json.loads, (tmp_path / "operations-audit.jsonl").read_text().splitlines())
-    assert (begun["what"], begun["ids"]) == ("discard begins", ["2"])
+    # Of a discard that is killed, this is all there is.
+    assert (begun["what"], begun["ids"], begun["because"]) == ("discard begins", ["2"], "a test")
+    assert (begun["who"], begun["export"]) == (done["who"], str(exported))
     assert done["who"]["account"]
     assert done["who"]["key"] == "RootManageSharedAccessKey"
     assert (done["because"], done["export"]) == ("a test", str(exported))
@@ -573,6 +577,27 @@ def test_discard_exports_first_and_records_who_discarded_what(
     for file in (exported, tmp_path / "operations-audit.jsonl"):
         assert file.stat().st_mode & 0o077 == 0
     assert [row["number"] for row in namespace.listed("failed", "list")] == [1]
+
+
+def test_the_dashboard_exports_and_records_a_discard_too(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace.send(FAILED, [namespace.parked(1)])
+    dashboard = Dashboard(namespace.environment)
+    dashboard.act("discard", {"ids": ["1"]})
+    end = time.monotonic() + 60
+    while (job := dashboard.jobs()[0])["running"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    dashboard.stop()
+    assert (job["error"], job["outcomes"]) == ("", {"done: InvoiceRefused": 1})
+    (exported,) = tmp_path.glob("discarded-*.jsonl")
+    assert json.loads(exported.read_text())["id"] == "1"
+    begun, done = map(json.loads, (tmp_path / "operations-audit.jsonl").read_text().splitlines())
+    assert begun["because"] == done["because"] == "from the dashboard"
+    assert done["export"] == str(exported)
+    assert namespace.broker.counts(FAILED).active == 0
 
 
 def test_what_cannot_be_exported_or_recorded_is_not_discarded(namespace: Namespace, tmp_path: Path) -> None:
