@@ -244,6 +244,13 @@ def test_the_page_shows_columns_that_were_published() -> None:
     assert json.loads(block) == example["body"]["data"]["columns"]
 
 
+def test_the_page_has_every_member_of_the_event() -> None:
+    members = read(CONTRACTS / "invoice-created.v1.schema.json")["properties"]
+    assert [
+        name for name in members if f"`data.{name}" not in PAGE and f'\n    "{name}": ' not in PAGE
+    ] == [], "Describe each in docs/invoice-created.md."
+
+
 def test_the_types_are_those_that_the_generator_makes(javascript: Callable[..., str]) -> None:
     cli = "node_modules/json-schema-to-typescript/dist/src/cli.js"
     types = Path(__file__).parents[2] / "examples" / "javascript" / "invoice-created.v1.d.ts"

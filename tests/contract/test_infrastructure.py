@@ -250,7 +250,7 @@ def test_no_setting_is_set_that_nobody_reads(snapshot: Snapshot) -> None:
 def test_settings_that_leave_azure_are_those_that_operations_reads() -> None:
     """The writer and the reader of a settings file have the same list, which has every name that the code reads."""
     assert settings.APP_SETTINGS == environment.APP_SETTINGS
-    assert settings_read() <= settings.APP_SETTINGS
+    assert settings_read() <= settings.APP_SETTINGS, "Add each to both lists."
 
 
 def test_the_trigger_reads_settings_that_are_set(snapshot: Snapshot) -> None:
@@ -603,7 +603,7 @@ def test_the_page_of_settings_has_each_setting_and_the_values_of_azure(prod: Sna
     read_by_azure = {"PYTHON_THREADPOOL_THREAD_COUNT", "ServiceBusConnection__credential"}
     retries = {name: value for name, value in prod.app_settings.items() if name.startswith("RETRY_")}
 
-    assert set(rows) == settings_read() | read_by_azure
+    assert set(rows) == settings_read() | read_by_azure, "Describe each in docs/settings.md."
     assert {name: rows[name] for name in retries} == retries
 
 
