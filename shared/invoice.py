@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shared.record import Record
 
 _MAX_DECIMAL_PLACES: Final = 10
-_ARITHMETIC: Final = Context(prec=64, rounding=ROUND_HALF_UP)
+_ARITHMETIC: Final = Context(rounding=ROUND_HALF_UP)
 _ZERO: Final = Decimal(0)
 
 

@@ -12,7 +12,7 @@ import json
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from shared.columns import ColumnType, ColumnValue
@@ -33,7 +33,6 @@ DATA_SCHEMA: Final = "urn:uuid:a0a5b840-4b19-42fa-9995-0b6e42b15e0a"
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 # Part of every event's id: never to be changed.
 _EVENT_IDS: Final = uuid.UUID("c80e62f4-00f5-4915-96a2-3cd55e09bb08")
-_ARITHMETIC: Final = Context(prec=64)
 # Bytes. A message on the Standard tier has at most 256 KB, properties and framing included.
 MAX_BODY: Final = 240 * 1024
 
@@ -62,12 +61,11 @@ def invoice_created(
     `dataverse_url` is the environment's, `https://<org>.crm.dynamics.com`. `correlation_id`, the win's, and
     `traceparent` (W3C) travel beside the body, which depends on invoice and environment alone.
     """
-    source = dataverse_url.rstrip("/")
     event_id = str(uuid.uuid5(_EVENT_IDS, f"invoice-created:{invoice.id}"))
     attributes = {
         "specversion": "1.0",
         "id": event_id,
-        "source": source,
+        "source": dataverse_url,
         "type": EVENT_TYPE,
         "subject": f"opportunities/{invoice.opportunity_id}/invoices/{invoice.id}",
         "time": _timestamp(invoice.created_on),
@@ -79,7 +77,7 @@ def invoice_created(
     if traceparent is not None:
         application_properties["traceparent"] = traceparent
     return InvoiceCreated(
-        body=_fitting(envelope, _data(invoice, source)),
+        body=_fitting(envelope, _data(invoice, dataverse_url)),
         content_type=CONTENT_TYPE,
         message_id=event_id,
         correlation_id=correlation_id,
@@ -96,10 +94,9 @@ def _fitting(envelope: Mapping[str, object], data: dict[str, Any]) -> bytes:
         body = _encoded(envelope, data)
     columns = data.get("columns", {})
     for name in sorted(columns, key=lambda name: len(json.dumps(columns[name])), reverse=True):
-        if len(body) <= MAX_BODY:
-            break
-        columns[name] = _column(ColumnValue.unknown("The value is too long for the event."), None)
-        body = _encoded(envelope, data)
+        if len(body) > MAX_BODY:
+            columns[name] = _column(ColumnValue.unknown("The value is too long for the event."), None)
+            body = _encoded(envelope, data)
     return body
 
 
@@ -109,7 +106,7 @@ def _encoded(envelope: Mapping[str, object], data: Mapping[str, object]) -> byte
     ).encode()
 
 
-def _data(invoice: Invoice, source: str) -> dict[str, Any]:
+def _data(invoice: Invoice, dataverse_url: str) -> dict[str, Any]:
     currency = invoice.currency
     data = {
         "invoiceId": invoice.id,
@@ -121,7 +118,7 @@ def _data(invoice: Invoice, source: str) -> dict[str, Any]:
         "currency": None if currency is None else {"id": currency.id, "isoCode": currency.iso_code},
         "pricingErrorCode": invoice.pricing_error_code or None,
         "createdOn": _timestamp(invoice.created_on),
-        "link": f"{source}/main.aspx?pagetype=entityrecord&etn=invoice&id={invoice.id}",
+        "link": f"{dataverse_url}/main.aspx?pagetype=entityrecord&etn=invoice&id={invoice.id}",
         "orderId": invoice.order_id,
         "dueDate": None if invoice.due_date is None else invoice.due_date.isoformat(),
         "paymentTerms": None if invoice.payment_terms is None else asdict(invoice.payment_terms),
@@ -209,11 +206,11 @@ def _amount(amount: Decimal | None, currency: Currency | None) -> str | None:
 
 def _decimal(number: Decimal | None) -> str | None:
     """Write a number as short as it is."""
-    return None if number is None else _plain(number.normalize(_ARITHMETIC))
+    return None if number is None else _plain(number.normalize())
 
 
 def _plain(number: Decimal) -> str:
-    return f"{_ARITHMETIC.plus(number):f}"  # plus: -0 is 0
+    return f"{+number:f}"  # plus: -0 is 0
 
 
 def _timestamp(moment: datetime) -> str:
