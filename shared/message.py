@@ -234,7 +234,7 @@ def log_suffix() -> str:
 
 def _root(value: object) -> str | None:
     # Only what the function's own retries can carry: the root reaches log lines.
-    if isinstance(value, str) and 0 < len(value) <= _MAX_ROOT_LENGTH and value.isprintable():
+    if isinstance(value, str) and len(value) <= _MAX_ROOT_LENGTH and value.isprintable():
         return value
     return None
 
@@ -262,7 +262,7 @@ def _time(value: object) -> datetime | None:
 
 def _count(value: object) -> int:
     # A sender may have set anything. Not the highest count instead: it would no longer grow, nor would the delays.
-    return value if isinstance(value, int) and 0 < value <= _MAX_COUNT else 0
+    return value if isinstance(value, int) and value in range(_MAX_COUNT + 1) else 0
 
 
 def _policy(value: object) -> RetryPolicy | None:

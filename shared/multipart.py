@@ -77,9 +77,10 @@ def _delimiters(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int, bool]
     """
     at = body.find(delimiter)
     while at >= 0:
-        rest = _REST_OF_LINE.match(body, at + len(delimiter))
+        end = at + len(delimiter)
+        rest = _REST_OF_LINE.match(body, end)
         if rest is None or (at and body[at - 1] not in b"\r\n"):
-            at = body.find(delimiter, at + 1)
+            at = body.find(delimiter, end)
         else:
             yield at, rest.end(), rest[1] is not None
             at = body.find(delimiter, rest.end())
@@ -99,4 +100,4 @@ def _part(content: bytes) -> Part:
 def header_fields(lines: Sequence[str]) -> dict[str, str]:
     """Return header lines by their names in lower case."""
     fields = (line.partition(":") for line in lines if line)
-    return {name.strip().lower(): value.strip() for name, _, value in fields}
+    return {name.lower(): value.strip() for name, _, value in fields}

@@ -156,7 +156,7 @@ def _constant(name: str) -> None:
 
 
 def _codes(*groups: str) -> frozenset[str]:
-    return frozenset(f"0x{code.lower()}" for group in groups for code in group.split())
+    return frozenset(f"0x{code}" for group in groups for code in group.split())
 
 
 _LIMITS: Final = _codes("80072321 80072322 80072326")

@@ -106,9 +106,11 @@ class Copy:
         return Outcome(mutation, noticed_by)
 
     def _first_to_notice(self, mutation: Mutation, sources: dict[str, str]) -> tuple[str, str | None]:
+        # In a process that has imported the module it has run already.
+        kinds = ["fresh"] if self._selection.is_function_of_import(mutation) else list(self._workers)
         for tests in self._selection.steps(mutation):
             request = {**sources, "tests": tests, "timeout": self._selection.timeout(tests)}
-            for kind in self._workers:
+            for kind in kinds:
                 outcome = self._ask(kind, request)
                 if outcome.get("noticed_by") is not None:
                     return kind, outcome["noticed_by"]

@@ -85,9 +85,7 @@ class Selection:
     def steps(self, mutation: Mutation) -> Iterator[list[str]]:
         """Yield tests, until one notices: those that execute the mutation; of what runs at import, the module's."""
         lines = self._tests[mutation.module]
-        executed = set().union(
-            *(lines.get(line, set()) for line in range(mutation.line, mutation.last_line + 1))
-        )
+        executed = self._executing(mutation)
         own = _own(mutation.module, self.files)
         all_of_own = {test for test in self._seconds if test.partition("::")[0] in own}
         tests = executed or all_of_own.union(*lines.values())
@@ -97,6 +95,14 @@ class Selection:
         mine = [test for test in ordered if test.partition("::")[0] in own]
         # Without a test, pytest would run all.
         yield from filter(None, (mine, ordered[len(mine) :]))
+
+    def is_function_of_import(self, mutation: Mutation) -> bool:
+        """Whether the mutation is in a function that runs only while modules are imported."""
+        return mutation.scope != "module" and not self._executing(mutation)
+
+    def _executing(self, mutation: Mutation) -> set[str]:
+        lines = self._tests[mutation.module]
+        return set().union(*(lines.get(line, set()) for line in range(mutation.line, mutation.last_line + 1)))
 
     def _ordered(self, tests: set[str], own: Sequence[str]) -> list[str]:
         return sorted(tests, key=lambda test: (test.partition("::")[0] not in own, self._seconds[test], test))

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Request = dict[str, Any]
 
@@ -217,10 +217,10 @@ def _patch_constants(file: str, original: str, mutated: str) -> None:
     for before, after in zip(*bodies, strict=True):
         differs = ast.dump(before) != ast.dump(after)
         targets = _constants_of(after)
-        if differs and not targets:
-            raise Unpatched
-        used = {node.id for node in ast.walk(after) if isinstance(node, ast.Name)}
-        if differs or (targets and used & names):
+        used = {node.id for node in _evaluated(after) if isinstance(node, ast.Name)}
+        if differs or used & names:
+            if not targets:
+                raise Unpatched
             names |= targets
     ours = [
         module for module in sys.modules.values() if _is_below(getattr(module, "__file__", None), Path.cwd())
@@ -236,6 +236,16 @@ def _patch_constants(file: str, original: str, mutated: str) -> None:
         for module in ours:
             if vars(module).get(name) is old:
                 setattr(module, name, values[name])
+
+
+def _evaluated(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what is evaluated when a statement of a module is: of functions the defaults, not the bodies."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name != "body" or not isinstance(node, ast.FunctionDef | ast.Lambda):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _evaluated(child)
 
 
 def _constants_of(statement: ast.stmt) -> set[str]:

@@ -84,8 +84,9 @@ def test_property_names_are_golden() -> None:
 
 
 def test_a_copy_carries_its_place_in_plain_types() -> None:
+    unreachable = DataverseUnreachable(f"No {'x' * 200}")
     state = RetryState(DELIVERY, "win-1", 3, 2, NOON, RetryPolicy.OUTAGE, NOON, NOON)
-    assert state.properties(UNREACHABLE) == {
+    assert state.properties(unreachable) == {
         "InvoicingRoot": "win-1",
         "InvoicingAttempt": 3,
         "InvoicingBackoff": 2,
@@ -93,7 +94,7 @@ def test_a_copy_carries_its_place_in_plain_types() -> None:
         "InvoicingRhythm": "long",
         "InvoicingRhythmSince": "2026-03-01T12:00:00+00:00",
         "InvoicingReason": "DataverseUnreachable",
-        "InvoicingDescription": str(UNREACHABLE),
+        "InvoicingDescription": f"No {'x' * 197}",
     }, "Copies that are waiting would be misread: keep what was written readable."
 
 
@@ -180,6 +181,13 @@ def test_a_root_that_no_retry_carries_is_not_used(root: object) -> None:
     state = RetryState.of(message(InvoicingRoot=root))
     assert state.root == DELIVERY
     assert state.message_id
+
+
+def test_the_largest_values_that_a_retry_can_carry_are_read() -> None:
+    state = RetryState.of(
+        message(InvoicingRoot="x" * 128, InvoicingAttempt=1_000_000, InvoicingBackoff=1_000_000)
+    )
+    assert (state.root, state.attempt, state.backoff) == ("x" * 128, 1_000_000, 1_000_000)
 
 
 @pytest.mark.parametrize("count", [None, -1, "3", 3.0, 2**31, 1_000_001, float("nan"), [1]])

@@ -15,7 +15,9 @@ from shared.settings import (
     queue_settings,
     retry_settings,
     service_bus_settings,
+    telemetry_settings,
 )
+from shared.tracing import TelemetryExporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -468,7 +470,8 @@ def test_all_settings_have_all_problems() -> None:
         "RETRY_OPEN_SECONDS",
         "DATAVERSE_URL",
     ]
-    settings = Settings.of({**ENTITIES, **IDENTITY, **DATAVERSE})
+    settings = Settings.of({**ENTITIES, **IDENTITY, **DATAVERSE, "TELEMETRY_EXPORTER": "OTLP"})
     assert settings.service_bus == service_bus_settings({**ENTITIES, **IDENTITY})
     assert settings.retry == retry_settings({})
     assert settings.dataverse == dataverse_settings(DATAVERSE)
+    assert settings.telemetry is telemetry_settings({"TELEMETRY_EXPORTER": "otlp"}) is TelemetryExporter.OTLP
