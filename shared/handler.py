@@ -142,9 +142,9 @@ class Handler:
             created.message_id,
             delivery.state,
         )
-        # By the broker's clock, as the win's time is.
+        # By the broker's clock, as the win's time is, which it has observed.
         since = self._broker_clock.now() - delivery.state.first_seen
-        invocation.published(outcome.id, max(since.total_seconds(), 0.0))
+        invocation.published(outcome.id, since.total_seconds())
 
     def _retry_later(self, delivery: Delivery, error: RetryLater, invocation: InvocationSpan) -> None:
         if self._used_up(delivery.state, error.policy):

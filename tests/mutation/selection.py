@@ -33,8 +33,14 @@ _CONFIG = _KEPT / "coveragerc"
 _TIMEOUT = 20.0
 _SLOWER = 10.0
 _FAST = 30.0
-# Modules whose tests have another name.
-_OWN_TESTS = {"sales": ("invoicing",), "__init__": ("generate_invoice_function",)}
+# Modules whose tests have other names.
+_OWN_TESTS = {
+    "bootstrap": ("bootstrap", "tracing"),
+    "handler": ("handler", "tracing"),
+    "open_telemetry": ("tracing",),
+    "sales": ("invoicing",),
+    "__init__": ("generate_invoice_function",),
+}
 
 
 class Selection:

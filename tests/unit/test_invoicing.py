@@ -30,6 +30,7 @@ from shared.message import Ignored
 from shared.response import Response
 from shared.retrieval import InvoiceReader
 from shared.sales import claim_of
+from shared.tracing import Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,10 +136,20 @@ def deadline(clock: FakeClock) -> Deadline:
     return Deadline.after(clock, 180)
 
 
+class CountedInvoices(Tracing):
+    """Counts the invoices that were generated."""
+
+    count = 0
+
+    def invoice_generated(self) -> None:
+        self.count += 1
+
+
 @dataclass
 class Outcome:
     value: Invoice | Ignored
     asked: list[Any]
+    generated: int
 
 
 class Ensure:
@@ -155,13 +166,14 @@ class Ensure:
     ) -> Outcome:
         fake = FakeDataverse(list(outcomes))
         dataverse = cast("Dataverse", fake)
-        invoicing = Invoicing(dataverse, InvoiceReader(dataverse), ordered, owner)
+        generated = CountedInvoices()
+        invoicing = Invoicing(dataverse, InvoiceReader(dataverse), ordered, owner, tracing=generated)
         try:
             value = invoicing.ensure_invoice(OPPORTUNITY, self._deadline)
         finally:
             assert not fake.outcomes, "every expected request was made, and no other"
             assert fake.deadlines == {self._deadline}
-        return Outcome(value, fake.asked)
+        return Outcome(value, fake.asked, generated.count)
 
     def fails(
         self, expected: type[InvoicingFailure], *outcomes: list[Response] | Response | InvoicingFailure
@@ -203,6 +215,7 @@ def test_the_claims_id_is_the_opportunitys_alone() -> None:
 def test_a_won_opportunity_without_an_invoice_gets_one(ensure: Ensure) -> None:
     outcome = ensure(NOTHING_YET, [DONE, CLAIMED, rows(invoice_row())], ok(FULL))
     assert invoice_of(outcome).id == INVOICE
+    assert outcome.generated == 1
     checks, call, retrieve = outcome.asked
     of_opportunity = f"$filter=_opportunityid_value eq {OPPORTUNITY}"
     currency = "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
@@ -487,7 +500,8 @@ def test_the_outcome_is_read_and_never_inferred_from_the_change_sets_response(
 
 def test_an_invoice_that_a_person_creates_meanwhile_is_used(ensure: Ensure) -> None:
     refused = error(400, "0x80040265")
-    assert invoice_of(ensure(NOTHING_YET, [refused, NONE, rows(invoice_row())], ok(FULL))).id == INVOICE
+    outcome = ensure(NOTHING_YET, [refused, NONE, rows(invoice_row())], ok(FULL))
+    assert (invoice_of(outcome).id, outcome.generated) == (INVOICE, 0)
 
 
 @pytest.mark.parametrize("invoices", [NONE, rows(invoice_row(statecode=3))])

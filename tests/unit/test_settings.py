@@ -470,8 +470,21 @@ def test_all_settings_have_all_problems() -> None:
         "RETRY_OPEN_SECONDS",
         "DATAVERSE_URL",
     ]
-    settings = Settings.of({**ENTITIES, **IDENTITY, **DATAVERSE, "TELEMETRY_EXPORTER": "OTLP"})
+    settings = Settings.of({**ENTITIES, **IDENTITY, **DATAVERSE})
     assert settings.service_bus == service_bus_settings({**ENTITIES, **IDENTITY})
     assert settings.retry == retry_settings({})
     assert settings.dataverse == dataverse_settings(DATAVERSE)
-    assert settings.telemetry is telemetry_settings({"TELEMETRY_EXPORTER": "otlp"}) is TelemetryExporter.OTLP
+    assert settings.telemetry is telemetry_settings({})
+
+
+@pytest.mark.parametrize(
+    ("value", "exporter"),
+    [
+        ("", TelemetryExporter.OFF),
+        ("off", TelemetryExporter.OFF),
+        ("OTLP", TelemetryExporter.OTLP),
+        ("azure-monitor", TelemetryExporter.AZURE_MONITOR),
+    ],
+)
+def test_telemetry_is_exported_where_a_setting_says(value: str, exporter: TelemetryExporter) -> None:
+    assert telemetry_settings({"TELEMETRY_EXPORTER": value}) is exporter
