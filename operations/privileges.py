@@ -44,6 +44,12 @@ ASSIGNMENT_PRIVILEGES: dict[str, str] = {
     "prvReadUser": "Global",
     "prvReadTeam": "Global",
 }
+# To read the types of the columns that INVOICE_COLUMNS lists. That Dataverse asks for them is reported, not documented:
+# without them, the event would wait for the columns.
+COLUMN_PRIVILEGES: dict[str, str] = {
+    "prvReadEntity": "Global",
+    "prvReadAttribute": "Global",
+}
 # Only older lists name these two: an environment without them is none to worry about.
 OPTIONAL_PRIVILEGES = frozenset({"prvReadEntityMap", "prvReadAttributeMap"})
 
@@ -55,8 +61,13 @@ _PRIVILEGES_AT_ONCE = 40
 
 def needed_privileges(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the privileges that the function needs with these app settings; raises InvalidSettings."""
-    is_assigned = dataverse_settings(environment).invoice_owner is InvoiceOwner.OPPORTUNITY
-    return PRIVILEGES | (ASSIGNMENT_PRIVILEGES if is_assigned else {})
+    settings = dataverse_settings(environment)
+    is_assigned = settings.invoice_owner is InvoiceOwner.OPPORTUNITY
+    return (
+        PRIVILEGES
+        | (ASSIGNMENT_PRIVILEGES if is_assigned else {})
+        | (COLUMN_PRIVILEGES if settings.invoice_columns else {})
+    )
 
 
 def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, str]:
@@ -70,7 +81,8 @@ def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, 
 
 def privilege_ids(api: WebApi) -> dict[str, str]:
     """Return the ids of the privileges that the function needs: they differ per environment."""
-    names = " or ".join(f"name eq '{name}'" for name in (*PRIVILEGES, *ASSIGNMENT_PRIVILEGES))
+    known = (*PRIVILEGES, *ASSIGNMENT_PRIVILEGES, *COLUMN_PRIVILEGES)
+    names = " or ".join(f"name eq '{name}'" for name in known)
     return {
         row["name"]: row["privilegeid"]
         for row in api.rows(f"privileges?$select=privilegeid,name&$filter={names}")

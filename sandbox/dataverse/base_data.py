@@ -19,7 +19,10 @@ _SALESPERSON: Final = frozenset(
     f"prv{verb}{table}"
     for table in ("Account", "Activity", "Contact", "Invoice", "Note", "Opportunity", "Quote", "SalesOrder")
     for verb in ("Create", "Read", "Write", "Append", "AppendTo", "Assign")
-) | {f"prvRead{name}" for name in ("Product", "Team", "TransactionCurrency", "User", "new_Project")}
+) | {
+    f"prvRead{name}"
+    for name in ("Attribute", "Entity", "Product", "Team", "TransactionCurrency", "User", "new_Project")
+}
 EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 

@@ -9,6 +9,7 @@ from sandbox.dataverse.columns import Column, Kind, Table
 from sandbox.dataverse.errors import no_segment, not_supported
 from sandbox.dataverse.operation import Operation, Reply, Segment
 from sandbox.dataverse.schema import TABLES
+from sandbox.dataverse.security import Caller, require_metadata
 
 _NAMESPACE: Final = "Microsoft.Dynamics.CRM."
 _TYPES: Final = {
@@ -32,10 +33,13 @@ _TYPES_OF: Final = {
 }
 
 
-def definitions(operation: Operation, first: Segment, rest: Sequence[Segment]) -> Reply:
-    """Describe a table, its columns or its choices. Raises RequestRefused (404, 501)."""
+def definitions(caller: Caller, operation: Operation, first: Segment, rest: Sequence[Segment]) -> Reply:
+    """Describe a table, its columns or its choices. Raises RequestRefused (403, 404, 501)."""
     if operation.method != "GET":
         raise not_supported("changing tables")
+    require_metadata(caller, "Entity")
+    if rest:
+        require_metadata(caller, "Attribute")
     condition = operation.options.get("$filter", "")
     if first.key is None and not rest:
         return _reply([_definition(table) for table in _tables(condition)])

@@ -56,7 +56,7 @@ class _Execution:
                 return self._collection(table, rest)
             return self._record(table, record_id(table, first.key), rest)
         if first.name == "EntityDefinitions":
-            return definitions(self._operation, first, rest)
+            return definitions(self._session.caller, self._operation, first, rest)
         if not rest and first.name in (SALES_ACTIONS if self._method == "POST" else PLATFORM_FUNCTIONS):
             return self._message(first)
         if first.name in SALES_ACTIONS or first.name in PLATFORM_FUNCTIONS:

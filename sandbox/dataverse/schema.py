@@ -51,7 +51,10 @@ VERBS: Final = ("Create", "Read", "Write", "Delete", "Append", "AppendTo", "Assi
 PRIVILEGES: Final[tuple[str, ...]] = (
     *(
         f"prv{verb}{name}"
-        for name in sorted({table.privilege for table in TABLES.values()} | {"EntityMap", "AttributeMap"})
+        for name in sorted(
+            {table.privilege for table in TABLES.values()}
+            | {"EntityMap", "AttributeMap", "Entity", "Attribute"}
+        )
         for verb in VERBS
     ),
     ACT_ON_BEHALF,

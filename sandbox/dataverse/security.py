@@ -169,14 +169,26 @@ def _units_below(transaction: Transaction, unit: str) -> tuple[str, ...]:
 
 def require(caller: Caller, verb: str, table: Table) -> Depth:
     """Return how far the caller's privilege on a table reaches. Raises RequestRefused (403) without one."""
-    privilege = f"prv{verb}{table.privilege}"
+    return _require(
+        caller,
+        f"prv{verb}{table.privilege}",
+        f" on OTC={table.code} for entity '{table.name}' (LocalizedName='{table.privilege}')",
+    )
+
+
+def require_metadata(caller: Caller, kind: str) -> None:
+    """Refuse (403) a caller that may not read definitions of this kind: Entity or Attribute."""
+    _require(caller, f"prvRead{kind}", "")
+
+
+def _require(caller: Caller, privilege: str, about: str) -> Depth:
     depth = caller.depth(privilege)
     if depth is None:
         raise privilege_denied(
             f"Principal user (Id={caller.user_id}, type=8, roleCount={caller.roles}, "
             f"privilegeCount={len(caller.depths)}, accessMode='4 Non-interactive') is missing {privilege} "
-            f"privilege (Id={stable_id(caller.organization_id, privilege)}) on OTC={table.code} for entity "
-            f"'{table.name}' (LocalizedName='{table.privilege}'). context.Caller={caller.user_id}."
+            f"privilege (Id={stable_id(caller.organization_id, privilege)}){about}. "
+            f"context.Caller={caller.user_id}."
         )
     return depth
 

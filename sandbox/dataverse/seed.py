@@ -16,7 +16,7 @@ from sandbox.dataverse.security import Depth
 from sandbox.dataverse.web_api import DataverseApp
 
 # What the deployed function's role has: the documented privileges of GenerateInvoiceFromOpportunity, the claim's, those
-# to read what the event contains, and those to assign the invoice.
+# to read what the event contains and how its columns are defined, and those to assign the invoice.
 INVOICING_PRIVILEGES: Final = (
     "prvCreateInvoice", "prvReadInvoice", "prvAppendInvoice", "prvAppendToInvoice",
     "prvReadOpportunity", "prvAppendToOpportunity", "prvAppendToAccount", "prvAppendToContact",
@@ -24,6 +24,7 @@ INVOICING_PRIVILEGES: Final = (
     "prvCreateNote", "prvReadNote", "prvAppendNote",
     "prvReadActivity", "prvReadProduct", "prvReadAccount", "prvReadContact",
     "prvWriteInvoice", "prvAssignInvoice", "prvReadUser", "prvReadTeam",
+    "prvReadEntity", "prvReadAttribute",
 )  # fmt: skip
 
 

@@ -136,12 +136,13 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(organization: Organi
     assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
 
 
+@pytest.mark.parametrize("columns", ["", "billto_city"])
 @pytest.mark.parametrize("owner", ["", "opportunity", "application-user"])
 def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_depth(
-    organization: Organization, owner: str
+    organization: Organization, owner: str, columns: str
 ) -> None:
-    """Those to assign the invoice only where the function assigns it."""
-    organization.environment["INVOICE_OWNER"] = owner
+    """Those to assign the invoice, and to read the types of columns, only where the function does so."""
+    organization.environment |= {"INVOICE_OWNER": owner, "INVOICE_COLUMNS": columns}
     organization.connect()
     (role,) = [row for row in organization.rows("role") if row["name"] == "Opportunity Invoicing"]
     names = {row["privilegeid"]: row["name"] for row in organization.rows("privilege")}
@@ -152,6 +153,7 @@ def test_the_role_has_exactly_the_privileges_and_what_is_read_at_organization_de
     }
     needed = needed_privileges(organization.environment)
     assert ("prvAssignInvoice" in needed) is (owner != "application-user")
+    assert (needed.keys() >= {"prvReadEntity", "prvReadAttribute"}) is bool(columns)
     assert granted == {name: int(Depth[depth.upper()]) for name, depth in needed.items()}
     assert all(
         depth == "Global" for name, depth in needed.items() if name.startswith(("prvRead", "prvAppendToO"))

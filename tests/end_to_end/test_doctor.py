@@ -355,7 +355,12 @@ def _connect(sandbox: Sandbox) -> None:
         done = CliRunner().invoke(
             operations,
             ["connect", "--application-id", identity.client_id, "--yes"],
-            env={**sandbox.environment, "OPPORTUNITY_WON_SAS_KEY": "k" * 44},
+            # With the columns of the scenarios that have some: they take privileges of their own.
+            env={
+                **sandbox.environment,
+                "OPPORTUNITY_WON_SAS_KEY": "k" * 44,
+                "INVOICE_COLUMNS": "billto_city",
+            },
         )
         assert done.exit_code == 0, (done.output, done.exception)
         (user,) = sandbox.rows("systemuser", applicationid=identity.client_id)
@@ -921,6 +926,11 @@ def _no_privilege(broken: Broken) -> None:
     broken.lacks("prvCreateNote")
 
 
+def _no_privilege_for_the_columns(broken: Broken) -> None:
+    broken.set(INVOICE_COLUMNS="billto_city")
+    broken.lacks("prvReadAttribute")
+
+
 def _function_reads_no_orders(broken: Broken) -> None:
     broken.is_function()
     broken.lacks("prvReadSalesOrder")
@@ -1210,6 +1220,7 @@ CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
     (_deleted_identity, Finding.APPLICATION_USER_GONE, "application user"),
     (_softly_deleted_identity, Finding.APPLICATION_USER_GONE, "application user"),
     (_no_privilege, Finding.PRIVILEGE_MISSING, "privileges"),
+    (_no_privilege_for_the_columns, Finding.PRIVILEGE_MISSING, "privileges"),
     (_function_reads_no_orders, Finding.PRIVILEGE_MISSING, "privileges"),
     (_shallow_privilege, Finding.PRIVILEGE_TOO_SHALLOW, "privileges"),
     (_no_optional_privilege, Finding.OPTIONAL_PRIVILEGE_MISSING, "privileges"),

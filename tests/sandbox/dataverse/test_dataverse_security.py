@@ -104,6 +104,8 @@ def test_each_documented_privilege_of_the_action_is_needed(world: World, missing
         ("prvReadTransactionCurrency", "opportunities?$expand=transactioncurrencyid", None),
         ("prvReadTransactionCurrency", "opportunities({0})/transactioncurrencyid", None),
         ("prvReadNote", "annotations", None),
+        ("prvReadEntity", "EntityDefinitions(LogicalName='invoice')/Attributes", None),
+        ("prvReadAttribute", "EntityDefinitions(LogicalName='invoice')/Attributes", None),
         ("prvCreateNote", "annotations", {}),
         ("prvAppendNote", "annotations", {}),
         ("prvAppendToOpportunity", "annotations", {}),
