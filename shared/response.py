@@ -186,7 +186,7 @@ _CODES: Final[tuple[tuple[frozenset[str], type[InvoicingFailure]], ...]] = (
         _codes(
             "80048d03 80048d04 80048d07 80048d0a 80048d0f 80048d10",  # the backend of a plug-in fails
             "80040237 80060892 80073002",  # the key exists: the claim, whose reads decide
-            "80044151 80073000 8004a001 80048554 80044339",  # database: time-out, busy, locks
+            "80044151 80073000 8004a001 80048554 80044339",  # database: timeout, busy, locks
             "80048543 80048542 80040255",  # database: a solution is imported
             "80044150",  # a wrapper for any SQL error, a deadlock among them
             "8004418d 8004418e 80044171 80044172 80044173 80044174 80081111 80081116",  # the plug-in sandbox

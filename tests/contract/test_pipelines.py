@@ -403,7 +403,7 @@ def test_parameters_of_people_are_typed_and_have_values() -> None:
                 assert parameter["values"], (path.name, parameter["name"])
 
 
-# Beside a login, whatever runs here may print what others wrote: error texts, names of app settings, values in Azure.
+# Beside a login, a command may print what others wrote: error texts, names of app settings, values in Azure.
 FROM_OTHERS = [
     step
     for step in SCRIPTS
