@@ -216,7 +216,7 @@ def test_every_linter_rule_is_an_error() -> None:
 
 
 def test_every_name_is_known_before_the_deployment(snapshot: Snapshot) -> None:
-    """Resources whose names derive from values of the deployment are missing in what-if."""
+    """What-if omits resources whose names derive from values of the deployment."""
     assert snapshot.diagnostics == []
     assert [each["id"] for each in snapshot.resources if "[" in each["id"]] == []
 
@@ -495,7 +495,7 @@ def test_the_runbook_describes_every_alert(snapshot: Snapshot) -> None:
 
 
 def test_an_open_alert_hides_no_later_failure(snapshot: Snapshot) -> None:
-    """A stateful alert notifies once until its condition ends, and a failed message may wait for weeks."""
+    """A stateful alert notifies once until its condition ends, and a failed message may be in the queue for weeks."""
     parked, reminder = snapshot.alerts["parked"], snapshot.alerts["failed-messages-daily"]
     (rule,) = snapshot.of_type("Microsoft.AlertsManagement/actionRules").values()
     (recurrence,) = rule["properties"]["schedule"]["recurrences"]

@@ -115,7 +115,7 @@ def test_the_filters_of_the_page_take_what_it_says(
     assert taken("audit") == EVENTS.keys()
     for number, (rule, expected) in enumerate(FILTERS):
         assert taken(f"filtered-{number}") == expected, rule
-    # What came over the wire is still the event of the contract (of which there is no version 2 yet).
+    # What the client received is still the event of the contract (of which there is no version 2 yet).
     for stored in broker.peek("invoice-created/Subscriptions/filtered-1", max_messages=10):
         message = stored.message
         assert isinstance(message.body, bytes)

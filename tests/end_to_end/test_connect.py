@@ -1,4 +1,4 @@
-"""`python -m operations connect`, `disconnect` and `reconcile`, over the wire against the Dataverse of the sandbox."""
+"""`python -m operations connect`, `disconnect` and `reconcile`, over sockets against the Dataverse of the sandbox."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_step_that_somebody_bent_is_corrected(organization: Organization) -> N
 
 
 def test_everything_is_read_back(organization: Organization) -> None:
-    """What Dataverse accepts and does not do is reported, not called done."""
+    """A change that Dataverse accepts and does not make is reported, not shown as done."""
     organization.connect()
     (endpoint,) = organization.rows("serviceendpoint")
     with organization.app.session() as session:
@@ -336,7 +336,7 @@ def test_a_login_without_rights_sees_what_is_missing(organization: Organization)
 
 
 def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Organization) -> None:
-    """Also where there are more than fit on a page of the Web API or into one batch."""
+    """Also if there are more than a page of the Web API or a batch can hold."""
     demo = seed.demo_organization(organization.app, opportunities=1106)
     invoiced, canceled, ordered, claimed, lost, old, still_open, *missing = demo.opportunities
     api = WebApi.of(organization.environment)
@@ -378,7 +378,7 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
 
 
 def test_reconcile_refuses_a_login_that_sees_only_a_part(organization: Organization) -> None:
-    """Rows of other people are missing without a word: "none is missing" would be a lie."""
+    """Rows of other people are missing without an error, so "none is missing" would be wrong."""
     names = ["prvReadOpportunity", "prvReadInvoice", "prvReadSalesOrder", "prvReadNote", "prvReadUser"]
     role = seed.add_role(organization.app, names, name="Part", depth=Depth.LOCAL)
     seed.add_application_user(organization.app, FUNCTION.client_id, roles=[role])
@@ -398,7 +398,7 @@ def test_reconcile_says_where_it_cannot_tell_what_its_login_sees(organization: O
 
 
 def test_reconcile_waits_where_dataverse_throttles(organization: Organization) -> None:
-    """Every second request is refused for a second; the question goes through all the same."""
+    """Every second request is refused for a second, and the command succeeds nevertheless."""
     demo = seed.demo_organization(organization.app, opportunities=1)
     with organization.app.session() as session:
         won = {"statecode": 1, "actualclosedate": "2026-03-01"}

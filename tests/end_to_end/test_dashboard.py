@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ARROWS = 5
 SECONDS = 110.0
-# Where a person wants to look at what the browser showed.
+# The folder for screenshots, where a person wants them.
 PICTURES = os.environ.get("DASHBOARD_PICTURES")
 pytestmark = [
     pytest.mark.timeout(400),

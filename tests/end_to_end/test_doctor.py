@@ -219,7 +219,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 @dataclass
 class Sandbox:
-    """Everything that the doctor looks at, and the command line pointed at it."""
+    """Everything that `doctor` checks, and the command line with its settings."""
 
     organization: Organization
     opportunities: tuple[str, ...]
@@ -450,7 +450,7 @@ def test_the_read_connection_has_the_rights_for_every_check(sandbox: Sandbox) ->
 
 
 def test_the_function_itself_sees_only_what_it_needs(sandbox: Sandbox) -> None:
-    """What it cannot see is reported with the right that it would need; nothing of it counts as a problem."""
+    """A check without its right names that right, and does not count as a problem."""
     code, rows = sandbox.doctor({"OPERATIONS_CLIENT_ID": ""})
     unseen = {row["check"]: row["right"] for row in rows if row["state"] == "cannot see"}
     assert {row["state"] for row in rows} == {"ok", "cannot see"}
@@ -548,7 +548,7 @@ def test_a_token_of_another_identity_is_recognised(sandbox: Sandbox, tokens: Tok
 
 
 class Confused(IdentityServer):
-    """Gives a token of another identity than it is asked for."""
+    """Returns a token of another identity than the one that is asked for."""
 
     def _select(self, query: Mapping[str, str]) -> Identity:  # noqa: ARG002 - as it is overridden
         return DEAF
@@ -601,7 +601,7 @@ def test_nothing_is_tried_without_being_asked(sandbox: Sandbox) -> None:
 
 
 def test_a_lost_response_does_not_hide_what_was_left(sandbox: Sandbox, tmp_path: Path) -> None:
-    """What exists afterwards counts, not the response."""
+    """The result depends on the rows that exist afterwards, not on the response."""
     with ExitStack() as undo:
         broken = Broken(sandbox, undo, tmp_path)
         broken.organization_is(is_atomic=False, loses_responses=True)
@@ -690,7 +690,7 @@ class Broken:
         self.enter(self.sandbox.added("asyncoperation", **common, **values))
 
     def resource(self, path: str, **properties: object) -> None:
-        """Look through Resource Manager, at a resource with other properties."""
+        """Check through Resource Manager, which returns a resource with other properties."""
         azure = self.sandbox.azure
         self.undo.callback(setattr, azure, "resources", azure.resources)
         azure.resources = copy.deepcopy(azure.resources)
@@ -731,7 +731,7 @@ class Broken:
         self.tries_claim()
 
     def port(self, host: str = "127.0.0.1", number: int = 0, *, listens: bool) -> int:
-        """Take a port that refuses connections, or takes them and never says a word."""
+        """Take a port that refuses connections, or accepts them and stays silent."""
         taken = self.enter(socket.socket())
         taken.bind((host, number))
         if listens:
@@ -1294,7 +1294,7 @@ def test_a_broken_set_up_shows_exactly_its_finding(
 
 
 def test_what_failed_before_is_a_problem_only_on_request(sandbox: Sandbox, tmp_path: Path) -> None:
-    """A deployment must not be called bad because messages that failed before it wait for a decision."""
+    """Messages that failed before a deployment do not make its verification fail."""
     with ExitStack() as undo:
         broken = Broken(sandbox, undo, tmp_path)
         _failed_message(broken)
@@ -1311,7 +1311,7 @@ def test_what_failed_before_is_a_problem_only_on_request(sandbox: Sandbox, tmp_p
 
 
 def test_a_login_that_must_see_everything_can_require_it(sandbox: Sandbox) -> None:
-    """A pipeline whose login sees nothing must not be green for it."""
+    """A pipeline whose login lacks every right must not succeed."""
     assert sandbox.doctor({}, *sandbox.arm, "--fail-on", "cannot-see")[0] == 0
     assert sandbox.doctor({}, "--fail-on", "cannot-see")[0] == 1
     assert sandbox.doctor({}, "--fail-on", "attention")[0] == 0

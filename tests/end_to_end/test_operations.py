@@ -1,4 +1,4 @@
-"""`python -m operations failed` and `waiting`, over the wire against the Service Bus of the sandbox."""
+"""`python -m operations failed` and `waiting`, over sockets against the Service Bus of the sandbox."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_list_shows_reason_opportunity_since_when_and_attempts(namespace: Namesp
 
 
 def test_a_message_that_the_broker_dead_lettered_is_listed_with_the_parked_ones(namespace: Namespace) -> None:
-    """Dead letters of the main queue are forwarded to the failed queue: there is one place to look."""
+    """Dead letters of the main queue are forwarded to the failed queue: all failures are in one place."""
     namespace.send(QUEUE, [ServiceBusMessage(json.dumps({"opportunityId": namespace.opportunity(7)}))])
     with namespace.client.get_queue_receiver(QUEUE) as receiver:
         (message,) = receiver.receive_messages(1, max_wait_time=10)
@@ -81,7 +81,7 @@ def test_a_message_that_the_broker_dead_lettered_is_listed_with_the_parked_ones(
 
 
 def test_a_message_of_another_sender_is_listed_too(namespace: Namespace) -> None:
-    """With properties that look like ours and are none, and with times as everywhere else."""
+    """With properties whose names resemble ours, and with times in the format of all lists."""
     namespace.send(FAILED, [ServiceBusMessage("?", application_properties={"InvoicingAttempt": "often"})])
     (row,) = namespace.listed("failed", "list")
     assert (row["reason"], row["opportunity"], row["attempts"]) == ("unknown", None, 0)
@@ -238,7 +238,7 @@ def test_only_what_waits_can_be_tried_now(namespace: Namespace) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_picking_wears_nothing_out(namespace: Namespace) -> None:
+def test_selecting_messages_costs_the_others_no_delivery(namespace: Namespace) -> None:
     """Of 5,000 messages, 50 selective passes, by reason or by number, settle only what they match.
 
     All others stay, delivered once at most.
@@ -265,14 +265,14 @@ def test_picking_wears_nothing_out(namespace: Namespace) -> None:
 
 
 def test_a_message_leaves_the_failed_queue_only_after_its_copy_is_accepted(namespace: Namespace) -> None:
-    """The copy is refused, the queue not being there: the original stays."""
+    """The queue does not exist, so the copy is refused and the original stays."""
     namespace.send(FAILED, [namespace.parked(1)])
     namespace.environment["OPPORTUNITY_WON_QUEUE"] = "no-such-queue"
     result = namespace.run("failed", "replay", "1")
     assert result.exit_code == 1
     assert "has no such queue" in result.output
     assert "operations doctor" in result.output
-    # The dead-letter queue of a queue that is not there does not keep the list from being made.
+    # The dead-letter queue of a queue that does not exist does not prevent the list.
     listed = namespace.run("failed", "list")
     assert listed.exit_code == 0
     assert "1 failed message, by reason:" in listed.output
@@ -310,7 +310,7 @@ def test_retry_now_sends_the_copy_and_cancels_the_scheduled_one(namespace: Names
 
 @contextmanager
 def behind(namespace: Namespace, *rules: Rule) -> Iterator[dict[str, str]]:
-    """Put a proxy with faults before the broker; gives the environment of a command that comes that way."""
+    """Put a proxy with faults before the broker; give the environment of a command that connects through it."""
     connection_string = namespace.environment["ServiceBusConnection"]
     address = urlsplit(connection_string.partition(";")[0].partition("=")[2])
     target = str(address.hostname), int(address.port or 0)
@@ -321,7 +321,7 @@ def behind(namespace: Namespace, *rules: Rule) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a command as people do: its process must end wherever the SDK blocks."""
+    """Start a command in a process of its own, which must end wherever the SDK blocks."""
     command = [sys.executable, "-m", "operations", *arguments]
     with subprocess.Popen(  # noqa: S603 - our own command, no shell
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -383,7 +383,7 @@ def test_a_replay_that_is_killed_loses_nothing(namespace: Namespace) -> None:
     assert len(bodies) == 6
 
 
-def test_impatience_does_not_cut_short_the_wait_for_a_message_that_somebody_else_holds(
+def test_a_short_timeout_does_not_end_the_wait_for_a_message_that_somebody_else_has_locked(
     namespace: Namespace,
 ) -> None:
     """The broker itself is asked to wait some seconds for more to come."""

@@ -1,4 +1,4 @@
-"""`python -m operations events resend`, over the wire against the whole sandbox."""
+"""`python -m operations events resend`, over sockets against the whole sandbox."""
 
 from __future__ import annotations
 

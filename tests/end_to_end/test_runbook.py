@@ -94,7 +94,7 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
 
 @pytest.mark.parametrize("login", ["operator", "function"])
 def test_a_healthy_sandbox_is_healthy_for_doctor(sandbox: Sandbox, login: str) -> None:
-    """With nothing but local.settings.json, as the operator and as the function."""
+    """Only local.settings.json is read, by the operator and as the function."""
     done = sandbox.run("doctor", "--json", **(sandbox.operator if login == "operator" else {}))
     rows = json.loads(done.stdout)
     assert {row["state"] for row in rows} <= {State.OK.value, State.CANNOT_SEE.value}, rows

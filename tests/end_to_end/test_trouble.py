@@ -1,4 +1,4 @@
-"""Trouble with logins, keys, the network and TLS: each command says it in a sentence with the next step."""
+"""Errors of logins, keys, the network and TLS: each command reports them in a sentence with the next step."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def azure_cli(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 def free_host() -> str:
     """Return a loopback address whose port 5671 is free: clients with tokens know no other port."""
-    # From a random one on: other tests look for theirs at the same time.
+    # From a random one on: other tests search for theirs at the same time.
     start = random.randrange(240)  # noqa: S311 - nothing secret
     for offset in range(240):
         host = f"127.0.1.{10 + (start + offset) % 240}"
@@ -335,7 +335,7 @@ def test_the_sandboxs_own_file_says_where_its_identities_are(tmp_path: Path) -> 
 def test_certificates_come_only_with_the_sandboxs_identities(
     tmp_path: Path, endpoint: dict[str, str]
 ) -> None:
-    """Trusted by the operator's own login, an authority of somebody else could read its tokens."""
+    """If the operator's own login trusted another authority, its owner could read the tokens."""
     file = SettingsFile.read(settings_file(tmp_path, SETTINGS | endpoint | {"SSL_CERT_FILE": "/tmp/ca.pem"}))  # noqa: S108
     assert dict(file.sandbox) == {}
     assert set(file.left_out) == {*endpoint, "SSL_CERT_FILE"}

@@ -1,4 +1,4 @@
-"""A win goes in, an event comes out: the deployed code as it is, on real wires."""
+"""From a win to its event: the deployed code, unchanged, over real connections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 APP = Path(__file__).parents[2]
 PATIENCE = 80.0
-# So that what is tried again is tried again within the test.
+# Short enough for a retry within the test.
 QUICK_RETRIES = {"RETRY_FIRST_DELAY_SECONDS": "0.2", "RETRY_MAX_DELAY_SECONDS": "1"}
 
 
@@ -153,10 +153,10 @@ class Gate:
         (2, "the claim and the call", "after"),
     ],
 )
-def test_a_worker_killed_in_mid_call_loses_and_doubles_nothing(
+def test_a_worker_that_is_killed_in_a_call_loses_and_doubles_nothing(
     number: int, request_is: str, moment: str, watch_topic: WatchTopic
 ) -> None:
-    """The message comes again when its lock expires, and the next worker finds what the first one left."""
+    """The message is redelivered when its lock expires, and the next worker finds what the first one committed."""
     gate = Gate(number, moment)
     options = CloudOptions(APP, opportunities=1, dataverse_middleware=gate.wrap)
     with Cloud(options) as cloud, Consumer(cloud) as consumer:
@@ -184,7 +184,9 @@ def test_a_worker_killed_in_mid_call_loses_and_doubles_nothing(
 
 
 @pytest.mark.parametrize("wire", [Wire.IDENTITY, Wire.DATAVERSE, Wire.SERVICE_BUS_OUT])
-def test_a_peer_that_accepts_and_stays_silent_is_survived(wire: Wire, watch_topic: WatchTopic) -> None:
+def test_a_win_is_invoiced_after_a_peer_accepted_and_stayed_silent(
+    wire: Wire, watch_topic: WatchTopic
+) -> None:
     """The function's first connection there is accepted and gets no response, for longer than the test lasts."""
     silence = Rule(wire, Fault(Kind.SILENT, seconds=10 * PATIENCE), When.once(), "connect")
     plan = FaultPlan([silence])
@@ -230,7 +232,7 @@ def test_a_peer_that_accepts_and_stays_silent_is_survived(wire: Wire, watch_topi
         assert_good(cloud, won_at, events)
 
 
-# How fast is not the question here.
+# This test does not measure the time.
 @pytest.mark.timeout(400)
 def test_500_opportunities_with_16_at_once(watch_topic: WatchTopic) -> None:
     with Cloud(CloudOptions(APP, mode=Mode.IDENTITY, opportunities=500)) as cloud:

@@ -1,4 +1,4 @@
-"""What `make` checks before it installs anything, and what it shows meanwhile."""
+"""The checks of `make` before it installs anything, and its output meanwhile."""
 
 import subprocess
 import sys

@@ -240,7 +240,7 @@ def test_a_job_is_written_with_the_win_or_not_at_all(world: World) -> None:
 
 
 def test_a_synchronous_step_posts_at_once_and_what_is_posted_stays(world: World) -> None:
-    """A ghost: the win is rolled back after its event went out."""
+    """The win is rolled back after its event was posted."""
     listen(world, mode=0)
     client, opportunity = world.admin, world.demo.opportunities[0]
     close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
@@ -314,7 +314,7 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
 
 
 def test_two_posters_do_not_post_the_same_job(world: World) -> None:
-    """While one is at its first of two jobs, another comes by and does what is left."""
+    """While one poster works on the first of two jobs, the other posts the second."""
     listen(world, auto_delete=False)
     for opportunity in world.demo.opportunities[:2]:
         world.admin.win(opportunity)

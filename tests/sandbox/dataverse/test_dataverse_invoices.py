@@ -175,7 +175,7 @@ def test_custom_columns_are_carried_from_the_opportunity(https_world: World) -> 
 
 @pytest.mark.parametrize("column", ["new_nothing", "new_project"])
 def test_a_column_that_does_not_exist_is_named(https_world: World, column: str) -> None:
-    """A lookup's logical name is no property either."""
+    """The logical name of a lookup is no property of the Web API."""
     invoice = https_world.function.generate(https_world.demo.opportunities[0])["invoiceid"]
     error = https_world.function.get(f"invoices({invoice})?$select=name,{column}", status=400)["error"]
     assert error == {

@@ -138,7 +138,7 @@ def test_a_batch_is_one_request(world: World) -> None:
 
 
 def test_without_the_affinity_cookie_requests_spread_over_the_servers(seeded: tuple[bytes, object]) -> None:
-    """Who keeps the cookie stays on one server, and has only its share."""
+    """A client that keeps the cookie stays on one server, and has only the limits of that one."""
     authority, identity = TokenAuthority(), Identity.named("x")
     app = DataverseApp(authority.verify, image=seeded[0], servers=3)
     seed.add_application_user(app, identity.client_id)

@@ -1,4 +1,4 @@
-"""What is offered and what is refused, over HTTPS: the page says it, and it is true."""
+"""What is supported and what is refused, over HTTPS, as the page says."""
 
 from __future__ import annotations
 

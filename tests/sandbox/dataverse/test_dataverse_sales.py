@@ -134,7 +134,7 @@ def test_asked_twice_it_makes_two_invoices_with_numbers_in_sequence(world: World
 def test_totals_are_nothing_until_the_invoice_is_retrieved_by_its_id(
     world: World, number: int, precision: int
 ) -> None:
-    """A list does not calculate, a retrieve does; the amount has no more digits than the currency."""
+    """A retrieve calculates the totals, a list does not; the amount has no more digits than the currency."""
     opportunity = world.demo.opportunities[number]
     invoice = world.function.generate(opportunity)
     assert invoice["totalamount"] == 0
@@ -215,5 +215,5 @@ def test_without_an_opportunity_there_is_no_invoice(
 
 
 def test_an_open_opportunity_is_invoiced_all_the_same(world: World) -> None:
-    """What the real one does is undocumented: a caller that relies on a refusal would not be found here."""
+    """The behaviour of Dataverse is undocumented, so a caller must not rely on a refusal."""
     assert world.function.generate(world.demo.opportunities[0])["invoiceid"]

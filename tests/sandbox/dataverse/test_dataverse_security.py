@@ -186,7 +186,7 @@ def test_rows_outside_of_the_depth_are_missing_without_an_error(world: World) ->
 
 
 def test_another_ones_invoice_is_invisible_to_a_lesser_depth(world: World) -> None:
-    """The reason for organization depth: "no invoice" would be a lie."""
+    """The reason for organization depth: "no invoice" would be wrong."""
     opportunity = world.demo.opportunities[0]
     invoice = world.function.generate(opportunity)["invoiceid"]
     lesser = world.new_client(dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.BASIC))
@@ -210,7 +210,7 @@ def test_a_reassigned_invoice_is_invisible_to_its_maker(world: World) -> None:
 
 
 def test_the_greatest_depth_of_all_roles_counts(world: World) -> None:
-    """Whichever of the two roles is looked at first."""
+    """Independent of the order in which the roles are read."""
     identity, names = Identity.named("two roles"), ("prvReadOpportunity", "prvReadInvoice")
     depths = ((Depth.BASIC, Depth.GLOBAL), (Depth.GLOBAL, Depth.BASIC))
     roles = [seed.add_role(world.app, dict(zip(names, pair, strict=True))) for pair in depths]

@@ -36,7 +36,7 @@ def test_the_same_seed_makes_the_same_rows_and_another_makes_others() -> None:
 
 
 def test_amounts_fit_their_currencies() -> None:
-    """Each currency is there, none of whose amounts has more digits than it knows."""
+    """Each currency occurs, and no amount has more digits than its currency."""
     precision = {
         stable_id(base_data.ORGANIZATION_ID, "transactioncurrency", c.code): c.precision
         for c in base_data.CURRENCIES

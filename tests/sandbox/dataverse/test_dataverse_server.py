@@ -1,4 +1,4 @@
-"""Over HTTPS: Microsoft's own Python SDK, many at once, and connections that go wrong."""
+"""Over HTTPS: Microsoft's own Python SDK, many clients at once, and connections that fail."""
 
 from __future__ import annotations
 

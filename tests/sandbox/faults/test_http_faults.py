@@ -130,7 +130,7 @@ def test_every_form_of_retry_after(service: Service, form: str, header: str | No
 
 
 def test_a_redirect_leads_to_a_page_that_looks_like_success(service: Service) -> None:
-    """So that a client that follows it, token and all, is found out."""
+    """A client that follows the redirect with its token takes the page for a response."""
     session = requests.Session()
     session.mount("https://", FaultyAdapter(faulty_dataverse(service, service.plan)))
     service.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.REDIRECT), When.once()))

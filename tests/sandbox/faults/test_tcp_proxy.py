@@ -182,7 +182,7 @@ def test_a_proxy_that_is_down_refuses_and_comes_up_where_it_was(world: World) ->
 
 
 def test_who_is_let_in_in_the_moment_of_the_end_is_cut_off(world: World) -> None:
-    """The proxy comes to both at once: clients, and the wish to go down."""
+    """The proxy receives new clients and the request to stop at the same time."""
     busy, goes_on = threading.Event(), threading.Event()
     assert world.proxy._loop is not None
     world.proxy._loop.call_soon_threadsafe(busy.set)

@@ -1,4 +1,4 @@
-"""A debugger at the worker: it is waited for, it stops at a breakpoint, and the invocation survives that."""
+"""A debugger at the worker: the worker waits for it, stops at a breakpoint, and completes the invocation."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def settings(server: ServiceBusServer, records: Path) -> dict[str, str]:
 def test_a_debugger_stops_at_a_breakpoint_and_the_invocation_goes_on(
     server: ServiceBusServer, app: Path, tmp_path: Path, port: int
 ) -> None:
-    """The time limit of the function does not end what a person is looking at."""
+    """The time limit of the function does not end an invocation in the debugger."""
     limit = {"AzureFunctionsJobHost__functionTimeout": "00:00:00.2"}
     with FunctionsHost(app, settings(server, tmp_path) | limit, debug_port=port) as host:
         server.broker.send("work", Message(body=b"x"))

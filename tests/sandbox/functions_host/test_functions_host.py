@@ -206,7 +206,7 @@ SENDERS_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03"
 def test_the_function_gets_the_senders_trace_context_where_nobody_collects_spans(
     stage: _Stage, name: str
 ) -> None:
-    """A span of the host's that nobody exports would be a gap in the trace."""
+    """Without a collector, a span of the host would be a gap in the trace."""
     stage.start()
     stage.send(message=Message(application_properties={name: SENDERS_TRACE}))
     stage.wait(lambda: len(stage.records()) == 1, "recorded")

@@ -126,7 +126,7 @@ def test_the_apps_folder_comes_first(runner: _Runner, app: Path) -> None:
 
 
 def test_an_app_with_its_own_packages_sees_no_others(runner: _Runner, app: Path) -> None:
-    """The deployed zip brings all that it needs: what it forgot must be missing here as it would be in Azure."""
+    """A package that the deployed zip lacks must be missing here as it would be in Azure."""
     packages = app / ".python_packages" / "lib" / "site-packages"
     installed = Path(azure.functions.__file__).parents[2]
     shutil.copytree(installed / "azure" / "functions", packages / "azure" / "functions")

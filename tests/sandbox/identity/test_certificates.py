@@ -52,7 +52,7 @@ def test_who_was_not_given_the_bundle_does_not_trust_it(tmp_path: Path) -> None:
 
 
 def test_the_bundle_keeps_the_public_roots(tmp_path: Path) -> None:
-    """The variables replace the default trust, and other connections of the process must go on working."""
+    """The variables replace the default trust, and other connections of the process still need the public roots."""
     trusting = ssl.create_default_context(cafile=CertificateAuthority(tmp_path).bundle)
     public = ssl.create_default_context(cafile=requests.utils.DEFAULT_CA_BUNDLE_PATH)
     assert trusting.cert_store_stats()["x509"] == public.cert_store_stats()["x509"] + 1

@@ -1,4 +1,4 @@
-"""What may stand in the entities' file, and how it says what is wrong."""
+"""The entities file: what it may contain, and how problems are reported."""
 
 import json
 from collections.abc import Callable

@@ -99,7 +99,7 @@ def test_a_token_for_an_entity_that_does_not_exist_is_refused_with_404(access: "
     assert "'test/missing' could not be found" in str(caught.value.inner_exception)
 
 
-# 3, 4: what a message may look like
+# 3, 4: the forms of a message
 
 
 def test_delivery_annotations_may_stand_after_the_body(plain: "Access") -> None:

@@ -227,7 +227,7 @@ class QueueHistory(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        """Look into the log: what is not there any more was completed or cancelled, once."""
+        """Check the log: a message that is gone was completed or cancelled, once."""
         if not hasattr(self, "broker"):
             return
         ended = [

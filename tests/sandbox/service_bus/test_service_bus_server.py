@@ -384,13 +384,13 @@ def test_a_clock_that_is_moved_by_hand_is_noticed(plain: "Access") -> None:
     )
     thread = threading.Timer(0.1, plain.clock.advance, [timedelta(hours=2)])
     thread.start()
-    # One call only: each call asks anew, which would make the broker look as well.
+    # One call only: each further call would make the broker check its clock, too.
     assert [str(message) for message in receiver.receive_messages(1, max_wait_time=20)] == ["due"]
     thread.join()
 
 
 def test_a_slow_reader_does_not_hold_up_others(plain: "Access") -> None:
-    """One client asks for a thousand large messages and reads none; another is served as before."""
+    """One client asks for a thousand large messages and reads none; another one still receives its own."""
     plain.broker.send("other", *[OurMessage(b"x" * 200_000)] * 1, size=1)
     for _ in range(60):
         plain.broker.send("other", OurMessage(b"x" * 200_000))
