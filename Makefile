@@ -87,7 +87,7 @@ sbom: build/function.requirements.txt .venv-scan/.installed ## list what the pac
 		-o build/function.cdx.json build/function.requirements.txt
 	@echo build/function.cdx.json
 
-audit: build/function.requirements.txt .venv-scan/.installed ## look for known vulnerabilities in what is deployed and in operations
+audit: build/function.requirements.txt .venv-scan/.installed ## check for known vulnerabilities in what is deployed and in operations
 	@.venv-scan/bin/python -m infrastructure.audit build/function.requirements.txt requirements-operations.txt
 
 scan: .venv-scan/.installed ## scan what would be deployed for weaknesses

@@ -1,4 +1,4 @@
-"""How an opportunity is billed, as Dataverse's records say it: what the audit and the history judge by.
+"""How an opportunity is billed according to Dataverse's records, for the audit and the history.
 
 What counts as an invoice, an order or a win is defined once, in `shared.sales`.
 """

@@ -1,6 +1,6 @@
 """`operations doctor`: checks everything that the function depends on, and says what is wrong and what to do.
 
-Which checks there are, in the order of the flow, stands here; how each checks stands in `diagnosis`.
+The list of the checks, in the order of the flow, is here; the checks themselves are in `diagnosis`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The operator's access to the namespace: peek, lock single messages, send.
 
-A queue cannot be searched, and receiving and abandoning wears messages out until they are dead-lettered. So reading is
+A queue cannot be searched, and a message that is received and abandoned too often is dead-lettered. So reading is
 peeking. To lock one message, those before it are deferred once: a deferred message stays in its queue, keeps its
 number, and is fetched by it.
 """

@@ -1,4 +1,4 @@
-"""The administrator's way into an environment: rows, creates, updates, actions of the Web API.
+"""Access to an environment for administrators: reads, creates, updates and actions of the Web API.
 
 Everything that is created gets an id derived from its name, so that a request may be repeated.
 """

@@ -1,7 +1,7 @@
 """The demonstration: win opportunities, watch invoices and events come, and check that they agree.
 
 It is at the top of the sandbox because it uses all parts, from outside: it wins over HTTPS, listens on the topic, and
-compares each event with the invoice in Dataverse's database. What is missing it looks up in the queues.
+compares each event with the invoice in Dataverse's database. It searches the queues for what is missing.
 """
 
 import time
@@ -51,9 +51,9 @@ class Pending:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of all; `invoices` counts everything that is there, and `received` has it, doubles included.
+    """The outcome of all wins; `invoices` counts every invoice, and `received` has every event, duplicates included.
 
-    `booked`: the ids of the events that a consumer has booked, doubles included; None without a consumer.
+    `booked`: the ids of the events that a consumer has booked, duplicates included; None without a consumer.
     """
 
     lines: tuple[Line, ...]

@@ -2,8 +2,8 @@
 
     .venv/bin/python sandbox/install.py -r requirements-sandbox.txt
 
-pip itself shows either nothing or several lines for each package. Here it shows each name as it is collected, and all
-that it had to say where it fails. Bytecode is compiled when a module is first imported, which takes seconds less.
+pip itself shows either nothing or several lines for each package. Here it shows each name as it is collected, and
+pip's whole output where it fails. Bytecode is compiled when a module is first imported, which takes seconds less.
 """
 
 import subprocess

@@ -40,7 +40,7 @@ class UnexpectedTls:
 
 
 class Listener:
-    """Accepts connections at one address, from its making until `close`; lives in the loop of `run_listening`.
+    """Accepts connections at one address, from its creation until `close`; lives in the loop of `run_listening`.
 
     Raises OSError where the address is not free.
     """

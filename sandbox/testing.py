@@ -5,7 +5,7 @@
         assert app.receive("confirmations", "all").json() == {"number": 7, "state": "confirmed"}
 
 The function runs in a process of its own, through Microsoft's library, and its client libraries use real connections.
-`sandbox.pytest_plugin` offers it as a fixture. `FunctionApp.cloud` has the parts, for what is not offered here.
+`sandbox.pytest_plugin` offers it as a fixture. `FunctionApp.cloud` has the parts, for everything else.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The Dataverse Web API: a read or a batch goes out, values or the errors that call for a decision come back.
+"""The Dataverse Web API: sends a read or a batch, and returns values or raises the error that decides.
 
-It knows sessions, tokens, headers, change sets and throttling; which requests make sense is left to `invoicing.py`.
+It handles sessions, tokens, headers, change sets and throttling; which requests make sense is left to `invoicing.py`.
 Whether a request that failed was carried out is never inferred here: a refusal, a reset after the commit and a
 timeout look alike to a client.
 """

@@ -1,7 +1,7 @@
 """Exactly one invoice per won opportunity.
 
 The action has no idempotency key and the caller cannot choose the invoice's id: calling it twice bills twice, and
-checking first does not help against two concurrent callers. What does: a change set is one transaction, and the
+checking first does not help against two concurrent callers. These two do: a change set is one transaction, and the
 caller can choose a note's primary key. The note that is created together with the invoice, its id derived from the
 opportunity's, is the claim: a later or concurrent attempt changes nothing. The outcome is read afterwards and never
 inferred from a status or a code, so every step may be repeated after any doubtful response.

@@ -153,7 +153,7 @@ class Collector:
         if unknown and time.monotonic() >= self._unavailable_until:
             names = Names.of(self._environment, unknown)
             self._names.update(names.by_id)
-            # An opportunity without a name now may be unreadable: it is not asked for at every turn.
+            # An opportunity without a name now may be unreadable: it is not requested with every read.
             self._unavailable_until = time.monotonic() + (30.0 if unknown - names.by_id.keys() else 0.0)
 
     def _failure(self, message_id: str, seen: Seen) -> Failure:

@@ -90,7 +90,7 @@ class Resource:
 
 
 def _resource(run: Run) -> Resource:
-    """Return the namespace of this run for another check: its deadline is another one."""
+    """Return the namespace, with the deadline of the current check."""
     return Resource(run, run[namespace])
 
 
@@ -262,7 +262,7 @@ def _as_designed(
 
 
 def _design(kind: str, place: int) -> Json:
-    """Return the properties of an entity as infrastructure/entities.json has them, named as Azure returns them."""
+    """Return the properties of an entity in infrastructure/entities.json, by the names that Azure returns."""
     file = ROOT / "infrastructure" / "entities.json"
     try:
         text = re.sub(r"^\s*//.*$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)

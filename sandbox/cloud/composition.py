@@ -1,6 +1,6 @@
 """Starts and stops the parts of the sandbox in order, and says where they are.
 
-What each part does is its own affair. Everything listens on loopback addresses only and is gone after `stop`.
+What the parts do is left to them. Everything listens on loopback addresses only and is gone after `stop`.
 """
 
 import ssl
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 class Cloud:
     """Azure on this machine, from `start` to `stop`; a context manager.
 
-    Its parts are attributes, to look at and to change: `broker`, `broker_clock` (move it with `move_broker_clock`),
+    Its parts are attributes, to be read and changed: `broker`, `broker_clock` (move it with `move_broker_clock`),
     `dataverse` (the application with its store), `demo` (what was seeded), `authority`, `function_identity`, `operator`
     (may do everything on both sides), `host`; with faults, `proxies`; with traces, `spans`.
     """
@@ -316,7 +316,7 @@ class Cloud:
         return PlannedFaults(self.broker, plan, self._comes_by_proxy) if plan else None
 
     def _comes_by_proxy(self, peer: tuple[str, int]) -> bool:
-        """Tell the function and its host from everybody else."""
+        """Return whether a client is the function or its host: they connect through the proxies."""
         return any(proxy.carries(peer) for proxy in self.proxies.values())
 
     def _start_dataverse(self, closing: ExitStack) -> None:
@@ -350,7 +350,7 @@ class Cloud:
         return post_directly
 
     def _set_up_dataverse(self, _: ExitStack) -> None:
-        """Let the operator and the function in, before anything fails."""
+        """Give the operator and the function access, before any fault strikes."""
         if self._sales is None:
             return
         app, plan = self._sales.app, self.options.faults

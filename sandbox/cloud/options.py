@@ -35,7 +35,7 @@ class NotInThisSandbox(Exception):
 
 
 class StartInterrupted(Exception):
-    """The caller called the start off; nothing is left behind."""
+    """The caller canceled the start; nothing is left behind."""
 
 
 class Mode(StrEnum):
@@ -67,8 +67,8 @@ class CloudOptions:
     `faults`: what goes wrong, on every connection of the function; the salesperson and the consumer have connections of
     their own. `token_lifetime`: below five minutes, clients fetch a token for every call. `traces` collects spans over
     OTLP. `debug_port`: where the worker waits for a debugger.
-    `dataverse_middleware` wraps Dataverse, `reroute` has the last word on the app settings, once the ports are known,
-    and may put something else between the function and its peers.
+    `dataverse_middleware` wraps Dataverse. `reroute` may change the app settings once the ports are known, for example to
+    put a proxy between the function and its peers.
     """
 
     app_root: Path

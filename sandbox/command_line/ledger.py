@@ -77,7 +77,7 @@ class LedgerConsumer:
 
 
 def bookings(file: Path) -> tuple[str, ...]:
-    """Return the ids of the booked events, doubles included; a ledger that does not exist yet has none."""
+    """Return the ids of the booked events, duplicates included; a ledger that does not exist yet has none."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is said in the end about faults that struck."""
+"""The report about faults that struck, at the end of a command."""
 
 from collections import Counter
 

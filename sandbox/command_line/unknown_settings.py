@@ -1,4 +1,4 @@
-"""Hints about `--set NAME=VALUE` with a name that the app does not seem to read: usually a slip of the pen."""
+"""Hints about `--set NAME=VALUE` with a name that the app does not seem to read: usually a typing error."""
 
 import re
 from collections.abc import Iterable, Iterator

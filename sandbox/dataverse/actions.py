@@ -171,7 +171,7 @@ def generate_invoice(session: Session, parameters: Parameters) -> EntityResult:
     """Make an invoice out of an opportunity; asked twice, it makes two, like Dataverse.
 
     The opportunity's state is not checked: what Dataverse does with one that is not won is undocumented, so a caller
-    that relies on a refusal must not pass here.
+    must not rely on a refusal.
     """
     return _generate(session, parameters, OPPORTUNITY, INVOICE)
 

@@ -1,4 +1,4 @@
-"""What every organization has before anybody sells anything: its unit, currencies, roles, privileges and messages."""
+"""The rows that every organization has from the start: its unit, currencies, roles, privileges and messages."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

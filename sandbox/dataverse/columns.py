@@ -61,7 +61,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `writable` is about callers of the Web API, `secret` ones are never given out.
+    """A column; `writable` is about callers of the Web API, `secret` ones are never returned.
 
     `unique`: no two rows have the same value, other than none. `states`: of a status reason, the state of each.
     `base_of`: the amount that this one gives in the base currency; it is calculated, not stored.
@@ -80,7 +80,7 @@ class Column:
 
     @property
     def property_name(self) -> str:
-        """The property by which the Web API gives the column out."""
+        """The name of the column's property in the Web API."""
         return f"_{self.name}_value" if self.kind is Kind.LOOKUP else self.name
 
     def of(self, row: Row) -> object:
@@ -141,7 +141,7 @@ class Table:
 
     @cached_property
     def by_property(self) -> Mapping[str, Column]:
-        """The columns that are given out, by their Web API properties."""
+        """The columns that are returned, by their properties in the Web API."""
         return {column.property_name: column for column in self.columns.values() if not column.secret}
 
     @cached_property

@@ -1,7 +1,7 @@
 """Refusals of the Web API: one exception, and a function for each refusal.
 
-The codes and texts are those of Microsoft's documentation as far as they are known; a text that is nobody's
-but ours says so by naming the sandbox.
+The codes and texts are those of Microsoft's documentation as far as they are known. The sandbox's
+own texts name the sandbox.
 """
 
 from collections.abc import Mapping, Sequence

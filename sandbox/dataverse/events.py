@@ -1,4 +1,4 @@
-"""Events on their way to service endpoints: steps, system jobs and posts, at least once.
+"""Events for service endpoints: steps, system jobs and posts, at least once.
 
 Asynchronous steps write a system job in the transaction that they belong to, and the job is posted after the commit,
 again and again with growing intervals. Synchronous ones post before the commit, and what is posted stays posted if

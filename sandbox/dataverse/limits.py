@@ -1,7 +1,7 @@
 """Service protection: how much a user may ask of one web server within five minutes.
 
 Three limits, each with its own code; a request over one of them is refused before anything is executed, and
-going on asking during the wait prolongs it.
+further requests during the wait prolong it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""One request to the Web API, alone or within a batch: its URL and headers, parsed, and what it is replied."""
+"""One request to the Web API, alone or within a batch: its URL and headers, parsed, and its reply."""
 
 import base64
 import binascii
@@ -143,7 +143,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one operation is replied: `content` becomes JSON, `text` is written as it is; without both, no body."""
+    """The reply to one operation: `content` becomes JSON, `text` is written as it is; without both, no body."""
 
     status: HTTPStatus
     content: object = None

@@ -1,4 +1,4 @@
-"""What an opportunity, a quote, an order or an invoice comes to: lines, discounts, freight and tax, rounded.
+"""The amounts of an opportunity, a quote, an order or an invoice: lines, discounts, freight and tax, rounded.
 
 This is the system's own price calculation. Its rounding (half to even, each amount by itself) is not confirmed.
 """

@@ -243,7 +243,7 @@ class _Execution:
 
 
 def _unknown(name: str) -> RequestRefused:
-    """Refuse a segment: with 501 what Dataverse has and the sandbox has not, with 404 what neither has."""
+    """Refuse a segment: with 501 what Dataverse supports and the sandbox does not, with 404 what neither knows."""
     if name == "$metadata":
         return not_supported("$metadata")
     if name in UNSUPPORTED_TABLES:

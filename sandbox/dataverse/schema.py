@@ -1,4 +1,4 @@
-"""The tables of the organization by their names, and how they hang together.
+"""The tables of the organization by their names, and their relations.
 
 Everything else (SQL, OData, privileges, annotations) is derived from their declarations. What a table *does* is
 elsewhere.

@@ -104,7 +104,7 @@ class Transaction:
         self.changes.append(Change("delete", table.name, str(row[table.key]), row))
 
     def next_number(self, counter: str) -> int:
-        """Count on; what is counted in a transaction that is rolled back is given out again."""
+        """Return the next number; one of a transaction that is rolled back is used again."""
         updated = self._connection.execute(
             "INSERT INTO _counter VALUES (?, 1) ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value",
             (counter,),
@@ -190,7 +190,7 @@ class Store:
         return image[:18] + b"\x01\x01" + image[20:]
 
     def close(self) -> None:
-        """Close every connection; the store is of no use afterwards."""
+        """Close every connection; the store cannot be used afterwards."""
         with self._write_lock:
             for connection in self._connections:
                 connection.close()

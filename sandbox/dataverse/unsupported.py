@@ -1,7 +1,7 @@
-"""What Dataverse with Dynamics 365 Sales has and the sandbox has not: tables by their entity sets, and messages.
+"""The tables (by their entity sets) and messages of Dynamics 365 Sales that the sandbox does not support.
 
-A client that needs one of these gets 501 and its name. What stands in neither list gets 404, like a name that Dataverse
-does not know. The lists are not complete.
+A client that needs one of these gets 501 and its name. A name in neither list gets 404, like one that Dataverse does
+not know. The lists are not complete.
 """
 
 from typing import Final

@@ -68,7 +68,7 @@ class ClientSocket(asyncio.Protocol):
         return host, port
 
     def flush(self) -> None:
-        """Send what the engine has to say; hang up after its last word."""
+        """Send the engine's output; close the socket after its last frame."""
         if self._transport is None or self.is_congested or self._is_silent:
             return
         data = self.amqp.take_output(self._loop.time())
@@ -175,7 +175,7 @@ class ClientSocket(asyncio.Protocol):
 
     @contextmanager
     def _aborting_on_exception(self) -> Iterator[None]:
-        """Let a mistake of ours end this connection, visibly, and no other."""
+        """Let an unexpected exception end this connection and no other, with a line in the log."""
         try:
             yield
         except Exception:  # noqa: BLE001 - logged with its trace, and the client sees the connection break
@@ -206,7 +206,7 @@ class ConnectedClients:
             socket.abort()
 
     async def close(self, within: float) -> None:
-        """End every connection politely, and cut those that have not ended in time."""
+        """End every connection with an AMQP close, and cut those that have not ended in time."""
         self._all_gone.clear()
         for socket in list(self._sockets):
             socket.shut_down("amqp:connection:forced", "The sandbox's Service Bus is shutting down.")

@@ -32,7 +32,7 @@ class Recipient(Protocol):
         ...
 
     def fail(self, error: Refusal) -> None:
-        """Learn that there will be no more messages, and why."""
+        """Receive the reason why no more messages come."""
         ...
 
     def flush(self) -> None:

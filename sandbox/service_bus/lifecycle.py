@@ -1,8 +1,8 @@
 """What happens to messages: accepted, enqueued, handed out, given back, expired, forwarded, dead-lettered.
 
 These are the rules of Service Bus, without locks and without arguments to check: `broker` calls them under its lock,
-after everything that was due has happened. Where Microsoft documents nothing, the harder behaviour for the product was
-selected, with a comment.
+after everything that was due has happened. Where Microsoft documents nothing, the rules have the behaviour that is
+harder for a function, and a comment says so.
 """
 
 from collections.abc import Callable

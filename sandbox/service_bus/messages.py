@@ -62,7 +62,7 @@ Body = bytes | AmqpData | AmqpValue | AmqpSequence | None
 class Message:
     """A message as its sender wrote it.
 
-    `other` keeps what the broker carries without looking at it (creation time, user id, priority, further
+    `other` keeps what the broker passes on without interpreting it (creation time, user id, priority, further
     annotations), under names of the codec's own.
     """
 

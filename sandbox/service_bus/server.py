@@ -115,7 +115,7 @@ class ServiceBusServer:
             raise RuntimeError("the Service Bus server did not stop in time")
 
     def wake(self) -> None:
-        """Look at the broker's clock now: call it after moving that clock."""
+        """Check the broker's clock now: call it after moving that clock."""
         self._ask(Dispatcher.tick, None)
 
     def drop_connections(self) -> None:
