@@ -243,8 +243,9 @@ class Invoice:
     """An invoice with the values that Dataverse stores.
 
     `pricing_error_code` is None or 0 where there is no pricing error. `columns` are further ones by logical name, None
-    where none are configured. Raises ValueError for ids of invoice and opportunity that are not GUIDs in lower case with
-    hyphens (other ids would derive from them), for a `created_on` without a zone, and for an amount that is not a number.
+    where none are configured. Raises ValueError for ids of invoice and opportunity that are not GUIDs in lower case
+    with hyphens (other ids would derive from them), for a `created_on` without a zone, and for an amount that is not a
+    number.
     """
 
     id: str

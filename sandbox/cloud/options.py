@@ -67,8 +67,8 @@ class CloudOptions:
     `faults`: what goes wrong, on every connection of the function; the salesperson and the consumer have connections of
     their own. `token_lifetime`: below five minutes, clients fetch a token for every call. `traces` collects spans over
     OTLP. `debug_port`: where the worker waits for a debugger.
-    `dataverse_middleware` wraps Dataverse. `reroute` may change the app settings once the ports are known, for example to
-    put a proxy between the function and its peers.
+    `dataverse_middleware` wraps Dataverse. `reroute` may change the app settings once the ports are known, for example
+    to put a proxy between the function and its peers.
     """
 
     app_root: Path
