@@ -119,3 +119,25 @@ def test_an_exception_is_named_after_the_decision_without_a_suffix() -> None:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
     ]
     assert named == []
+
+
+def quoted_in_prose() -> set[str]:
+    return set(quoted(re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)))
+
+
+def test_the_files_that_the_page_names_exist() -> None:
+    named = {name for name in quoted_in_prose() if re.fullmatch(r"[\w./-]+/[\w.-]+\.(py|json)", name)}
+    assert "shared/response.py" in named
+    in_sandbox = {name for name in named if not (ROOT / name).exists()}
+    assert [name for name in in_sandbox if not (ROOT / "sandbox" / name).exists()] == []
+
+
+def test_the_names_in_the_code_that_the_page_gives_exist() -> None:
+    """`Class.method` and names with an underscore at the beginning, which a change elsewhere could rename."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in modules("shared"))
+    named = {name for name in quoted_in_prose() if re.fullmatch(r"_\w+|[A-Z][a-z]\w*(\.\w+)?", name)}
+    assert {"_CODES", "Handler._delay", "RetryLater"} <= named
+    words = {word for name in named for word in name.split(".")} - MAY_IMPORT.keys()
+    assert {
+        word for word in words if not re.search(rf"(def|class) {word}\b|^{word}\b.* = ", code, re.MULTILINE)
+    } == set()
