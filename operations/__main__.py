@@ -23,6 +23,7 @@ from operations.waiting import waiting
 
 PROBLEM = 1
 INTERRUPTED = 130
+_NO_LOG = logging.NullHandler()
 
 
 class Operations(click.Group):
@@ -63,6 +64,8 @@ def operations(context: click.Context, settings: Path | None) -> None:
     """
     # The SDKs log retries and warnings of their own; what matters is reported by the command.
     logging.getLogger("azure").setLevel(logging.CRITICAL)
+    # The lines of the function's own modules are for its log: without a handler, Python would print them.
+    logging.getLogger("shared").addHandler(_NO_LOG)
     file = None if settings is None else SettingsFile.read(settings)
     if file is not None and file.left_out:
         note(f"Not read from {settings}, since no command uses it: {', '.join(file.left_out)}.")

@@ -2,8 +2,8 @@
 
 Results go to standard output, everything else to standard error. Message bodies, properties and reasons come from
 everybody who holds the Send key, so all output except JSON passes through `printable`, which keeps a terminal from
-interpreting it: no escape sequence is executed, and no tab or line break forges a row. A column with such texts is
-flexible, so that the end of a long one does not begin a line of the terminal.
+interpreting it: no escape sequence is executed, and no tab or line break forges a row. A column with such texts gives
+way, so that the end of a long one does not begin a line of the terminal.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import unicodedata
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,13 +40,21 @@ _NOT_PRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 class Column:
     """A column of a table: its heading, and the key of the rows' values that it shows.
 
-    `flexible`: a value that does not fit is cut; the others are shown whole.
+    `flexible`: a value that does not fit is cut; `wraps`: it goes on in further lines; `cut_inside`: its middle is left
+    out, since both of its ends distinguish it. The others are shown whole.
     """
 
     heading: str
     key: str
     number: bool = False
     flexible: bool = False
+    wraps: bool = False
+    cut_inside: bool = False
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether the column may be narrower than its values."""
+        return self.flexible or self.wraps or self.cut_inside
 
 
 def printable(value: object) -> str:
@@ -62,7 +72,8 @@ def say(text: object = "") -> None:
 
 def note(text: object) -> None:
     """Print a line about the work to standard error; line breaks in it are escaped."""
-    click.echo(printable(text), err=True)
+    # Not err=True, with which click passes by the progress bar: the text would be written into its line.
+    click.echo(printable(text), file=sys.stderr)
 
 
 def say_indented(text: str) -> None:
@@ -84,7 +95,12 @@ def say_table(columns: Sequence[Column], rows: Sequence[Mapping[str, object]]) -
     widths = _widths(columns, texts)
     say(_line(columns, widths, [column.heading for column in columns]))
     for row in texts:
-        say(_line(columns, widths, row))
+        cells = [
+            _wrapped(text, width) if column.wraps else [text]
+            for column, width, text in zip(columns, widths, row, strict=True)
+        ]
+        for line in zip_longest(*cells, fillvalue=""):
+            say(_line(columns, widths, line))
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -146,7 +162,7 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[i
     room = max(shutil.get_terminal_size((_MIN_WIDTH, 24)).columns, _MIN_WIDTH) - len(_GAP) * (
         len(columns) - 1
     )
-    flexible = [index for index, column in enumerate(columns) if column.flexible]
+    flexible = [index for index, column in enumerate(columns) if column.gives_way]
     # The widest gives way first.
     while flexible and sum(widths) > room:
         widest = max(flexible, key=lambda index: widths[index])
@@ -159,11 +175,28 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[i
 def _line(columns: Sequence[Column], widths: Sequence[int], texts: Sequence[str]) -> str:
     cells = []
     for column, width, text in zip(columns, widths, texts, strict=True):
-        cut = text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
+        cut = text if cell_len(text) <= width else _cut(text, width, at_end=not column.cut_inside)
         # Characters of some scripts take two columns of a terminal.
         blank = " " * (width - cell_len(cut))
         cells.append(blank + cut if column.number else cut + blank)
     return _GAP.join(cells).rstrip()
+
+
+def _cut(text: str, width: int, *, at_end: bool) -> str:
+    end = 0 if at_end else (width - 1) // 2
+    return f"{set_cell_size(text, width - 1 - end)}…{_last_cells(text, end)}"
+
+
+def _last_cells(text: str, width: int) -> str:
+    end = text[len(text) - width :] if width else ""
+    while cell_len(end) > width:
+        end = end[1:]
+    return end
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return a text in lines of this width; never none."""
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)] or [""]
 
 
 def _escape(character: str) -> str:

@@ -145,7 +145,7 @@ _COLUMNS = [
     Column("Check", "check"),
     Column("State", "state"),
     Column("Finding", "finding"),
-    Column("Seen", "seen", flexible=True),
+    Column("Seen", "seen", wraps=True),
 ]
 
 

@@ -194,6 +194,7 @@ def discard_with_record(
     finally:
         # What was done before an error belongs into the record.
         _append(audit, _record(who, settled, because, file))
+        note(f"Recorded in {audit}.")
 
 
 def export_messages(namespace: Namespace, ids: Iterable[MessageId], file: Path) -> int:
@@ -330,7 +331,7 @@ def replay(
     """
     with open_namespace(environment) as namespace:
         ids = select(namespace, selection)
-        if dry_run:
+        if dry_run or not ids:
             _say_dry_run(ids, "replayed", as_json=as_json)
             return
         if len(ids) > 1:
@@ -419,8 +420,8 @@ _LIST_COLUMNS = [
     Column("Id", "id", number=True),
     Column("Age", "ageText", number=True),
     Column("Reason", "reason", flexible=True),
-    Column("Opportunity", "about", flexible=True),
-    Column("Text", "description", flexible=True),
+    Column("Opportunity", "about", cut_inside=True),
+    Column("Text", "summary", flexible=True),
 ]
 _SETTLED_COLUMNS = [
     Column("Id", "id", number=True),
@@ -449,7 +450,7 @@ def _row(failure: FailedMessage, names: Names) -> dict[str, object]:
 def _list_row(failure: FailedMessage, names: Names) -> dict[str, object]:
     seen = failure.seen
     about = names.by_id.get(seen.opportunity_id or "") or seen.opportunity_id or "not known"
-    return {**_row(failure, names), "about": about, "ageText": age_text(seen.age)}
+    return {**_row(failure, names), "about": about, "ageText": age_text(seen.age), "summary": seen.summary}
 
 
 def _summary(messages: Sequence[FailedMessage]) -> list[dict[str, object]]:
@@ -545,4 +546,3 @@ def _append(audit: Path, record: Mapping[str, object]) -> None:
             log.write(line + "\n")
     except OSError as error:
         raise click.ClickException(f"The record {audit} cannot be written: {error.strerror}.") from error
-    note(f"Recorded in {audit}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _INT = range(-(2**31), 2**31)
 _LONG = range(-(2**63), 2**63)
 UNKNOWN = "unknown"
+# As shared.response writes it, before the text of Dataverse.
+_RESPONDED = re.compile(r"^Dataverse responded \d{3}( 0x[0-9a-fA-F]{8})?: (?=\S)")
 
 
 class NotCopyable(Exception):
@@ -56,6 +59,11 @@ class Seen:
     def age(self) -> timedelta | None:
         """How long ago the first try was; None where nothing says so."""
         return None if self.since is None else max(datetime.now(UTC) - self.since, timedelta(0))
+
+    @property
+    def summary(self) -> str:
+        """The description without its beginning where it is the same for many: a row of a list has little room."""
+        return _RESPONDED.sub("", self.description)
 
     @classmethod
     def of(cls, message: ServiceBusReceivedMessage | None) -> Seen:

@@ -23,11 +23,12 @@ from operations.failed import FailedMessage, failed_messages
 from operations.following import PublishedEvent, published_event
 from operations.messages import Seen
 from operations.namespace import AUDIT, NoResponse, Source, open_namespace, sequence_number
+from operations.privileges import privilege_in
 from operations.reconcile import send_wins
 from operations.system_jobs import job_message
 from operations.trouble import explain
 from operations.web_api import WebApi, quoted
-from shared.errors import InvoiceOutdated, InvoicingFailure, PublishFailed
+from shared.errors import DataverseForbidden, InvoiceOutdated, InvoicingFailure, PublishFailed
 from shared.invoice import OpportunityState, OrderedOpportunity
 from shared.settings import dataverse_settings
 
@@ -164,7 +165,10 @@ class Match:
 
 
 def find(api: WebApi, text: str) -> list[Match]:
-    """Return the opportunities that a text means: an id, a part of a name, or the number of an invoice."""
+    """Return the opportunities that a text means: an id, a name or a part of it, or the number of an invoice.
+
+    A whole name means only its own opportunities, also where it is a part of other names.
+    """
     try:
         guid = str(uuid.UUID(text))
     except ValueError:
@@ -178,7 +182,7 @@ def find(api: WebApi, text: str) -> list[Match]:
         condition = " or ".join((f"contains(name,{quoted(text)})", *of_invoices))
     else:
         condition = f"opportunityid eq {guid}"
-    return [
+    matches = [
         Match(
             str(row["opportunityid"]),
             str(row.get("name") or ""),
@@ -190,6 +194,7 @@ def find(api: WebApi, text: str) -> list[Match]:
             f"&$orderby=createdon desc&$top={_MAX_MATCHES}"
         )
     ]
+    return [each for each in matches if each.name.casefold() == text.casefold()] or matches
 
 
 def history(api: WebApi, billing: Billing, messages: Messages, ordered: OrderedOpportunity) -> History:
@@ -476,6 +481,8 @@ def _job_entry(job: Row) -> Entry:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, DataverseForbidden) and (privilege := privilege_in(str(error))):
+        return f"Dataverse refuses to say (needed: {privilege})"
     trouble = explain(error)
     return type(error).__name__ if trouble is None else trouble.sentence
 
@@ -520,11 +527,14 @@ def _the_one(matches: Sequence[Match], text: str) -> Match:
             for each in matches
         ]
         several = "\n".join(lines)
-        raise click.ClickException(f"Several opportunities match; repeat the command with an id:\n{several}")
+        most = f"; these are the newest {_MAX_MATCHES}" if len(matches) == _MAX_MATCHES else ""
+        raise click.ClickException(
+            f"Several opportunities match{most}; repeat the command with an id:\n{several}"
+        )
     return matches[0]
 
 
-_COLUMNS = [Column("Time (UTC)", "moment"), Column("What", "what"), Column("Detail", "detail", flexible=True)]
+_COLUMNS = [Column("Time (UTC)", "moment"), Column("What", "what"), Column("Detail", "detail", wraps=True)]
 
 
 def _say(found: History) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from shared.invoice import InvoiceOwner
@@ -108,6 +109,12 @@ def privileges_of(api: WebApi, user: str, names: Sequence[str]) -> dict[str, str
         name, depth = str(row.get("PrivilegeName") or by_id.get(row["PrivilegeId"])), str(row["Depth"])
         granted[name] = max(granted.get(name, depth), depth, key=_reach)
     return granted
+
+
+def privilege_in(text: str) -> str:
+    """Return the privilege that a refusal names, or nothing; it is only shown, and nothing depends on it."""
+    named = re.search(r"\bprv\w+", text)
+    return named[0] if named else ""
 
 
 def _reach(depth: str) -> int:

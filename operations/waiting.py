@@ -199,8 +199,8 @@ _COLUMNS = [
     Column("Age", "ageText", number=True),
     Column("Next try", "dueText", number=True),
     Column("Reason", "reason", flexible=True),
-    Column("Opportunity", "about", flexible=True),
-    Column("Text", "description", flexible=True),
+    Column("Opportunity", "about", cut_inside=True),
+    Column("Text", "summary", flexible=True),
 ]
 
 
@@ -229,4 +229,5 @@ def _list_row(message: WaitingMessage, names: Names) -> dict[str, object]:
     seen = message.seen
     about = names.by_id.get(seen.opportunity_id or "") or seen.opportunity_id or "not known"
     due = "" if seen.due is None else f"{seen.due:%H:%M:%S}"
-    return {**_row(message, names), "about": about, "ageText": age_text(seen.age), "dueText": due}
+    shown = {"about": about, "ageText": age_text(seen.age), "dueText": due, "summary": seen.summary}
+    return {**_row(message, names), **shown}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +27,7 @@ from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check
 from operations.diagnosis.connections import dataverse_connection, dataverse_token, settings
 from operations.diagnosis.findings import Finding
 from operations.environment import namespace_address
-from operations.privileges import OPTIONAL_PRIVILEGES, lacking, needed_privileges, privileges_of
+from operations.privileges import OPTIONAL_PRIVILEGES, lacking, needed_privileges, privilege_in, privileges_of
 from operations.system_jobs import job_message
 from operations.web_api import quoted
 from shared.columns import Columns, attributes_of_invoice
@@ -77,7 +76,7 @@ def _asking(run: Run) -> Iterator[WebApi]:
     try:
         yield run[settings].api.until(run.deadline)
     except DataverseForbidden as error:
-        privilege = _privilege_in(str(error))
+        privilege = privilege_in(str(error))
         raise RightMissing(
             "Dataverse refuses to say" if privilege else str(error), privilege or _SOME_ROLE
         ) from error
@@ -204,7 +203,7 @@ def privileges(run: Run) -> Checked[None]:
             _try_reads(api)
             raise RightMissing(
                 "its reads were tried and are allowed; their depth, and the other privileges, are not known",
-                _privilege_in(str(error)) or _SOME_ROLE,
+                privilege_in(str(error)) or _SOME_ROLE,
             ) from error
     return judged(_judge(needed, granted), f"{len(needed)} at their depth")
 
@@ -216,7 +215,7 @@ def _try_reads(api: WebApi) -> None:
         try:
             response.raise_for_status()
         except DataverseForbidden as error:
-            refused.append(_privilege_in(str(error)) or str(error))
+            refused.append(privilege_in(str(error)) or str(error))
     if refused:
         raise CheckFailed(Finding.PRIVILEGE_MISSING, ", ".join(refused))
 
@@ -366,12 +365,6 @@ def _row_of(response: Response) -> Row:
     if not {"UserId", "OrganizationId"} <= row.keys():
         raise CheckFailed(Finding.NOT_A_WEB_API, "the response to WhoAmI is something else")
     return row
-
-
-def _privilege_in(text: str) -> str:
-    """Return the privilege that a refusal names, or nothing; it is only shown, and nothing depends on it."""
-    named = re.search(r"\bprv\w+", text)
-    return named[0] if named else ""
 
 
 def _number(jobs: Sequence[Row]) -> str:

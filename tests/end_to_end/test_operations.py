@@ -437,11 +437,24 @@ def test_the_list_begins_with_a_summary_and_fits_80_columns(namespace: Namespace
     assert max(map(len, lines)) <= 80
 
 
+def test_a_row_shows_what_distinguishes_it(namespace: Namespace) -> None:
+    """All refusals begin in the same way, and the ends of names differ."""
+    said = "Dataverse responded 403 0x80048d06: Credit limit exceeded. (request 94cc6a05) What to do."
+    message = namespace.parked(1)
+    assert message.application_properties is not None
+    message.application_properties["DeadLetterErrorDescription"] = said
+    namespace.send(FAILED, [message])
+    *_, row = namespace.run("failed", "list").stdout.splitlines()
+    assert "  Credit limit" in row
+    (listed,) = namespace.listed("failed", "list")
+    assert listed["description"] == said
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
         (("failed", "list"), "No message has failed."),
-        (("failed", "replay", "--all"), "0 replayed."),
+        (("failed", "replay", "--all"), "No message has failed."),
         (("failed", "discard", "--all"), "No message has failed."),
         (("failed", "export", "--all"), "No message has failed."),
         (("waiting", "list"), "No message waits for another try."),

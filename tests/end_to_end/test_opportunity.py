@@ -285,6 +285,29 @@ def test_an_opportunity_is_found_by_a_part_of_its_name_and_by_the_number_of_its_
     assert office.history(number)["opportunity"] == opportunity
 
 
+def test_a_whole_name_means_only_its_own_opportunity(office: Office) -> None:
+    first, second = office.opportunity(), office.opportunity()
+    office.row("opportunity", first, name="Boiler for Elm 1")
+    office.row("opportunity", second, name="Boiler for Elm 17")
+    assert office.history("boiler for elm 1")["opportunity"] == first
+
+
+def test_more_matches_than_are_shown_are_not_kept_secret(office: Office) -> None:
+    result = CliRunner().invoke(operations, ["opportunity", " for "], env=office.environment)
+    assert result.exit_code == 1
+    assert "these are the newest 20" in result.output
+    assert len(result.output.splitlines()) == 21
+
+
+def test_a_missing_privilege_is_named_in_short(office: Office) -> None:
+    """Dataverse's own text has several lines of ids."""
+    opportunity = office.opportunity()
+    as_function = {"OPERATIONS_CLIENT_ID": office.cloud.function_identity.client_id}
+    assert office.history(opportunity, **as_function)["notSeen"] == [
+        "the system jobs: Dataverse refuses to say (needed: prvReadAsyncOperation)"
+    ]
+
+
 def test_several_matches_and_none_are_sentences(office: Office) -> None:
     for opportunity in (first := office.opportunity(), second := office.opportunity()):
         office.row("opportunity", opportunity, name=f"Twins {opportunity[:4]}\x1b[2J")

@@ -196,6 +196,25 @@ def test_a_broken_connection_to_service_bus_is_a_sentence_that_names_doctor(
     check_sentence(run(servers | connection, *COMMANDS["failed list"]), sentence, "operations doctor")
 
 
+def test_an_unreachable_dataverse_is_a_sentence_without_lines_of_the_functions_log(
+    servers: dict[str, str], tmp_path: Path
+) -> None:
+    token = {"accessToken": "x", "expiresOn": "2100-01-01 00:00:00.000000", "expires_on": 4102444800}
+    (tmp_path / "token.json").write_text(json.dumps(token))
+    az = tmp_path / "az"
+    az.write_text(f"#!/bin/sh\ncat {tmp_path / 'token.json'}\n")
+    az.chmod(0o755)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        environment = servers | {
+            "DATAVERSE_URL": f"https://127.0.0.1:{closed.getsockname()[1]}",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        }
+        done = run(environment, *COMMANDS["reconcile"])
+    check_sentence(done, "Dataverse refuses the connection", "operations doctor")
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+
+
 def test_a_certificate_that_is_not_trusted_is_a_sentence(servers: dict[str, str], tmp_path: Path) -> None:
     other = CertificateAuthority(tmp_path)
     environment = servers | key(servers["ServiceBusConnection__fullyQualifiedNamespace"]) | other.settings

@@ -1,0 +1,54 @@
+"""What commands print, on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from rich.file_proxy import FileProxy
+
+from operations.console import Column, note, say_table
+
+LONG = "The plug-in Contoso.CreditCheck says that the credit limit is exceeded, and by how much"
+
+
+def test_a_column_that_wraps_shows_its_values_whole_under_its_heading(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    columns = [Column("Time", "time"), Column("Detail", "detail", wraps=True)]
+    say_table(columns, [{"time": "12:00:01", "detail": LONG}, {"time": "12:00:02", "detail": ""}])
+    heading, *lines, last = capsys.readouterr().out.splitlines()
+    start = heading.index("Detail")
+    assert len(lines) > 1
+    assert [line[:start].strip() for line in lines] == ["12:00:01", *[""] * (len(lines) - 1)]
+    assert " ".join(line[start:] for line in lines) == LONG
+    assert all(len(line) <= 80 for line in lines)
+    assert last == "12:00:02"
+
+
+@pytest.mark.parametrize("name", ["Filter set, twelve pieces for Alder 1 (Alder Optics)", "漢字" * 40])
+def test_a_column_may_be_cut_inside(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    columns = [Column("Opportunity", "about", cut_inside=True), Column("Text", "text")]
+    say_table(columns, [{"about": name, "text": "x" * 50}])
+    _, row = capsys.readouterr().out.splitlines()
+    shown, _, _ = row.partition("  xx")
+    beginning, _, end = shown.rstrip().partition("…")
+    assert beginning
+    assert end
+    assert name.startswith(beginning)
+    assert name.endswith(end)
+    assert cell_len(row) <= 80
+
+
+def test_a_note_does_not_pass_by_the_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a bar is shown, rich replaces standard error and prints above the bar what is written there."""
+    terminal, shown = io.BytesIO(), io.StringIO()
+    below = io.TextIOWrapper(terminal, encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=shown), below))
+    note("Exported.")
+    below.flush()
+    assert terminal.getvalue() == b""
+    assert shown.getvalue() == "Exported.\n"
