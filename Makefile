@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 N ?= 5
 # On which versions of Python test-all runs.
 VERSIONS ?= 3.11 3.12 3.13
-# How many tests over real sockets run at once: they wait more than they compute, so more than there are cores.
+# How many tests run at once: they wait more than they compute, so more than there are cores.
 WORKERS ?= 4
 # How many inputs the fuzzer tries.
 FUZZ_INPUTS ?= 1000000
@@ -38,9 +38,8 @@ operations: .venv-operations/.installed ## install the operators' commands, with
 	@echo ".venv-operations/bin/python -m operations --help"
 
 test: $(VENV)/.dev ## run all tests; RESULTS=folder also writes reports for a build server
-	$(BIN)/coverage run -m pytest $(call junit,unit) tests/unit tests/contract
-	$(BIN)/coverage report --fail-under=100
-	$(if $(RESULTS),$(BIN)/coverage xml -o $(RESULTS)/coverage/coverage.xml)
+	$(BIN)/python -m pytest $(call junit,unit) -n $(WORKERS) --cov --cov-fail-under=100 --cov-report=term \
+		$(if $(RESULTS),--cov-report=xml:$(RESULTS)/coverage/coverage.xml) tests/unit tests/contract
 	$(BIN)/python -m pytest $(call junit,sockets) -n $(WORKERS) tests/sandbox tests/end_to_end tests/faults
 
 test-all: ## run all tests on every supported Python: VERSIONS=3.12 for fewer

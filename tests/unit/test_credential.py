@@ -106,6 +106,26 @@ def test_a_token_is_fetched_once_and_kept(identity: Identity, authority: Authori
     assert identity.token(OTHER_SCOPE, BOUND) == "token-2", "each scope has its own"
 
 
+def test_a_token_that_another_thread_has_fetched_meanwhile_is_used(authority: Authority) -> None:
+    """The first check is made without the lock, so the second may find a token."""
+    with ThreadPoolExecutor(1) as other:
+
+        def now() -> float:
+            # Asked for by the check of the expired token, before the lock is taken.
+            if expired.pop("token", False):
+                other.submit(identity.token, SCOPE, BOUND).result()
+                return authority.now + HOUR
+            return authority.now
+
+        expired: dict[str, bool] = {}
+        identity = Identity(authority.build, now=now)
+        identity.token(SCOPE, BOUND)
+        authority.now += authority.lifetime
+        expired["token"] = True
+        assert identity.token(SCOPE, BOUND) == "token-2"
+    assert len(authority.requests) == 2
+
+
 def test_the_sdk_takes_its_tokens_from_the_same_cache(identity: Identity, authority: Authority) -> None:
     """So that an idle link which is closed and opened again asks for none."""
     token = identity.token(OTHER_SCOPE, BOUND)

@@ -663,7 +663,7 @@ def test_a_collector_that_does_not_respond_delays_no_span(
 ) -> None:
     plain_server.serve = lambda _: plain_server.wait()
     otel.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{plain_server.port}")
-    otel.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    otel.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")
     otel.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
     if how == "gone":
         plain_server.stop()
@@ -672,8 +672,8 @@ def test_a_collector_that_does_not_respond_delays_no_span(
     began = time.monotonic()
     for _ in range(5000):
         export_one(tracing)
-    # Ten batches, each of which would wait for a second.
-    assert time.monotonic() - began < BOUND / 4
+    # Ten batches, each of which would wait for three seconds.
+    assert time.monotonic() - began < BOUND
     assert len(at_exit) == 1
 
 
