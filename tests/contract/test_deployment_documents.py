@@ -230,7 +230,8 @@ def test_the_deploy_connection_may_assign_the_roles_of_the_template_and_no_other
 def test_the_condition_has_the_form_that_azure_expects(tmp_path: Path) -> None:
     """The shell of the page builds it, for writing by what is requested and for deleting by what exists."""
     (function,) = re.findall(r"^limited\(\) \{.*?^\}", DEPLOY, re.MULTILINE | re.DOTALL)
-    script = f"roles='ROLE'\n{function}\necho \"$(limited write Request) AND $(limited delete Resource)\""
+    (condition,) = re.findall(r'--condition (".*")$', DEPLOY, re.MULTILINE)
+    script = f"roles='ROLE'\n{function}\necho {condition}"
 
     done = subprocess.run(  # noqa: S603 - a script of this project
         ["/bin/bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=10, check=True

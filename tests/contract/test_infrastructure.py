@@ -414,19 +414,26 @@ def test_the_pipeline_assigns_roles_to_the_function_identity_only(snapshot: Snap
 
 def test_reading_and_publishing_are_different_roles_of_people() -> None:
     source = (INFRASTRUCTURE / "operators.bicep").read_text(encoding="utf-8")
-    given = re.findall(r"name: guid\((\w+)\.id, (\w+), (\w+)\)\n  scope: (\w+)\n", source)
+    given = re.findall(
+        r"= if \(!empty\((\w+)\)\) \{\n  name: guid\((\w+)\.id, (\w+), (\w+)\)\n  scope: (\w+)\n  properties: \{\n"
+        r"    principalId: (\w+)\n    principalType: '(\w+)'\n    roleDefinitionId: .*Definitions', (\w+)\)\n",
+        source,
+    )
 
-    assert {(who, role, scope) for _, who, role, scope in given} == {
-        ("operatorsGroupId", "dataReceiver", "opportunityWon"),
-        ("operatorsGroupId", "dataSender", "opportunityWon"),
-        ("operatorsGroupId", "dataReceiver", "failed"),
-        ("operatorsGroupId", "dataReceiver", "audit"),
-        ("publishersGroupId", "dataSender", "invoiceCreated"),
-        ("readPrincipalId", "dataReceiver", "opportunityWon"),
-        ("readPrincipalId", "dataReceiver", "failed"),
-        ("readPrincipalId", "dataReceiver", "audit"),
+    assert len(given) == source.count("resource ") - source.count(" existing = {")
+    assert {(who, role, scope, kind) for *_, scope, who, kind, role in given} == {
+        ("operatorsGroupId", "dataReceiver", "opportunityWon", "Group"),
+        ("operatorsGroupId", "dataSender", "opportunityWon", "Group"),
+        ("operatorsGroupId", "dataReceiver", "failed", "Group"),
+        ("operatorsGroupId", "dataReceiver", "audit", "Group"),
+        ("publishersGroupId", "dataSender", "invoiceCreated", "Group"),
+        ("readPrincipalId", "dataReceiver", "opportunityWon", "ServicePrincipal"),
+        ("readPrincipalId", "dataReceiver", "failed", "ServicePrincipal"),
+        ("readPrincipalId", "dataReceiver", "audit", "ServicePrincipal"),
     }
-    assert all(named == scope for named, _, _, scope in given)
+    # A name that derives from something else would collide, or change with it.
+    for condition, named_scope, named_who, named_role, scope, who, _, role in given:
+        assert (condition, named_scope, named_who, named_role) == (who, scope, who, role)
 
 
 def test_nothing_accepts_a_key_or_password_but_the_queue_that_dataverse_posts_to(snapshot: Snapshot) -> None:

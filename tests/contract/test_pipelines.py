@@ -352,13 +352,20 @@ def test_no_value_is_pasted_into_a_script(step: Step) -> None:
 @scripts
 def test_every_variable_of_a_script_is_quoted(step: Step) -> None:
     """Outside of quotes a value is split into words and expanded."""
-    for line in step.script.replace("\\\n", " ").splitlines():
+    assert [line for line in unquoted(step.script) if "$" in line] == []
+
+
+def unquoted(script: str) -> Iterator[str]:
+    """Yield what of a script's lines is outside of quotes; a command within $( ) is a line of its own."""
+    lines = re.sub(r"'[^'\n]*'", "", script.replace("\\\n", " ")).splitlines()
+    for line in lines:
+        while found := re.search(r"\$\(([^()]*)\)", line):
+            lines.append(found[1])
+            line = line.replace(found[0], "")  # noqa: PLW2901 - the same line, without the command
         # A test between double brackets needs no quotes, and neither does an assignment.
         outside = re.sub(r"\[\[.*?\]\]", "", line)
-        outside = re.sub(r"'[^']*'", "", outside)
-        outside = re.sub(r'"(?:\$\((?:[^()"]|"[^"]*")*\)|[^"])*"', "", outside)
-        outside = re.sub(r"=\$\?$", "", outside)
-        assert "$" not in outside, line
+        outside = re.sub(r'"[^"]*"', "", outside)
+        yield re.sub(r"=\$\?$", "", outside)
 
 
 @scripts
@@ -389,6 +396,10 @@ def test_there_are_no_scripts_of_another_kind() -> None:
 
 
 def test_the_guards_of_this_module_find_what_they_are_for() -> None:
+    for bad in ("echo $A", 'echo "$A" $B', 'x="$(date --date=$A)"', 'x="$(f "$(g $A)" "$B")"'):
+        assert [line for line in unquoted(bad) if "$" in line], bad
+    for good in ('echo "$A"', 'x="$(date --date="$A days ago")"', "echo '$A'", "[[ $A == x ]]"):
+        assert not [line for line in unquoted(good) if "$" in line], good
     assert REPLACED.findall("x ${{ parameters.days }}")
     assert REPLACED.findall("x $(Build.SourceBranchName)")
     assert not REPLACED.findall('x "$(cat file)" $NAME')
@@ -510,6 +521,10 @@ def test_runs_deploy_one_after_the_other_under_names_of_their_own() -> None:
     for step in SCRIPTS:
         for name in re.findall(r"(?:--name|--deployment) (\S+)", step.script):
             assert name == '"invoicing-$BUILD_BUILDID"', step.name
+    # Without a name, the newest deployment of any run would be verified.
+    for step in steps_of(ENVIRONMENT):
+        queries = re.findall(r"-m infrastructure\.\w+ .*", step.script.replace("\\\n", " "))
+        assert all('--deployment "invoicing-$BUILD_BUILDID"' in each for each in queries), step.name
 
 
 # What is deployed.
