@@ -13,6 +13,8 @@ VERSIONS ?= 3.11 3.12 3.13
 WORKERS ?= 4
 # How many inputs the fuzzer tries.
 FUZZ_INPUTS ?= 1000000
+# What the exporters declare and never import.
+NEVER_IMPORTED := $(addprefix --no-emit-package ,googleapis-common-protos msrest oauthlib requests-oauthlib)
 # pip, with a progress that fits on the screen.
 PIP := $(BIN)/python sandbox/install.py
 # Where a build server reads the results of the tests.
@@ -117,7 +119,7 @@ lock: $(VENV)/.dev ## lock the dependencies of pyproject.toml anew (needs uv); U
 	lock pyproject.toml --extra sandbox --group operations --group examples -c requirements.txt -o requirements-sandbox.txt; \
 	lock pyproject.toml --extra sandbox --group operations --group dev -c requirements-sandbox.txt -o requirements-dev.txt; \
 	lock pyproject.toml --group operations -c requirements-sandbox.txt -o requirements-operations.txt; \
-	for telemetry in azure-monitor otlp; do lock pyproject.toml --group telemetry-$$telemetry \
+	for telemetry in azure-monitor otlp; do lock pyproject.toml --group telemetry-$$telemetry $(NEVER_IMPORTED) \
 		-c requirements-dev.txt -o requirements-telemetry-$$telemetry.txt; done; \
 	lock --group pyproject.toml:scan -o requirements-scan.txt; \
 	lock --group pyproject.toml:azure -o requirements-azure.txt

@@ -4,9 +4,10 @@ The same sources give the same bytes: entries are sorted, their times and permis
 about the machine is left out. The package can be built with any Python for the one that the app runs on, because
 only wheels are installed and the lock file's markers are evaluated for the target.
 
-Where a Python of the app's version is found, the package also contains bytecode, so that a cold start compiles
-nothing. Python uses it without comparing it with its source ("unchecked hash"), since both come from one build. A
-Python of another version ignores it, as its file names contain the version.
+Where a Python of the app's version is found on Linux x86-64, the package also contains the bytecode of the modules that
+a cold start and an invocation import, so that they compile nothing. Which these are is found by importing them. Python
+uses bytecode without comparing it with its source ("unchecked hash"), since both come from one build. A Python of
+another version ignores it, as its file names contain the version.
 
     python -m infrastructure.package [--output build/function.zip] [--python 3.12] [--telemetry otlp]
 """
@@ -24,11 +25,15 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from packaging.requirements import InvalidRequirement, Requirement
 
 from infrastructure import FUNCTION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYTHON_VERSION = (PROJECT / "infrastructure" / "python-version.txt").read_text(encoding="ascii").strip()
@@ -45,16 +50,24 @@ MACHINE_SPECIFIC = (
     "bin",
     ".lock",
 )
+# What wheels contain and the function never imports: types, tests, sources of C and protobuf, the asyncio variants of
+# Azure's libraries, live metrics, and psutil for other systems.
+UNUSED = (
+    "**/*.pyi",
+    "**/py.typed",
+    "**/tests",
+    "**/testdata",
+    "**/*.[ch]",
+    "**/*.proto",
+    "**/aio",
+    "azure/monitor/opentelemetry/exporter/_quickpulse",
+    *(f"psutil/_ps{system}.py" for system in ("aix", "bsd", "osx", "sunos", "windows")),
+)
 # Flex Consumption runs on x86-64 Linux with a glibc not older than 2.28.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PIP_SECONDS = 900
 COMPILE_SECONDS = 300
 REQUIREMENTS = "requirements.txt"
-# One exporter at a time: each adds more than a megabyte. 1 is short for the one that Bicep switches on.
-TELEMETRY = {
-    name: f"requirements-telemetry-{exporter}.txt"
-    for name, exporter in (("azure-monitor", "azure-monitor"), ("otlp", "otlp"), ("1", "azure-monitor"))
-}
 # A zip cannot store an earlier time.
 EARLIEST = 315532800
 # What an entry of a zip costs besides its content: two headers, each with the name.
@@ -63,6 +76,45 @@ ENTRY_BYTES = 30 + 46
 
 class PackageNotBuilt(Exception):
     """The package could not be built; the text says why, for people."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a package contains besides the sources.
+
+    `lock` is the file with the dependencies. `imported` are the modules that, with what they import, have bytecode: the
+    function, and what its libraries import at their first use only. Those that are not installed are ignored, except
+    for the first.
+    """
+
+    lock: str = REQUIREMENTS
+    imported: tuple[str, ...] = (
+        FUNCTION,
+        "azure.core.rest._requests_basic",
+        "azure.identity._credentials.app_service",
+    )
+
+    def with_exporter(self, name: str, *imported: str) -> Contents:
+        """Return the same with OpenTelemetry's SDK and one exporter."""
+        lock = f"requirements-telemetry-{name}.txt"
+        return Contents(lock, (*self.imported, "shared.open_telemetry", *imported))
+
+
+BARE = Contents()
+_AZURE_MONITOR = BARE.with_exporter(
+    "azure-monitor",
+    "azure.monitor.opentelemetry.exporter",
+    "azure.monitor.opentelemetry.exporter.statsbeat.customer._manager",
+)
+_OTLP = BARE.with_exporter(
+    "otlp",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "google.protobuf.duration_pb2",
+    "google.protobuf.timestamp_pb2",
+)
+# One exporter at a time: each adds more than a megabyte. 1 is short for the one that Bicep switches on.
+TELEMETRY = {"azure-monitor": _AZURE_MONITOR, "otlp": _OTLP, "1": _AZURE_MONITOR}
 
 
 @dataclass(frozen=True)
@@ -87,28 +139,27 @@ def build(
     output: Path,
     python: str,
     *,
-    lock: str = REQUIREMENTS,
+    contents: Contents = BARE,
     bytecode: bool = True,
     timestamp: int = EARLIEST,
     pip_seconds: float = PIP_SECONDS,
 ) -> Package:
     """Build the package of the project at `root` for a Python version such as "3.12".
 
-    `lock` is the file with the dependencies. `bytecode` False leaves it out even where it could be compiled.
-    `timestamp` (seconds since 1970) becomes the time of every entry; pip is stopped after `pip_seconds`. Raises
-    PackageNotBuilt.
+    `bytecode` False leaves it out even where it could be compiled. `timestamp` (seconds since 1970) becomes the time of
+    every entry; pip is stopped after `pip_seconds`. Raises PackageNotBuilt.
     """
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         staging = Path(folder) / "staging"
         _copy_sources(root, staging)
         requirements = Path(folder) / REQUIREMENTS
-        requirements.write_text(_applicable(root / lock, python), encoding="utf-8")
+        requirements.write_text(_applicable(root / contents.lock, python), encoding="utf-8")
         _install(requirements, staging / SITE_PACKAGES, python, pip_seconds)
-        _remove_machine_specific(staging / SITE_PACKAGES)
+        _remove(staging / SITE_PACKAGES, MACHINE_SPECIFIC + UNUSED)
         version = _stamp(staging)
         interpreter = interpreter_of(python) if bytecode else None
         if interpreter is not None:
-            _compile(staging, interpreter)
+            _compile(staging, _imported(staging, interpreter, contents.imported), interpreter)
         output.parent.mkdir(parents=True, exist_ok=True)
         listed = output.with_suffix(".requirements.txt")
         shutil.copyfile(requirements, listed)
@@ -116,8 +167,12 @@ def build(
 
 
 def interpreter_of(python: str) -> str | None:
-    """Return the path of a Python of a version such as "3.12" on this machine, or None."""
-    probe = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2], sys.executable)"
+    """Return the path of a Python of a version such as "3.12" on this machine, or None.
+
+    None also where it could not load the package, which contains modules compiled for Linux x86-64.
+    """
+    probe = "import sys, sysconfig; print(sys.implementation.name + '-' + sysconfig.get_platform(),"
+    probe += " '%d.%d' % sys.version_info[:2], sys.executable)"
     # With pyenv, python3.12 on the path is a script that needs the version besides.
     environment = {**os.environ, "PYENV_VERSION": python}
     for candidate in (sys.executable, f"python{python}"):
@@ -133,24 +188,61 @@ def interpreter_of(python: str) -> str | None:
         except OSError:
             continue
         name, _, path = done.stdout.strip().partition(f" {python} ")
-        if name == "cpython" and path:
+        if name == "cpython-linux-x86_64" and path:
             return path
     return None
 
 
-def _compile(staging: Path, interpreter: str) -> None:
-    """Compile every module; the same sources give the same bytes."""
+# Imports modules, of which the first must exist, and prints the files of all that were imported from the package.
+_IMPORT = """
+import importlib, sys
+staging, site_packages, *names = sys.argv[1:]
+sys.path[:0] = [staging, site_packages]
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if name == names[0] or not f"{name}.".startswith(f"{error.name}."):
+            raise
+files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+print(*sorted(file for file in files if file.startswith(staging) and file.endswith(".py")), sep="\\n")
+"""
+
+
+def _imported(staging: Path, interpreter: str, names: tuple[str, ...]) -> str:
+    """Return the files of modules and of what they import, one on each line."""
+    folders = [str(staging), str(staging / SITE_PACKAGES)]
+    command = [interpreter, "-I", "-S", "-B", "-c", _IMPORT, *folders, *names]
+    return _run(command, "", "The package cannot be imported")
+
+
+def _compile(staging: Path, files: str, interpreter: str) -> None:
+    """Compile modules; the same sources give the same bytes."""
     command = [interpreter, "-S", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     # Paths in the bytecode are relative to the package. Python replaces them with the real ones when it loads a module.
-    command += ["-s", str(staging), str(staging)]
+    command += ["-s", str(staging), "-i", "-"]
+    _run(command, files, "Some modules do not compile")
+
+
+def _run(command: list[str], given: str, failure: str) -> str:
+    """Run a Python of the app's version and return what it prints; `failure` says what it means if that fails."""
+    # Of the environment only what Python itself needs: settings could change what is imported.
+    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
         done = subprocess.run(  # noqa: S603 - our own command, no shell
-            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+            command,
+            input=given,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise PackageNotBuilt(f"The modules were not compiled within {COMPILE_SECONDS} s.") from error
+        raise PackageNotBuilt(f"{failure} within {COMPILE_SECONDS} s.") from error
     if done.returncode != 0:
-        raise PackageNotBuilt(f"Some modules do not compile:\n{done.stdout[-2000:]}")
+        raise PackageNotBuilt(f"{failure}:\n{(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout
 
 
 def _copy_sources(root: Path, staging: Path) -> None:
@@ -222,8 +314,8 @@ def _applicable(lock: Path, python: str) -> str:
     return "\n".join([*applicable, ""])
 
 
-def _remove_machine_specific(site_packages: Path) -> None:
-    for pattern in MACHINE_SPECIFIC:
+def _remove(site_packages: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
         for path in list(site_packages.glob(pattern)):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -293,9 +385,9 @@ def _files(folder: Path) -> list[Path]:
 )
 def main(project: Path, output: Path, python: str, timestamp: int, telemetry: str | None) -> None:
     """Build the package that is deployed to Azure, and print its properties."""
-    lock = TELEMETRY[telemetry] if telemetry else REQUIREMENTS
+    contents = TELEMETRY[telemetry] if telemetry else BARE
     try:
-        package = build(project, output, python, lock=lock, timestamp=timestamp)
+        package = build(project, output, python, contents=contents, timestamp=timestamp)
         if telemetry:
             with tempfile.TemporaryDirectory(prefix="package-") as folder:
                 without = build(project, Path(folder) / output.name, python)
@@ -309,11 +401,9 @@ def main(project: Path, output: Path, python: str, timestamp: int, telemetry: st
             f"  bytecode   {_megabytes(package.bytecode)} of it; {_megabytes(package.size - package.bytecode)} without"
         )
     else:
-        click.echo(f"  bytecode   none: there is no Python {python} here to compile with")
+        click.echo(f"  bytecode   none: there is no Python {python} for Linux x86-64 here to compile with")
     if telemetry:
-        more = package.size - without.size
-        source = more - (package.bytecode - without.bytecode)
-        click.echo(f"  telemetry  {_megabytes(more)} of it, of which {_megabytes(source)} are not bytecode")
+        click.echo(f"  telemetry  {(package.size - without.size) / 1e6:.2f} MB of it")
     click.echo(f"  version    {package.version}")
     click.echo(f"  SHA-256    {package.sha256}")
 

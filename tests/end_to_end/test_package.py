@@ -7,12 +7,14 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
-from infrastructure.package import PROJECT, build
+from infrastructure.package import BARE, PROJECT, TELEMETRY, Package, build
 from sandbox.actors import Consumer, Salesperson
 from sandbox.cloud import Cloud, CloudOptions, Mode
 
@@ -25,15 +27,52 @@ WINS = 3
 SITE_PACKAGES = ".python_packages/lib/site-packages"
 
 
+# Port 9 discards: nothing answers there, and what is exported is dropped.
+TELEMETRY_SETTINGS = {
+    "off": {},
+    "azure-monitor": {
+        "APPLICATIONINSIGHTS_CONNECTION_STRING": f"InstrumentationKey={uuid4()};IngestionEndpoint=https://127.0.0.1:9/"
+    },
+    "otlp": {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+}
+
+
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the package for this Python and unpack it."""
-    folder = tmp_path_factory.mktemp("package")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    package = build(PROJECT, folder / "function.zip", version)
-    with zipfile.ZipFile(package.path) as archive:
-        archive.extractall(folder / "app")
-    return folder / "app"
+def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Package]:
+    """Build the package for this Python: without telemetry ("off"), or with an exporter."""
+
+    @cache
+    def build_for(telemetry: str) -> Package:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        contents = TELEMETRY.get(telemetry, BARE)
+        return build(PROJECT, tmp_path_factory.mktemp("package") / "function.zip", version, contents=contents)
+
+    return build_for
+
+
+@pytest.fixture(scope="module", params=TELEMETRY_SETTINGS)
+def telemetry(request: pytest.FixtureRequest) -> str:
+    """Which telemetry the package contains."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def app(
+    telemetry: str, package_of: Callable[[str], Package], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the folder of the unpacked package."""
+    folder = tmp_path_factory.mktemp("app")
+    with zipfile.ZipFile(package_of(telemetry).path) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("exporter", ["azure-monitor", "otlp"])
+def test_an_exporter_adds_no_more_than_1_5_megabytes(
+    package_of: Callable[[str], Package], exporter: str
+) -> None:
+    assert package_of(exporter).size - package_of("off").size <= 1_500_000
 
 
 def test_everything_that_is_imported_comes_from_the_package(app: Path) -> None:
@@ -64,9 +103,16 @@ print(json.dumps(files))
     assert unexpected == []
 
 
-def test_wins_become_invoices_and_events(app: Path, watch_topic: Callable[[Broker], list[Message]]) -> None:
-    """The function that was unpacked, with identity and TLS throughout."""
-    options = CloudOptions(app_root=app, mode=Mode.IDENTITY, opportunities=WINS)
+def test_wins_become_invoices_and_events(
+    app: Path, telemetry: str, watch_topic: Callable[[Broker], list[Message]]
+) -> None:
+    """The function that was unpacked, with identity and TLS throughout, compiles no module.
+
+    Python would have written the bytecode beside it.
+    """
+    compiled = set(app.rglob("*.pyc"))
+    settings = {"TELEMETRY_EXPORTER": telemetry, **TELEMETRY_SETTINGS[telemetry]}
+    options = CloudOptions(app_root=app, mode=Mode.IDENTITY, opportunities=WINS, settings=settings)
 
     with Cloud(options) as cloud, Consumer(cloud) as consumer, Salesperson(cloud) as seller:
         watch_topic(cloud.broker)
@@ -77,3 +123,4 @@ def test_wins_become_invoices_and_events(app: Path, watch_topic: Callable[[Broke
 
     subjects = sorted(event.content["data"]["opportunityId"] for event in events)
     assert subjects == sorted(cloud.demo.opportunities)
+    assert set(app.rglob("*.pyc")) - compiled == set()

@@ -19,6 +19,7 @@ from infrastructure.package import (
     EARLIEST,
     PROJECT,
     PYTHON_VERSION,
+    Contents,
     Package,
     PackageNotBuilt,
     build,
@@ -39,12 +40,14 @@ def locked(*names: str) -> str:
 
 
 def project(folder: Path, requirements: str) -> Path:
-    """Lay out a project with a function of one line."""
+    """Lay out a project with a function of two lines."""
     (folder / "GenerateInvoiceFunction").mkdir(parents=True)
     (folder / "shared").mkdir()
     (folder / "host.json").write_text("{}", encoding="utf-8")
     (folder / "GenerateInvoiceFunction/function.json").write_text('{"bindings": []}', encoding="utf-8")
-    (folder / "GenerateInvoiceFunction/__init__.py").write_text("def main(message): ...", encoding="utf-8")
+    (folder / "GenerateInvoiceFunction/__init__.py").write_text(
+        "import shared\ndef main(message): ...", encoding="utf-8"
+    )
     (folder / "shared/__init__.py").write_text("", encoding="utf-8")
     (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
     return folder
@@ -113,6 +116,15 @@ def test_the_package_contains_nothing_of_the_machine_that_built_it(built: Packag
     assert not [name for name in names(built) if name.endswith(forbidden) or "/bin/" in name]
 
 
+def test_what_is_never_imported_is_left_out(built: Package) -> None:
+    """Types, tests, sources of C, and the asyncio variants of Azure's libraries."""
+    assert [
+        name
+        for name in names(built)
+        if name.endswith((".pyi", "py.typed", ".h", ".c")) or re.search(r"/(tests|aio)/", name)
+    ] == []
+
+
 def test_the_version_stands_where_azure_shows_it(built: Package) -> None:
     with zipfile.ZipFile(built.path) as archive:
         function = json.loads(archive.read("GenerateInvoiceFunction/function.json"))
@@ -166,19 +178,73 @@ def with_other_source(package: Package) -> Package:
     return replace(package, path=changed)
 
 
-def test_every_module_has_bytecode_of_the_apps_python(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna"))
+def bytecode(package: Package) -> set[str]:
+    """Return the modules that have bytecode, as paths without `__pycache__` and tag."""
+    paths = [PurePosixPath(name) for name in names(package) if name.endswith(".pyc")]
+    return {f"{path.parent.parent}/{path.name.split('.')[0]}" for path in paths}
+
+
+def test_what_the_function_imports_has_bytecode_and_nothing_else_has(tmp_path: Path) -> None:
+    root = project(tmp_path / "project", locked("idna", "certifi"))
+    (root / "GenerateInvoiceFunction/__init__.py").write_text("import shared.used", encoding="utf-8")
+    (root / "shared/used.py").write_text("import certifi", encoding="utf-8")
+    (root / "shared/unused.py").write_text("import idna", encoding="utf-8")
 
     compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
 
-    tag = f"cpython-{THIS_PYTHON.replace('.', '')}"
-    expected = {
-        f"{path.parent}/__pycache__/{path.stem}.{tag}.pyc"
-        for path in map(PurePosixPath, names(compiled))
-        if path.suffix == ".py"
+    assert bytecode(compiled) == {
+        "GenerateInvoiceFunction/__init__",
+        "shared/__init__",
+        "shared/used",
+        f"{SITE_PACKAGES}certifi/__init__",
+        f"{SITE_PACKAGES}certifi/core",
     }
-    assert {name for name in names(compiled) if name.endswith(".pyc")} == expected
-    assert f"{SITE_PACKAGES}idna/__pycache__/core.{tag}.pyc" in expected
+    tag = f"cpython-{THIS_PYTHON.replace('.', '')}"
+    assert f"shared/__pycache__/used.{tag}.pyc" in names(compiled)
+
+
+def test_what_a_library_imports_at_its_first_use_has_bytecode(tmp_path: Path) -> None:
+    """Named for the package; a name that a later version of the library does not have is ignored."""
+    root = project(tmp_path / "project", locked("idna"))
+    contents = Contents(
+        imported=("GenerateInvoiceFunction", "idna.intranges", "idna.gone", "gone.altogether")
+    )
+
+    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON, contents=contents)
+
+    assert f"{SITE_PACKAGES}idna/intranges" in bytecode(compiled)
+    assert f"{SITE_PACKAGES}idna/codec" not in bytecode(compiled)
+
+
+def test_settings_of_the_machine_do_not_change_what_has_bytecode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = project(tmp_path / "project", locked("idna"))
+    (root / "GenerateInvoiceFunction/__init__.py").write_text(
+        "import os\nif 'A_SETTING' in os.environ: import idna", encoding="utf-8"
+    )
+    monkeypatch.setenv("A_SETTING", "1")
+
+    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+
+    assert bytecode(compiled) == {"GenerateInvoiceFunction/__init__"}
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import gone_altogether", "No module named 'gone_altogether'"),
+        ("import shared.broken", r"broken\.py"),
+        ("raise RuntimeError('at import')", "at import"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_not_packaged(tmp_path: Path, source: str, says: str) -> None:
+    root = project(tmp_path / "project", locked("idna"))
+    (root / "shared/broken.py").write_text("def", encoding="utf-8")
+    (root / "GenerateInvoiceFunction/__init__.py").write_text(source, encoding="utf-8")
+
+    with pytest.raises(PackageNotBuilt, match=rf"(?s)The package cannot be imported:.*{says}"):
+        build(root, tmp_path / "function.zip", THIS_PYTHON)
 
 
 def test_bytecode_is_used_without_a_check_in_a_read_only_folder(tmp_path: Path) -> None:
@@ -230,14 +296,6 @@ def test_the_version_names_sources_and_not_bytecode(tmp_path: Path) -> None:
     assert compiled.version == plain.version
     assert plain.bytecode == 0
     assert compiled.size - compiled.bytecode == plain.size
-
-
-def test_a_module_that_does_not_compile_is_named(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-    (root / "shared/broken.py").write_text("def", encoding="utf-8")
-
-    with pytest.raises(PackageNotBuilt, match=r"broken\.py"):
-        build(root, tmp_path / "function.zip", THIS_PYTHON)
 
 
 def test_any_change_is_another_version(tmp_path: Path) -> None:
@@ -331,7 +389,7 @@ def test_the_command_reports_that_there_is_no_python_to_compile_with(tmp_path: P
     arguments = ["--project", str(root), "--output", str(tmp_path / "function.zip"), "--python", "3.99"]
     result = CliRunner().invoke(package.main, arguments)
 
-    assert "bytecode   none: there is no Python 3.99 here to compile with\n" in result.output
+    assert "bytecode   none: there is no Python 3.99 for Linux x86-64 here to compile with\n" in result.output
 
 
 @pytest.mark.parametrize(
@@ -347,14 +405,16 @@ def test_each_exporter_has_a_lock_of_its_own_and_its_size_is_shown(
 ) -> None:
     root = project(tmp_path / "project", locked("idna"))
     (root / lock).write_text(locked("idna", "certifi"), encoding="utf-8")
+    (root / "shared/open_telemetry.py").write_text("import certifi", encoding="utf-8")
     output = tmp_path / "function.zip"
 
     arguments = ["--project", str(root), "--output", str(output), "--python", THIS_PYTHON]
     result = CliRunner().invoke(package.main, [*arguments, "--telemetry", telemetry])
 
-    assert re.search(r"telemetry  0\.1 MB of it, of which 0\.1 MB are not bytecode\n", result.output)
+    assert re.search(r"telemetry  0\.1\d MB of it\n", result.output)
     with zipfile.ZipFile(output) as archive:
         assert f"{SITE_PACKAGES}certifi/core.py" in archive.namelist()
+        assert [name for name in archive.namelist() if "certifi/__pycache__/core." in name]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +428,7 @@ def test_the_lock_with_telemetry_has_the_versions_of_the_one_without(telemetry: 
     def pins(name: str) -> set[str]:
         return set(re.findall(r"^[\w-]+==\S+", (PROJECT / name).read_text(encoding="utf-8"), re.MULTILINE))
 
-    lock = package.TELEMETRY[telemetry]
+    lock = package.TELEMETRY[telemetry].lock
     added = {pin.split("==")[0] for pin in pins(lock) - pins("requirements.txt")}
 
     assert pins("requirements.txt") <= pins(lock)
