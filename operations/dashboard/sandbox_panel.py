@@ -63,7 +63,7 @@ class SandboxPanel:
         }
 
     def traces(self, opportunity_id: str) -> Any:  # noqa: ANN401 - JSON
-        """Return the trees of spans of an opportunity; empty where none are collected."""
+        """Return the spans of an opportunity, each below its parent; empty where none are collected."""
         try:
             return self._call("GET", f"/traces?opportunity={opportunity_id}")
         except ValueError:

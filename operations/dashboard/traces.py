@@ -15,18 +15,13 @@ _SHOWN = {
     "outcome": "invoicing.outcome",
     "status": "http.response.status_code",
 }
+# Each retry is a child of the attempt before it, and there may be hundreds.
+_MAX_INDENT = 60
 
 
-def text_of(trees: Iterable[Mapping[str, Any]]) -> str:
-    """Return trees of spans, as the sandbox's control endpoint returns them, as text; "" without any."""
-    lines = []
-    # Not by recursion: each retry is a child of the attempt before it, and there may be hundreds.
-    waiting = [(0, tree) for tree in reversed(list(trees))]
-    while waiting:
-        depth, span = waiting.pop()
-        lines.append("  " * depth + _line(span))
-        waiting += [(depth + 1, child) for child in reversed(span["children"])]
-    return "\n".join(lines)
+def text_of(spans: Iterable[Mapping[str, Any]]) -> str:
+    """Return spans, as the sandbox's control endpoint returns them, as text; "" without any."""
+    return "\n".join("  " * min(span["depth"], _MAX_INDENT) + _line(span) for span in spans)
 
 
 def _line(span: Mapping[str, Any]) -> str:

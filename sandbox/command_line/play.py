@@ -16,6 +16,8 @@ _NO_SANDBOX = 3
 _WAIT_SECONDS = 1
 # Of a body, on a terminal; --json has all of it.
 _MAX_SHOWN = 200
+# Each retry is a child of the attempt before it, and there may be hundreds.
+_MAX_INDENT = 60
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -239,16 +241,14 @@ def _watch(
 def traces_command(control: Control, opportunity: str | None, *, as_json: bool) -> None:
     """Show the trees of spans, of one opportunity (an id) or of all; needs start --traces."""
     query = {"opportunity": opportunity} if opportunity else None
-    trees = control.call("GET", "/traces", query=query)
-    lines = [line for tree in trees for line in _tree_lines(tree, 0)]
-    _print(trees, lines or ["There are no traces."], as_json=as_json)
+    spans = control.call("GET", "/traces", query=query)
+    _print(spans, [_span_line(span) for span in spans] or ["There are no traces."], as_json=as_json)
 
 
-def _tree_lines(span: Mapping[str, Any], depth: int) -> Iterator[str]:
+def _span_line(span: Mapping[str, Any]) -> str:
     failure = f"  ERROR {span['error']}" if span["error"] else ""
-    yield f"{'  ' * depth}{span['name']}  {span['milliseconds']} ms  {span['service']}{failure}"
-    for child in span["children"]:
-        yield from _tree_lines(child, depth + 1)
+    indent = "  " * min(span["depth"], _MAX_INDENT)
+    return f"{indent}{span['name']}  {span['milliseconds']} ms  {span['service']}{failure}"
 
 
 @click.command("messages")

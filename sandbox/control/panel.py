@@ -134,10 +134,10 @@ class ControlPanel:
         ]
 
     def traces(self, opportunity: str | None = None) -> list[Json]:
-        """Return the trees of spans, of one opportunity (an id) or of all."""
+        """Return the spans of one opportunity (an id) or of all, each below its parent."""
         if self._cloud.spans is None:
             raise Refused("this sandbox collects no traces: start it with --traces")
-        return self._cloud.spans.trees(opportunity)
+        return self._cloud.spans.outline(opportunity)
 
     # --- what can be done ---
 

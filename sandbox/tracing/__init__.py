@@ -2,7 +2,7 @@
 
 store = SpanStore()
 with OtlpReceiver(store) as receiver:           # OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint
-    store.trees(opportunity_id)                 # JSON: the spans that belong together, nested
+    store.outline(opportunity_id)               # JSON: the spans that belong together, each below its parent
 """
 
 from sandbox.tracing.receiver import OtlpReceiver

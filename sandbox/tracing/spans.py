@@ -82,11 +82,12 @@ class SpanStore:
                 Span(context.trace_id, context.span_id, "", name, service, started, ended, attributes, error)
             )
 
-    def trees(self, about: str | None = None) -> list[Json]:
-        """Return the trees of the traces in which a span has `about` as an attribute's value, or of all.
+    def outline(self, about: str | None = None) -> list[Json]:
+        """Return the spans of the traces in which a span has `about` as an attribute's value, or of all traces.
 
-        A tree is a span with its children, the earliest first. A span whose parent is missing is a root, so a trace
-        with gaps has several trees.
+        Each span stands below its parent and has its `depth`; siblings are sorted by time. The spans are not nested: a
+        trace has hundreds of levels where a win is retried for days, and JSON's readers and writers recurse. A span
+        whose parent is missing is a root, of depth 0, so a trace with gaps has several roots.
         """
         with self._lock:
             spans = list(self._spans)
@@ -95,10 +96,10 @@ class SpanStore:
             # An exporter that got no response sends a span again.
             by_trace[span.trace_id][span.span_id] = span
         return [
-            tree
+            _json(span, depth)
             for trace in by_trace.values()
             if about is None or any(_mentions(span, about) for span in trace.values())
-            for tree in _trees(trace)
+            for span, depth in _ordered(trace)
         ]
 
 
@@ -106,23 +107,28 @@ def _mentions(span: Span, text: str) -> bool:
     return any(str(value).lower() == text.lower() for value in span.attributes.values())
 
 
-def _trees(trace: Mapping[str, Span]) -> Iterator[Json]:
+def _ordered(trace: Mapping[str, Span]) -> Iterator[tuple[Span, int]]:
+    """Yield each span after its parent, with its depth."""
     children: dict[str, list[Span]] = defaultdict(list)
-    for span in sorted(trace.values(), key=attrgetter("started_ns")):
+    for span in sorted(trace.values(), key=attrgetter("started_ns"), reverse=True):
         children[span.parent_id if span.parent_id in trace else ""].append(span)
+    waiting = [(root, 0) for root in children[""]]
+    while waiting:
+        span, depth = waiting.pop()
+        yield span, depth
+        waiting += [(child, depth + 1) for child in children[span.span_id]]
 
-    def node(span: Span) -> Json:
-        return {
-            "traceId": span.trace_id,
-            "spanId": span.span_id,
-            "name": span.name,
-            "service": span.service,
-            "startedAt": datetime.fromtimestamp(span.started_ns / 1e9, UTC).isoformat(),
-            "milliseconds": round((span.ended_ns - span.started_ns) / 1e6, 1),
-            "attributes": dict(span.attributes),
-            "error": span.error,
-            "children": [node(child) for child in children[span.span_id]],
-        }
 
-    for root in children[""]:
-        yield node(root)
+def _json(span: Span, depth: int) -> Json:
+    return {
+        "traceId": span.trace_id,
+        "spanId": span.span_id,
+        "parentId": span.parent_id,
+        "depth": depth,
+        "name": span.name,
+        "service": span.service,
+        "startedAt": datetime.fromtimestamp(span.started_ns / 1e9, UTC).isoformat(),
+        "milliseconds": round((span.ended_ns - span.started_ns) / 1e6, 1),
+        "attributes": dict(span.attributes),
+        "error": span.error,
+    }

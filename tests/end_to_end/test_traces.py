@@ -21,7 +21,7 @@ from sandbox.control.panel import ControlPanel
 from sandbox.faults import FaultPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 APP = Path(__file__).parents[2]
 CONSUMER = APP / "examples" / "python" / "consumer.py"
@@ -77,37 +77,31 @@ def wait(condition: Callable[[], object], what: str, *shown: Callable[[], object
         threading.Event().wait(0.05)
 
 
-def every(trees: list[Json]) -> Iterator[Json]:
-    """Yield all spans, each before its children."""
-    for tree in trees:
-        yield tree
-        yield from every(tree["children"])
+def outline(spans: list[Json]) -> list[Any]:
+    """Return what is compared, nested: name, outcome or status, and the children."""
+    root: list[Any] = []
+    path = [root]
+    for span in spans:
+        attributes = span["attributes"]
+        said = attributes.get("invoicing.outcome") or attributes.get("http.response.status_code")
+        failure = [f"ERROR {span['error']}"] if span["error"] else []
+        node = [span["name"], *([said] if said else []), *failure]
+        path[span["depth"]].append(node)
+        path[span["depth"] + 1 :] = [node]
+    return root
 
 
-def outline(tree: Mapping[str, Any]) -> list[Any]:
-    """Return what is compared: name, outcome or status, and the children."""
-    attributes = tree["attributes"]
-    said = attributes.get("invoicing.outcome") or attributes.get("http.response.status_code")
-    return [
-        tree["name"],
-        *([said] if said else []),
-        *([f"ERROR {tree['error']}"] if tree["error"] else []),
-        *(outline(child) for child in tree["children"]),
-    ]
-
-
-def only_tree(panel: ControlPanel, opportunity: str, last: str, service: str) -> Json:
-    """Wait for a span, and for its parents, and return the tree."""
+def only_tree(panel: ControlPanel, opportunity: str, last: str, service: str) -> list[Json]:
+    """Wait for a span, and for its parents, and return the spans of the one tree."""
 
     def is_complete() -> bool:
-        trees = panel.traces(opportunity)
-        return len(trees) == 1 and any(
-            (span["name"], span["service"]) == (last, service) for span in every(trees)
+        spans = panel.traces(opportunity)
+        return [span["depth"] for span in spans].count(0) == 1 and any(
+            (span["name"], span["service"]) == (last, service) for span in spans
         )
 
-    wait(is_complete, f"{last} of {service}", lambda: [outline(tree) for tree in panel.traces(opportunity)])
-    (tree,) = panel.traces(opportunity)
-    return tree
+    wait(is_complete, f"{last} of {service}", lambda: outline(panel.traces(opportunity)))
+    return panel.traces(opportunity)
 
 
 PUBLISHED = [
@@ -124,9 +118,10 @@ def test_a_win_is_one_tree_from_the_salesperson_over_a_retry_to_the_consumer(tmp
     with running() as (cloud, panel), consumer(cloud, tmp_path):
         panel.add_fault("dataverse unavailable nth=1")
         (row,) = panel.win()
-        tree = only_tree(panel, row["id"], "process invoice-created", "ledger")
+        spans = only_tree(panel, row["id"], "process invoice-created", "ledger")
 
-        assert outline(tree) == [
+        (tree,) = outline(spans)
+        assert tree == [
             "WinOpportunity",
             [
                 "process opportunity-won",
@@ -139,12 +134,12 @@ def test_a_win_is_one_tree_from_the_salesperson_over_a_retry_to_the_consumer(tmp
                 ],
             ],
         ]
-        ours = [span for span in every([tree]) if "invoicing.root" in span["attributes"]]
+        ours = [span for span in spans if "invoicing.root" in span["attributes"]]
         assert {span["attributes"]["invoicing.opportunity.id"] for span in ours} == {row["id"]}
         assert len({span["attributes"]["invoicing.root"] for span in ours}) == 1
         assert {span["attributes"]["invoicing.attempt"] for span in ours} == {0, 1}
         # Spans hold ids, and no names or tokens.
-        text = str(tree)
+        text = str(spans)
         assert row["name"] not in text
         assert "Bearer" not in text
 
@@ -159,9 +154,7 @@ def test_a_parked_and_replayed_win_stays_in_its_tree() -> None:
             operations, ["failed", "replay", "--all", "--yes"], env=cloud.operator_settings
         )
         assert replayed.exit_code == 0, replayed.output
-        tree = only_tree(panel, row["id"], "send invoice-created", "invoice-from-opportunity")
-
-        names = outline(tree)
+        (names,) = outline(only_tree(panel, row["id"], "send invoice-created", "invoice-from-opportunity"))
         path = []
         while True:
             path += [said for said in names if isinstance(said, str)]
@@ -186,11 +179,11 @@ def test_the_last_spans_are_exported_when_the_worker_ends() -> None:
         wait(lambda: cloud.broker.counts(f"{CREATED_TOPIC}/Subscriptions/ledger").active == 1, "an event")
         spans = cloud.spans
         assert spans is not None
-        assert not [tree for tree in every(spans.trees(row["id"])) if tree["name"] == "send invoice-created"]
+        assert not [span for span in spans.outline(row["id"]) if span["name"] == "send invoice-created"]
         # The collector must outlive the worker.
         assert cloud.host is not None
         cloud.host.stop()
-        assert [tree for tree in every(spans.trees(row["id"])) if tree["name"] == "send invoice-created"]
+        assert [span for span in spans.outline(row["id"]) if span["name"] == "send invoice-created"]
 
 
 @pytest.mark.parametrize("collector", ["gone", "silent"])

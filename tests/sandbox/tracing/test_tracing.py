@@ -5,17 +5,20 @@ from __future__ import annotations
 import gzip
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
+from click.testing import CliRunner
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from sandbox.cloud import Cloud, CloudOptions
+from sandbox.command_line.play import traces_command
 from sandbox.control.panel import ControlPanel
+from sandbox.control.server import ControlServer
 from sandbox.tracing import OtlpReceiver, Span, SpanStore
 
 if TYPE_CHECKING:
@@ -68,10 +71,12 @@ def test_spans_arrive_with_all_that_they_say(receiver: OtlpReceiver) -> None:
         status=trace_pb2.Status(code=trace_pb2.Status.STATUS_CODE_ERROR, message="503"),
     )
     assert post(receiver, export(span)) == 200
-    (tree,) = receiver._store.trees()
-    assert tree == {
+    (listed,) = receiver._store.outline()
+    assert listed == {
         "traceId": TRACE,
         "spanId": "01" * 8,
+        "parentId": "",
+        "depth": 0,
         "name": "POST $batch",
         "service": "function",
         "startedAt": "1970-01-01T00:00:01+00:00",
@@ -85,19 +90,18 @@ def test_spans_arrive_with_all_that_they_say(receiver: OtlpReceiver) -> None:
             "nothing": None,
         },
         "error": "503",
-        "children": [],
     }
 
 
 def test_an_export_may_be_compressed(receiver: OtlpReceiver) -> None:
     body = gzip.compress(export(trace_pb2.Span(trace_id=b"t" * 16, span_id=b"s" * 8, name="a")))
     assert post(receiver, body, Content_Encoding="gzip") == 200
-    assert [tree["name"] for tree in receiver._store.trees()] == ["a"]
+    assert [each["name"] for each in receiver._store.outline()] == ["a"]
 
 
 def test_metrics_and_logs_are_accepted_and_dropped(receiver: OtlpReceiver) -> None:
     assert [post(receiver, b"x", path) for path in ("/v1/metrics", "/v1/logs")] == [200, 200]
-    assert receiver._store.trees() == []
+    assert receiver._store.outline() == []
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_what_is_not_otlp_is_refused(
     receiver: OtlpReceiver, body: bytes, path: str, headers: dict[str, str], status: int
 ) -> None:
     assert post(receiver, body, path, **headers) == status
-    assert receiver._store.trees() == []
+    assert receiver._store.outline() == []
 
 
 def span(number: int, parent: int | None = None, trace: str = TRACE, **attributes: object) -> Span:
@@ -121,35 +125,48 @@ def span(number: int, parent: int | None = None, trace: str = TRACE, **attribute
     return Span(trace, f"{number:016x}", parent_id, f"span {number}", "s", number, number + 1, attributes)
 
 
-def names(tree: dict[str, Any]) -> list[Any]:
-    return [tree["name"], [names(child) for child in tree["children"]]]
+def outline(store: SpanStore, about: str | None = None) -> list[tuple[int, str]]:
+    return [(span["depth"], span["name"]) for span in store.outline(about)]
 
 
 def test_a_tree_is_built_in_any_order_of_arrival() -> None:
     store = SpanStore()
-    store.add(span(3, 1), span(4, 3), span(1), span(2, 1), span(2, 1))
-    (tree,) = store.trees()
-    assert names(tree) == ["span 1", [["span 2", []], ["span 3", [["span 4", []]]]]]
+    store.add(span(5, 1), span(4, 3), span(1), span(3, 1), span(2, 1), span(2, 1))
+    assert outline(store) == [(0, "span 1"), (1, "span 2"), (1, "span 3"), (2, "span 4"), (1, "span 5")]
+    assert [each["parentId"][-1:] for each in store.outline()] == ["", "1", "1", "3", "1"]
 
 
 def test_a_span_without_its_parent_is_a_root() -> None:
     store = SpanStore()
     store.add(span(1), span(3, 2))
-    assert [tree["name"] for tree in store.trees()] == ["span 1", "span 3"]
+    assert outline(store) == [(0, "span 1"), (0, "span 3")]
 
 
 def test_traces_are_found_by_the_value_of_an_attribute_of_any_of_their_spans() -> None:
     store = SpanStore()
     store.add(span(1), span(2, 1, opportunity="ABC"), span(5, trace="f" * 32))
-    (tree,) = store.trees("abc")
-    assert names(tree) == ["span 1", [["span 2", []]]]
-    assert store.trees("other") == []
+    assert outline(store, "abc") == [(0, "span 1"), (1, "span 2")]
+    assert outline(store, "other") == []
 
 
 def test_old_spans_are_dropped() -> None:
     store = SpanStore(max_spans=2)
     store.add(span(1), span(2), span(3))
-    assert [tree["name"] for tree in store.trees()] == ["span 2", "span 3"]
+    assert outline(store) == [(0, "span 2"), (0, "span 3")]
+
+
+def test_a_trace_of_thousands_of_nested_spans_is_returned_and_shown() -> None:
+    """A win that is retried for days: each retry is a descendant of the attempt before it."""
+    options = CloudOptions(APP, dataverse=False, functions_host=False, traces=True)
+    with Cloud(options) as cloud, ControlPanel(cloud) as panel, ControlServer(panel) as server:
+        assert cloud.spans is not None
+        cloud.spans.add(*(span(number, number - 1 or None) for number in range(1, 5001)))
+        environment = {"SANDBOX_CONTROL": server.url, "SANDBOX_CONTROL_TOKEN": server.token}
+        shown = CliRunner().invoke(traces_command, env=environment)
+        assert shown.exit_code == 0, shown.output
+        assert [line.split("  ")[-3] for line in shown.output.splitlines()] == [
+            f"span {number}" for number in range(1, 5001)
+        ]
 
 
 def test_a_win_and_its_invocation_are_one_tree() -> None:
@@ -159,13 +176,13 @@ def test_a_win_and_its_invocation_are_one_tree() -> None:
         assert requests.post(f"{endpoint}/v1/metrics", timeout=10).ok
         (row, other) = panel.win(count=2)
         deadline = time.monotonic() + 60
-        while not (trees := panel.traces(row["id"])) or not trees[0]["children"]:
+        while len(spans := panel.traces(row["id"])) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        (tree,) = trees
-        assert (tree["name"], tree["service"]) == ("WinOpportunity", "salesperson")
-        (invocation,) = tree["children"]
+        (win, invocation) = spans
+        assert (win["name"], win["service"], win["depth"]) == ("WinOpportunity", "salesperson", 0)
+        assert (invocation["depth"], invocation["parentId"]) == (1, win["spanId"])
         assert (invocation["name"], invocation["service"]) == ("process opportunity-won", "functions-host")
         assert invocation["error"] == ""
-        assert panel.traces(other["id"])[0]["traceId"] != tree["traceId"]
+        assert panel.traces(other["id"])[0]["traceId"] != win["traceId"]
         assert panel.status()["tracing"] is True
