@@ -42,7 +42,7 @@ SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
 SAS_KEY_NAME = "dataverse"
 
 
-class Outcome(Enum):
+class StepOutcome(Enum):
     """What a step of the set-up did."""
 
     DONE = "done"
@@ -68,7 +68,7 @@ class Done:
     """One line of what was done."""
 
     step: str
-    outcome: Outcome
+    outcome: StepOutcome
     detail: str
 
 
@@ -115,7 +115,7 @@ def connect(
     note(f"Environment {api.url}, organization {who['OrganizationId']}, as user {who['UserId']}")
     if not dry_run:
         confirm("Connect this environment?", yes=yes)
-    done = Connection(api, target, dry_run=dry_run).make()
+    done = SetUp(api, target, dry_run=dry_run).make()
     _say(done, as_json=as_json)
     if not dry_run:
         verify_set_up(api, target)
@@ -145,7 +145,7 @@ def disconnect(
     _say(take_away(api, str(application_id), dry_run=dry_run), as_json=as_json)
 
 
-class Connection:
+class SetUp:
     """The set-up of one environment."""
 
     def __init__(self, api: WebApi, target: Target, *, dry_run: bool) -> None:
@@ -167,9 +167,9 @@ class Connection:
         self._enable(step)
         return self._done
 
-    def _say(self, step: str, outcome: Outcome, detail: str = "") -> None:
-        if self._dry_run and outcome in (Outcome.DONE, Outcome.CHANGED):
-            outcome = Outcome.WOULD_BE_DONE
+    def _say(self, step: str, outcome: StepOutcome, detail: str = "") -> None:
+        if self._dry_run and outcome in (StepOutcome.DONE, StepOutcome.CHANGED):
+            outcome = StepOutcome.WOULD_BE_DONE
         self._done.append(Done(step, outcome, detail))
 
     def _win(self) -> tuple[str, str]:
@@ -183,7 +183,7 @@ class Connection:
             raise click.ClickException(
                 "The message Win is not offered for opportunities in this environment."
             )
-        self._say("Dynamics 365 Sales", Outcome.ALREADY_THERE)
+        self._say("Dynamics 365 Sales", StepOutcome.ALREADY_THERE)
         return win.message_id, win.filter_ids[0]
 
     def _root_business_unit(self) -> str:
@@ -197,7 +197,7 @@ class Connection:
     def _application_user(self, unit: str) -> str | None:
         user = find_application_user(self._api, self._target.application_id)
         if user is None:
-            self._say("Application user", Outcome.DONE, self._target.application_id)
+            self._say("Application user", StepOutcome.DONE, self._target.application_id)
             if self._dry_run:
                 return None
             self._api.create(
@@ -213,7 +213,7 @@ class Connection:
                     "Dataverse took the application user but does not show it: run this again."
                 )
         else:
-            self._say("Application user", Outcome.ALREADY_THERE, str(user.get("fullname") or ""))
+            self._say("Application user", StepOutcome.ALREADY_THERE, str(user.get("fullname") or ""))
         if user.get("isdisabled"):
             raise click.ClickException(
                 "The application user is deactivated: activate it, then run this again."
@@ -223,10 +223,10 @@ class Connection:
     def _role(self, unit: str) -> str:
         role = find_role(self._api, unit)
         if role is not None:
-            self._say("Role", Outcome.ALREADY_THERE, ROLE_NAME)
+            self._say("Role", StepOutcome.ALREADY_THERE, ROLE_NAME)
             return role
         role = derived_id("role", ROLE_NAME, unit)
-        self._say("Role", Outcome.DONE, ROLE_NAME)
+        self._say("Role", StepOutcome.DONE, ROLE_NAME)
         if not self._dry_run:
             self._api.create(
                 "roles",
@@ -249,9 +249,9 @@ class Connection:
         wanted = {name: depth for name, depth in self._target.privileges.items() if name in ids}
         missing = lacking(wanted, self._granted(role, ids))
         if not missing:
-            self._say("Privileges", Outcome.ALREADY_THERE, f"{len(wanted)} at their depth")
+            self._say("Privileges", StepOutcome.ALREADY_THERE, f"{len(wanted)} at their depth")
             return
-        self._say("Privileges", Outcome.DONE, ", ".join(sorted(missing)))
+        self._say("Privileges", StepOutcome.DONE, ", ".join(sorted(missing)))
         if self._dry_run:
             return
         self._api.call(
@@ -286,9 +286,9 @@ class Connection:
             else self._api.rows(f"systemusers({user})/systemuserroles_association?$select=roleid")
         )
         if any(row["roleid"] == role for row in roles):
-            self._say("Role of the application user", Outcome.ALREADY_THERE)
+            self._say("Role of the application user", StepOutcome.ALREADY_THERE)
             return
-        self._say("Role of the application user", Outcome.DONE)
+        self._say("Role of the application user", StepOutcome.DONE)
         if not self._dry_run:
             self._api.call(
                 f"systemusers({user})/systemuserroles_association/$ref",
@@ -307,9 +307,9 @@ class Connection:
             # It cannot be read back: whether this is another one is not known, so it is set.
             different["saskey"] = target.sas_key
         if not different:
-            self._say("Service endpoint", Outcome.ALREADY_THERE, target.queue)
+            self._say("Service endpoint", StepOutcome.ALREADY_THERE, target.queue)
             return endpoint
-        self._say("Service endpoint", Outcome.CHANGED, ", ".join(sorted(different)))
+        self._say("Service endpoint", StepOutcome.CHANGED, ", ".join(sorted(different)))
         if not self._dry_run:
             self._api.update(f"serviceendpoints({endpoint})", different)
         return endpoint
@@ -321,7 +321,7 @@ class Connection:
                 f"environment variable {SAS_KEY_SETTING}, or use --sas-key-stdin."
             )
         endpoint = derived_id("serviceendpoint", ENDPOINT_NAME)
-        self._say("Service endpoint", Outcome.DONE, self._target.queue)
+        self._say("Service endpoint", StepOutcome.DONE, self._target.queue)
         if not self._dry_run:
             self._api.create(
                 "serviceendpoints",
@@ -346,14 +346,14 @@ class Connection:
             step = str(found["sdkmessageprocessingstepid"])
             wanted = {**STEP_KIND, "_eventhandler_value": endpoint, "_sdkmessageid_value": message}
             if all(found.get(name) == value for name, value in wanted.items()):
-                self._say("Step on Win of opportunity", Outcome.ALREADY_THERE)
+                self._say("Step on Win of opportunity", StepOutcome.ALREADY_THERE)
                 return step
-            self._say("Step on Win of opportunity", Outcome.CHANGED)
+            self._say("Step on Win of opportunity", StepOutcome.CHANGED)
             if not self._dry_run:
                 self._api.update(f"sdkmessageprocessingsteps({step})", {**STEP_KIND, **bound})
             return step
         step = derived_id("sdkmessageprocessingstep", STEP_NAME)
-        self._say("Step on Win of opportunity", Outcome.DONE)
+        self._say("Step on Win of opportunity", StepOutcome.DONE)
         if not self._dry_run:
             self._api.create(
                 "sdkmessageprocessingsteps",
@@ -373,9 +373,9 @@ class Connection:
     def _enable(self, step: str) -> None:
         row = self._api.row_or_none(f"sdkmessageprocessingsteps({step})?$select=statecode")
         if row is not None and row["statecode"] == ENABLED["statecode"]:
-            self._say("Step enabled", Outcome.ALREADY_THERE)
+            self._say("Step enabled", StepOutcome.ALREADY_THERE)
             return
-        self._say("Step enabled", Outcome.DONE)
+        self._say("Step enabled", StepOutcome.DONE)
         if not self._dry_run:
             self._api.update(f"sdkmessageprocessingsteps({step})", dict(ENABLED))
 
@@ -385,8 +385,8 @@ def verify_set_up(api: WebApi, target: Target) -> None:
     absent = ["Service endpoint"]
     if find_service_endpoint(api) is not None:
         # The key cannot be read back.
-        again = Connection(api, replace(target, sas_key=None), dry_run=True).make()
-        absent = [done.step for done in again if done.outcome is not Outcome.ALREADY_THERE]
+        again = SetUp(api, replace(target, sas_key=None), dry_run=True).make()
+        absent = [done.step for done in again if done.outcome is not StepOutcome.ALREADY_THERE]
     if absent:
         raise click.ClickException(
             f"Dataverse took everything, but does not have: {', '.join(absent)}. Run this again; if that "
@@ -409,15 +409,17 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
         ("Role", f"roles({role})" if role else None),
     ):
         if path is None:
-            done.append(Done(name, Outcome.ALREADY_THERE, "was not there"))
+            done.append(Done(name, StepOutcome.ALREADY_THERE, "was not there"))
         elif dry_run:
-            done.append(Done(name, Outcome.WOULD_BE_DONE, "would be deleted"))
+            done.append(Done(name, StepOutcome.WOULD_BE_DONE, "would be deleted"))
         else:
             api.delete(path)
-            done.append(Done(name, Outcome.DONE, "deleted"))
+            done.append(Done(name, StepOutcome.DONE, "deleted"))
     user = find_application_user(api, application_id)
     done.append(
-        Done("Application user", Outcome.ALREADY_THERE, "kept, without a role" if user else "was not there")
+        Done(
+            "Application user", StepOutcome.ALREADY_THERE, "kept, without a role" if user else "was not there"
+        )
     )
     return done
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import uuid
     from collections.abc import Iterator, Sequence
 
-    from operations.diagnosis.check import Check, Outcome, Result
+    from operations.diagnosis.check import Check, CheckOutcome, Result
 
 PROBLEM = 1
 SECONDS = 30.0
@@ -59,7 +59,7 @@ CHECKS: tuple[Check[Any], ...] = (
 )
 
 
-def diagnose(inputs: Inputs, seconds: float = SECONDS) -> Iterator[Outcome]:
+def diagnose(inputs: Inputs, seconds: float = SECONDS) -> Iterator[CheckOutcome]:
     """Yield the outcome of each check, in the order of the flow. `seconds`: how long each may take."""
     checks = CHECKS if inputs.opportunity is None else (*CHECKS, change_sets)
     return run_checks(checks, inputs, seconds)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from azure.servicebus import ServiceBusReceivedMessage
     from azure.servicebus.amqp import AmqpAnnotatedMessage
 
-    from operations.namespace import Namespace, Peeked
+    from operations.namespace import NamespaceClient, Peeked
 
 NOT_DONE = 1
 _NEW_ROOT = RETRY_PROPERTIES | PARKED_PROPERTIES
@@ -81,7 +81,7 @@ class Settled:
     opportunity_id: str | None = None
 
 
-def failed_messages(namespace: Namespace, unreadable: Callable[[str], None]) -> Iterator[FailedMessage]:
+def failed_messages(namespace: NamespaceClient, unreadable: Callable[[str], None]) -> Iterator[FailedMessage]:
     """Yield every message that failed, wherever it is; nothing is moved.
 
     `unreadable` is called with a sentence about a dead-letter queue that cannot be read: the failed queue is what
@@ -98,12 +98,12 @@ def failed_messages(namespace: Namespace, unreadable: Callable[[str], None]) -> 
             unreadable(f"The dead-letter queue of {source.entity} cannot be read: {type(error).__name__}.")
 
 
-def failed_message(namespace: Namespace, message_id: MessageId) -> Peeked | None:
+def failed_message(namespace: NamespaceClient, message_id: MessageId) -> Peeked | None:
     """Return one message that failed, or None where there is none with this id."""
     return namespace.peek_one(message_id.place.source(namespace.settings), message_id.number)
 
 
-def select(namespace: Namespace, selection: Selection) -> list[MessageId]:
+def select(namespace: NamespaceClient, selection: Selection) -> list[MessageId]:
     """Return the ids of the selected messages; raises ClickException where one is not there."""
     if selection.ids:
         # Without reading the whole queue for a few messages.
@@ -126,7 +126,7 @@ def replay_copy(
 
 
 def replay_messages(
-    namespace: Namespace, ids: Iterable[MessageId], *, drop_unsupported: bool = False
+    namespace: NamespaceClient, ids: Iterable[MessageId], *, drop_unsupported: bool = False
 ) -> Iterator[Settled]:
     """Send each message to the queue again, then remove it; what cannot be copied faithfully stays."""
     for message_id in ids:
@@ -150,7 +150,7 @@ def replay_messages(
         yield Settled(message_id, Outcome.DONE, "", copy_id, Seen.of(message).opportunity_id)
 
 
-def discard_messages(namespace: Namespace, ids: Iterable[MessageId]) -> Iterator[Settled]:
+def discard_messages(namespace: NamespaceClient, ids: Iterable[MessageId]) -> Iterator[Settled]:
     """Remove each message for good."""
     for message_id in ids:
         source = message_id.place.source(namespace.settings)
@@ -165,7 +165,7 @@ def discard_messages(namespace: Namespace, ids: Iterable[MessageId]) -> Iterator
 
 def discard_with_record(
     environment: Mapping[str, str],
-    namespace: Namespace,
+    namespace: NamespaceClient,
     ids: Sequence[MessageId],
     because: str,
     file: Path | None,
@@ -197,7 +197,7 @@ def discard_with_record(
         note(f"Recorded in {audit}.")
 
 
-def export_messages(namespace: Namespace, ids: Iterable[MessageId], file: Path) -> int:
+def export_messages(namespace: NamespaceClient, ids: Iterable[MessageId], file: Path) -> int:
     """Write the messages into a new file, one JSON document a line; return how many.
 
     Only its owner can read the file: bodies may hold personal data. Raises FileExistsError.
@@ -502,7 +502,7 @@ def _say_dry_run(ids: Sequence[MessageId], verb: str, *, as_json: bool) -> None:
         say(f"{len(ids)} would be {verb}." if ids else "No message has failed.")
 
 
-def _export(namespace: Namespace, ids: Sequence[MessageId], file: Path) -> int:
+def _export(namespace: NamespaceClient, ids: Sequence[MessageId], file: Path) -> int:
     try:
         return export_messages(namespace, ids, file)
     except OSError as error:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from azure.servicebus import ServiceBusReceivedMessage
 
-    from operations.namespace import Namespace
+    from operations.namespace import NamespaceClient
 
 _PAUSE = 1.0
 
@@ -62,11 +62,11 @@ class Fate:
 class Watch:
     """Where each queue stood before the replay: only what came later can have become of it."""
 
-    namespace: Namespace
+    namespace: NamespaceClient
     first: Mapping[Source, int]
 
     @classmethod
-    def of(cls, namespace: Namespace) -> Watch:
+    def of(cls, namespace: NamespaceClient) -> Watch:
         """Note the newest message of each queue. Without the right to read the events, those are not seen."""
         settings = namespace.settings
         first: dict[Source, int] = {}

@@ -105,15 +105,15 @@ class Undecodable(Exception):
     """A message holds an AMQP type that the SDK cannot decode."""
 
 
-class NoResponse(Exception):
+class ServiceBusTimeout(Exception):
     """Service Bus has not responded in time."""
 
 
-class Namespace:
+class NamespaceClient:
     """The entities by their names; each link is opened once, at its first use.
 
-    Each call returns within `seconds`, or raises NoResponse: the SDK can block without end on a peer that accepts
-    connections and says nothing.
+    Each call returns within `seconds`, or raises ServiceBusTimeout: the SDK can block without end on a peer that
+    accepts connections and stays silent.
     """
 
     def __init__(
@@ -310,7 +310,7 @@ class Namespace:
             return _calls.run(call, self._seconds + quiet)
         except CallTimeout as error:
             self._hangs = True
-            raise NoResponse(
+            raise ServiceBusTimeout(
                 f"Service Bus did not respond within {self._seconds + quiet:g} s; what was not finished is "
                 "unchanged. Something between here and the namespace may drop connections."
             ) from error
@@ -323,10 +323,10 @@ def _close(link: ServiceBusReceiver | ServiceBusSender) -> None:
 
 
 @contextmanager
-def open_namespace(environment: Mapping[str, str]) -> Iterator[Namespace]:
+def open_namespace(environment: Mapping[str, str]) -> Iterator[NamespaceClient]:
     """Connect with the app settings; raises InvalidSettings."""
     settings = service_bus_settings_of(environment)
-    namespace = Namespace(
+    namespace = NamespaceClient(
         settings,
         lambda: connect(settings, lambda one: build_credential(environment, one.client_id)),
         response_seconds(environment, RESPONSE),

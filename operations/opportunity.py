@@ -22,7 +22,7 @@ from operations.console import Column, confirm, note, printable, say, say_json, 
 from operations.failed import FailedMessage, failed_messages
 from operations.following import PublishedEvent, published_event
 from operations.messages import Seen
-from operations.namespace import AUDIT, NoResponse, Source, open_namespace, sequence_number
+from operations.namespace import AUDIT, ServiceBusTimeout, Source, open_namespace, sequence_number
 from operations.privileges import privilege_in
 from operations.reconcile import send_wins
 from operations.system_jobs import job_message
@@ -35,7 +35,7 @@ from shared.settings import dataverse_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from operations.namespace import Namespace
+    from operations.namespace import NamespaceClient
     from operations.web_api import Row
 
 Item = TypeVar("Item")
@@ -225,7 +225,7 @@ def messages_about(environment: Mapping[str, str], opportunity_id: str) -> Messa
             retries = reader.read("the queue of wins", reader.retries)
             failures = reader.read("the failed queue", reader.failures)
             published = reader.read("the published events", reader.published)
-    except (InvoicingFailure, AzureError, NoResponse, OSError) as error:
+    except (InvoicingFailure, AzureError, ServiceBusTimeout, OSError) as error:
         return Messages(not_seen=(f"Service Bus: {_reason(error)}",), queues_are_seen=False)
     return Messages(
         tuple(retries or ()),
@@ -239,7 +239,7 @@ def messages_about(environment: Mapping[str, str], opportunity_id: str) -> Messa
 class _Reader:
     """Reads what each entity holds about one opportunity."""
 
-    def __init__(self, namespace: Namespace, opportunity_id: str, not_seen: list[str]) -> None:
+    def __init__(self, namespace: NamespaceClient, opportunity_id: str, not_seen: list[str]) -> None:
         self._namespace = namespace
         self._settings = namespace.settings
         self._opportunity_id = opportunity_id

@@ -83,7 +83,7 @@ class Problem(Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """What is wrong with one won opportunity. `detail`: the invoices, orders or amounts that it is about."""
 
     billing: Billing
@@ -100,42 +100,46 @@ class AuditContext:
     owner: InvoiceOwner = InvoiceOwner.OPPORTUNITY
 
 
-def _no_invoice(billing: Billing, context: AuditContext) -> Finding | None:
+def _no_invoice(billing: Billing, context: AuditContext) -> AuditFinding | None:
     is_billed_by_order = bool(billing.counting_orders) and context.ordered is OrderedOpportunity.SKIP
     if billing.active_invoices or is_billed_by_order:
         return None
     if billing.claim is not None:
         canceled = ", ".join(invoice_number(row) for row in billing.invoices)
-        return Finding(
+        return AuditFinding(
             billing, Problem.INVOICE_GONE, f"canceled: {canceled}" if canceled else "deleted, or moved"
         )
     if billing.orders and context.ordered is OrderedOpportunity.SKIP:
         orders = ", ".join(row.text("ordernumber") or row.guid("salesorderid") for row in billing.orders)
-        return Finding(billing, Problem.ORDER_CANCELED, orders)
-    return Finding(billing, Problem.NO_INVOICE)
+        return AuditFinding(billing, Problem.ORDER_CANCELED, orders)
+    return AuditFinding(billing, Problem.NO_INVOICE)
 
 
-def _two_invoices(billing: Billing, _: AuditContext) -> Finding | None:
+def _two_invoices(billing: Billing, _: AuditContext) -> AuditFinding | None:
     if len(billing.active_invoices) < 2:  # noqa: PLR2004 - two are one too many
         return None
-    return Finding(billing, Problem.TWO_INVOICES, ", ".join(map(invoice_number, billing.active_invoices)))
+    return AuditFinding(
+        billing, Problem.TWO_INVOICES, ", ".join(map(invoice_number, billing.active_invoices))
+    )
 
 
-def _outdated(billing: Billing, context: AuditContext) -> Finding | None:
+def _outdated(billing: Billing, context: AuditContext) -> AuditFinding | None:
     if not billing.is_won_again:
         return None
     # Its totals are calculated when it is retrieved by itself.
     invoice = context.api.invoice(billing.active_invoices[0].guid("invoiceid"))
     differences = billing.differences(invoice)
-    return Finding(billing, Problem.OUTDATED, "; ".join(differences)) if differences else None
+    return AuditFinding(billing, Problem.OUTDATED, "; ".join(differences)) if differences else None
 
 
-def _pricing_error(billing: Billing, _: AuditContext) -> Finding | None:
+def _pricing_error(billing: Billing, _: AuditContext) -> AuditFinding | None:
     wrong = [row for row in billing.active_invoices if row.optional_integer("pricingerrorcode")]
-    return Finding(billing, Problem.PRICING_ERROR, ", ".join(map(invoice_number, wrong))) if wrong else None
+    return (
+        AuditFinding(billing, Problem.PRICING_ERROR, ", ".join(map(invoice_number, wrong))) if wrong else None
+    )
 
 
-def _totals_disagree(billing: Billing, context: AuditContext) -> Finding | None:
+def _totals_disagree(billing: Billing, context: AuditContext) -> AuditFinding | None:
     # One request for each invoice: its totals are calculated when it is retrieved by itself.
     wrong = [
         row
@@ -143,10 +147,14 @@ def _totals_disagree(billing: Billing, context: AuditContext) -> Finding | None:
         if not row.optional_integer("pricingerrorcode")
         and not context.api.invoice(row.guid("invoiceid")).totals_agree
     ]
-    return Finding(billing, Problem.TOTALS_DISAGREE, ", ".join(map(invoice_number, wrong))) if wrong else None
+    return (
+        AuditFinding(billing, Problem.TOTALS_DISAGREE, ", ".join(map(invoice_number, wrong)))
+        if wrong
+        else None
+    )
 
 
-def _not_assigned(billing: Billing, context: AuditContext) -> Finding | None:
+def _not_assigned(billing: Billing, context: AuditContext) -> AuditFinding | None:
     owner = billing.opportunity.owner
     if context.owner is not InvoiceOwner.OPPORTUNITY or billing.claim is None or owner is None:
         return None
@@ -160,11 +168,11 @@ def _not_assigned(billing: Billing, context: AuditContext) -> Finding | None:
         == function
         != owner.id
     ]
-    return Finding(billing, Problem.NOT_ASSIGNED, ", ".join(map(invoice_number, ours))) if ours else None
+    return AuditFinding(billing, Problem.NOT_ASSIGNED, ", ".join(map(invoice_number, ours))) if ours else None
 
 
 # What is checked of every won opportunity; each check finds one problem at most.
-CHECKS: tuple[Callable[[Billing, AuditContext], Finding | None], ...] = (
+CHECKS: tuple[Callable[[Billing, AuditContext], AuditFinding | None], ...] = (
     _no_invoice,
     _two_invoices,
     _outdated,
@@ -174,7 +182,7 @@ CHECKS: tuple[Callable[[Billing, AuditContext], Finding | None], ...] = (
 )
 
 
-def audit(billings: Iterable[Billing], context: AuditContext) -> Iterator[Finding]:
+def audit(billings: Iterable[Billing], context: AuditContext) -> Iterator[AuditFinding]:
     """Yield what is wrong with each of the won opportunities."""
     for billing in billings:
         for check in CHECKS:
@@ -267,7 +275,7 @@ _COLUMNS = [
 ]
 
 
-def _say(findings: list[Finding], checked: int) -> None:
+def _say(findings: list[AuditFinding], checked: int) -> None:
     wins = count(checked, "win") + " checked"
     if not findings:
         say(f"{wins}, none missing.")
@@ -289,7 +297,7 @@ def _say(findings: list[Finding], checked: int) -> None:
         say(f"{problem.text}: {problem.advice}")
 
 
-def _row(finding: Finding) -> dict[str, object]:
+def _row(finding: AuditFinding) -> dict[str, object]:
     billing = finding.billing
     return {
         "opportunity": billing.opportunity_id,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from azure.servicebus import ServiceBusReceivedMessage
 
-    from operations.namespace import Namespace
+    from operations.namespace import NamespaceClient
 
 NOT_DONE = 1
 
@@ -61,7 +61,7 @@ class Retried:
     problem: str = ""
 
 
-def waiting_messages(namespace: Namespace) -> Iterator[WaitingMessage]:
+def waiting_messages(namespace: NamespaceClient) -> Iterator[WaitingMessage]:
     """Yield the scheduled messages of the queue; nothing is moved."""
     for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
         if message.state == ServiceBusMessageState.SCHEDULED:
@@ -69,7 +69,7 @@ def waiting_messages(namespace: Namespace) -> Iterator[WaitingMessage]:
 
 
 def retry_messages(
-    namespace: Namespace, messages: Iterable[WaitingMessage], *, drop_unsupported: bool = False
+    namespace: NamespaceClient, messages: Iterable[WaitingMessage], *, drop_unsupported: bool = False
 ) -> Iterator[Retried]:
     """Have each message tried at once: its copy is sent before it is canceled.
 

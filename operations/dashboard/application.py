@@ -27,7 +27,7 @@ from operations.failed import (
 )
 from operations.following import Watch
 from operations.messages import Seen, body_as_text, text_properties
-from operations.namespace import NoResponse, open_namespace
+from operations.namespace import ServiceBusTimeout, open_namespace
 from operations.opportunity import Verdict, find, history, messages_about
 from operations.reconcile import AuditContext, Problem, audit, send_wins, won_since
 from operations.selection import parse_message_id
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from operations.dashboard.jobs import Job
     from operations.dashboard.snapshot import Snapshot
     from operations.failed import Settled
-    from operations.namespace import MessageId, Namespace
+    from operations.namespace import MessageId, NamespaceClient
 
 _FOLLOW_SECONDS = 60.0
 _MAX_EVENTS = 20
@@ -138,7 +138,9 @@ class Dashboard:
         self._collector.refresh()
         return done
 
-    def _selected(self, namespace: Namespace, selection: Mapping[str, Any], job: Job) -> list[MessageId]:
+    def _selected(
+        self, namespace: NamespaceClient, selection: Mapping[str, Any], job: Job
+    ) -> list[MessageId]:
         ids = [parse_message_id(str(each)) for each in selection.get("ids", [])]
         if "reason" in selection:
             found = failed_messages(namespace, lambda _: None)
@@ -244,7 +246,7 @@ class Dashboard:
             (billing,) = read_billing(api, [opportunity_id])
             messages = messages_about(self._environment, opportunity_id)
             found = history(api, billing, messages, dataverse_settings(self._environment).ordered_opportunity)
-        except (InvoicingFailure, AzureError, NoResponse, OSError) as error:
+        except (InvoicingFailure, AzureError, ServiceBusTimeout, OSError) as error:
             return {"title": text, "error": str(explain(error) or error)}
         return {
             "title": f"{billing.name} ({billing.customer or 'no customer'})",

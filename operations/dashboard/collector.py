@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from operations.dashboard.snapshot import Connection
     from operations.names import OpportunityName
-    from operations.namespace import Namespace
+    from operations.namespace import NamespaceClient
 
 # Seconds between two reads of a source, and how many times longer the pause is than the read: a queue of 10,000
 # messages takes seconds to read, and must not be read all the time.
@@ -114,7 +114,7 @@ class Collector:
                 self._wake["Service Bus"].wait(pause)
                 self._wake["Service Bus"].clear()
 
-    def _read_once(self, namespace: Namespace) -> None:
+    def _read_once(self, namespace: NamespaceClient) -> None:
         notes: list[str] = []
         failed = [(str(each.id), each.seen) for each in failed_messages(namespace, notes.append)]
         waiting, scheduled = 0, []
@@ -134,7 +134,7 @@ class Collector:
         self._update(lambda snapshot: replace(snapshot, figures=figures, failures=failures, retries=retries))
         self._update(lambda snapshot: snapshot.with_trouble("dead letters", " ".join(notes) or None))
 
-    def _events(self, namespace: Namespace) -> tuple[float | None, float | None]:
+    def _events(self, namespace: NamespaceClient) -> tuple[float | None, float | None]:
         """Return events per minute and the median of seconds from win to event, of the last minutes."""
         since = datetime.now(UTC) - _RATE_WINDOW
         published: dict[str, datetime] = {}

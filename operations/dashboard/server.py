@@ -43,7 +43,7 @@ _HEADERS = {
 }
 
 
-class Source(Protocol):
+class Application(Protocol):
     """What the page shows and does; the application behind the server."""
 
     def snapshot(self) -> Snapshot:
@@ -76,7 +76,7 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def create_app(source: Source, token: str, port: Callable[[], int]) -> Flask:
+def create_app(application: Application, token: str, port: Callable[[], int]) -> Flask:
     """Return the web application; `port` is the one on which it is reached."""
     app = Flask(__name__)
     app.jinja_env.filters.update(
@@ -86,8 +86,8 @@ def create_app(source: Source, token: str, port: Callable[[], int]) -> Flask:
     prefix = f"/{token}"
 
     _guard(app, token, port)
-    _serve_parts(app, source, prefix)
-    _serve_actions(app, source, prefix)
+    _serve_parts(app, application, prefix)
+    _serve_actions(app, application, prefix)
     return app
 
 
@@ -117,12 +117,12 @@ def _guard(app: Flask, token: str, port: Callable[[], int]) -> None:
         return response
 
 
-def _serve_parts(app: Flask, source: Source, prefix: str) -> None:
+def _serve_parts(app: Flask, application: Application, prefix: str) -> None:
     """Add what is read."""
 
     @app.get(f"{prefix}/")
     def page() -> str:
-        return render_template("page.html", prefix=prefix, parts=_parts(source))
+        return render_template("page.html", prefix=prefix, parts=_parts(application))
 
     @app.get(f"{prefix}/static/<path:name>")
     def static_file(name: str) -> Response:
@@ -133,7 +133,7 @@ def _serve_parts(app: Flask, source: Source, prefix: str) -> None:
         known = json.loads(request.args.get("known", "{}"))
         changed = {
             name: {"html": html, "tag": tag}
-            for name, html in _parts(source).items()
+            for name, html in _parts(application).items()
             if (tag := _tag(html)) != known.get(name)
         }
         return jsonify(changed)
@@ -142,25 +142,27 @@ def _serve_parts(app: Flask, source: Source, prefix: str) -> None:
     def failed() -> str:
         reason = request.args.get("reason", "")
         first = request.args.get("first", 0, type=int)
-        group = dict(source.snapshot().by_reason()).get(reason, [])
+        group = dict(application.snapshot().by_reason()).get(reason, [])
         return render_template("failed_rows.html", **_page_of(group, first), reason=reason)
 
     @app.get(f"{prefix}/message/<message_id>")
     def message(message_id: str) -> str:
-        return render_template("message.html", message=source.message(message_id) or abort(404))
+        return render_template("message.html", message=application.message(message_id) or abort(404))
 
     @app.get(f"{prefix}/opportunity")
     def opportunity() -> str:
-        return render_template("opportunity.html", **source.opportunity(request.args.get("text", "").strip()))
+        return render_template(
+            "opportunity.html", **application.opportunity(request.args.get("text", "").strip())
+        )
 
 
-def _serve_actions(app: Flask, source: Source, prefix: str) -> None:
+def _serve_actions(app: Flask, application: Application, prefix: str) -> None:
     """Add what is done."""
 
     @app.post(f"{prefix}/do/<action>")
     def do(action: str) -> tuple[Response, int]:
         try:
-            source.act(action, request.get_json())
+            application.act(action, request.get_json())
         except ValueError as error:
             return jsonify({"error": str(error)}), 400
         return jsonify({}), 202
@@ -168,22 +170,22 @@ def _serve_actions(app: Flask, source: Source, prefix: str) -> None:
     @app.post(f"{prefix}/sandbox/<action>")
     def sandbox(action: str) -> tuple[Response, int]:
         try:
-            return jsonify({"said": source.sandbox_call(action, request.get_json())}), 200
+            return jsonify({"said": application.sandbox_call(action, request.get_json())}), 200
         except ValueError as error:
             return jsonify({"error": str(error)}), 400
 
 
-def _parts(source: Source) -> dict[str, str]:
+def _parts(application: Application) -> dict[str, str]:
     """Return the parts of the page that change by themselves, by the id of the element that holds each."""
-    snapshot = source.snapshot()
+    snapshot = application.snapshot()
     return {
         "flow": render_template("flow.html", snapshot=snapshot),
         "troubles": render_template("troubles.html", snapshot=snapshot),
         "failed": render_template("failed.html", groups=snapshot.by_reason(), snapshot=snapshot),
         "waiting": render_template("waiting.html", retries=snapshot.retries[:_PAGE], snapshot=snapshot),
-        "jobs": render_template("jobs.html", jobs=source.jobs()),
-        "audit": render_template("audit.html", audit=source.audit()),
-        "sandbox": render_template("sandbox.html", sandbox=source.sandbox()),
+        "jobs": render_template("jobs.html", jobs=application.jobs()),
+        "audit": render_template("audit.html", audit=application.audit()),
+        "sandbox": render_template("sandbox.html", sandbox=application.sandbox()),
     }
 
 
@@ -222,10 +224,10 @@ def _clock(moment: datetime | None) -> str:
 class Server:
     """The dashboard at a port of this machine; a context manager."""
 
-    def __init__(self, source: Source, port: int = 0) -> None:
+    def __init__(self, application: Application, port: int = 0) -> None:
         self._token = new_token()
         self._server = wsgi.Server(
-            (HOST, port), create_app(source, self._token, lambda: self.port), numthreads=_THREADS
+            (HOST, port), create_app(application, self._token, lambda: self.port), numthreads=_THREADS
         )
         self._server.prepare()
 

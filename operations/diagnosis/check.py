@@ -121,7 +121,7 @@ class Run:
 
     inputs: Inputs
     deadline: Deadline
-    _outcomes: Mapping[Check[Any], Outcome]
+    _outcomes: Mapping[Check[Any], CheckOutcome]
 
     def __getitem__(self, needed: Check[Seen]) -> Seen:
         """Return the value of a check; raises what it ended with, where it has none."""
@@ -132,7 +132,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """The result of one check. `ended`: what it raised, where it has no value."""
 
     check: Check[Any]
@@ -146,13 +146,13 @@ class Outcome:
         return any(result.state in (State.PROBLEM, State.NOT_CHECKED) for result in self.results)
 
 
-def run_checks(checks: Sequence[Check[Any]], inputs: Inputs, seconds: float) -> Iterator[Outcome]:
+def run_checks(checks: Sequence[Check[Any]], inputs: Inputs, seconds: float) -> Iterator[CheckOutcome]:
     """Yield the outcome of each check, in order. `seconds`: how long each may take.
 
     A check comes after those that it needs.
     """
     with ThreadPoolExecutor(max_workers=len(checks), thread_name_prefix="doctor") as pool:
-        running: dict[Check[Any], Future[Outcome]] = {}
+        running: dict[Check[Any], Future[CheckOutcome]] = {}
         for each in checks:
             running[each] = pool.submit(_run, each, inputs, dict(running), seconds)
         for future in running.values():
@@ -175,21 +175,21 @@ def found(finding: Finding, seen: str) -> Result:
 
 
 def _run(
-    each: Check[Any], inputs: Inputs, running: Mapping[Check[Any], Future[Outcome]], seconds: float
-) -> Outcome:
+    each: Check[Any], inputs: Inputs, running: Mapping[Check[Any], Future[CheckOutcome]], seconds: float
+) -> CheckOutcome:
     outcomes = {needed: running[needed].result() for needed in each.needs}
     broken = _broken(outcomes.values())
     if broken is not None:
-        return Outcome(each, (broken,), ended=Inconclusive(broken))
+        return CheckOutcome(each, (broken,), ended=Inconclusive(broken))
     try:
         checked = each.run(Run(inputs, Deadline.after(inputs.clock, seconds), outcomes))
-        outcome = Outcome(each, checked.results, checked.value)
+        outcome = CheckOutcome(each, checked.results, checked.value)
     except Inconclusive as ended:
-        outcome = Outcome(each, (ended.result,), ended=ended)
+        outcome = CheckOutcome(each, (ended.result,), ended=ended)
     broken = _broken(running[needed].result() for needed in each.beside)
-    return outcome if broken is None else Outcome(each, (broken,), ended=Inconclusive(broken))
+    return outcome if broken is None else CheckOutcome(each, (broken,), ended=Inconclusive(broken))
 
 
-def _broken(outcomes: Iterator[Outcome] | Any) -> Result | None:  # noqa: ANN401 - any iterable
+def _broken(outcomes: Iterator[CheckOutcome] | Any) -> Result | None:  # noqa: ANN401 - any iterable
     names = [outcome.check.name for outcome in outcomes if outcome.is_broken]
     return Result(State.NOT_CHECKED, f"because of: {', '.join(names)}") if names else None

@@ -35,7 +35,7 @@ from operations.diagnosis.check import (
 from operations.diagnosis.connections import service_bus_connection, service_bus_token, settings
 from operations.diagnosis.findings import Finding
 from operations.messages import Seen
-from operations.namespace import AUDIT, Namespace, NoResponse, Place, Source
+from operations.namespace import AUDIT, NamespaceClient, Place, ServiceBusTimeout, Source
 from operations.trouble import is_entity_missing
 from shared.bounded_call import BoundedCalls
 from shared.deadline_socket import CallTimeout
@@ -192,7 +192,7 @@ def retries(run: Run) -> Checked[None]:
     """Check for messages that have been retried for long."""
     name = run[settings].service_bus.opportunity_won_queue
 
-    def peek(namespace: Namespace) -> list[tuple[timedelta, str]]:
+    def peek(namespace: NamespaceClient) -> list[tuple[timedelta, str]]:
         return [
             (seen.age, seen.reason)
             for seen in _scheduled(namespace, Source(name), run.deadline)
@@ -214,7 +214,7 @@ def retries(run: Run) -> Checked[None]:
     return Checked(None, (found(Finding.RETRIES_OLD, seen),))
 
 
-def _scheduled(namespace: Namespace, source: Source, deadline: Deadline) -> Iterator[Seen]:
+def _scheduled(namespace: NamespaceClient, source: Source, deadline: Deadline) -> Iterator[Seen]:
     """Yield what is scheduled, for as long as there is time: in a backlog the oldest come first."""
     for message in namespace.peek_all(source):
         if deadline.remaining <= 1.0:
@@ -223,17 +223,19 @@ def _scheduled(namespace: Namespace, source: Source, deadline: Deadline) -> Iter
             yield Seen.of(message)
 
 
-def _some(namespace: Namespace, source: Source) -> Iterator[object]:
+def _some(namespace: NamespaceClient, source: Source) -> Iterator[object]:
     for number, message in enumerate(namespace.peek_every(source), start=1):
         yield message
         if number == _MAX_MESSAGES:
             return
 
 
-def _peek(run: Run, name: str, peek: Callable[[Namespace], Peeked]) -> Peeked:
+def _peek(run: Run, name: str, peek: Callable[[NamespaceClient], Peeked]) -> Peeked:
     """Return what is peeked; raises RightMissing without the right to, and CheckFailed."""
     context = run[settings]
-    namespace = Namespace(context.service_bus, lambda: _client(context), max(run.deadline.remaining, 1.0))
+    namespace = NamespaceClient(
+        context.service_bus, lambda: _client(context), max(run.deadline.remaining, 1.0)
+    )
     try:
         return peek(namespace)
     except _OF_RIGHTS as error:
@@ -241,7 +243,7 @@ def _peek(run: Run, name: str, peek: Callable[[Namespace], Peeked]) -> Peeked:
             raise RightMissing(f"{name} is missing or disabled", "none: fix that first") from error
         whose = "the function" if run[service_bus_token].is_function else "your login"
         raise RightMissing(f"{whose} may not read {name}", f"{Right.RECEIVE.role} on {name}") from error
-    except NoResponse as error:
+    except ServiceBusTimeout as error:
         raise CheckFailed(Finding.SERVICE_BUS_SILENT, "no response over AMQP in time") from error
     except (ServiceBusError, ClientAuthenticationError, OSError) as error:
         if is_entity_missing(error):
