@@ -27,7 +27,7 @@ WINS = 3
 SITE_PACKAGES = ".python_packages/lib/site-packages"
 
 
-# Port 9 discards: nothing answers there, and what is exported is dropped.
+# Port 9 discards: nothing responds there, and what is exported is dropped.
 TELEMETRY_SETTINGS = {
     "off": {},
     "azure-monitor": {
