@@ -1276,10 +1276,10 @@ CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("breaks", "finding", "link"), CASES, ids=[breaks.__name__.strip("_") for breaks, *_ in CASES]
+    ("breaks", "finding", "check"), CASES, ids=[breaks.__name__.strip("_") for breaks, *_ in CASES]
 )
 def test_a_broken_set_up_shows_exactly_its_finding(
-    sandbox: Sandbox, tmp_path: Path, breaks: Callable[[Broken], None], finding: Finding, link: str
+    sandbox: Sandbox, tmp_path: Path, breaks: Callable[[Broken], None], finding: Finding, check: str
 ) -> None:
     with ExitStack() as undo:
         broken = Broken(sandbox, undo, tmp_path)
@@ -1287,7 +1287,7 @@ def test_a_broken_set_up_shows_exactly_its_finding(
         code, rows = sandbox.doctor(broken.environment, *broken.arguments)
     findings = [row for row in rows if row["finding"]]
     assert {row["finding"] for row in findings} == {finding.code}, findings
-    assert link in {row["check"] for row in findings}
+    assert check in {row["check"] for row in findings}
     assert all((row["meaning"], row["advice"]) == (finding.meaning, finding.advice) for row in findings)
     assert {row["state"] for row in findings} == {finding.state.value}
     assert code == (1 if finding.state is State.PROBLEM else 0)
