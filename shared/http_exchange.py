@@ -1,10 +1,10 @@
 """One HTTP exchange over TLS that ends by its deadline: connection, request and the whole response.
 
-Made for an API that is called often. The environment (proxies, trusted authorities) is read once and the
-request goes straight to the pool of `urllib3`, so redirects, cookies and ~/.netrc have no effect. The most
-recently used connection is used first, and one that was idle for long is not used again: load balancers drop idle flows
-silently, which is also why TCP keep-alive is on. Companies that inspect TLS set SSL_CERT_FILE or
-REQUESTS_CA_BUNDLE: both work, behind a proxy (HTTPS_PROXY) too. What a response means is left to the caller.
+Made for an API that is called often. The environment (proxies, trusted authorities) is read once. `urllib3` has the
+pool, the connections and their TLS; `http_message.py` has the bytes that they carry, so redirects, cookies and ~/.netrc
+have no effect. The most recently used connection is used first, and one that was idle for long is not used again: load
+balancers drop idle flows silently, which is also why TCP keep-alive is on. Companies that inspect TLS set SSL_CERT_FILE
+or REQUESTS_CA_BUNDLE: both work, behind a proxy (HTTPS_PROXY) too. What a response means is left to the caller.
 """
 
 from __future__ import annotations
@@ -35,10 +35,13 @@ from shared.deadline_socket import (
     seconds_left,
     thread_deadline,
 )
+from shared.http_message import read_response, request_bytes
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator, Mapping
+
+    from shared.http_message import HttpResponse
 
 # More than the host delivers at once; it bounds what name resolution can block.
 _connecting = BoundedCalls("http connection", 32)
@@ -63,7 +66,7 @@ _PLAIN_URL = re.compile(r"[A-Za-z0-9\-._~!#$&'()*+,/:;=?@\[\] ]*")
 _BODILESS = frozenset({"GET", "HEAD"})
 _COMMON_HEADERS = {
     "User-Agent": "invoice-from-opportunity",
-    "Accept-Encoding": "gzip, deflate",
+    "Accept-Encoding": "gzip",
 }
 # Repeating is the caller's decision: it raises at once what went wrong.
 _NO_RETRIES = Retry(total=False, redirect=False)
@@ -76,14 +79,6 @@ class Request(NamedTuple):
     path: str
     headers: Mapping[str, str]
     body: bytes = b""
-
-
-class HttpResponse(NamedTuple):
-    """A complete response. `headers` finds names in lower case, and may find them in others."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class NoResponse(Exception):
@@ -115,20 +110,18 @@ class HttpExchange:
         self._origin = origin
         self._max_idle = max_idle
         self._lock = threading.Lock()
-        self._pool: HTTPConnectionPool | None = None
+        self._pool: _Pool | None = None
 
     def send(self, request: Request, seconds: float) -> HttpResponse:
         """See Exchange."""
-        headers = {**_COMMON_HEADERS, **request.headers}
-        if request.body or request.method not in _BODILESS:
-            headers["Content-Length"] = str(len(request.body))
         try:
             with thread_deadline(seconds):
-                response = (self._pool or self._new_pool()).urlopen(
+                pool = self._pool or self._new_pool()
+                received: Any = pool.urlopen(
                     request.method,
                     encoded(request.path),
-                    request.body or None,
-                    headers,
+                    request.body,
+                    _headers(request, pool.netloc),
                     _NO_RETRIES,
                     redirect=False,
                     assert_same_host=False,
@@ -137,7 +130,7 @@ class HttpExchange:
                 )
         except (HTTPError, OSError) as error:
             raise _failure(error) from error
-        return HttpResponse(response.status, response.headers, response.data)
+        return cast("_Received", received).response
 
     def close(self) -> None:
         """See Exchange."""
@@ -146,12 +139,19 @@ class HttpExchange:
         if pool is not None:
             pool.close()
 
-    def _new_pool(self) -> HTTPConnectionPool:
+    def _new_pool(self) -> _Pool:
         with self._lock:
             if self._pool is None:
                 self._pool = _new_pool(self._origin)
                 self._pool.max_idle = self._max_idle
             return self._pool
+
+
+def _headers(request: Request, host: str) -> dict[str, str]:
+    headers = {"Host": host, **_COMMON_HEADERS, **request.headers}
+    if request.body or request.method not in _BODILESS:
+        headers["Content-Length"] = str(len(request.body))
+    return headers
 
 
 def encoded(url: str) -> str:
@@ -200,7 +200,10 @@ def _new_pool(origin: str) -> _Pool:
     else:
         manager = _proxy_manager(proxy if "://" in proxy else f"http://{proxy}", options)
     manager.pool_classes_by_scheme = _POOLS
-    return cast("_Pool", manager.connection_from_host(url.host, url.port, url.scheme))
+    pool = cast("_Pool", manager.connection_from_host(url.host, url.port, url.scheme))
+    pool.ConnectionCls = _TlsConnection if url.scheme == "https" else _Connection
+    pool.netloc = cast("str", url.netloc)
+    return pool
 
 
 def _proxy_manager(proxy: str, options: dict[str, Any]) -> PoolManager:
@@ -229,32 +232,53 @@ class _BoundedConnect(HTTPConnection):
     """Resolves the name and connects in a thread of its own: nothing else bounds name resolution."""
 
     used_at = 0.0
-    _pieces: list[bytes] | None = None
-
-    def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - the signature is the library's
-        """Send head and body at once: each piece would be a TLS record, a system call and a packet of its own."""
-        pieces: list[bytes] = []
-        self._pieces = pieces
-        try:
-            super().request(*args, **options)
-        finally:
-            self._pieces = None
-        self.send(b"".join(pieces))
-
-    def send(self, data: Any) -> None:  # noqa: ANN401 - as above
-        """Send a piece of a request, or keep it until the request is complete."""
-        if self._pieces is None:
-            super().send(data)
-        else:
-            self._pieces.append(data)
 
     def _new_conn(self) -> socket.socket:
         plain = _connecting.run(super()._new_conn, seconds_left(), discard=socket.socket.close)
         return DeadlineSocket.of(plain)
 
 
-class _TlsConnection(_BoundedConnect, HTTPSConnection):
+class _BoundedTlsConnect(_BoundedConnect, HTTPSConnection):
     pass
+
+
+class _Connection(_BoundedConnect):
+    """Sends a request at once and reads the response whole."""
+
+    _sent_method: str
+
+    def request(self, method: str, url: str, body: Any, headers: Any, **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401 - the signature is the library's
+        """Send head and body at once: each piece would be a TLS record, a system call and a packet of its own."""
+        if self.sock is None:
+            self.connect()
+        self._sent_method = method
+        self.sock.sendall(request_bytes(method, url, headers, body))
+
+    def getresponse(self) -> Any:  # noqa: ANN401 - as above
+        """Return the response; close the connection if it cannot be used again."""
+        # That of the connect is over: only the deadline counts.
+        self.sock.settimeout(None)
+        with self.sock.makefile("rb") as stream:
+            response, keeps_connection = read_response(stream, self._sent_method)
+        if not keeps_connection:
+            self.close()
+        return _Received(response)
+
+
+class _TlsConnection(_Connection, _BoundedTlsConnect):
+    pass
+
+
+class _Received:
+    """A response with the attributes that the pool reads. It sets others, which have no effect."""
+
+    # For its debug log.
+    version_string = length_remaining = None
+
+    def __init__(self, response: HttpResponse) -> None:
+        self.response = response
+        self.status = response.status
+        self.headers = response.headers
 
 
 class _Pool(HTTPConnectionPool):
@@ -262,6 +286,8 @@ class _Pool(HTTPConnectionPool):
 
     ConnectionCls = _BoundedConnect
     max_idle: float = _MAX_IDLE
+    # The host of the requests, with its port if the origin has one.
+    netloc: str
 
     def _get_conn(self, timeout: float | None = None) -> Any:  # noqa: ANN401 - the signature is the library's
         connection: Any = super()._get_conn(timeout)
@@ -276,7 +302,7 @@ class _Pool(HTTPConnectionPool):
 
 
 class _TlsPool(_Pool, HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
+    ConnectionCls = _BoundedTlsConnect
 
 
 _POOLS = {"http": _Pool, "https": _TlsPool}

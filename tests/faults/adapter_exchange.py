@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from shared.http_exchange import ConnectionBroken, HttpResponse, NoResponse, encoded
+from shared.http_exchange import ConnectionBroken, NoResponse, encoded
+from shared.http_message import HttpResponse
 
 if TYPE_CHECKING:
     from requests.adapters import BaseAdapter

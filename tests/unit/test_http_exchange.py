@@ -138,7 +138,7 @@ def test_a_request_is_sent_as_it_is(exchange: HttpExchange, tls_server: TlsServe
     assert received.headers == {
         "host": f"127.0.0.1:{tls_server.port}",
         "user-agent": "invoice-from-opportunity",
-        "accept-encoding": "gzip, deflate",
+        "accept-encoding": "gzip",
         "content-length": str(len(body)),
         "x-own": "1",
     }
@@ -277,12 +277,37 @@ def test_connections_are_reused_and_probe_whether_the_peer_is_alive(tls_server: 
     connection: Any = exchange._pool._get_conn()
     # TLS within a proxy's TLS is not a socket itself.
     connected: socket.socket = getattr(connection.sock, "socket", connection.sock)
+    assert connected.gettimeout() is None, "only the deadline bounds a response"
     assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "the library's own option stays"
     if hasattr(socket, "TCP_KEEPIDLE"):
         assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 4 * 60
     connection.close()
     exchange.close()
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    ("head", "connections"),
+    [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", 1),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx", 2),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", 2),
+    ],
+)
+def test_a_connection_is_left_if_the_peer_asks_for_it(
+    head: str, connections: int, exchange: HttpExchange, tls_server: TlsServer
+) -> None:
+    """The peer itself keeps it open here: what it asked for counts, not what happens to be seen of it."""
+
+    def serve(connection: socket.socket) -> None:
+        while tls_server.read(connection) is not None:
+            connection.sendall(head.encode())
+
+    tls_server.serve = serve
+    for _ in range(2):
+        assert exchange.send(GET, BOUND).body == b"x"
+    assert tls_server.connections == connections
 
 
 @pytest.mark.usefixtures("trusted")
