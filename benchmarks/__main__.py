@@ -49,6 +49,11 @@ class Run:
     kind: str = "new"
 
     @property
+    def handled(self) -> int:
+        """The messages in all: the first one, two a thread before the measurement, and those that are measured."""
+        return 1 + 2 * self.threads + self.messages
+
+    @property
     def name(self) -> str:
         """How progress names it."""
         return f"{self.contestant}, {self.threads} threads, {self.latency_ms} ms, {self.kind}"
@@ -72,8 +77,6 @@ _COUNTED = (
     Run("product", 1, 0, 50, "ignored"),
 )
 _EXPORTERS = ("off", "azure-monitor", "otlp")
-# What a run sends besides its messages: the first one, and two a thread before the measurement.
-_WARM_UP = 3
 _NEW_AMONG_DUPLICATES = 2
 
 
@@ -210,7 +213,10 @@ def benchmark(rounds: int, endurance: int, package: Path | None, progress: Progr
         for _ in range(rounds):
             for run in _COMPARED:
                 progress.update(task, description=run.name)
-                results.rounds[run].append(execute(run, at))
+                before = at.counters()["cpu"]
+                figures = execute(run, at)
+                figures["peers_cpu"] = (at.counters()["cpu"] - before) / run.handled
+                results.rounds[run].append(figures)
                 progress.advance(task)
         for run in _COUNTED:
             progress.update(task, description=f"requests of a {run.kind} event")
@@ -234,14 +240,13 @@ def _per_message(run: Run, at: Peers) -> Figures:
     before = at.counters()
     execute(run, at)
     after = at.counters()
-    sent = run.messages + _WARM_UP
     rise = {name: after.get(name, 0) - before.get(name, 0) for name in ("requests", "tokens", "messages")}
     # The first message and the first of the warm-up find no invoice yet: one request more for each.
     if run.kind == "duplicate":
         rise["requests"] -= _NEW_AMONG_DUPLICATES
     return {
-        "requests": round(rise["requests"] / sent, 1),
-        "messages": round(rise["messages"] / sent, 1),
+        "requests": round(rise["requests"] / run.handled, 1),
+        "messages": round(rise["messages"] / run.handled, 1),
         "tokens in all": rise["tokens"],
     }
 
@@ -312,13 +317,15 @@ def report(results: Results) -> list[Row]:
     rows = []
     for threads, latency, goal in ((1, 0, "≤ 0.90"), (16, 0, "≤ 0.80"), (1, 50, ""), (16, 50, "")):
         rows.append(_compared(results, "CPU", "cpu", threads, latency, goal))
+    rows.append(_compared(results, "the peers' CPU", "peers_cpu", 16, 50, ""))
     for threads, latency in ((1, 0), (16, 0), (1, 50), (16, 50)):
         rows.append(_compared(results, "wall", "wall", threads, latency, ""))
     rows.append(_share_of_possible(results))
     usual, product = results.find("usual", 1, 0), results.find("product", 1, 0)
     reference, own = results.median(usual, "wall"), results.median(product, "wall")
     rows.append(Row("wall, usual sample / product", _ms(reference), _ms(own), reference / own, "≥ 100"))
-    rows.append(_first(results))
+    # The product opens its link to Service Bus while it asks Dataverse: what that saves are Dataverse's responses.
+    rows.extend(_first(results, latency, goal) for latency, goal in ((0, ""), (50, "≤ 0.75")))
     rows.extend(_cold_rows(results))
     rows.extend(_telemetry_rows(results))
     rows.extend(
@@ -349,17 +356,17 @@ def _share_of_possible(results: Results) -> Row:
     return Row("possible rate, 16 threads, 50 ms", _ms(possible), _ms(own), possible / own, "≥ 0.95")
 
 
-def _first(results: Results) -> Row:
+def _first(results: Results, latency: int, goal: str) -> Row:
     floor, product = (
         statistics.median(
             each["first_wall"]
             for run, figures in results.rounds.items()
-            if run.contestant == name and run.latency_ms == 0
+            if (run.contestant, run.latency_ms) == (name, latency)
             for each in figures
         )
         for name in ("floor", "product")
     )
-    return Row("first invocation", _ms(floor), _ms(product), product / floor, "≤ 0.75")
+    return Row(f"first invocation, {latency} ms", _ms(floor), _ms(product), product / floor, goal)
 
 
 def _cold_rows(results: Results) -> list[Row]:

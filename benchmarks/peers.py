@@ -4,8 +4,8 @@ They are not the sandbox: they check nothing and remember only which opportuniti
 measured is the client. Started by `runner.py` as `python -m benchmarks.peers FOLDER ADDRESS`; the folder holds the
 certificate, the address is a loopback address on which port 5671 is free.
 
-The Dataverse port also serves requests of the runner: `GET /counters`, `POST /latency?ms=N`, and `GET /recorded`,
-the requests and the event of the first invoice, which the floor repeats.
+The Dataverse port also serves requests of the runner: `GET /counters` (with their CPU time in seconds),
+`POST /latency?ms=N`, and `GET /recorded`, the requests and the event of the first invoice, which the floor repeats.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _control(world: World, path: str) -> bytes:
         return b"{}"
     if path == "/recorded":
         return json.dumps({"requests": world.requests, "event": world.event}).encode()
-    return json.dumps(world.counters).encode()
+    return json.dumps({**world.counters, "cpu": time.process_time()}).encode()
 
 
 _REQUEST_LINE = re.compile(rb"^(GET|POST|PATCH) (\S+) HTTP/1.1", re.MULTILINE)
