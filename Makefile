@@ -130,8 +130,15 @@ clean: ## remove what the commands above made
 build/function.requirements.txt:
 	@$(MAKE) package
 
+# Before anything is installed: without Python, the shell's own error does not say which version is needed.
+define check_python
+@command -v '$(PYTHON)' >/dev/null || { echo "missing: Python 3.11 or later. Install it (Debian and Ubuntu:" \
+	"apt-get install python3-venv), or name one: make PYTHON=… $(or $(MAKECMDGOALS),demo)" >&2; exit 1; }
+@$(PYTHON) sandbox/prerequisites.py
+endef
+
 $(VENV)/.python: | sandbox/prerequisites.py
-	@$(PYTHON) sandbox/prerequisites.py
+	$(check_python)
 	@echo "Setting up $(VENV) (once) …"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
@@ -149,6 +156,7 @@ $(VENV)/.dev: $(VENV)/.sandbox requirements-dev.txt
 
 # Tools that nothing else needs have an environment of their own.
 .venv-%/.installed: requirements-%.txt
+	$(check_python)
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@

@@ -1,8 +1,11 @@
 """The checks of `make` before it installs anything, and its output meanwhile."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from sandbox.install import progress
 from sandbox.prerequisites import missing
@@ -31,6 +34,36 @@ def test_an_older_python_is_named() -> None:
     (problem,) = missing((3, 10, 4))
     assert problem.startswith("Python 3.11 or later; ")
     assert "is 3.10.4. Install one, or name it: make PYTHON=" in problem
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["demo", "operations"])
+def test_make_without_python_says_what_to_install(tmp_path: Path, target: str) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("make", "sh"):
+        (commands / name).symlink_to(shutil.which(name) or name)
+    result = subprocess.run(  # noqa: S603 - a fixed command
+        [commands / "make", "--makefile", SCRIPTS.parent / "Makefile", f"VENV={tmp_path}/venv", target],
+        env={"PATH": str(commands)},
+        cwd=_without_environments(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "missing: Python 3.11 or later. Install it" in result.stderr
+    assert f"make PYTHON=… {target}" in result.stderr
+
+
+def _without_environments(tmp_path: Path) -> Path:
+    """Return a folder with the files that make looks for, in which nothing is installed."""
+    folder = tmp_path / "clone"
+    (folder / "sandbox").mkdir(parents=True)
+    (folder / "sandbox" / "prerequisites.py").touch()
+    for name in ("sandbox", "runtime", "operations"):
+        (folder / f"requirements-{name}.txt").touch()
+    return folder
 
 
 def test_each_package_is_shown_as_it_is_collected() -> None:
