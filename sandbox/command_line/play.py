@@ -167,7 +167,7 @@ def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         shown = ", ".join(f"{count} {name}" for count, name in counts if count)
         yield f"{entity['path']}: {shown or 'empty'}"
     for fault in status["faults"]:
-        yield f"Broken: {fault['rule']}" + (f" until {fault['until']}" if fault["until"] else "")
+        yield f"Broken: {fault['rule']}" + (f" until {fault['until'][11:19]} UTC" if fault["until"] else "")
 
 
 @click.command("events")

@@ -214,7 +214,7 @@ class ControlPanel:
         if not 0 < hours <= _MAX_HOURS:
             raise Refused(f"hours must be more than 0 and at most {_MAX_HOURS:g}")
         self._cloud.move_broker_clock(timedelta(hours=hours))
-        return {"now": self._cloud.broker_clock.now().isoformat()}
+        return {"now": self._cloud.broker_clock.now().isoformat(timespec="seconds")}
 
     # --- how ---
 
@@ -290,7 +290,10 @@ class ControlPanel:
         if self._cloud.options.faults is None:
             return []
         return [
-            {"rule": str(each.rule), "until": each.until.isoformat() if each.until else None}
+            {
+                "rule": str(each.rule),
+                "until": each.until.isoformat(timespec="seconds") if each.until else None,
+            }
             for each in self._cloud.options.faults.active
         ]
 
@@ -444,6 +447,8 @@ def _choose(rows: Sequence[Row], state: str, wanted: Sequence[str], count: int) 
     """Return the rows that are wanted, or the first `count` in this state. Raises Refused."""
     if not wanted:
         candidates = [row for row in rows if _STATES[int(row["statecode"])] == state]
+        if not candidates:
+            raise Refused(f"no opportunity is {state}")
         if count < 1 or count > len(candidates):
             raise Refused(
                 f"{count} is not between 1 and {len(candidates)}, the number of opportunities that are {state}"
