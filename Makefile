@@ -34,7 +34,7 @@ demo: $(VENV)/.sandbox ## win opportunities, watch the invoices come and be book
 		--consumer '$(BIN)/python examples/python/consumer.py'
 
 start: $(VENV)/.sandbox ## run the sandbox and its dashboard until Ctrl-C
-	@$(BIN)/python -m sandbox start --connect-with '$(CONNECT)' --beside '$(BIN)/python -m operations dashboard --open'
+	@$(BIN)/python -m sandbox start --opportunities 100 --connect-with '$(CONNECT)' --beside '$(BIN)/python -m operations dashboard --open'
 
 operations: .venv-operations/.installed ## install the operators' commands, without development tools
 	@echo ".venv-operations/bin/python -m operations --help"

@@ -30,8 +30,8 @@ def dashboard(environment: Mapping[str, str], port: int, *, opens: bool) -> None
     except OSError as error:
         raise click.ClickException(f"Port {port} cannot be used: {error.strerror}.") from error
     application.start()
-    say(server.url)
-    note("Ctrl-C ends the dashboard.")
+    say(f"Dashboard: {server.url}")
+    note("Ctrl-C ends it.")
     if opens:
         webbrowser.open(server.url)
     try:

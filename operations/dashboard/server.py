@@ -80,7 +80,12 @@ def create_app(application: Application, token: str, port: Callable[[], int]) ->
     """Return the web application; `port` is the one on which it is reached."""
     app = Flask(__name__)
     app.jinja_env.filters.update(
-        age=age_text, plain=printable, plain_lines=_printable_lines, clock=_clock, version=_version
+        age=age_text,
+        plain=printable,
+        plain_lines=_printable_lines,
+        clock=_clock,
+        duration=_duration,
+        version=_version,
     )
     app.jinja_env.globals.update(Light=Light)
     prefix = f"/{token}"
@@ -219,6 +224,11 @@ def _clock(moment: datetime | None) -> str:
     local = moment.astimezone()
     near = abs(moment - datetime.now(UTC)) < timedelta(hours=12)
     return f"{local:%H:%M:%S}" if near else f"{local:%Y-%m-%d %H:%M}"
+
+
+def _duration(seconds: float) -> str:
+    """Return tenths of a second below a minute, and above it the largest unit: 1.3 s, 12 min, 3 h."""
+    return f"{seconds:.1f} s" if seconds < 60 else age_text(timedelta(seconds=seconds))  # noqa: PLR2004
 
 
 class Server:

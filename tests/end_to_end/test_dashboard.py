@@ -88,6 +88,7 @@ class Page:
 
     def picture(self, name: str) -> None:
         if PICTURES:
+            self.driver.execute_script("window.scrollTo(0, 0)")
             self.driver.save_screenshot(f"{PICTURES}/{name}.png")
 
 
@@ -218,7 +219,6 @@ def test_replay_a_failed_message_and_see_its_invoice(page: Page, running: Runnin
     page.fill("#search input", opportunity)
     page.click("#search button")
     page.until(lambda: "Invoiced once" in page.text("#found"), "the verdict")
-    page.picture("dashboard-opportunity")
     for step in ("opportunity created", "claimed", "invoiced", "event published"):
         assert step in page.text("#found")
     assert page.count("#found img") == 0, "a name is never markup"
@@ -264,7 +264,15 @@ def test_a_page_that_lost_its_dashboard_says_so(page: Page, driver: webdriver.Ch
     page.until(lambda: page.text("#lost") == "", "the page goes on")
 
 
-def test_dark_and_narrow(page: Page, driver: webdriver.Chrome) -> None:
+def test_dark_and_narrow(page: Page, driver: webdriver.Chrome, running: Running) -> None:
+    text = "Dataverse responded 403 0x80048d06: Credit limit exceeded. (plug-in Plugin/Contoso.CreditCheck, Contoso)"
+    properties = {"DeadLetterReason": "InvoiceRefused", "DeadLetterErrorDescription": text}
+    running.cloud.broker.send(FAILED_QUEUE, Message(b"?", application_properties=properties))
+    due = running.cloud.broker_clock.now() + timedelta(hours=1)
+    retry = {"InvoicingReason": "InvoiceRefused", "InvoicingDescription": text}
+    running.cloud.broker.send(
+        WON_QUEUE, Message(b"?", application_properties=retry, scheduled_enqueue_time=due)
+    )
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True},
@@ -272,9 +280,17 @@ def test_dark_and_narrow(page: Page, driver: webdriver.Chrome) -> None:
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     page.until(lambda: page.count("path.arrow") == ARROWS, "the page is there")
-    page.picture("dashboard-dark-narrow")
+    page.click("details[data-reason=InvoiceRefused] summary")
+    page.until(lambda: page.count("#failed tbody tr") > 0, "the failed message is shown")
+    page.until(lambda: page.count("#waiting tbody tr") > 0, "the retry is shown")
+    picture = driver.execute_script("return document.querySelector('#flow svg').clientWidth")
+    heights = driver.execute_script(
+        "return [...document.querySelectorAll('tr')].map((row) => row.clientHeight)"
+    )
     width = driver.execute_script("return document.documentElement.scrollWidth")
     background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert width <= 400
+    assert picture > 600, "the picture is legible"
+    assert max(heights) < 300, "no text stands in a column of a few letters"
     assert background == "rgb(20, 23, 28)"

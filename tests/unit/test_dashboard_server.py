@@ -288,6 +288,17 @@ def test_what_is_not_known_is_not_shown_as_zero(client: FlaskClient) -> None:
 # --- what it does ---
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(1.26, "1.3 s"), (59.9, "59.9 s"), (125, "2 min"), (9051.9, "2 h")]
+)
+def test_the_time_to_the_event_fits_its_box(
+    client: FlaskClient, source: FakeSource, seconds: float, shown: str
+) -> None:
+    """After an outage it is hours."""
+    source.shown = Snapshot(NOW, Figures(seconds_to_event=seconds))
+    assert f">{shown} from the win<" in get(client, "").text
+
+
 def test_an_action_is_passed_on(client: FlaskClient, source: FakeSource) -> None:
     response = client.post(
         f"/{TOKEN}/do/replay", base_url=ORIGIN, json={"ids": ["7"]}, headers={"Origin": ORIGIN}
