@@ -156,7 +156,7 @@ class SetUp:
 
     def make(self) -> list[Done]:
         """Do what is missing, in order; raises ClickException where a person must decide."""
-        message, message_filter = self._win()
+        message, message_filter = self._win_message()
         unit = self._root_business_unit()
         user = self._application_user(unit)
         role = self._role(unit)
@@ -172,7 +172,7 @@ class SetUp:
             outcome = StepOutcome.WOULD_BE_DONE
         self._done.append(Done(step, outcome, detail))
 
-    def _win(self) -> tuple[str, str]:
+    def _win_message(self) -> tuple[str, str]:
         win, absent = find_win(self._api)
         if win is None:
             raise click.ClickException(

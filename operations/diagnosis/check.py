@@ -178,7 +178,7 @@ def _run(
     each: Check[Any], inputs: Inputs, running: Mapping[Check[Any], Future[CheckOutcome]], seconds: float
 ) -> CheckOutcome:
     outcomes = {needed: running[needed].result() for needed in each.needs}
-    broken = _broken(outcomes.values())
+    broken = _not_checked(outcomes.values())
     if broken is not None:
         return CheckOutcome(each, (broken,), ended=Inconclusive(broken))
     try:
@@ -186,10 +186,10 @@ def _run(
         outcome = CheckOutcome(each, checked.results, checked.value)
     except Inconclusive as ended:
         outcome = CheckOutcome(each, (ended.result,), ended=ended)
-    broken = _broken(running[needed].result() for needed in each.beside)
+    broken = _not_checked(running[needed].result() for needed in each.beside)
     return outcome if broken is None else CheckOutcome(each, (broken,), ended=Inconclusive(broken))
 
 
-def _broken(outcomes: Iterator[CheckOutcome] | Any) -> Result | None:  # noqa: ANN401 - any iterable
+def _not_checked(outcomes: Iterator[CheckOutcome] | Any) -> Result | None:  # noqa: ANN401 - any iterable
     names = [outcome.check.name for outcome in outcomes if outcome.is_broken]
     return Result(State.NOT_CHECKED, f"because of: {', '.join(names)}") if names else None
