@@ -13,6 +13,7 @@ import click
 import pytest
 
 from operations.__main__ import operations
+from operations.doctor import CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -218,6 +219,14 @@ def assigned_roles() -> set[str]:
         for each in json.loads(snapshot.read_bytes())["predictedResources"]
         if each["type"] == "Microsoft.Authorization/roleAssignments"
     }
+
+
+def test_the_diagnosis_on_the_page_has_every_check_in_its_order() -> None:
+    (shown,) = re.findall(r"^Check +State.*?^```", DEPLOY, re.DOTALL | re.MULTILINE)
+    checks = [check.name for check in CHECKS]
+
+    assert re.findall(r"^(\S.*?) {2,}ok  ", shown, re.MULTILINE) == checks
+    assert f"\n{len(checks)} ok\n" in shown
 
 
 def test_the_deploy_connection_may_assign_the_roles_of_the_template_and_no_other() -> None:
