@@ -30,7 +30,7 @@ from operations.dataverse_setup import (
     find_win,
     is_as_wanted,
 )
-from operations.environment import namespace_address
+from operations.environment import posting_address
 from operations.privileges import OPTIONAL_PRIVILEGES, lacking, needed_privileges, privilege_ids
 from operations.web_api import Row, WebApi, derived_id
 from shared.settings import service_bus_settings
@@ -105,7 +105,7 @@ def connect(
     api, settings = WebApi.of(environment), service_bus_settings(environment)
     target = Target(
         str(application_id),
-        namespace_address(settings),
+        posting_address(settings),
         settings.opportunity_won_queue,
         sas_key_name,
         _sas_key(environment, from_stdin=sas_key_stdin),

@@ -151,20 +151,31 @@ def namespace_address(settings: ServiceBusSettings) -> str:
     """
     connection = settings.connection
     if not isinstance(connection, ConnectionString):
-        host = connection.fully_qualified
-        if not host.endswith(_NAMESPACES) and not _LOOPBACK_ADDRESS.fullmatch(host):
-            problem = (
-                f"The app setting {CONNECTION}__fullyQualifiedNamespace names {host}, which is not in Azure: your "
-                f"token is not sent there. It should be a host such as contoso{_NAMESPACES[0]}."
-            )
-            raise InvalidSettings((problem,))
-        return f"sb://{host}/"
+        name = f"{CONNECTION}__fullyQualifiedNamespace"
+        _check_host(name, connection.fully_qualified, "your token is not sent there")
+        return f"sb://{connection.fully_qualified}/"
     try:
         return parse_connection_string(connection.value).endpoint.rstrip("/") + "/"
     except ValueError as error:
         # What the error quotes may be the key.
         problem = f"The app setting {CONNECTION} is not valid: it should be a connection string with a key."
         raise InvalidSettings((problem,)) from error
+
+
+def posting_address(settings: ServiceBusSettings) -> str:
+    """Return the address to which Dataverse will post whole events; a host that is not Azure's is refused."""
+    address = namespace_address(settings)
+    _check_host(CONNECTION, urlsplit(address).hostname or "", "Dataverse does not post there")
+    return address
+
+
+def _check_host(setting: str, host: str, refused: str) -> None:
+    if not host.endswith(_NAMESPACES) and not _LOOPBACK_ADDRESS.fullmatch(host):
+        problem = (
+            f"The app setting {setting} names {host}, which is not in Azure: {refused}. It should be a host such as "
+            f"contoso{_NAMESPACES[0]}."
+        )
+        raise InvalidSettings((problem,))
 
 
 def response_seconds(environment: Mapping[str, str], default: float) -> float:

@@ -273,6 +273,18 @@ def test_an_empty_key_on_standard_input_is_an_error(organization: Organization, 
     assert organization.rows("serviceendpoint")[0]["saskey"] == KEY
 
 
+def test_dataverse_posts_to_no_host_outside_of_azure(organization: Organization) -> None:
+    """Events are whole records, and everybody who may write app settings can name a host."""
+    result = organization.run(
+        *("connect", "--application-id", FUNCTION.client_id, "--yes"),
+        OPPORTUNITY_WON_SAS_KEY=KEY,
+        ServiceBusConnection="Endpoint=sb://evil.example/;SharedAccessKeyName=a;SharedAccessKey=a2V5",
+    )
+    assert result.exit_code == 1
+    assert "names evil.example, which is not in Azure: Dataverse does not post there" in result.output
+    assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
+
+
 @pytest.mark.parametrize("command", ["connect", "disconnect"])
 def test_the_format_of_the_output_is_no_consent(organization: Organization, command: str) -> None:
     organization.connect()
