@@ -33,6 +33,7 @@ _MIN_SECONDS = 0.001
 _ONE_YEAR = 366 * 24 * 60 * 60
 _ENTITY = re.compile(r"(?=.{1,260}$)(?!.*//)[A-Za-z0-9]([\w./~-]*[A-Za-z0-9])?", re.ASCII)
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_KEY = frozenset({"sharedaccesskeyname", "sharedaccesskey"})
 _COLUMN = re.compile(r"[a-z]\w{0,127}", re.ASCII)
 _MAX_COLUMNS = 100
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -328,17 +329,18 @@ def _check_connection_string(read: _Reader, value: str) -> None:
     looks_like = (
         "a connection string of the namespace: Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…"
     )
-    pairs = [part.partition("=") for part in value.strip("; ").split(";")]
-    by_name = {name.strip().lower(): text.strip() for name, _, text in pairs}
+    pairs = [part.partition("=") for part in value.strip().rstrip(";").split(";")]
+    # The SDK accepts no white space around names, and not both a key and a signature.
+    by_name = {name.lower(): text for name, _, text in pairs}
     endpoint = _Address.of(by_name.get("endpoint", ""))
     if not all(by_name.values()) or len(by_name) < len(pairs) or endpoint is None or endpoint.scheme != "sb":
         read.problem(CONNECTION, "is not valid", looks_like)
     elif "entitypath" in by_name:
         # It is valid for one entity only, and the SDK refuses to send to another when an invoice already exists.
         read.problem(CONNECTION, "has an EntityPath", f"{looks_like}, without EntityPath")
-    elif not (
-        by_name.keys() >= {"sharedaccesskeyname", "sharedaccesskey"} or "sharedaccesssignature" in by_name
-    ):
+    elif "sharedaccesssignature" in by_name and by_name.keys() & _KEY:
+        read.problem(CONNECTION, "has a key and a signature", f"{looks_like}, without SharedAccessSignature")
+    elif not (by_name.keys() >= _KEY or "sharedaccesssignature" in by_name):
         read.problem(CONNECTION, "has no key", looks_like)
 
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from azure.servicebus import ServiceBusClient
 
 from shared.errors import InvalidSettings, RetryPolicy
 from shared.invoice import InvoiceOwner, OrderedOpportunity
@@ -337,6 +338,17 @@ def test_an_invocation_has_time_to_do_something(seconds: str, valid: bool) -> No
     [
         (f"{CONNECTION_STRING};EntityPath=opportunity-won", "has an EntityPath"),
         (f"{CONNECTION_STRING};entitypath=x;", "has an EntityPath"),
+        (
+            f"endpoint = sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}",
+            "is not valid",
+        ),
+        (
+            f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName =n;SharedAccessKey={KEY}",
+            "has no key",
+        ),
+        (f";{CONNECTION_STRING}", "is not valid"),
+        (f"{CONNECTION_STRING}; ;", "is not valid"),
+        (f"{CONNECTION_STRING};SharedAccessSignature=s", "has a key and a signature"),
         ("Endpoint=sb://contoso.servicebus.windows.net/", "has no key"),
         ("Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n", "has no key"),
         (f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKey={KEY}", "has no key"),
@@ -369,13 +381,16 @@ def test_a_connection_string_that_cannot_work_is_found_before_anything_is_billed
     [
         f"{CONNECTION_STRING};",
         f"Endpoint=sb://localhost:5672;SharedAccessKeyName=n;SharedAccessKey={KEY};UseDevelopmentEmulator=true;",
-        f"endpoint = sb://CONTOSO.servicebus.windows.net ; SharedAccessKeyName = n ; SharedAccessKey = {KEY}",
+        f"endpoint=sb://CONTOSO.servicebus.windows.net;SHAREDACCESSKEYNAME=n;sharedaccesskey={KEY};;",
         "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessSignature=SharedAccessSignature sr=a&sig=b&se=1",
     ],
 )
 def test_connection_strings_that_work(value: str) -> None:
+    """The SDK takes what the settings accept: what it refuses would be found when an invoice already exists."""
     settings = service_bus_settings({**ENTITIES, "ServiceBusConnection": value})
     assert settings.connection == ConnectionString(value)
+    with ServiceBusClient.from_connection_string(value) as client:
+        assert client.get_queue_sender("opportunity-won") is not None
 
 
 @pytest.mark.parametrize(
