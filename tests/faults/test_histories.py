@@ -7,9 +7,12 @@ from random import Random
 
 import pytest
 from proofs.histories import run_history
+from proofs.refusals import OUTAGES, REFUSALS, REJECTIONS
 from proofs.rig import START
 from proofs.simulation import Simulation
 from proofs.situations import SITUATIONS, draw_situation
+
+from shared.response import _DECISION_OF_CODE
 
 # Other seeds than those of `make faults`, so that the two run different histories.
 _FIRST = 1_000_000
@@ -32,6 +35,16 @@ def test_random_histories_keep_the_promise(chunk: int) -> None:
     assert counts["invoices generated"] >= _EACH / 2
     assert sum(count for name, count in counts.items() if name.startswith("fault:")) >= _EACH / 4
     assert counts["wins when the faults had ended"] <= _EACH / 4
+
+
+def test_the_histories_know_every_code_by_which_the_function_decides() -> None:
+    drawn = {error.code.lower() for error in (*REFUSALS, *OUTAGES, *REJECTIONS)}
+    # Not found, a plug-in's 429 and the codes of an existing claim have situations of their own.
+    elsewhere = {
+        f"0x{code}" for code in ["80040217", "80060888", "80048d04", "80040237", "80060892", "80073002"]
+    }
+
+    assert drawn - {""} == _DECISION_OF_CODE.keys() - elsewhere
 
 
 def test_every_situation_is_drawn_often() -> None:

@@ -55,9 +55,20 @@ OUTAGES = (
         for suffix, status in (("03", 503), ("07", 408), ("0a", 500), ("0f", 502), ("10", 504))
     ),
     *_outages("80044151 80073000 8004A001 80048554 80044339", "SQL timeout expired.", "DataverseUnavailable", 500),
-    *_outages("8004418d 8004418e 80044171", "The sandbox worker crashed.", "DataverseUnavailable", 500),
+    *_outages("80048543 80048542 80040255", "A solution is being imported.", "DataverseUnavailable", 503),
+    *_outages("80044150", "Generic SQL error.", "DataverseUnavailable", 500),
+    *_outages(
+        "8004418d 8004418e 80044171 80044172 80044173 80044174 80081111 80081116",
+        "The sandbox worker crashed.", "DataverseUnavailable", 500,
+    ),
+    *_outages("80044190 80044191", "The plug-in assembly cannot be loaded.", "DataverseUnavailable", 400),
+    *_outages("80040216", "An unexpected error occurred.", "DataverseUnavailable", 400),
     *_outages("8004A104 8004A107 8004A113", "The organization is disabled.", "DataverseUnavailable", 403),
-    *_outages("80040220 80040231 80040299", "Principal user is missing prvCreateInvoice.", "DataverseForbidden", 403),
+    *_outages(
+        "80040220 80040231 80048306 80040299 80042f09",
+        "Principal user is missing prvCreateInvoice.", "DataverseForbidden", 403,
+    ),
+    *_outages("80050304", "The licence of the user has expired.", "DataverseForbidden", 400),
 )  # fmt: skip
 # What the function itself does wrong: parked at once.
 REJECTIONS = (
