@@ -237,7 +237,8 @@ class _ErrorBody:
         return cls(_code(error.get("code")), _text(error.get("message"), 500), _text(source, 200))
 
     def __str__(self) -> str:
-        said = f" {self.code}: {self.text}" if self.code or self.text else "."
+        code = f" {self.code}" if self.code else ""
+        said = f"{code}: {self.text}" if code or self.text else "."
         return f"{said} (plug-in {self.plug_in})" if self.plug_in else said
 
 

@@ -314,9 +314,7 @@ def test_of_an_error_only_its_own_text_is_kept_in_one_short_line() -> None:
     ],
 )
 def test_a_code_and_a_text_are_each_cut_and_each_suffice(code: str, message: str, says: str) -> None:
-    assert decision(failed(500, code, message)).description == (
-        f"Dataverse responded 500{says}" if code else f"Dataverse responded 500 {says}"
-    )
+    assert decision(failed(500, code, message)).description == f"Dataverse responded 500{says}"
 
 
 def test_the_name_of_a_plug_in_is_cut() -> None:
