@@ -180,7 +180,8 @@ class Dataverse:
         request = Request(method, API + path, {**_COMMON_HEADERS, **headers}, body)
         token = self._tokens.token(deadline)
         response = self._send_with(token, request, deadline)
-        if response.status == requests.codes.unauthorized:
+        # The status of a batch may be that of one of its parts: then a plug-in does not know its caller.
+        if response.status == requests.codes.unauthorized and not _is_multipart(response):
             # The token may have been revoked. Where a new one is refused too, something is set up wrong.
             renewed = self._tokens.renewed(token, deadline)
             if renewed is not None:
@@ -359,11 +360,10 @@ def _response_of(part: multipart.Part, batch: Response) -> Response:
 
 
 def _http_response(content: bytes, batch: Response) -> Response:
-    head, _, body = content.partition(b"\r\n\r\n")
-    status_line, *lines = head.decode("latin-1").lstrip().split("\r\n")
-    match = _STATUS_LINE.match(status_line)
+    lines, body = multipart.head_and_body(content.lstrip())
+    match = _STATUS_LINE.match(lines[0]) if lines else None
     if match is None:
         raise DataverseUnreachable(
             "A part of the response to a batch is not an HTTP response.", request_id=batch.request_id
         )
-    return Response(int(match[1]), multipart.header_fields(lines), body, batch.request_id, batch.received)
+    return Response(int(match[1]), multipart.header_fields(lines[1:]), body, batch.request_id, batch.received)

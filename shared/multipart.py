@@ -92,9 +92,15 @@ def _without_line_end(content: bytes) -> bytes:
 
 
 def _part(content: bytes) -> Part:
+    lines, body = head_and_body(content)
+    return Part(header_fields(lines), body)
+
+
+def head_and_body(content: bytes) -> tuple[list[str], bytes]:
+    """Return the lines before the first empty line, and what follows it; lines end in CR LF, LF or CR."""
     blank = _BLANK_LINE.search(content)
     head, body = (content[: blank.start()], content[blank.end() :]) if blank else (content, b"")
-    return Part(header_fields(head.decode("latin-1").splitlines()), body)
+    return head.decode("latin-1").splitlines(), body
 
 
 def header_fields(lines: Sequence[str]) -> dict[str, str]:

@@ -351,7 +351,9 @@ Content-Type: application/json; odata.metadata=minimal\r
 
 @pytest.mark.parametrize("status", [200, 400, 500])
 @pytest.mark.parametrize(
-    "stopped", [STOPPED, batch_body(change_set(REFUSED))], ids=["a part", "a change set"]
+    "stopped",
+    [STOPPED, batch_body(change_set(REFUSED)), STOPPED.replace(b"\r\n", b"\n")],
+    ids=["a part", "a change set", "line feeds alone"],
 )
 def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
     stopped: bytes, status: int, batches: Callable[..., list[Response]], server: FakeServer
@@ -379,14 +381,16 @@ def test_a_batch_that_stops_at_every_part_is_still_complete(
 
 @pytest.mark.parametrize("status", [429, 401])
 def test_the_status_of_a_stopped_batch_is_that_of_one_record(
-    status: int, batches: Callable[..., list[Response]], server: FakeServer
+    status: int, batches: Callable[..., list[Response]], server: FakeServer, tokens: FixedTokens
 ) -> None:
     """The plug-in of one record is busy, or does not know its caller: that is no limit and no bad token."""
     busy = batch_body(change_set(Part(status, b'{"error": {"code": "0x80048d04", "message": "Busy."}}')))
     reads = batch_body(Part(), Part())
+    tokens.renewals.append("another token")
     done, *_ = batches((status, busy), (200, reads))
     assert done.status == status
     assert len(server.requests) == 2
+    assert tokens.refused == []
 
 
 def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Callable[..., list[Response]]) -> None:
