@@ -437,6 +437,10 @@ def test_reconcile_sends_an_event_for_each(organization: Organization) -> None:
             f"Endpoint=sb://{server.host}:{server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
             "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
         )
+        refused = organization.run(
+            "reconcile", "--since", "2026-01-01", "--send", "--json", ServiceBusConnection=connection_string
+        )
+        assert (refused.exit_code, "--yes" in refused.output, broker.counts(QUEUE).active) == (2, True, 0)
         result = organization.run(
             "reconcile", "--since", "2026-01-01", "--send", "--yes", ServiceBusConnection=connection_string
         )

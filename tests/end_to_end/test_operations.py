@@ -198,13 +198,21 @@ def test_a_dry_run_does_nothing(namespace: Namespace) -> None:
     assert len(namespace.listed("failed", "list")) == 2
 
 
-@pytest.mark.parametrize("arguments", [("replay", "--all"), ("discard", "1")])
-def test_nothing_is_done_where_nobody_can_be_asked(namespace: Namespace, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("output", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("failed", "replay", "--all"), ("failed", "discard", "1"), ("waiting", "retry-now", "--all")],
+)
+def test_nothing_is_done_where_nobody_can_be_asked(
+    namespace: Namespace, arguments: tuple[str, ...], output: tuple[str, ...]
+) -> None:
+    """The format of the output is no consent."""
     namespace.send(FAILED, [namespace.parked(1), namespace.parked(2)])
-    result = namespace.run("failed", *arguments)
+    namespace.send(QUEUE, [namespace.waiting(1), namespace.waiting(2)])
+    result = namespace.run(*arguments, *output)
     assert result.exit_code == 2
     assert "--yes" in result.output
-    assert len(namespace.listed("failed", "list")) == 2
+    assert len(namespace.listed("failed", "list")) == len(namespace.listed("waiting", "list")) == 2
 
 
 @pytest.mark.parametrize("command", [("failed", "replay"), ("failed", "discard"), ("waiting", "retry-now")])

@@ -328,6 +328,11 @@ def test_sending_puts_an_event_on_the_queue_for_a_won_opportunity_only(office: O
     assert (result.exit_code, "is not won" in result.output) == (1, True)
     office.win(opportunity)
     before = office.cloud.broker.counts(WON_QUEUE).active
+    result = CliRunner().invoke(
+        operations, ["opportunity", opportunity, "--send", "--json"], env=office.environment
+    )
+    assert (result.exit_code, "--yes" in result.output) == (2, True)
+    assert office.cloud.broker.counts(WON_QUEUE).active == before
     office.run("opportunity", opportunity, "--send", "--yes")
     assert office.cloud.broker.counts(WON_QUEUE).active == before + 1
     assert office.history(opportunity)["verdict"] == Verdict.IN_QUEUE.code
