@@ -182,7 +182,7 @@ def test_the_endpoint_posts_json_to_the_queue_with_the_key(organization: Organiz
     assert (step["mode"], step["stage"], step["statecode"]) == (1, 40, 0)
 
 
-def test_a_step_that_somebody_bent_is_corrected(organization: Organization) -> None:
+def test_a_step_that_somebody_changed_is_corrected(organization: Organization) -> None:
     organization.connect()
     other = seed.add_service_endpoint(
         organization.app, namespace_address="sb://other/", path="other", sas_key=KEY

@@ -520,7 +520,7 @@ def test_a_check_that_needs_a_failed_check_is_not_run(sandbox: Sandbox) -> None:
     assert states["queue"] == states["retries"] == "ok"
 
 
-def test_people_read_lines_what_to_do_and_a_count(sandbox: Sandbox) -> None:
+def test_the_output_has_a_table_what_to_do_and_a_count(sandbox: Sandbox) -> None:
     done = CliRunner().invoke(
         operations,
         ["doctor"],

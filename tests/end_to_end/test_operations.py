@@ -406,7 +406,7 @@ def test_a_short_timeout_does_not_end_the_wait_for_a_message_that_somebody_else_
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
-def test_patience_is_a_number_of_seconds(namespace: Namespace, seconds: str) -> None:
+def test_the_time_for_a_response_is_a_number_of_seconds(namespace: Namespace, seconds: str) -> None:
     namespace.environment["OPERATIONS_RESPONSE_SECONDS"] = seconds
     result = namespace.run("failed", "list")
     assert (result.exit_code, "OPERATIONS_RESPONSE_SECONDS should be" in result.output) == (2, True)

@@ -111,7 +111,7 @@ def test_second_invoice_is_asked_for_by_deleting_claim_and_invoice(made: _Made, 
     assert made.broken() == []
 
 
-def test_manual_invoice_is_nobodys_second(made: _Made) -> None:
+def test_a_manual_invoice_does_not_count_as_generated(made: _Made) -> None:
     made.invoiced("by hand", _PERSON)
     made.published("by hand")
 

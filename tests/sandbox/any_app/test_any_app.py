@@ -74,7 +74,7 @@ def _python(project: Path) -> str:
     return str(project.parent / "venv" / "bin" / "python")
 
 
-def test_its_tests_are_green_and_it_runs_as_a_program(project: Path) -> None:
+def test_its_tests_pass_and_it_runs_as_a_program(project: Path) -> None:
     """With the plug-in alone: no conftest, no import of the sandbox."""
     done = subprocess.run(  # noqa: S603 - our own command
         [_python(project), "-m", "pytest", "-v", "-p", "no:cacheprovider"],

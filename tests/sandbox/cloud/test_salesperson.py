@@ -98,7 +98,7 @@ def test_an_order_is_made_and_canceled(cloud: Cloud, salesperson: Salesperson) -
     assert row(cloud, "salesorder", order)["statecode"] == 2
 
 
-def test_a_loss_is_a_loss(cloud: Cloud, salesperson: Salesperson) -> None:
+def test_an_opportunity_is_closed_as_lost(cloud: Cloud, salesperson: Salesperson) -> None:
     salesperson.lose(cloud.demo.opportunities[2])
     assert row(cloud, "opportunity", cloud.demo.opportunities[2])["statecode"] == 2
     with pytest.raises(SalesRefused, match="already closed"):

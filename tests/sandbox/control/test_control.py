@@ -161,7 +161,7 @@ def test_a_connection_breaks_for_a_time_or_until_it_is_repaired(running: _Runnin
         ({}, "rule"),
     ],
 )
-def test_a_rule_that_is_none_is_refused(running: _Running, body: dict[str, object], message: str) -> None:
+def test_an_invalid_rule_is_refused(running: _Running, body: dict[str, object], message: str) -> None:
     with pytest.raises(CallFailed, match=message):
         running.post("/faults", **body)
 

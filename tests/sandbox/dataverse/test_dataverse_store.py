@@ -98,7 +98,7 @@ def test_versions_grow_with_every_change(store: Store) -> None:
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_a_copy_has_the_rows_and_goes_its_own_way(tmp_path: Path, on_disk: bool) -> None:  # noqa: FBT001
+def test_a_copy_has_the_rows_and_is_independent(tmp_path: Path, on_disk: bool) -> None:  # noqa: FBT001
     original = Store(MovableClock(), directory=tmp_path if on_disk else None)
     with original.writing() as transaction:
         transaction.insert(ACCOUNT, {"accountid": "a"})

@@ -301,7 +301,7 @@ def test_a_change_set_that_fails_by_itself_may_end_the_batch(world: World, stop:
     assert [entry.operation for entry in world.plan.log] == ["change-set", "change-set"]
 
 
-def test_a_part_that_is_not_there_strikes_the_whole(world: World) -> None:
+def test_a_missing_part_strikes_the_whole_batch(world: World) -> None:
     world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, part=5)))
     assert world.batch(operation("GET", "accounts")).status_code == 429
 

@@ -264,7 +264,7 @@ def test_the_end_of_a_worker_runs_its_exit_handlers_within_a_bound(
     assert time.monotonic() - started < 20
 
 
-def test_a_breakpoint_without_a_debugger_is_passed_over(
+def test_a_breakpoint_without_a_debugger_is_ignored(
     runner: _Runner, app: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     function = app / "record" / "__init__.py"

@@ -175,7 +175,7 @@ def test_sasl_offers_mechanisms_and_asks_the_owner() -> None:
     ],
     ids=["unknown mechanism", "not SASL", "AMQP frame", "malformed", "noise"],
 )
-def test_a_login_that_is_none_is_refused(data: bytes) -> None:
+def test_an_invalid_login_is_refused(data: bytes) -> None:
     peer = Peer()
     response = peer.send_bytes(SASL + data)
     assert isinstance(response[0][0], SaslMechanisms)
@@ -371,7 +371,7 @@ def test_a_message_of_several_frames_is_put_together() -> None:
     assert peer.output() == []  # it was sent settled
 
 
-def test_an_aborted_message_is_none() -> None:
+def test_an_aborted_message_is_discarded() -> None:
     peer = Peer().open()
     peer.sender()
     peer.send(Transfer(0, 0, b"0", 0, more=True), Transfer(0, aborted=True), payload=b"half")

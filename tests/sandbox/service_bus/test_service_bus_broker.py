@@ -122,7 +122,7 @@ def test_where_nothing_can_be_received(broker: Broker, entity: str, error: type[
         (Status.DISABLED, "send receive"),
     ],
 )
-def test_a_status_forbids_what_it_says(broker: Broker, status: Status, forbidden: str) -> None:
+def test_a_status_disables_sending_or_receiving(broker: Broker, status: Status, forbidden: str) -> None:
     broker.set_status("plain", status)
     for act in (broker.send, broker.receive):
         if act.__name__ in forbidden:
@@ -484,7 +484,7 @@ def test_subscriptions_get_copies_of_their_own(broker: Broker) -> None:
     assert broker.receive("news/Subscriptions/about") == []
 
 
-def test_a_forwarding_queue_hands_on_at_once(broker: Broker) -> None:
+def test_a_forwarding_queue_forwards_at_once(broker: Broker) -> None:
     broker.send("onward", Message(b"x", message_id="m"))
     assert one(broker, "plain").message.message_id == "m"
 

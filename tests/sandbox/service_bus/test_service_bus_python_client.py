@@ -397,7 +397,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("entity", "error", "text"), REFUSALS)
-def test_a_link_that_cannot_be_is_refused_with_the_reason(
+def test_a_link_that_is_not_permitted_is_refused_with_the_reason(
     access: "Access", entity: str, error: type[ServiceBusError], text: str
 ) -> None:
     access.broker.set_status("other", Status.DISABLED)
