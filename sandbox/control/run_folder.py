@@ -1,7 +1,7 @@
 """The private folder of one run, and the folders that killed runs left.
 
 All runs of a user have their folders in one directory that only this user can read. A running sandbox holds a lock in
-its folder, which the operating system releases when the process ends in any way; so the next start recognizes what is
+its folder, which the operating system releases when the process ends in any way; so the next start recognises what is
 left over, and commands find the sandboxes that run.
 """
 

@@ -227,7 +227,7 @@ class QueueHistory(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        """Check the log: a message that is gone was completed or cancelled, once."""
+        """Check the log: a message that is gone was completed or canceled, once."""
         if not hasattr(self, "broker"):
             return
         ended = [
