@@ -1,7 +1,7 @@
 """`make bench`: the product beside the floor and the usual sample, in turn, in one run.
 
 The contestants run in processes of their own against the same peers (`peers.py`), one after the other, round by round,
-so that a machine whose speed drifts affects all of them alike. What counts are the ratios of the medians; a single
+so that a machine whose speed drifts affects all of them alike. Compare the ratios of the medians; a single
 figure says more about the machine.
 """
 

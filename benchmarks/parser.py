@@ -1,6 +1,6 @@
 """How long the reading of an incoming event takes, beside its floor and at its worst: `python -m benchmarks.parser`.
 
-The floor is what nobody can go below who reads JSON in Python: `json.loads` of the same bytes. The worst are 256 KB,
+The floor is the least that reading JSON in Python takes: `json.loads` of the same bytes. The worst are 256 KB,
 Service Bus's limit, of input that is hard to read; each must stay below one second, or the exit code is 1.
 """
 
