@@ -145,8 +145,7 @@ $(VENV)/.python: | sandbox/prerequisites.py
 
 $(VENV)/.sandbox: $(VENV)/.python requirements-sandbox.txt requirements-runtime.txt
 	@echo "Installing what the sandbox needs:"
-	@$(PIP) -r requirements-sandbox.txt
-	@$(PIP) --no-deps --ignore-requires-python -r requirements-runtime.txt
+	@$(PIP) -r requirements-sandbox.txt -r requirements-runtime.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.sandbox requirements-dev.txt

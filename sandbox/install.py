@@ -1,6 +1,6 @@
-"""Installs what a requirements file locks into the environment of the Python that runs this, and shows the progress.
+"""Installs what requirements files lock into the environment of the Python that runs this, and shows the progress.
 
-    .venv/bin/python sandbox/install.py -r requirements-sandbox.txt
+    .venv/bin/python sandbox/install.py -r requirements-sandbox.txt -r requirements-runtime.txt
 
 pip itself shows either nothing or several lines for each package. Here it shows each name as it is collected, and
 pip's whole output where it fails. Bytecode is compiled when a module is first imported, which takes seconds less.
@@ -18,6 +18,9 @@ _WIDTH = 110
 def main() -> int:
     """Install with pip's own arguments; return pip's exit code."""
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
+    # The locks list everything, so that nothing is left to resolve. The libraries that run functions declare Python 3.13
+    # and run on older ones.
+    command += ["--no-deps", "--ignore-requires-python"]
     command += ["--no-compile", "--progress-bar=off", "--no-color", *sys.argv[1:]]
     said: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:  # noqa: S603
