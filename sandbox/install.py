@@ -18,8 +18,8 @@ _WIDTH = 110
 def main() -> int:
     """Install with pip's own arguments; return pip's exit code."""
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
-    # The locks list everything, so that nothing is left to resolve. The libraries that run functions declare Python 3.13
-    # and run on older ones.
+    # The locks list everything, so that nothing is left to resolve. The libraries that run functions declare Python
+    # 3.13 and run on older ones.
     command += ["--no-deps", "--ignore-requires-python"]
     command += ["--no-compile", "--progress-bar=off", "--no-color", *sys.argv[1:]]
     said: list[str] = []

@@ -38,7 +38,7 @@ from sandbox.dataverse import DataverseApp, DataverseServer, Post, ServiceEndpoi
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.identity import faulty_identity
-from sandbox.faults.plan import Kind, Wire
+from sandbox.faults.plan import Dependency, Kind
 from sandbox.faults.service_bus import PlannedFaults
 from sandbox.functions_host import FunctionsHost
 from sandbox.functions_host.configuration import Settings, read_host
@@ -79,7 +79,7 @@ class Cloud:
                 "out (--no-dataverse)"
             )
         self.broker = Broker(self.configuration, self.broker_clock)
-        self.proxies: Mapping[Wire, TcpProxy] = {}
+        self.proxies: Mapping[Dependency, TcpProxy] = {}
         self.host: FunctionsHost | None = None
         self.spans = SpanStore() if options.traces else None
         self._trace_settings: Mapping[str, str] = {}
@@ -178,7 +178,7 @@ class Cloud:
 
     @property
     def _public_address(self) -> str:
-        proxy = self.proxies.get(Wire.SERVICE_BUS_OUT)
+        proxy = self.proxies.get(Dependency.SERVICE_BUS_OUT)
         if proxy is None:
             return self._namespace.address
         return proxy.host if self.tls_server else proxy.address
@@ -369,7 +369,9 @@ class Cloud:
 
         def is_the_function(environ: "WSGIEnvironment") -> bool:
             # Nobody else uses the proxy.
-            return bool(self.proxies) and environ.get("HTTP_HOST") == self.proxies[Wire.DATAVERSE].address
+            return (
+                bool(self.proxies) and environ.get("HTTP_HOST") == self.proxies[Dependency.DATAVERSE].address
+            )
 
         return faulty_dataverse(application, plan, concerns=is_the_function)
 
@@ -386,7 +388,7 @@ class Cloud:
         self.proxies = start_proxies(plan, targets, closing)
         if self._sales is not None:
             # Tokens for it, and its events, name the address under which the function knows it.
-            self._sales.app.organization.url = f"https://{self.proxies[Wire.DATAVERSE].address}"
+            self._sales.app.organization.url = f"https://{self.proxies[Dependency.DATAVERSE].address}"
 
     def _read_declarations(self, _: ExitStack) -> None:
         """Find out what the app declares: it decides about connections and roles."""
@@ -420,7 +422,7 @@ class Cloud:
         plan = self.options.faults
         if (
             plan is not None
-            and plan.strike(Wire.FUNCTIONS_HOST, "invoke", f"worker {worker.pid}") is not None
+            and plan.strike(Dependency.FUNCTIONS_HOST, "invoke", f"worker {worker.pid}") is not None
         ):
             # There is no other fault on this connection.
             worker.kill()

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from sandbox.cloud.namespace import TLS_PORT, Namespace, proxy_address
 from sandbox.cloud.options import Mode, NoTlsAddress
-from sandbox.faults.plan import FaultPlan, Wire
+from sandbox.faults.plan import Dependency, FaultPlan
 from sandbox.faults.proxy import TcpProxy
 
 
@@ -20,12 +20,12 @@ class Targets:
     namespace: Namespace
 
 
-def start_proxies(plan: FaultPlan, targets: Targets, closing: ExitStack) -> Mapping[Wire, TcpProxy]:
+def start_proxies(plan: FaultPlan, targets: Targets, closing: ExitStack) -> Mapping[Dependency, TcpProxy]:
     """Start the proxies. Raises NoTlsAddress where this system has no second loopback address."""
-    proxies = {Wire.IDENTITY: TcpProxy(_address(targets.identity_endpoint), plan, Wire.IDENTITY)}
+    proxies = {Dependency.IDENTITY: TcpProxy(_address(targets.identity_endpoint), plan, Dependency.IDENTITY)}
     if targets.dataverse_url is not None:
-        proxies[Wire.DATAVERSE] = TcpProxy(_address(targets.dataverse_url), plan, Wire.DATAVERSE)
-    inbound, outbound = Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT
+        proxies[Dependency.DATAVERSE] = TcpProxy(_address(targets.dataverse_url), plan, Dependency.DATAVERSE)
+    inbound, outbound = Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT
     plain, tls = targets.namespace.plain, targets.namespace.tls
     if tls is not None:
         # The host and the function find the namespace in one setting, so they share a proxy.
@@ -33,8 +33,8 @@ def start_proxies(plan: FaultPlan, targets: Targets, closing: ExitStack) -> Mapp
             (tls.host, TLS_PORT), plan, inbound, outbound, host=proxy_address(tls.host), port=TLS_PORT
         )
     else:
-        for wire in (inbound, outbound):
-            proxies[wire] = TcpProxy((plain.host, plain.port), plan, wire)
+        for dependency in (inbound, outbound):
+            proxies[dependency] = TcpProxy((plain.host, plain.port), plan, dependency)
     for proxy in proxies.values():
         try:
             proxy.start()

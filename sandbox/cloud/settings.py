@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from sandbox.cloud.entities import entity_names
 from sandbox.cloud.namespace import Namespace
 from sandbox.cloud.options import CONNECTION, CREATED_TOPIC, FAILED_QUEUE, WON_QUEUE
-from sandbox.faults.plan import Wire
+from sandbox.faults.plan import Dependency
 from sandbox.faults.proxy import TcpProxy
 from sandbox.identity import Identity, IdentityServer
 from sandbox.service_bus import Configuration
@@ -44,7 +44,7 @@ class Connections:
     connection_string: str
     identity: Identity
     identity_server: IdentityServer
-    proxies: Mapping[Wire, TcpProxy]
+    proxies: Mapping[Dependency, TcpProxy]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -59,13 +59,13 @@ class Connections:
         if not self.proxies:
             return settings
         endpoint = urlsplit(self.identity_server.endpoint)._replace(
-            netloc=self.proxies[Wire.IDENTITY].address
+            netloc=self.proxies[Dependency.IDENTITY].address
         )
         return {**settings, "IDENTITY_ENDPOINT": endpoint.geturl()}
 
     def _by_identity(self, name: str) -> dict[str, str]:
         assert self.namespace.tls is not None  # noqa: S101 - for the type checker: `settings` checks it
-        host = self.proxies[Wire.SERVICE_BUS_OUT].host if self.proxies else self.namespace.tls.host
+        host = self.proxies[Dependency.SERVICE_BUS_OUT].host if self.proxies else self.namespace.tls.host
         return {
             f"{name}__fullyQualifiedNamespace": host,
             f"{name}__credential": "managedidentity",
@@ -76,9 +76,9 @@ class Connections:
         if not self.proxies:
             return {name: self.connection_string}
         # The host prefers the first name, and the function reads the second one.
-        names = {f"AzureWebJobs{name}": Wire.SERVICE_BUS_IN, name: Wire.SERVICE_BUS_OUT}
+        names = {f"AzureWebJobs{name}": Dependency.SERVICE_BUS_IN, name: Dependency.SERVICE_BUS_OUT}
         plain = f"{self.namespace.plain.host}:{self.namespace.plain.port}"
         return {
-            setting: self.connection_string.replace(plain, self.proxies[wire].address)
-            for setting, wire in names.items()
+            setting: self.connection_string.replace(plain, self.proxies[dependency].address)
+            for setting, dependency in names.items()
         }

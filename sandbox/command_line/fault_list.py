@@ -3,7 +3,7 @@
 import click
 
 from sandbox.command_line.console import print_table
-from sandbox.faults import Wire
+from sandbox.faults import Dependency
 from sandbox.faults.plan import KINDS, OPERATIONS
 from sandbox.faults.syntax import WHEN
 
@@ -16,11 +16,13 @@ def faults_command() -> None:
     )
     click.echo("For example: --fault 'dataverse/change-set reset after=yes nth=1'\n")
     print_table(
-        "Connections", ("connection", "operations"), [(wire, ", ".join(OPERATIONS[wire])) for wire in Wire]
+        "Connections",
+        ("connection", "operations"),
+        [(dependency, ", ".join(operations)) for dependency, operations in OPERATIONS.items()],
     )
     click.echo("")
     rows = [
-        (kind, _wires_of(description.wires), description.text, " ".join(description.fields))
+        (kind, _names_of(description.dependencies), description.text, " ".join(description.fields))
         for kind, description in KINDS.items()
     ]
     print_table("Faults", ("fault", "connections", "what happens", "names"), rows)
@@ -28,5 +30,7 @@ def faults_command() -> None:
     print_table("When", ("name", "value"), list(WHEN.items()))
 
 
-def _wires_of(wires: frozenset[Wire]) -> str:
-    return "all" if wires == frozenset(Wire) else ", ".join(wire for wire in Wire if wire in wires)
+def _names_of(dependencies: frozenset[Dependency]) -> str:
+    if dependencies == frozenset(Dependency):
+        return "all"
+    return ", ".join(each for each in Dependency if each in dependencies)

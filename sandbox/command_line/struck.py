@@ -12,7 +12,7 @@ def show_struck(cloud: Cloud) -> None:
     plan = cloud.options.faults
     if plan is None:
         return
-    struck = Counter(f"{entry.wire}/{entry.operation} {entry.fault}" for entry in plan.log)
+    struck = Counter(f"{entry.dependency}/{entry.operation} {entry.fault}" for entry in plan.log)
     for what, count in struck.items():
         click.echo(f"{what}: struck {count} time{'s' if count > 1 else ''}", err=True)
     if plan.rules and not struck:

@@ -2,9 +2,10 @@
 
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.http import FaultyAdapter
-from sandbox.faults.plan import Fault, FaultPlan, Kind, Rule, Struck, When, Wire
+from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind, Rule, Struck, When
 
 __all__ = [
+    "Dependency",
     "Fault",
     "FaultPlan",
     "FaultyAdapter",
@@ -12,6 +13,5 @@ __all__ = [
     "Rule",
     "Struck",
     "When",
-    "Wire",
     "faulty_dataverse",
 ]

@@ -11,7 +11,7 @@ from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.payload import included_annotations
 from sandbox.dataverse.web_api import FAILED_CHANGE_SET
 from sandbox.faults.http import PAGE, SIGN_IN, FaultyApplication, Request, Response, Run, Service, retry_after
-from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ class DataverseService(Service):
     or not the request asked for that, as with `odata.continue-on-error`.
     """
 
-    wire = Wire.DATAVERSE
+    dependency = Dependency.DATAVERSE
 
     def operation(self, request: Request) -> str:
         """Return read, write, batch (of reads), change-set, or update (a change set that creates nothing)."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from sandbox.dataverse.server import SOCKET, ResponseLost, WsgiAdapter
-from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -89,7 +89,7 @@ class Request:
 class Service:
     """What is specific to the service behind the middleware; a base class."""
 
-    wire: Wire
+    dependency: Dependency
 
     def operation(self, request: Request) -> str:
         """Return the operation of a request."""
@@ -133,7 +133,7 @@ class FaultyApplication:
         self._wait = wait or plan.pause
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._service.wire} {self._plan!r}>"
+        return f"<{type(self).__name__} {self._service.dependency} {self._plan!r}>"
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Respond to one request, or raise Broken."""
@@ -142,7 +142,7 @@ class FaultyApplication:
         request = Request(environ, _body(environ))
         if environ["PATH_INFO"] == SIGN_IN:
             return _respond(PAGE, start_response)
-        fault = self._plan.strike(self._service.wire, self._service.operation(request), request.about)
+        fault = self._plan.strike(self._service.dependency, self._service.operation(request), request.about)
         if fault is None:
             return self._application(request.again(), start_response)
         return self._strike(fault, request, start_response)

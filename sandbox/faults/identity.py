@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from sandbox.faults.http import PAGE, SIGN_IN, FaultyApplication, Request, Response, Run, Service, retry_after
-from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ def faulty_identity(
 class IdentityService(Service):
     """How App Service's endpoint refuses."""
 
-    wire = Wire.IDENTITY
+    dependency = Dependency.IDENTITY
 
     def operation(self, request: Request) -> str:  # noqa: ARG002 - there is but one
         """Return the only operation: token."""

@@ -18,8 +18,8 @@ from fnmatch import fnmatchcase
 from sandbox.clock import Clock, SystemClock
 
 
-class Wire(StrEnum):
-    """A connection of the function, which may fail. Its operations: see `OPERATIONS`."""
+class Dependency(StrEnum):
+    """What the function depends on, by a connection that may fail. Its operations: see `OPERATIONS`."""
 
     IDENTITY = "identity"
     DATAVERSE = "dataverse"
@@ -30,11 +30,11 @@ class Wire(StrEnum):
 
 # The operations of each connection; `{}` stands for an entity. A rule may name one, or a pattern such as `*`.
 OPERATIONS = {
-    Wire.IDENTITY: ("connect", "token"),
-    Wire.DATAVERSE: ("connect", "read", "write", "batch", "change-set", "update"),
-    Wire.SERVICE_BUS_IN: ("connect", "attach:{}", "deliver:{}", "settle:{}"),
-    Wire.SERVICE_BUS_OUT: ("connect", "attach:{}", "send:{}", "schedule:{}"),
-    Wire.FUNCTIONS_HOST: ("invoke",),
+    Dependency.IDENTITY: ("connect", "token"),
+    Dependency.DATAVERSE: ("connect", "read", "write", "batch", "change-set", "update"),
+    Dependency.SERVICE_BUS_IN: ("connect", "attach:{}", "deliver:{}", "settle:{}"),
+    Dependency.SERVICE_BUS_OUT: ("connect", "attach:{}", "send:{}", "schedule:{}"),
+    Dependency.FUNCTIONS_HOST: ("invoke",),
 }
 
 
@@ -78,13 +78,13 @@ class Description:
     """What a kind does, in a sentence, on which connections, and which fields of `Fault` change it."""
 
     text: str
-    wires: frozenset[Wire]
+    dependencies: frozenset[Dependency]
     fields: tuple[str, ...] = ()
 
 
-_HTTP = frozenset({Wire.IDENTITY, Wire.DATAVERSE})
-_AMQP = frozenset({Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT})
-_DATAVERSE = frozenset({Wire.DATAVERSE})
+_HTTP = frozenset({Dependency.IDENTITY, Dependency.DATAVERSE})
+_AMQP = frozenset({Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT})
+_DATAVERSE = frozenset({Dependency.DATAVERSE})
 
 KINDS = {
     Kind.REFUSE: Description("the connection is refused: it is reset as soon as it is made", _HTTP | _AMQP),
@@ -153,12 +153,12 @@ KINDS = {
     Kind.REJECT: Description(
         "the broker refuses, with an AMQP condition such as com.microsoft:server-busy", _AMQP, ("code",)
     ),
-    Kind.LOCK_LOST: Description("the message's lock expires at once", frozenset({Wire.SERVICE_BUS_IN})),
-    Kind.DUPLICATE: Description("the message is there twice", frozenset({Wire.SERVICE_BUS_IN})),
+    Kind.LOCK_LOST: Description("the message's lock expires at once", frozenset({Dependency.SERVICE_BUS_IN})),
+    Kind.DUPLICATE: Description("the message is there twice", frozenset({Dependency.SERVICE_BUS_IN})),
     Kind.RESTART: Description("the broker restarts; its messages stay", _AMQP, ("after",)),
     Kind.KILL: Description(
         "the function's worker process is killed: before the call is carried out or, with after, afterwards",
-        frozenset(Wire),
+        frozenset(Dependency),
         ("after",),
     ),
 }
@@ -324,18 +324,18 @@ class Rule:
     applies, and connections only if nothing else.
     """
 
-    wire: Wire
+    dependency: Dependency
     fault: Fault
     when: When = ALWAYS
     operation: str = "*"
 
     def __post_init__(self) -> None:
         """Refuse a rule that can never apply."""
-        if self.wire not in KINDS[self.fault.kind].wires:
-            raise ValueError(f"there is no {self.fault.kind} on the connection {self.wire}")
+        if self.dependency not in KINDS[self.fault.kind].dependencies:
+            raise ValueError(f"there is no {self.fault.kind} on the connection {self.dependency}")
 
     def __str__(self) -> str:
-        where = self.wire.value if self.operation == "*" else f"{self.wire}/{self.operation}"
+        where = self.dependency.value if self.operation == "*" else f"{self.dependency}/{self.operation}"
         return f"{where} {self.fault} {self.when}".rstrip()
 
 
@@ -344,13 +344,13 @@ class Struck:
     """An entry of the log: a fault struck a call. `about`: a description of the call, without secrets."""
 
     at: datetime
-    wire: Wire
+    dependency: Dependency
     operation: str
     fault: Fault
     about: str = ""
 
     def __str__(self) -> str:
-        return f"{self.at.isoformat()} {self.wire}/{self.operation}: {self.fault} {self.about}".rstrip()
+        return f"{self.at.isoformat()} {self.dependency}/{self.operation}: {self.fault} {self.about}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -456,7 +456,7 @@ class FaultPlan:
             raise LookupError(f"nothing here can {kind}")
         action()
 
-    def strike(self, wire: Wire, operation: str, about: str = "") -> Fault | None:
+    def strike(self, dependency: Dependency, operation: str, about: str = "") -> Fault | None:
         """Return the fault for this call, and log it; None: no fault.
 
         Every rule that matches counts the call, no matter which one strikes it.
@@ -466,10 +466,10 @@ class FaultPlan:
                 return None
             now = self.clock.now()
             # A list, not a generator: each must count.
-            hits = [standing for standing in self._standing if _hits(standing, wire, operation, now)]
+            hits = [standing for standing in self._standing if _hits(standing, dependency, operation, now)]
             if not hits:
                 return None
-            struck = Struck(now, wire, operation, hits[0].rule.fault, about)
+            struck = Struck(now, dependency, operation, hits[0].rule.fault, about)
             self._log.append(struck)
         return struck.fault
 
@@ -494,10 +494,10 @@ def _is_spent(standing: _Standing) -> bool:
     return last is not None and standing.matched >= last
 
 
-def _hits(standing: _Standing, wire: Wire, operation: str, now: datetime) -> bool:
+def _hits(standing: _Standing, dependency: Dependency, operation: str, now: datetime) -> bool:
     rule = standing.rule
     if (
-        rule.wire is not wire
+        rule.dependency is not dependency
         or not fnmatchcase(operation, rule.operation)
         or not _can_strike(rule, operation)
     ):
@@ -515,7 +515,7 @@ def _hits(standing: _Standing, wire: Wire, operation: str, now: datetime) -> boo
 
 def _can_strike(rule: Rule, operation: str) -> bool:
     kind = rule.fault.kind
-    proxied_only = rule.wire in _AMQP and kind in _OF_AMQP_CONNECTIONS
+    proxied_only = rule.dependency in _AMQP and kind in _OF_AMQP_CONNECTIONS
     if operation == "connect":
         return kind in _OF_CONNECTIONS and (rule.operation == "connect" or proxied_only)
     if kind is Kind.BATCH_STOPS:

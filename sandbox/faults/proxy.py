@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Self
 
-from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
 from sandbox.listener import Listener, run_listening
 
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -26,14 +26,15 @@ _CONNECT_WITHIN = 5.0
 class TcpProxy:
     """Passes connections on to `target` (host and port), unless the plan has a fault for them.
 
-    `wires`: the names for which the plan is asked, in this order; one port may serve two. Port 0 takes any free one.
+    `dependencies`: those for which the plan is asked, in this order; one port may serve two. Port 0 takes any free
+    one.
     """
 
     def __init__(
         self,
         target: tuple[str, int],
         plan: FaultPlan,
-        *wires: Wire,
+        *dependencies: Dependency,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -43,7 +44,7 @@ class TcpProxy:
         self.host = host
         self.port = port
         self._plan = plan
-        self._wires = wires
+        self._dependencies = dependencies
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
@@ -156,7 +157,7 @@ class TcpProxy:
     def _fault(self) -> Fault | None:
         about = f"connection to {self.target[0]}:{self.target[1]}"
         # The plan is asked for each name, so that each rule counts each connection.
-        faults = [self._plan.strike(wire, "connect", about) for wire in self._wires]
+        faults = [self._plan.strike(dependency, "connect", about) for dependency in self._dependencies]
         return next((fault for fault in faults if fault is not None), None)
 
     async def _connection(

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from sandbox.faults.plan import Fault, FaultPlan, Kind, Wire
+from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.errors import MessageLockLost, Refusal
 from sandbox.service_bus.interception import Call, Direction
 
 Peer = tuple[str, int]
 
-_WIRES = {Direction.SENDS: Wire.SERVICE_BUS_OUT, Direction.RECEIVES: Wire.SERVICE_BUS_IN}
+_DEPENDENCIES = {Direction.SENDS: Dependency.SERVICE_BUS_OUT, Direction.RECEIVES: Dependency.SERVICE_BUS_IN}
 
 
 class PlannedFaults:
@@ -58,7 +58,9 @@ class PlannedFaults:
         peer = call.client.peer
         if peer is None or not self._concerns(peer):
             return None
-        return self._plan.strike(_WIRES[call.direction], f"{call.operation}:{call.entity}", call.subject)
+        return self._plan.strike(
+            _DEPENDENCIES[call.direction], f"{call.operation}:{call.entity}", call.subject
+        )
 
     def _change_message(self, fault: Fault, call: Call) -> None:
         """Carry out what a fault does to the message itself."""

@@ -17,7 +17,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from sandbox.faults.plan import KINDS, OPERATIONS, Fault, Kind, Rule, When, Wire
+from sandbox.faults.plan import KINDS, OPERATIONS, Dependency, Fault, Kind, Rule, When
 
 WHEN = {
     "nth": "of the calls that match, from 1: 3, or 2-4, or 2-",
@@ -41,19 +41,19 @@ def parse_rule(text: str) -> Rule:
     """Return the rule; raises InvalidRule."""
     words = _words(text)
     where, kind_name = [*words, "", ""][:2]
-    wire_name, _, operation = where.partition("/")
-    wire = _member(Wire, wire_name, "connection", list(Wire))
-    kind = _member(Kind, kind_name, f"fault on the connection {wire}", kinds_of(wire))
+    name, _, operation = where.partition("/")
+    dependency = _member(Dependency, name, "connection", list(Dependency))
+    kind = _member(Kind, kind_name, f"fault on the connection {dependency}", kinds_of(dependency))
     values = dict(_pair(word) for word in words[2:])
     fields = KINDS[kind].fields
     unknown = sorted(values.keys() - {*fields, *WHEN})
     if unknown:
         raise InvalidRule(f"{kind} has no {', '.join(unknown)}; it has {', '.join([*fields, *WHEN])}")
-    _check_operation(wire, operation)
+    _check_operation(dependency, operation)
     given: dict[str, Any] = {
         name: _read(_FIELDS[name], name, values[name]) for name in fields if name in values
     }
-    return Rule(wire, Fault(kind, **given), _when(values), operation or "*")
+    return Rule(dependency, Fault(kind, **given), _when(values), operation or "*")
 
 
 def _words(text: str) -> list[str]:
@@ -63,9 +63,9 @@ def _words(text: str) -> list[str]:
         raise InvalidRule(f"a quotation mark is missing in {text!r}") from error
 
 
-def kinds_of(wire: Wire) -> list[Kind]:
+def kinds_of(dependency: Dependency) -> list[Kind]:
     """Return the faults of a connection."""
-    return [kind for kind, description in KINDS.items() if wire in description.wires]
+    return [kind for kind, description in KINDS.items() if dependency in description.dependencies]
 
 
 def _member(kind: type[Member], name: str, what: str, members: list[Member]) -> Member:
@@ -81,14 +81,14 @@ def _pair(word: str) -> tuple[str, str]:
     return name.replace("-", "_"), value
 
 
-def _check_operation(wire: Wire, operation: str) -> None:
+def _check_operation(dependency: Dependency, operation: str) -> None:
     """Refuse what can never happen; an entity may have any name."""
-    for known in OPERATIONS[wire]:
+    for known in OPERATIONS[dependency]:
         fixed, _, _ = known.partition(_ENTITY)
         if not operation or fnmatchcase(known, operation) or (fixed != known and operation.startswith(fixed)):
             return
     raise InvalidRule(
-        f"the connection {wire} has no operation {operation!r}; it has {', '.join(OPERATIONS[wire])} "
+        f"the connection {dependency} has no operation {operation!r}; it has {', '.join(OPERATIONS[dependency])} "
         "({} stands for a queue or topic; * for anything)"
     )
 

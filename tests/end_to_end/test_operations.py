@@ -23,7 +23,7 @@ from operations.dashboard.application import Dashboard
 from operations.failed import Outcome, discard_messages, replay_copy, select
 from operations.namespace import MessageId, Place, open_namespace
 from operations.selection import Selection
-from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
 from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import (
     EventKind,
@@ -322,7 +322,7 @@ def behind(namespace: Namespace, *rules: Rule) -> Iterator[dict[str, str]]:
     connection_string = namespace.environment["ServiceBusConnection"]
     address = urlsplit(connection_string.partition(";")[0].partition("=")[2])
     target = str(address.hostname), int(address.port or 0)
-    with TcpProxy(target, FaultPlan(rules), Wire.SERVICE_BUS_IN) as proxy:
+    with TcpProxy(target, FaultPlan(rules), Dependency.SERVICE_BUS_IN) as proxy:
         there = {"ServiceBusConnection": connection_string.replace(address.netloc, proxy.address)}
         yield {**os.environ, **namespace.environment, **there}
 
@@ -342,7 +342,7 @@ def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess
 
 def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(namespace: Namespace) -> None:
     """The SDK would wait without end: each command reports the timeout, and what to do."""
-    silent = Rule(Wire.SERVICE_BUS_IN, Fault(Kind.SILENT), operation="connect")
+    silent = Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.SILENT), operation="connect")
     commands = (
         ("failed", "list"),
         ("failed", "replay", "1"),
@@ -360,7 +360,7 @@ def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(
 
 def test_a_command_ends_also_where_service_bus_falls_silent_under_way(namespace: Namespace) -> None:
     """The message is found and locked, and the link for its copy is never opened: it stays."""
-    second = Rule(Wire.SERVICE_BUS_IN, Fault(Kind.SILENT), When(first=2), operation="connect")
+    second = Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.SILENT), When(first=2), operation="connect")
     namespace.send(FAILED, [namespace.parked(1)])
     with behind(namespace, second) as environment:
         environment["OPERATIONS_RESPONSE_SECONDS"] = "4"

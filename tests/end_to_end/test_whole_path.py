@@ -18,7 +18,7 @@ from sandbox import demo
 from sandbox.actors import Consumer, ReceivedEvent, Salesperson
 from sandbox.cloud import CONNECTION, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions, Mode
 from sandbox.dataverse import ResponseLost
-from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
 from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import EventKind, Observation
 
@@ -183,22 +183,24 @@ def test_a_worker_that_is_killed_in_a_call_loses_and_doubles_nothing(
         assert_good(cloud, won_at, consumer.events)
 
 
-@pytest.mark.parametrize("wire", [Wire.IDENTITY, Wire.DATAVERSE, Wire.SERVICE_BUS_OUT])
+@pytest.mark.parametrize(
+    "dependency", [Dependency.IDENTITY, Dependency.DATAVERSE, Dependency.SERVICE_BUS_OUT]
+)
 def test_a_win_is_invoiced_after_a_peer_accepted_and_stayed_silent(
-    wire: Wire, watch_topic: WatchTopic
+    dependency: Dependency, watch_topic: WatchTopic
 ) -> None:
     """The function's first connection there is accepted and gets no response, for longer than the test lasts."""
-    silence = Rule(wire, Fault(Kind.SILENT, seconds=10 * PATIENCE), When.once(), "connect")
+    silence = Rule(dependency, Fault(Kind.SILENT, seconds=10 * PATIENCE), When.once(), "connect")
     plan = FaultPlan([silence])
     with ExitStack() as stack:
 
         def proxy(host: str, port: int) -> TcpProxy:
-            running = stack.enter_context(TcpProxy((host, port), plan, wire))
+            running = stack.enter_context(TcpProxy((host, port), plan, dependency))
             stack.callback(plan.clear)
             return running
 
         def reroute(settings: dict[str, str]) -> dict[str, str]:
-            if wire is Wire.SERVICE_BUS_OUT:
+            if dependency is Dependency.SERVICE_BUS_OUT:
                 plain = cloud.plain_server
                 through = proxy(plain.host, plain.port)
                 return settings | {
@@ -206,11 +208,13 @@ def test_a_win_is_invoiced_after_a_peer_accepted_and_stayed_silent(
                     f"AzureWebJobs{CONNECTION}": settings[CONNECTION],
                     CONNECTION: settings[CONNECTION].replace(f":{plain.port};", f":{through.port};"),
                 }
-            name = {Wire.IDENTITY: "IDENTITY_ENDPOINT", Wire.DATAVERSE: "DATAVERSE_URL"}[wire]
+            name = {Dependency.IDENTITY: "IDENTITY_ENDPOINT", Dependency.DATAVERSE: "DATAVERSE_URL"}[
+                dependency
+            ]
             parts = urlsplit(settings[name])
             through = proxy("127.0.0.1", parts.port or 0)
             rerouted = urlunsplit(parts._replace(netloc=f"127.0.0.1:{through.port}"))
-            if wire is Wire.DATAVERSE:
+            if dependency is Dependency.DATAVERSE:
                 # Its tokens and events name the address under which it is known.
                 cloud.dataverse.organization.url = rerouted
             return settings | {name: rerouted}

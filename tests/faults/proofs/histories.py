@@ -72,7 +72,7 @@ def _outcome(seed: int, history: History) -> Outcome:
 def _counts(history: History) -> Counter[str]:
     world, scenarios = history.world, history.scenarios.values()
     counts = world.counts
-    counts.update(f"fault: {struck.wire} {struck.fault.kind}" for struck in world.plan.log)
+    counts.update(f"fault: {struck.dependency} {struck.fault.kind}" for struck in world.plan.log)
     counts["opportunities won"] = sum(scenario.won for scenario in scenarios)
     counts["opportunities that must be invoiced"] = sum(
         scenario.must_be_invoiced and not scenario.concurrent for scenario in scenarios

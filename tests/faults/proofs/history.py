@@ -19,7 +19,7 @@ from proofs.scenario import Scenario, expected_of
 from sandbox.dataverse import DuplicateResponse, FailedChangeSet
 from sandbox.dataverse.actions import lose_opportunity, win_opportunity
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, Kind, Rule, When
 from sandbox.service_bus import Message as BrokerMessage
 
 if TYPE_CHECKING:
@@ -405,7 +405,7 @@ class History:
     def replay_into_a_fault(self, scenario: Scenario) -> bool:
         """Replay, and let something fail meanwhile, so that the retry of a replayed message is tested, too."""
         last = self.random.choice((1, 3))
-        self.world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE), When(last=last)))
+        self.world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.UNAVAILABLE), When(last=last)))
         return bool(self.replay(scenario.id))
 
     def replay(self, opportunity_id: str) -> int:

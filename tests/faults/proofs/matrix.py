@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations
 from proofs.sockets import Stage, broken
-from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, Kind, Rule, When
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -148,7 +148,7 @@ def cells() -> list[Cell]:
 
 def _receive() -> Iterator[Cell]:
     def cell(fault: Fault, operation: str, when: When = _ONCE, *, cut: bool = False) -> Cell:
-        rule = Rule(Wire.SERVICE_BUS_IN, fault, when, operation)
+        rule = Rule(Dependency.SERVICE_BUS_IN, fault, when, operation)
         return Cell(Boundary.RECEIVE, rule, cut=cut)
 
     for kind in (Kind.REFUSE, Kind.RESET):
@@ -167,12 +167,12 @@ def _receive() -> Iterator[Cell]:
     yield cell(Fault(Kind.DUPLICATE), deliver)
     yield cell(Fault(Kind.DUPLICATE), deliver, When(last=3))
     yield cell(Fault(Kind.RESTART), deliver)
-    yield Cell(Boundary.RECEIVE, Rule(Wire.FUNCTIONS_HOST, Fault(Kind.KILL), _ONCE, "invoke"))
+    yield Cell(Boundary.RECEIVE, Rule(Dependency.FUNCTIONS_HOST, Fault(Kind.KILL), _ONCE, "invoke"))
 
 
 def _token() -> Iterator[Cell]:
     def cell(fault: Fault, operation: str = "token", when: When = _ONCE) -> Cell:
-        rule = Rule(Wire.IDENTITY, fault, when, operation)
+        rule = Rule(Dependency.IDENTITY, fault, when, operation)
         return Cell(Boundary.TOKEN, rule, cut=operation == "connect", anew=True)
 
     yield cell(Fault(Kind.REFUSE), "connect", _FOUR)
@@ -263,7 +263,7 @@ def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
 
 
 def _of_dataverse(boundary: Boundary, operation: str, fault: Fault, when: When = _ONCE) -> Cell:
-    return Cell(boundary, Rule(Wire.DATAVERSE, fault, when, operation))
+    return Cell(boundary, Rule(Dependency.DATAVERSE, fault, when, operation))
 
 
 def _connections() -> Iterator[Cell]:
@@ -285,7 +285,7 @@ def _connections() -> Iterator[Cell]:
 def _publish() -> Iterator[Cell]:
     yield from _sends(Boundary.PUBLISH, f"send:{TOPIC}", after=False)
     yield from _sends(Boundary.ACCEPTED, f"send:{TOPIC}", after=True)
-    out = Wire.SERVICE_BUS_OUT
+    out = Dependency.SERVICE_BUS_OUT
     for fault, when in (
         (Fault(Kind.REFUSE), _FOUR),
         (Fault(Kind.RESET), _FOUR),
@@ -315,7 +315,7 @@ def _sends(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
     def cell(fault: Fault, when: When = _ONCE) -> Cell:
         return Cell(
             boundary,
-            Rule(Wire.SERVICE_BUS_OUT, replace(fault, after=after), when, operation),
+            Rule(Dependency.SERVICE_BUS_OUT, replace(fault, after=after), when, operation),
         )
 
     yield cell(Fault(Kind.RESET))
@@ -333,7 +333,7 @@ def _sends(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
 
 def _complete() -> Iterator[Cell]:
     def cell(fault: Fault) -> Cell:
-        return Cell(Boundary.COMPLETE, Rule(Wire.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"))
+        return Cell(Boundary.COMPLETE, Rule(Dependency.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"))
 
     yield cell(Fault(Kind.RESET))
     yield cell(Fault(Kind.RESET, after=True))
@@ -369,14 +369,14 @@ def _permanent() -> Iterator[Cell]:
         (Boundary.CLAIM, "change-set", Fault(Kind.ERROR, code="", part=0, stop=400), "InvoiceRefused"),
         (Boundary.CLAIM, "change-set", Fault(Kind.SQL_TIMEOUT, part=0), "DataverseUnavailable"),
     ):
-        yield Cell(boundary, Rule(Wire.DATAVERSE, fault, When(), operation), reason=reason)
+        yield Cell(boundary, Rule(Dependency.DATAVERSE, fault, When(), operation), reason=reason)
     refused = Fault(Kind.UNAVAILABLE)
-    token = Rule(Wire.IDENTITY, refused, When(), "token")
+    token = Rule(Dependency.IDENTITY, refused, When(), "token")
     yield Cell(Boundary.TOKEN, token, anew=True, reason="TokenUnavailable")
     rejected = Fault(Kind.REJECT, code="amqp:unauthorized-access")
     yield Cell(
         Boundary.PUBLISH,
-        Rule(Wire.SERVICE_BUS_OUT, rejected, When(), f"send:{TOPIC}"),
+        Rule(Dependency.SERVICE_BUS_OUT, rejected, When(), f"send:{TOPIC}"),
         reason="PublishFailed",
     )
 
@@ -419,19 +419,19 @@ class Matrix:
         if cell.anew:
             stage.kill_workers()
         if cell.cut:
-            stage.cut(cell.rule.wire)
+            stage.cut(cell.rule.dependency)
         seen = stage.count_anew()
         unread = "park" in cell.boundary
         stage.plan.add(cell.rule)
         if "schedul" in cell.boundary:
-            stage.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE), _ONCE, "batch"))
+            stage.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.UNAVAILABLE), _ONCE, "batch"))
         mark = self._unreadable(cell) if unread else self._won(cell)
         rests = self._to_rest(cell, seen, mark)
         stage.plan.clear()
         if cell.rule.fault.kind in _DEAD:
             # A connection that is dead takes messages to nowhere, until its peers notice; that was this cell's.
-            for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
-                stage.cut(wire)
+            for dependency in (Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT):
+                stage.cut(dependency)
         problems = self._unassigned(cell, mark)
         problems += broken(
             stage,

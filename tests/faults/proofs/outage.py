@@ -20,7 +20,7 @@ from azure.servicebus import ServiceBusClient, TransportType
 from proofs.checker import FAILED_QUEUE, QUEUE, Expectations, Violation, judge, judge_requests
 from proofs.rig import SETTINGS, START, Shape, World, organization, quiet
 from sandbox.dataverse import Limits, ServiceProtection
-from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, Kind, Rule, When
 from sandbox.service_bus import Message
 from shared.bootstrap import build
 from shared.deadline_socket import deadline_tls_context
@@ -82,7 +82,7 @@ def _dataverse_fails(kind: Kind, name: str, wins: int, hours: float, seed: int) 
     away = timedelta(hours=hours)
     with quiet():
         scene = _Scene(wins, seed)
-        scene.world.plan.add(Rule(Wire.DATAVERSE, Fault(kind), When.during(away)))
+        scene.world.plan.add(Rule(Dependency.DATAVERSE, Fault(kind), When.during(away)))
         return _in_time(scene.play(name, ends=away))
 
 
@@ -92,9 +92,9 @@ def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Repo
     with quiet():
         scene = _Scene(wins, seed)
         world = scene.world
-        for wire in (Wire.SERVICE_BUS_OUT, Wire.SERVICE_BUS_IN):
-            fault = Fault(Kind.REFUSE if wire is Wire.SERVICE_BUS_OUT else Kind.RESET)
-            world.plan.add(Rule(wire, fault, When.during(away, begins)))
+        for dependency in (Dependency.SERVICE_BUS_OUT, Dependency.SERVICE_BUS_IN):
+            fault = Fault(Kind.REFUSE if dependency is Dependency.SERVICE_BUS_OUT else Kind.RESET)
+            world.plan.add(Rule(dependency, fault, When.during(away, begins)))
         world.simulation.at(begins.total_seconds(), lambda: _close(world, closed=True))
         world.simulation.at((begins + away).total_seconds(), lambda: _close(world, closed=False))
         return _in_time(scene.play(f"Service Bus away for {minutes:g} min", ends=begins + away))
@@ -105,7 +105,7 @@ def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
     away = timedelta(minutes=minutes)
     with quiet():
         scene = _Scene(wins, seed)
-        scene.world.plan.add(Rule(Wire.SERVICE_BUS_OUT, Fault(Kind.REJECT), When.during(away)))
+        scene.world.plan.add(Rule(Dependency.SERVICE_BUS_OUT, Fault(Kind.REJECT), When.during(away)))
         return _in_time(scene.play(f"Service Bus takes nothing for {minutes:g} min", ends=away))
 
 
@@ -123,7 +123,7 @@ def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int 
     with quiet():
         scene = _Scene(wins, seed, lambda simulation: _protection(simulation, limit))
         scene.world.plan.add(
-            Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, retry_after="60"), When.during(storm))
+            Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, retry_after="60"), When.during(storm))
         )
         report = scene.play(
             f"429 with Retry-After 60 for {minutes:g} min, then {limit:,} requests per 5 min", ends=storm

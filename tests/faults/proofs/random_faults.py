@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, Kind, Rule, When
 
 if TYPE_CHECKING:
     from random import Random
@@ -21,7 +21,7 @@ def draw_rule(random: Random) -> tuple[Rule, int]:
     if kind < 0.93:
         return _service_bus_in_rule(random)
     fault = Fault(random.choice((Kind.UNAVAILABLE, Kind.SILENT)), seconds=30)
-    return Rule(Wire.IDENTITY, fault, _when(random)), 0
+    return Rule(Dependency.IDENTITY, fault, _when(random)), 0
 
 
 _RETRY_AFTER = ("1", "4", "7", "60", "600", "date+20", "none", "-5", "99999999", "soon")
@@ -61,11 +61,11 @@ def _dataverse_rule(random: Random) -> tuple[Rule, int]:
     if random.random() < 0.15:
         # The response to the loser of a race, and there is no winner.
         kind = random.choice((Kind.CONFLICT, Kind.DEADLOCK, Kind.THROTTLED))
-        return Rule(Wire.DATAVERSE, Fault(kind, part=0), _when(random), "change-set"), 0
+        return Rule(Dependency.DATAVERSE, Fault(kind, part=0), _when(random), "change-set"), 0
     fault = random.choice(faults)
     if fault.kind is Kind.KILL:
-        return Rule(Wire.DATAVERSE, fault, When.nth(random.randint(1, 6)), operation), 1
-    return Rule(Wire.DATAVERSE, fault, _when(random), operation), 0
+        return Rule(Dependency.DATAVERSE, fault, When.nth(random.randint(1, 6)), operation), 1
+    return Rule(Dependency.DATAVERSE, fault, _when(random), operation), 0
 
 
 def _service_bus_out_rule(random: Random) -> tuple[Rule, int]:
@@ -81,12 +81,12 @@ def _service_bus_out_rule(random: Random) -> tuple[Rule, int]:
     )
     operation = random.choice(("*", "send:*", "schedule:*"))
     if fault.kind is Kind.KILL:
-        return Rule(Wire.SERVICE_BUS_OUT, fault, When.nth(random.randint(1, 3)), operation), 1
+        return Rule(Dependency.SERVICE_BUS_OUT, fault, When.nth(random.randint(1, 3)), operation), 1
     if random.random() < 0.3:
         # For longer than an invocation lasts.
         minutes = random.choice((5, 10))
-        return Rule(Wire.SERVICE_BUS_OUT, fault, When.during(timedelta(minutes=minutes)), operation), 3
-    return Rule(Wire.SERVICE_BUS_OUT, fault, When(last=random.randint(1, 4)), operation), 0
+        return Rule(Dependency.SERVICE_BUS_OUT, fault, When.during(timedelta(minutes=minutes)), operation), 3
+    return Rule(Dependency.SERVICE_BUS_OUT, fault, When(last=random.randint(1, 4)), operation), 0
 
 
 def _service_bus_in_rule(random: Random) -> tuple[Rule, int]:
@@ -95,8 +95,8 @@ def _service_bus_in_rule(random: Random) -> tuple[Rule, int]:
     if kind is Kind.RESET:
         # The response to a settlement is lost, or the settlement itself.
         fault = Fault(kind, after=random.random() < 0.3)
-        return Rule(Wire.SERVICE_BUS_IN, fault, when, "settle:*"), 1
-    return Rule(Wire.SERVICE_BUS_IN, Fault(kind), when, "deliver:*"), int(kind is Kind.LOCK_LOST)
+        return Rule(Dependency.SERVICE_BUS_IN, fault, when, "settle:*"), 1
+    return Rule(Dependency.SERVICE_BUS_IN, Fault(kind), when, "deliver:*"), int(kind is Kind.LOCK_LOST)
 
 
 def _when(random: Random) -> When:

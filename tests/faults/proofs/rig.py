@@ -32,7 +32,7 @@ from proofs.simulation import Killed, Simulation
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, Depth, ServiceProtection, seed
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.http import FaultyAdapter
 from sandbox.identity import Claims
@@ -245,11 +245,11 @@ class World:
     def add_plug_in(self, opportunity_id: str, fault: Fault, when: When) -> FaultPlan:
         """Let a plug-in fail when the invoice of this opportunity is generated; before the first worker starts."""
         marks = (b"GenerateInvoiceFromOpportunity", opportunity_id.encode())
-        return self._add_plug_in(marks, Rule(Wire.DATAVERSE, fault, when))
+        return self._add_plug_in(marks, Rule(Dependency.DATAVERSE, fault, when))
 
     def add_assign_plug_in(self, fault: Fault) -> None:
         """Let a plug-in fail when an invoice is assigned; before the first worker starts."""
-        self._add_plug_in((_ASSIGNMENT,), Rule(Wire.DATAVERSE, fault))
+        self._add_plug_in((_ASSIGNMENT,), Rule(Dependency.DATAVERSE, fault))
 
     def _add_plug_in(self, marks: Sequence[bytes], rule: Rule) -> FaultPlan:
         plan = FaultPlan([rule], clock=self.simulation)
@@ -337,7 +337,7 @@ class _IdentityEndpoint:
 
     def get_token(self, *_: object, **__: object) -> AccessToken:
         world = self._world
-        fault = world.plan.strike(Wire.IDENTITY, "token")
+        fault = world.plan.strike(Dependency.IDENTITY, "token")
         if fault is not None:
             self.silent = fault.seconds if fault.kind is Kind.SILENT else 0.0
             raise ClientAuthenticationError("The sandbox's identity endpoint issues no token.")
@@ -543,7 +543,7 @@ class _Sender:
             self._check_due(outgoing.due)
         world.simulation.pause()
         operation = f"{'schedule' if outgoing.due else 'send'}:{entity}"
-        fault = world.plan.strike(Wire.SERVICE_BUS_OUT, operation)
+        fault = world.plan.strike(Dependency.SERVICE_BUS_OUT, operation)
         if fault is None:
             self._accept(entity, outgoing)
         else:
@@ -645,7 +645,7 @@ class _Host:
         world.counts["deliveries"] += 1
         if any(mark in _body(message) and self.in_flight(mark) for mark in world.marks):
             world.counts["deliveries of a win while another is handled"] += 1
-        fault = world.plan.strike(Wire.SERVICE_BUS_IN, f"deliver:{QUEUE}")
+        fault = world.plan.strike(Dependency.SERVICE_BUS_IN, f"deliver:{QUEUE}")
         invocation: _Invocation
         actor = world.simulation.spawn(
             f"delivery {world.counts['deliveries']}", lambda: self._work(invocation, self._handlers[worker])
@@ -692,7 +692,7 @@ class _Host:
 
     def _settle(self, message: BrokeredMessage, settle: Callable[..., None]) -> None:
         world = self._world
-        fault = world.plan.strike(Wire.SERVICE_BUS_IN, f"settle:{QUEUE}")
+        fault = world.plan.strike(Dependency.SERVICE_BUS_IN, f"settle:{QUEUE}")
         if fault is not None and not fault.after:
             return
         try:

@@ -15,7 +15,7 @@ from proofs.checker import Cause, Refusal
 from proofs.history import LAST_FAULT
 from proofs.random_faults import draw_rule
 from proofs.refusals import OUTAGES, REFUSALS, REJECTIONS
-from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, Kind, Rule, When
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -263,7 +263,7 @@ def _draw_faults(history: History) -> None:
 def _locked_out(history: History) -> None:
     """Nobody has created the application user: everything is parked. Then it is created, and everything replayed."""
     plan = history.world.plan
-    plan.add(Rule(Wire.DATAVERSE, Fault(Kind.FORBIDDEN)))
+    plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.FORBIDDEN)))
     scenarios = history.opportunities(history.random.choice((1, 1, 2)))
 
     def fix() -> bool:
@@ -333,7 +333,9 @@ def _ids_reused(history: History) -> None:
     starts, lasts = random.choice((0.0, 300.0)), random.uniform(2, 8)
     kind = random.choice((Kind.UNAVAILABLE, Kind.REFUSE, Kind.ADMIN_MODE))
     world.plan.add(
-        Rule(Wire.DATAVERSE, Fault(kind), When.during(timedelta(hours=lasts), timedelta(seconds=starts)))
+        Rule(
+            Dependency.DATAVERSE, Fault(kind), When.during(timedelta(hours=lasts), timedelta(seconds=starts))
+        )
     )
 
 
@@ -376,7 +378,7 @@ def _identity_away(history: History) -> None:
     starts = random.uniform(0.01, 0.5) * lasts
     fault = random.choice((Fault(Kind.SILENT, seconds=30), Fault(Kind.UNAVAILABLE)))
     away = When.during(timedelta(seconds=lasts * 0.98 - starts), timedelta(seconds=starts))
-    world.plan.add(Rule(Wire.IDENTITY, fault, away))
+    world.plan.add(Rule(Dependency.IDENTITY, fault, away))
     # With more workers, one of them may have no token yet.
     is_prompt = world.shape.workers == 1
     for scenario in others:

@@ -22,7 +22,7 @@ from proofs.scenario import Scenario, expected_of
 from sandbox.cloud import Mode
 from sandbox.dataverse import DuplicateResponse, FailedChangeSet
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Fault, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, Kind, Rule, When
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,13 +164,15 @@ class _History:
             drawn.append(replace(rule, when=replace(rule.when, first=first, last=last)))
         if random.random() < 0.1:
             # Everything is away for a moment.
-            wire = random.choice((Wire.DATAVERSE, Wire.SERVICE_BUS_OUT))
-            away = Fault(Kind.UNAVAILABLE if wire is Wire.DATAVERSE else Kind.REJECT)
-            drawn.append(Rule(wire, away, When.during(timedelta(seconds=random.choice((1, 2, 4))))))
+            dependency = random.choice((Dependency.DATAVERSE, Dependency.SERVICE_BUS_OUT))
+            away = Fault(Kind.UNAVAILABLE if dependency is Dependency.DATAVERSE else Kind.REJECT)
+            drawn.append(Rule(dependency, away, When.during(timedelta(seconds=random.choice((1, 2, 4))))))
         if random.random() < 0.1:
             # Who has a valid token does not notice.
             self._draws["identity: away all the time"] += 1
-            drawn.append(Rule(Wire.IDENTITY, random.choice((Fault(Kind.SILENT), Fault(Kind.UNAVAILABLE)))))
+            drawn.append(
+                Rule(Dependency.IDENTITY, random.choice((Fault(Kind.SILENT), Fault(Kind.UNAVAILABLE))))
+            )
         if random.random() < 0.1:
             drawn += self._hung_connections()
         return drawn
@@ -178,15 +180,15 @@ class _History:
     def _hung_connections(self) -> list[Rule]:
         """Let many connections in a row hang, at one stage or another; then the peer is healthy."""
         random, stage = self._random, self._stage
-        wire = Wire.DATAVERSE
+        dependency = Dependency.DATAVERSE
         if stage.cloud.options.mode is Mode.IDENTITY and random.random() < 0.7:
             # Plain AMQP has no bound, and production never uses it.
-            wire = Wire.SERVICE_BUS_OUT
+            dependency = Dependency.SERVICE_BUS_OUT
         count = random.randint(4, 12)
-        self._draws[f"hung connections: {wire}"] += count
-        stage.cut(wire)
+        self._draws[f"hung connections: {dependency}"] += count
+        stage.cut(dependency)
         fault = random.choice((Fault(Kind.SILENT), Fault(Kind.SWALLOW), Fault(Kind.SILENT, after=True)))
-        return [Rule(wire, fault, When(last=count), "connect")]
+        return [Rule(dependency, fault, When(last=count), "connect")]
 
     def _scripts(self) -> list[Callable[[], None]]:
         """Return what happens at the same time: one script for each opportunity."""
@@ -259,9 +261,9 @@ class _History:
             if waited > _FAULTS_LAST or (waited > _FAULTS_LAST / 5 and self._all_published()):
                 break
         stage.plan.clear()
-        for wire in (Wire.SERVICE_BUS_IN, Wire.SERVICE_BUS_OUT):
+        for dependency in (Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT):
             # A dead connection loses messages until its peers notice; the next history begins at rest.
-            stage.cut(wire)
+            stage.cut(dependency)
         while time.monotonic() < end and not (self._all_published() and self._all_posted()):
             stage.to_rest(1, patience=0.1)
         # The rest is retried until its policy ends: the invoice is gone, or the win was withdrawn.
@@ -282,7 +284,7 @@ class _History:
     def counts(self) -> Counter[str]:
         """Return what happened, and how often."""
         seen = self._stage.seen
-        counts = Counter(f"fault: {entry.wire} {entry.fault.kind}" for entry in self._struck)
+        counts = Counter(f"fault: {entry.dependency} {entry.fault.kind}" for entry in self._struck)
         counts.update(f"user: {act.partition(':')[0]}" for act in self._acts)
         counts.update(self._draws)
         counts["deliveries"] = seen.deliveries

@@ -21,7 +21,7 @@ from proofs.sales_state import read_opportunities
 from sandbox.cloud import Cloud, CloudOptions, Mode
 from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import FaultPlan, Wire
+from sandbox.faults import Dependency, FaultPlan
 from sandbox.service_bus import EventKind, Message, Observation
 from sandbox.service_bus.errors import MessageLockLost
 
@@ -159,10 +159,10 @@ class Stage:
         self.seen = Seen()
         return self.seen
 
-    def cut(self, wire: Wire) -> None:
+    def cut(self, dependency: Dependency) -> None:
         """Cut connections; with an identity, the host and the function share those to Service Bus."""
         proxies = self.cloud.proxies
-        proxies[wire if wire in proxies else Wire.SERVICE_BUS_OUT].cut()
+        proxies[dependency if dependency in proxies else Dependency.SERVICE_BUS_OUT].cut()
 
     def kill_workers(self) -> None:
         """End the function's processes, with all that they remember."""

@@ -5,16 +5,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sandbox.clock import MovableClock
-from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
 from sandbox.faults.plan import KINDS, OPERATIONS
 
 RESET = Fault(Kind.RESET)
-READ = (Wire.DATAVERSE, "read")
+READ = (Dependency.DATAVERSE, "read")
 
 
-def struck(plan: FaultPlan, calls: int, wire: Wire = Wire.DATAVERSE, operation: str = "read") -> list[int]:
+def struck(
+    plan: FaultPlan, calls: int, dependency: Dependency = Dependency.DATAVERSE, operation: str = "read"
+) -> list[int]:
     """Which of so many calls are struck, from 1."""
-    return [n for n in range(1, calls + 1) if plan.strike(wire, operation) is not None]
+    return [n for n in range(1, calls + 1) if plan.strike(dependency, operation) is not None]
 
 
 def plan_of(*rules: Rule, clock: MovableClock | None = None) -> FaultPlan:
@@ -36,27 +38,27 @@ def test_nothing_is_struck_without_rules() -> None:
     ],
 )
 def test_calls_are_struck_by_their_number(when: When, expected: list[int]) -> None:
-    assert struck(plan_of(Rule(Wire.DATAVERSE, RESET, when)), 5) == expected
+    assert struck(plan_of(Rule(Dependency.DATAVERSE, RESET, when)), 5) == expected
 
 
 def test_only_matching_calls_are_counted_and_struck() -> None:
-    plan = plan_of(Rule(Wire.DATAVERSE, RESET, When.nth(2), "read"))
+    plan = plan_of(Rule(Dependency.DATAVERSE, RESET, When.nth(2), "read"))
     assert struck(plan, 1) == []
     assert struck(plan, 5, operation="batch") == []
-    assert struck(plan, 5, wire=Wire.IDENTITY) == []
+    assert struck(plan, 5, dependency=Dependency.IDENTITY) == []
     assert struck(plan, 2) == [1]
 
 
 def test_a_pattern_names_several_operations() -> None:
-    plan = plan_of(Rule(Wire.SERVICE_BUS_OUT, RESET, operation="send:*"))
-    assert plan.strike(Wire.SERVICE_BUS_OUT, "send:invoice-created") == RESET
-    assert plan.strike(Wire.SERVICE_BUS_OUT, "schedule:opportunity-won") is None
+    plan = plan_of(Rule(Dependency.SERVICE_BUS_OUT, RESET, operation="send:*"))
+    assert plan.strike(Dependency.SERVICE_BUS_OUT, "send:invoice-created") == RESET
+    assert plan.strike(Dependency.SERVICE_BUS_OUT, "schedule:opportunity-won") is None
 
 
 def test_a_window_of_time_opens_and_closes_by_the_plan_s_clock() -> None:
     clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
     plan = plan_of(
-        Rule(Wire.DATAVERSE, RESET, When.during(timedelta(seconds=10), start=timedelta(seconds=5))),
+        Rule(Dependency.DATAVERSE, RESET, When.during(timedelta(seconds=10), start=timedelta(seconds=5))),
         clock=clock,
     )
     seen = []
@@ -67,25 +69,25 @@ def test_a_window_of_time_opens_and_closes_by_the_plan_s_clock() -> None:
 
 
 def test_chance_is_the_same_for_the_same_seed_and_near_its_probability() -> None:
-    rule = Rule(Wire.DATAVERSE, RESET, When.at_random(0.3, seed=7))
+    rule = Rule(Dependency.DATAVERSE, RESET, When.at_random(0.3, seed=7))
     one, other = struck(plan_of(rule), 1000), struck(plan_of(rule), 1000)
     assert one == other
     assert 250 < len(one) < 350
-    assert one != struck(plan_of(Rule(Wire.DATAVERSE, RESET, When.at_random(0.3, seed=8))), 1000)
+    assert one != struck(plan_of(Rule(Dependency.DATAVERSE, RESET, When.at_random(0.3, seed=8))), 1000)
 
 
 def test_every_rule_counts_a_call_that_another_one_strikes() -> None:
     delay = Fault(Kind.DELAY)
     plan = plan_of(
-        Rule(Wire.DATAVERSE, RESET, When.nth(1)),
-        Rule(Wire.DATAVERSE, delay, When.nth(2)),
+        Rule(Dependency.DATAVERSE, RESET, When.nth(1)),
+        Rule(Dependency.DATAVERSE, delay, When.nth(2)),
     )
     assert [plan.strike(*READ), plan.strike(*READ), plan.strike(*READ)] == [RESET, delay, None]
 
 
 def test_what_struck_is_logged_and_stays_logged_when_the_rules_are_gone() -> None:
-    plan = plan_of(Rule(Wire.DATAVERSE, Fault(Kind.UNAVAILABLE, status=502, after=True)))
-    plan.strike(Wire.DATAVERSE, "read", "GET /invoices")
+    plan = plan_of(Rule(Dependency.DATAVERSE, Fault(Kind.UNAVAILABLE, status=502, after=True)))
+    plan.strike(Dependency.DATAVERSE, "read", "GET /invoices")
     plan.clear()
     assert plan.strike(*READ) is None
     (entry,) = plan.log
@@ -103,7 +105,7 @@ def test_a_pause_ends_when_the_plan_is_cleared() -> None:
     assert not plan.cleared()
 
 
-def test_what_a_wire_cannot_do_is_provided_by_its_owner() -> None:
+def test_what_a_connection_cannot_do_is_provided_by_its_owner() -> None:
     plan, killed = plan_of(), []
     with pytest.raises(LookupError, match="kill"):
         plan.carry_out(Kind.KILL)
@@ -112,55 +114,55 @@ def test_what_a_wire_cannot_do_is_provided_by_its_owner() -> None:
     assert killed == ["worker"]
 
 
-def test_a_fault_that_a_wire_cannot_have_is_refused() -> None:
+def test_a_fault_that_a_connection_cannot_have_is_refused() -> None:
     with pytest.raises(ValueError, match="no deadlock on the connection identity"):
-        Rule(Wire.IDENTITY, Fault(Kind.DEADLOCK))
+        Rule(Dependency.IDENTITY, Fault(Kind.DEADLOCK))
 
 
-def test_every_kind_and_wire_is_described() -> None:
+def test_every_kind_and_dependency_is_described() -> None:
     assert set(KINDS) == set(Kind)
-    assert set(OPERATIONS) == set(Wire)
+    assert set(OPERATIONS) == set(Dependency)
     assert all(hasattr(RESET, name) for description in KINDS.values() for name in description.fields)
 
 
 @pytest.mark.parametrize(
     ("rule", "operation", "strikes"),
     [
-        (Rule(Wire.DATAVERSE, RESET), "connect", False),
-        (Rule(Wire.DATAVERSE, RESET, operation="connect"), "connect", True),
-        (Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED), operation="connect"), "connect", False),
-        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "connect", True),
-        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "deliver:queue", False),
-        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "deliver:queue", True),
-        (Rule(Wire.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "attach:queue", False),
+        (Rule(Dependency.DATAVERSE, RESET), "connect", False),
+        (Rule(Dependency.DATAVERSE, RESET, operation="connect"), "connect", True),
+        (Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED), operation="connect"), "connect", False),
+        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "connect", True),
+        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "deliver:queue", False),
+        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "deliver:queue", True),
+        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "attach:queue", False),
     ],
     ids=str,
 )
 def test_a_pattern_means_what_can_be_struck(rule: Rule, operation: str, strikes: bool) -> None:  # noqa: FBT001 - pytest's
     """A connection is struck where it is named, or where nothing but a connection can be."""
-    assert (plan_of(rule).strike(rule.wire, operation) is not None) is strikes
+    assert (plan_of(rule).strike(rule.dependency, operation) is not None) is strikes
 
 
 def test_a_suspended_plan_strikes_nothing_and_counts_nothing() -> None:
     clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
-    nth = Rule(Wire.DATAVERSE, RESET, When.nth(2))
-    timed = Rule(Wire.IDENTITY, RESET, When.during(timedelta(seconds=10)))
+    nth = Rule(Dependency.DATAVERSE, RESET, When.nth(2))
+    timed = Rule(Dependency.IDENTITY, RESET, When.during(timedelta(seconds=10)))
     plan = plan_of(nth, timed, clock=clock)
     with plan.suspended():
         assert struck(plan, 5) == []
-        assert struck(plan, 1, Wire.IDENTITY, "token") == []
+        assert struck(plan, 1, Dependency.IDENTITY, "token") == []
         clock.advance(timedelta(minutes=1))
     assert struck(plan, 3) == [2]
     # Its time begins when the plan goes on.
-    assert struck(plan, 1, Wire.IDENTITY, "token") == [1]
+    assert struck(plan, 1, Dependency.IDENTITY, "token") == [1]
 
 
 def test_active_rules_are_those_that_may_still_strike() -> None:
     clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
     once, timed, always = (
-        Rule(Wire.DATAVERSE, RESET, When.once()),
-        Rule(Wire.DATAVERSE, RESET, When.during(timedelta(seconds=10), timedelta(seconds=5))),
-        Rule(Wire.IDENTITY, RESET),
+        Rule(Dependency.DATAVERSE, RESET, When.once()),
+        Rule(Dependency.DATAVERSE, RESET, When.during(timedelta(seconds=10), timedelta(seconds=5))),
+        Rule(Dependency.IDENTITY, RESET),
     )
     plan = plan_of(once, timed, always, clock=clock)
     assert [(each.rule, each.until) for each in plan.active] == [

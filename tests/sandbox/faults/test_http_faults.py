@@ -15,7 +15,7 @@ from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, DataverseServer, seed
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Fault, FaultPlan, FaultyAdapter, Kind, Rule, When, Wire, faulty_dataverse
+from sandbox.faults import Dependency, Fault, FaultPlan, FaultyAdapter, Kind, Rule, When, faulty_dataverse
 from sandbox.identity import Identity, TokenAuthority
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Service:
 
     def get(self, fault: Fault, **headers: str) -> requests.Response:
         """Call it once, struck by `fault`."""
-        self.plan.add(Rule(Wire.DATAVERSE, fault, When.once()))
+        self.plan.add(Rule(Dependency.DATAVERSE, fault, When.once()))
         session = requests.Session()
         session.mount("https://", FaultyAdapter(faulty_dataverse(self, self.plan, self.waited.append)))
         return session.get(f"{URL}/api/data/v9.2/accounts", headers=headers, allow_redirects=False)
@@ -133,7 +133,7 @@ def test_a_redirect_leads_to_a_page_that_looks_like_success(service: Service) ->
     """A client that follows the redirect with its token takes the page for a response."""
     session = requests.Session()
     session.mount("https://", FaultyAdapter(faulty_dataverse(service, service.plan)))
-    service.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.REDIRECT), When.once()))
+    service.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.REDIRECT), When.once()))
     response = session.get(f"{URL}/api/data/v9.2/accounts")
     assert response.status_code == 200
     assert "Sign in" in response.text
@@ -236,7 +236,7 @@ def world() -> Iterator[World]:
 def test_operations_are_distinguished(world: World) -> None:
     """A read, a write, a batch of reads and one with a change set are operations of their own."""
     for name in ("read", "write", "batch", "change-set", "update"):
-        world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.RESET), operation=name))
+        world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.RESET), operation=name))
     note = operation("POST", "annotations", '{"subject": "x"}')
     for call in (
         partial(world.session.get, f"{URL}/api/data/v9.2/accounts"),
@@ -253,7 +253,7 @@ def test_operations_are_distinguished(world: World) -> None:
 @pytest.mark.parametrize("after", [False, True])
 def test_one_part_of_a_batch_is_struck(world: World, after: bool) -> None:  # noqa: FBT001 - pytest's
     """The others get their own responses; without after the part that is struck is not carried out."""
-    world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, part=0, after=after, retry_after="9")))
+    world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, part=0, after=after, retry_after="9")))
     note = operation(
         "POST",
         "annotations",
@@ -278,7 +278,7 @@ def claim(opportunity: str) -> str:
 @pytest.mark.parametrize("stop", [None, 200, 400])
 def test_a_refused_change_set_is_nested_and_may_end_the_batch(world: World, stop: int | None) -> None:
     fault = Fault(Kind.ERROR, status=429, part=0, stop=stop, text="The tax service is busy.")
-    world.plan.add(Rule(Wire.DATAVERSE, fault))
+    world.plan.add(Rule(Dependency.DATAVERSE, fault))
     response = world.batch(change_set(claim(world.opportunity)), operation("GET", "annotations"))
     assert response.status_code == (stop or 200)
     assert "multipart/mixed; boundary=changesetresponse" in response.text
@@ -291,7 +291,7 @@ def test_a_refused_change_set_is_nested_and_may_end_the_batch(world: World, stop
 
 @pytest.mark.parametrize("stop", [200, 400])
 def test_a_change_set_that_fails_by_itself_may_end_the_batch(world: World, stop: int) -> None:
-    world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.BATCH_STOPS, status=stop)))
+    world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.BATCH_STOPS, status=stop)))
     items = (change_set(claim(world.opportunity)), operation("GET", "annotations?$select=annotationid"))
     assert world.batch(*items).text.count("HTTP/1.1 ") == 2
     refused = world.batch(*items)
@@ -302,7 +302,7 @@ def test_a_change_set_that_fails_by_itself_may_end_the_batch(world: World, stop:
 
 
 def test_a_missing_part_strikes_the_whole_batch(world: World) -> None:
-    world.plan.add(Rule(Wire.DATAVERSE, Fault(Kind.THROTTLED, part=5)))
+    world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, part=5)))
     assert world.batch(operation("GET", "accounts")).status_code == 429
 
 
@@ -324,7 +324,7 @@ def test_broken_connections_over_sockets(kind: Kind, tmp_path: Path) -> None:
         session.trust_env = False
         session.verify = str(certificates.bundle)
         session.headers["Authorization"] = f"Bearer {authority.issue(identity, server.url)}"
-        plan.add(Rule(Wire.DATAVERSE, Fault(kind), When.once()))
+        plan.add(Rule(Dependency.DATAVERSE, Fault(kind), When.once()))
         with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
             session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10)
         assert session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10).status_code == 200

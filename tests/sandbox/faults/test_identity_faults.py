@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
 from sandbox.faults.identity import faulty_identity
 from sandbox.faults.plan import KINDS
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
@@ -27,7 +27,7 @@ class World:
     def ask(self, fault: Fault | None = None) -> requests.Response:
         """Ask for a token, struck by `fault`."""
         if fault is not None:
-            self.plan.add(Rule(Wire.IDENTITY, fault, When.once()))
+            self.plan.add(Rule(Dependency.IDENTITY, fault, When.once()))
         return requests.get(
             self.server.endpoint,
             params={
@@ -97,10 +97,12 @@ def test_every_fault_of_the_connection_can_be_caused(world: World) -> None:
     """Each kind ends in a response or in an exception of the client, and never in a crash."""
     world.plan.provide(Kind.KILL, lambda: None)
     for kind, description in KINDS.items():
-        if Wire.IDENTITY in description.wires:
+        if Dependency.IDENTITY in description.dependencies:
             fault = Fault(kind, seconds=0.05)
             try:
                 assert world.ask(fault).status_code
             except requests.RequestException:
                 continue
-    assert len(world.plan.log) == sum(Wire.IDENTITY in description.wires for description in KINDS.values())
+    assert len(world.plan.log) == sum(
+        Dependency.IDENTITY in description.dependencies for description in KINDS.values()
+    )

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from sandbox.faults import Fault, FaultPlan, Kind, Rule, When, Wire
+from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
 from sandbox.faults.proxy import TcpProxy
 
 GREETING = bytes(range(256)) * 4
@@ -48,7 +48,7 @@ class World:
 
     def fault(self, kind: Kind, **fields: float) -> None:
         """Let the next connection be struck."""
-        self.plan.add(Rule(Wire.DATAVERSE, Fault(kind, **fields), When.once(), "connect"))  # type: ignore[arg-type]
+        self.plan.add(Rule(Dependency.DATAVERSE, Fault(kind, **fields), When.once(), "connect"))  # type: ignore[arg-type]
 
     def asked(self, timeout: float = 5) -> bytes:
         """Send a word; return what comes until the connection ends or is silent for a moment."""
@@ -72,7 +72,7 @@ def world() -> Iterator[World]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         host, port = server.server_address[:2]
-        with TcpProxy((str(host), port), plan, Wire.DATAVERSE) as proxy:
+        with TcpProxy((str(host), port), plan, Dependency.DATAVERSE) as proxy:
             yield World(server, plan, proxy)
             plan.clear()
         server.shutdown()
@@ -214,7 +214,7 @@ def test_a_server_that_is_gone_ends_the_connection() -> None:
         nowhere = unused.getsockname()[:2]
     # The reset may come while the client is still connecting.
     with (
-        TcpProxy(nowhere, FaultPlan(), Wire.DATAVERSE) as proxy,
+        TcpProxy(nowhere, FaultPlan(), Dependency.DATAVERSE) as proxy,
         pytest.raises(ConnectionResetError),
         socket.create_connection((proxy.host, proxy.port), timeout=5) as connection,
     ):
@@ -223,4 +223,4 @@ def test_a_server_that_is_gone_ends_the_connection() -> None:
 
 def test_a_proxy_listens_on_loopback_only() -> None:
     with pytest.raises(ValueError, match="loopback"):
-        TcpProxy(("127.0.0.1", 1), FaultPlan(), Wire.DATAVERSE, host="0.0.0.0")  # noqa: S104 - it is refused
+        TcpProxy(("127.0.0.1", 1), FaultPlan(), Dependency.DATAVERSE, host="0.0.0.0")  # noqa: S104 - it is refused
