@@ -33,7 +33,7 @@ from operations.console import (
 )
 from operations.following import Fate, Watch
 from operations.identity import operator
-from operations.messages import NotCopyable, Seen, body_as_text, copy_of, document_of, text_properties
+from operations.messages import MessageInfo, NotCopyable, body_as_text, copy_of, document_of, text_properties
 from operations.names import Names
 from operations.namespace import MessageId, Place, open_namespace, sequence_number
 from operations.selection import MessageIdType, Selection, check_reason, selecting
@@ -59,7 +59,7 @@ class FailedMessage:
     """A message that failed, and what it says about itself."""
 
     id: MessageId
-    seen: Seen
+    seen: MessageInfo
 
 
 class Outcome(Enum):
@@ -91,7 +91,7 @@ def failed_messages(namespace: NamespaceClient, unreadable: Callable[[str], None
         source = place.source(namespace.settings)
         try:
             for peeked in namespace.peek_every(source):
-                yield FailedMessage(MessageId(place, peeked.number), Seen.of(peeked.message))
+                yield FailedMessage(MessageId(place, peeked.number), MessageInfo.of(peeked.message))
         except ServiceBusError as error:
             if place is Place.FAILED:
                 raise
@@ -147,7 +147,7 @@ def replay_messages(
         namespace.send(namespace.settings.opportunity_won_queue, copy)
         namespace.complete(source, message)
         copy_id = str(copy.properties.message_id) if copy.properties else ""
-        yield Settled(message_id, Outcome.DONE, "", copy_id, Seen.of(message).opportunity_id)
+        yield Settled(message_id, Outcome.DONE, "", copy_id, MessageInfo.of(message).opportunity_id)
 
 
 def discard_messages(namespace: NamespaceClient, ids: Iterable[MessageId]) -> Iterator[Settled]:
@@ -158,7 +158,7 @@ def discard_messages(namespace: NamespaceClient, ids: Iterable[MessageId]) -> It
         if message is None:
             yield Settled(message_id, Outcome.GONE)
             continue
-        seen = Seen.of(message)
+        seen = MessageInfo.of(message)
         namespace.complete(source, message)
         yield Settled(message_id, Outcome.DONE, seen.reason, "", seen.opportunity_id)
 
@@ -270,7 +270,7 @@ def show(environment: Mapping[str, str], message_id: MessageId, *, as_json: bool
         raise click.ClickException(
             f"Message {message_id} holds an AMQP type that this command cannot decode."
         )
-    failure = FailedMessage(message_id, Seen.of(message))
+    failure = FailedMessage(message_id, MessageInfo.of(message))
     names = Names.of(environment, [failure.seen.opportunity_id])
     if as_json:
         say_json({**_row(failure, names), **document_of(message)})

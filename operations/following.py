@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from azure.servicebus import ServiceBusMessageState
 from azure.servicebus.exceptions import ServiceBusError
 
-from operations.messages import Seen, body_of, text_properties
+from operations.messages import MessageInfo, body_of, text_properties
 from operations.namespace import AUDIT, Source, sequence_number
 from shared.message import ORIGINAL_MESSAGE_ID
 
@@ -120,7 +120,7 @@ class Watch:
         by_id: dict[str, Fate] = {}
         by_opportunity: dict[str | None, Fate] = {}
         for message in self._new(Source(self.namespace.settings.opportunity_won_queue)):
-            seen = Seen.of(message)
+            seen = MessageInfo.of(message)
             fate = Fate(FateState.WAITING)
             if message.state == ServiceBusMessageState.SCHEDULED and seen.due is not None:
                 fate = Fate(FateState.RETRY, f"{seen.reason}, next try at {seen.due:%H:%M:%S}")
@@ -133,7 +133,7 @@ class Watch:
         by_id: dict[str, Fate] = {}
         by_opportunity: dict[str | None, Fate] = {}
         for message in self._new(Source(self.namespace.settings.failed_queue)):
-            seen = Seen.of(message)
+            seen = MessageInfo.of(message)
             fate = Fate(FateState.PARKED, f"{seen.reason}: {seen.description}")
             by_id[str(text_properties(message).get(ORIGINAL_MESSAGE_ID) or message.message_id)] = fate
             if seen.opportunity_id is not None:

@@ -44,7 +44,7 @@ class NotCopyable(Exception):
 
 
 @dataclass(frozen=True)
-class Seen:
+class MessageInfo:
     """What a message says about itself, as far as it can be read; nothing in it can be trusted."""
 
     reason: str
@@ -66,7 +66,7 @@ class Seen:
         return _RESPONDED.sub("", self.description)
 
     @classmethod
-    def of(cls, message: ServiceBusReceivedMessage | None) -> Seen:
+    def of(cls, message: ServiceBusReceivedMessage | None) -> MessageInfo:
         """Read a message that failed, or that waits for its next try; None for one that cannot be decoded."""
         if message is None:
             return cls(UNKNOWN, "The message cannot be decoded.", None, None, 0, None, None)

@@ -21,7 +21,7 @@ from operations.billing import Billing, invoice_number, read_billing
 from operations.console import Column, confirm, note, printable, say, say_json, say_table
 from operations.failed import FailedMessage, failed_messages
 from operations.following import PublishedEvent, published_event
-from operations.messages import Seen
+from operations.messages import MessageInfo
 from operations.namespace import AUDIT, ServiceBusTimeout, Source, open_namespace, sequence_number
 from operations.privileges import privilege_in
 from operations.reconcile import send_wins
@@ -108,7 +108,7 @@ class Retry:
     """A message about the opportunity in the queue of wins. `due`: when it is tried next; None: it is available now."""
 
     number: int
-    seen: Seen
+    seen: MessageInfo
     due: datetime | None
 
 
@@ -256,7 +256,7 @@ class _Reader:
     def retries(self) -> list[Retry]:
         found = []
         for message in self._namespace.peek_all(Source(self._settings.opportunity_won_queue)):
-            seen = Seen.of(message)
+            seen = MessageInfo.of(message)
             if seen.opportunity_id == self._opportunity_id:
                 is_scheduled = message.state == ServiceBusMessageState.SCHEDULED
                 found.append(Retry(sequence_number(message), seen, seen.due if is_scheduled else None))

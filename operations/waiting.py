@@ -22,8 +22,8 @@ from operations.console import (
     say_table,
 )
 from operations.messages import (
+    MessageInfo,
     NotCopyable,
-    Seen,
     body_as_text,
     copy_of,
     document_of,
@@ -48,7 +48,7 @@ class WaitingMessage:
     """A scheduled message, and what it says about itself."""
 
     number: int
-    seen: Seen
+    seen: MessageInfo
     message: ServiceBusReceivedMessage
 
 
@@ -65,7 +65,7 @@ def waiting_messages(namespace: NamespaceClient) -> Iterator[WaitingMessage]:
     """Yield the scheduled messages of the queue; nothing is moved."""
     for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
         if message.state == ServiceBusMessageState.SCHEDULED:
-            yield WaitingMessage(sequence_number(message), Seen.of(message), message)
+            yield WaitingMessage(sequence_number(message), MessageInfo.of(message), message)
 
 
 def retry_messages(
@@ -131,7 +131,7 @@ def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
     message = None if peeked is None else peeked.message
     if message is None or message.state != ServiceBusMessageState.SCHEDULED:
         raise click.ClickException(f"There is no scheduled message {number}: see waiting list.")
-    waiting_message = WaitingMessage(number, Seen.of(message), message)
+    waiting_message = WaitingMessage(number, MessageInfo.of(message), message)
     row = _row(waiting_message, Names.of(environment, [waiting_message.seen.opportunity_id]))
     if as_json:
         say_json({**row, **document_of(message)})

@@ -155,7 +155,7 @@ def _headers(request: Request, host: str) -> dict[str, str]:
 
 
 def encoded(url: str) -> str:
-    """Return a URL with what may not stand in one percent-encoded, as `requests` does it."""
+    """Return a URL whose invalid characters are percent-encoded, as `requests` does it."""
     # Most URLs here have only spaces to encode.
     return url.replace(" ", "%20") if _PLAIN_URL.fullmatch(url) else requote_uri(url)
 

@@ -1,4 +1,4 @@
-"""What is recorded of the function's work as spans and metrics: nothing, unless a setting switches it on.
+"""Spans and metrics of the function's work; nothing is recorded unless a setting switches it on.
 
 The classes here record nothing and need no package. `open_telemetry.py` has those that record. A span begins and ends
 in the caller's thread, and the requests and messages in between become its children. It must never delay or fail the
@@ -38,7 +38,7 @@ class Span:
 
 
 class InvocationSpan(Span):
-    """The processing of one delivery, and what came of it. An invocation that says nothing of it has failed."""
+    """The processing of one delivery, and its outcome. An invocation without one has failed."""
 
     def concerns(self, opportunity_id: str) -> None:
         """Note which opportunity the message is about."""

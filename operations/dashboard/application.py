@@ -26,7 +26,7 @@ from operations.failed import (
     replay_messages,
 )
 from operations.following import Watch
-from operations.messages import Seen, body_as_text, text_properties
+from operations.messages import MessageInfo, body_as_text, text_properties
 from operations.namespace import ServiceBusTimeout, open_namespace
 from operations.opportunity import Verdict, find, history, messages_about
 from operations.reconcile import AuditContext, Problem, audit, send_wins, won_since
@@ -207,7 +207,7 @@ class Dashboard:
             peeked = failed_message(namespace, parse_message_id(message_id))
         if peeked is None or peeked.message is None:
             return None
-        message, seen = peeked.message, Seen.of(peeked.message)
+        message, seen = peeked.message, MessageInfo.of(peeked.message)
         return {
             "reason": seen.reason,
             "description": seen.description,

@@ -18,7 +18,7 @@ from azure.servicebus import ServiceBusMessageState
 from operations.dashboard.snapshot import Failure, Figures, Retry, Snapshot
 from operations.failed import failed_messages
 from operations.following import published_event
-from operations.messages import Seen
+from operations.messages import MessageInfo
 from operations.names import Names
 from operations.namespace import AUDIT, Source, open_namespace, sequence_number
 from operations.trouble import explain
@@ -120,7 +120,7 @@ class Collector:
         waiting, scheduled = 0, []
         for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
             if message.state == ServiceBusMessageState.SCHEDULED:
-                scheduled.append((sequence_number(message), Seen.of(message)))
+                scheduled.append((sequence_number(message), MessageInfo.of(message)))
             else:
                 waiting += 1
         per_minute, seconds = self._events(namespace)
@@ -148,7 +148,7 @@ class Collector:
         seconds = self._seconds_to_event(published)
         return count / (_RATE_WINDOW.total_seconds() / 60), median(seconds) if seconds else None
 
-    def _learn_names(self, seen: Iterable[Seen]) -> None:
+    def _learn_names(self, seen: Iterable[MessageInfo]) -> None:
         unknown = {each.opportunity_id for each in seen if each.opportunity_id} - self._names.keys()
         if unknown and time.monotonic() >= self._unavailable_until:
             names = Names.of(self._environment, unknown)
@@ -156,7 +156,7 @@ class Collector:
             # An opportunity without a name now may be unreadable: it is not requested with every read.
             self._unavailable_until = time.monotonic() + (30.0 if unknown - names.by_id.keys() else 0.0)
 
-    def _failure(self, message_id: str, seen: Seen) -> Failure:
+    def _failure(self, message_id: str, seen: MessageInfo) -> Failure:
         name = self._names.get(seen.opportunity_id or "")
         return Failure(
             message_id,
@@ -169,7 +169,7 @@ class Collector:
             seen.description,
         )
 
-    def _retry(self, number: int, seen: Seen) -> Retry:
+    def _retry(self, number: int, seen: MessageInfo) -> Retry:
         name = self._names.get(seen.opportunity_id or "")
         return Retry(
             number,

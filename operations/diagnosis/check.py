@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from operations.diagnosis.findings import Finding
     from shared.clock import Clock
 
-Seen = TypeVar("Seen")
+Value = TypeVar("Value")
 
 
 class State(Enum):
@@ -49,10 +49,10 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Checked(Generic[Seen]):
+class Checked(Generic[Value]):
     """What a check returns: the value for the checks that need it, and the lines for people."""
 
-    value: Seen
+    value: Value
     results: tuple[Result, ...]
 
 
@@ -89,13 +89,13 @@ class Inputs:
     opportunity: str | None
 
 
-class Check(Generic[Seen]):
+class Check(Generic[Value]):
     """One check. `beside`: checks that it does not wait for, and whose failure makes its result worthless."""
 
     def __init__(
         self,
         name: str,
-        run: Callable[[Run], Checked[Seen]],
+        run: Callable[[Run], Checked[Value]],
         needs: Sequence[Check[Any]],
         beside: Sequence[Check[Any]],
     ) -> None:
@@ -110,7 +110,7 @@ class Check(Generic[Seen]):
 
 def check(
     name: str, *needs: Check[Any], beside: Sequence[Check[Any]] = ()
-) -> Callable[[Callable[[Run], Checked[Seen]]], Check[Seen]]:
+) -> Callable[[Callable[[Run], Checked[Value]]], Check[Value]]:
     """Make a function a check, with the checks whose results it needs."""
     return lambda run: Check(name, run, needs, beside)
 
@@ -123,12 +123,12 @@ class Run:
     deadline: Deadline
     _outcomes: Mapping[Check[Any], CheckOutcome]
 
-    def __getitem__(self, needed: Check[Seen]) -> Seen:
+    def __getitem__(self, needed: Check[Value]) -> Value:
         """Return the value of a check; raises what it ended with, where it has none."""
         outcome = self._outcomes[needed]
         if outcome.ended is not None:
             raise outcome.ended
-        return cast("Seen", outcome.value)
+        return cast("Value", outcome.value)
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def run_checks(checks: Sequence[Check[Any]], inputs: Inputs, seconds: float) -> 
             yield future.result()
 
 
-def ok(seen: str, value: Seen = None) -> Checked[Seen]:  # type: ignore[assignment]
+def ok(seen: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]
     """Return that a check is in order."""
     return Checked(value, (Result(State.OK, seen),))
 
 
-def judged(findings: Sequence[Result], otherwise: str, value: Seen = None) -> Checked[Seen]:  # type: ignore[assignment]
+def judged(findings: Sequence[Result], otherwise: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]
     """Return what a check found, or that it is in order."""
     return Checked(value, tuple(findings)) if findings else ok(otherwise, value)
 

@@ -34,7 +34,7 @@ from operations.diagnosis.check import (
 )
 from operations.diagnosis.connections import service_bus_connection, service_bus_token, settings
 from operations.diagnosis.findings import Finding
-from operations.messages import Seen
+from operations.messages import MessageInfo
 from operations.namespace import AUDIT, NamespaceClient, Place, ServiceBusTimeout, Source
 from operations.trouble import is_entity_missing
 from shared.bounded_call import BoundedCalls
@@ -214,13 +214,13 @@ def retries(run: Run) -> Checked[None]:
     return Checked(None, (found(Finding.RETRIES_OLD, seen),))
 
 
-def _scheduled(namespace: NamespaceClient, source: Source, deadline: Deadline) -> Iterator[Seen]:
+def _scheduled(namespace: NamespaceClient, source: Source, deadline: Deadline) -> Iterator[MessageInfo]:
     """Yield what is scheduled, for as long as there is time: in a backlog the oldest come first."""
     for message in namespace.peek_all(source):
         if deadline.remaining <= 1.0:
             return
         if message.state == ServiceBusMessageState.SCHEDULED:
-            yield Seen.of(message)
+            yield MessageInfo.of(message)
 
 
 def _some(namespace: NamespaceClient, source: Source) -> Iterator[object]:
