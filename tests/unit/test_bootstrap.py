@@ -33,7 +33,8 @@ ENVIRONMENT = {**SERVICE_BUS, "DATAVERSE_URL": "https://contoso.crm4.dynamics.co
 @pytest.fixture
 def fresh_process() -> Iterator[None]:
     """Let the process have no handler yet, and none afterwards."""
-    loggers = [logging.getLogger(name) for name in ("azure", "azure.identity", "azure.servicebus")]
+    names = ("azure", "azure.identity", "azure.servicebus", "opentelemetry")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     bootstrap._built.clear()
     yield
@@ -147,6 +148,7 @@ def test_a_process_has_one_handler_built_at_the_first_message(monkeypatch: pytes
     assert logging.getLogger("azure").level == logging.WARNING
     assert logging.getLogger("azure.identity").level == logging.ERROR
     assert logging.getLogger("azure.servicebus").level == logging.CRITICAL
+    assert logging.getLogger("opentelemetry").level == logging.ERROR
 
 
 @pytest.mark.usefixtures("fresh_process")

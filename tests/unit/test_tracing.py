@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import gzip
+import json
 import logging
 import os
 import subprocess
@@ -25,6 +26,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode
 from requests import ReadTimeout
 
+from shared import multipart
 from shared.bootstrap import build, start_tracing
 from shared.clock import Deadline
 from shared.dataverse import Dataverse, Read
@@ -38,6 +40,7 @@ from shared.settings import ConnectionString, Namespace, ServiceBusSettings, ret
 from shared.tracing import OFF, TelemetryExporter, Tracing
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from shared.message import Message
@@ -635,7 +638,10 @@ def test_an_exporter_that_cannot_be_set_up_stops_nothing(
     otel.setenv("APPLICATIONINSIGHTS_CONNECTION_STRING", "secret")
     assert start_tracing(TelemetryExporter.AZURE_MONITOR, SETTINGS) is OFF
     (line,) = [line for line in caplog.messages if line.startswith("settings: ")]
-    assert "cannot be set up (ValueError)" in line
+    assert line == (
+        "settings: TELEMETRY_EXPORTER is azure-monitor, and the exporter cannot be set up (ValueError). "
+        "Nothing is exported."
+    )
     assert "secret" not in caplog.text
 
 
@@ -717,3 +723,52 @@ def test_the_setting_decides_what_is_recorded(
     assert asked == started
     handler.handle(make_message(body=b"unreadable"))
     assert [span.name for span in recorder.spans] == (["send failed", "process won"] if started else [])
+
+
+def batch_response(*documents: object) -> bytes:
+    head = b"Content-Type: application/http\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
+    return multipart.join("b", [head + json.dumps(document).encode() for document in documents])
+
+
+@pytest.mark.usefixtures("trusted")
+def test_what_is_built_records_its_requests_and_the_invoice_that_it_generates(
+    tls_server: TlsServer,
+    plain_server: TlsServer,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    none: dict[str, object] = {"value": []}
+    found = {"invoiceid": INVOICE.id, "statecode": 0, "createdon": "2026-03-01T11:59:00Z"}
+    invoice = {**found, "_opportunityid_value": OPPORTUNITY}
+    responses = iter(
+        [
+            batch_response({"statecode": 1}, none, none, none, none),
+            batch_response(found, none, {"value": [found]}),
+            batch_response(invoice, none),
+        ]
+    )
+
+    def serve(connection: socket.socket) -> None:
+        while tls_server.read(connection) is not None:
+            body = next(responses)
+            head = (
+                f"HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary=b\r\nContent-Length: {len(body)}"
+            )
+            connection.sendall(f"{head}\r\n\r\n".encode() + body)
+
+    tls_server.serve = serve
+    token = json.dumps({"access_token": "x.y", "expires_on": "9999999999", "token_type": "Bearer"}).encode()
+    plain_server.serve = lambda connection: plain_server.respond(connection, token)
+    environment = {
+        **ENVIRONMENT,
+        "DATAVERSE_URL": tls_server.url,
+        "IDENTITY_ENDPOINT": f"http://127.0.0.1:{plain_server.port}/msi/token",
+        "IDENTITY_HEADER": "secret",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    recorder = Recorder()
+    build(environment, sender=sender, start_tracing=lambda *_: recorder.tracing).handle(make_message())
+    assert [span.name for span in recorder.spans] == [*["POST $batch"] * 3, "send created", "process won"]
+    assert recorder.counts()["invoicing.invoices.generated", None] == 1
