@@ -243,9 +243,10 @@ def build_credential(
     # The endpoint is on the same machine: neither a proxy nor ~/.netrc concerns it.
     session.trust_env = False
     session.mount("http://", DeadlineAdapter())
-    bounds: dict[str, Any] = {"retry_total": 2, "retry_backoff_max": 2, "raw_response_hook": hook}
-    transport = RequestsTransport(session=session, session_owner=False, connection_timeout=3, read_timeout=5)
-    return ManagedIdentityCredential(client_id=client_id, transport=transport, **bounds)
+    # So that a response that was lost is asked for again within the time for a token.
+    transport = RequestsTransport(session=session, read_timeout=5)
+    options: dict[str, Any] = {"retry_total": 2, "raw_response_hook": hook}
+    return ManagedIdentityCredential(client_id=client_id, transport=transport, **options)
 
 
 class _Source:
@@ -291,17 +292,17 @@ def _responded(status: int, body: bytes) -> str:
     return f"{status}: {message}"
 
 
-def _message(document: object) -> str:
+def _message(document: object) -> str | None:
     """Return the message: App Service has one, others follow OAuth 2 or nest it."""
     if not isinstance(document, dict):
-        return ""
+        return None
     for name in ("message", "error_description", "error"):
         value = document.get(name)
         if isinstance(value, dict):
             value = value.get("message")
         if isinstance(value, str) and value:
-            return _one_line(value).rstrip(".")
-    return ""
+            return _one_line(value).removesuffix(".")
+    return None
 
 
 def _innermost(error: BaseException) -> str:

@@ -37,6 +37,7 @@ _FAST = 30.0
 _OWN_TESTS = {
     "bootstrap": ("bootstrap", "tracing"),
     "handler": ("handler", "tracing"),
+    "invoice": ("invoice", "invoicing"),
     "open_telemetry": ("tracing",),
     "sales": ("invoicing",),
     "__init__": ("generate_invoice_function",),
@@ -50,6 +51,7 @@ class Selection:
         self.files = files
         self.fast = fast
         self._tests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._outside: dict[str, set[int]] = defaultdict(set)
         self._seconds: dict[str, float] = defaultdict(float)
 
     @classmethod
@@ -83,7 +85,10 @@ class Selection:
         for file in recorded.measured_files():
             module = str(Path(file).relative_to(ROOT))
             for line, contexts in recorded.contexts_by_lineno(file).items():
-                self._tests[module][line] |= {test for each in contexts if (test := _test_of(each))}
+                tests = {_test_of(each) for each in contexts}
+                self._tests[module][line] |= {test for test in tests if test is not None}
+                if None in tests:
+                    self._outside[module].add(line)
         for case in ET.parse(data.with_suffix(".xml")).getroot().iter("testcase"):  # noqa: S314 - pytest wrote it
             test = _test_of(f"{case.get('classname')}.{(case.get('name') or '').partition('[')[0]}")
             self._seconds[test or ""] += float(case.get("time") or 0)
@@ -95,6 +100,9 @@ class Selection:
         own = _own(mutation.module, self.files)
         all_of_own = {test for test in self._seconds if test.partition("::")[0] in own}
         tests = executed or all_of_own.union(*lines.values())
+        if self._outside[mutation.module].intersection(_lines(mutation)):
+            # A fixture may execute it, for any test.
+            tests |= all_of_own
         if self.fast:
             tests = {test for test in tests if self._seconds[test] < _FAST}
         ordered = self._ordered(tests, own)
@@ -108,7 +116,7 @@ class Selection:
 
     def _executing(self, mutation: Mutation) -> set[str]:
         lines = self._tests[mutation.module]
-        return set().union(*(lines.get(line, set()) for line in range(mutation.line, mutation.last_line + 1)))
+        return set().union(*(lines.get(line, set()) for line in _lines(mutation)))
 
     def _ordered(self, tests: set[str], own: Sequence[str]) -> list[str]:
         return sorted(tests, key=lambda test: (test.partition("::")[0] not in own, self._seconds[test], test))
@@ -116,6 +124,10 @@ class Selection:
     def timeout(self, tests: Sequence[str]) -> float:
         """Return the seconds after which a mutant counts as one that never ends."""
         return _TIMEOUT + _SLOWER * sum(self._seconds[test] for test in tests)
+
+
+def _lines(mutation: Mutation) -> range:
+    return range(mutation.line, mutation.last_line + 1)
 
 
 def _own(module: str, files: Iterable[str]) -> list[str]:

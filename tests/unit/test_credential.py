@@ -175,7 +175,7 @@ def test_a_valid_token_is_used_while_the_endpoint_fails_and_it_is_not_asked_all_
             assert identity.token(SCOPE, BOUND) == "token-1"
             eventually(lambda: not identity._fetches)
         assert len(authority.requests) == expected
-        authority.now += 31
+        authority.now += 30
     authority.error = None
     identity.token(SCOPE, BOUND)
     eventually(lambda: identity.token(SCOPE, BOUND) == "token-4")
@@ -290,7 +290,7 @@ def test_where_the_new_token_is_refused_too_the_endpoint_is_not_asked_all_the_ti
     for _ in range(5):
         assert identity.renewed(SCOPE, refused, BOUND) is None
     assert len(authority.requests) == 2
-    authority.now += 61
+    authority.now += 60
     assert identity.renewed(SCOPE, refused, BOUND) == "token-3"
 
 
@@ -331,8 +331,22 @@ def test_tokens_of_a_scope_have_a_deadline(identity: Identity, authority: Author
     assert tokens.token(deadline) == "token-1"
     assert tokens.renewed("token-1", deadline) == "token-2"
     authority.now += 25 * HOUR
-    with Silence(authority), pytest.raises(TokenUnavailable, match="in time"):
-        tokens.token(Deadline.after(SystemClock(), 0.05))
+    began = time.monotonic()
+    with Silence(authority):
+        assert tokens.renewed("token-2", Deadline.after(SystemClock(), 0.05)) is None
+        with pytest.raises(TokenUnavailable, match="in time"):
+            tokens.token(Deadline.after(SystemClock(), 0.05))
+    assert time.monotonic() - began < BOUND / 2
+
+
+def test_silent_endpoints_block_few_threads(identity: Identity, authority: Authority) -> None:
+    with Silence(authority):
+        for number in range(4):
+            with pytest.raises(TokenUnavailable, match="in time"):
+                identity.token(f"scope-{number}", 0.05)
+        with pytest.raises(TokenUnavailable) as raised:
+            identity.token("scope-4", BOUND)
+    assert str(raised.value.__cause__) == "All threads for token are blocked."
 
 
 def test_the_process_has_one_identity_for_a_client_id() -> None:
@@ -443,6 +457,7 @@ def test_an_endpoint_that_hangs_is_an_error_at_the_deadline_and_its_thread_ends(
         ("400 Bad Request", b'{"message": "no\\u001b[2J"}', "responded 400: no\N{REPLACEMENT CHARACTER}[2J."),
         ("400 Bad Request", b'{"message": "' + 999 * b"x" + b'"}', f"responded 400: {300 * 'x'}."),
         ("500 Internal Server Error", b"", "responded 500 with an empty body."),
+        ("400 Bad Request", b" \r\n", "responded 400 with an empty body."),
         (
             "502 Bad Gateway",
             b"<html>%s</html>" % TOKEN.encode(),
@@ -479,6 +494,21 @@ def test_an_error_says_status_and_message_of_the_endpoint_and_no_secret(
     assert secrets_in(raised.value, caplog) == []
 
 
+def test_an_endpoint_that_fails_is_asked_again_twice(endpoint: TlsServer) -> None:
+    endpoint.serve = lambda connection: endpoint.respond(connection, b"", status="503 Service Unavailable")
+    with pytest.raises(TokenUnavailable):
+        managed().token(SCOPE, BOUND)
+    assert len(endpoint.requests) == 3
+
+
+def test_an_endpoint_that_is_silent_once_is_asked_again_before_the_time_for_a_token_ends(
+    endpoint: TlsServer,
+) -> None:
+    responds = endpoint.serve
+    endpoint.serve = lambda connection: responds(connection) if endpoint.connections > 1 else endpoint.wait()
+    assert managed().token(SCOPE, BOUND) == TOKEN
+
+
 def test_an_endpoint_that_refuses_connections_is_an_outage(endpoint: TlsServer) -> None:
     endpoint.stop()
     with pytest.raises(TokenUnavailable, match="refused"):
@@ -497,7 +527,7 @@ def raising(error: Exception) -> Callable[[object], TokenCredential]:
 def test_the_innermost_cause_is_reported_in_one_line() -> None:
     """The SDK reports a failing endpoint as "no identity found"."""
     error = CredentialUnavailableError(message="No identity found.")
-    error.__cause__ = ConnectionError("refused\nContent: " + TOKEN)
+    error.__cause__ = ConnectionError("\nrefused\nContent: " + TOKEN)
     with pytest.raises(TokenUnavailable) as raised:
         Identity(raising(error)).token(SCOPE, BOUND)
     assert str(raised.value) == f"The identity gave no token for {SCOPE}: ConnectionError: refused"
