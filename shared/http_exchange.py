@@ -49,12 +49,12 @@ _connecting = BoundedCalls("http connection", 32)
 _MAX_KEPT = 64
 # Seconds after which an idle connection is not used again, and to wait for a connection at most.
 _MAX_IDLE = 60.0
-_TIMEOUT = Timeout(connect=10.0, read=None)
+_TIMEOUT = Timeout(connect=10.0)
 # Seconds of silence before the first probe and between probes, and how many without a response: dead after a minute.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 _SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, True),
     *(
         (socket.IPPROTO_TCP, getattr(socket, name), value)
         for name, value in _KEEP_ALIVE
@@ -69,7 +69,7 @@ _COMMON_HEADERS = {
     "Accept-Encoding": "gzip",
 }
 # Repeating is the caller's decision: it raises at once what went wrong.
-_NO_RETRIES = Retry(total=False, redirect=False)
+_NO_RETRIES = Retry(total=False)
 
 
 class Request(NamedTuple):

@@ -268,7 +268,7 @@ def test_what_is_not_a_whole_response_is_none(
 
 @pytest.mark.usefixtures("way")
 def test_connections_are_reused_and_probe_whether_the_peer_is_alive(tls_server: TlsServer) -> None:
-    """Load balancers drop idle flows without a sign."""
+    """Load balancers drop idle flows without a sign: a peer that is gone is noticed after a minute."""
     exchange = HttpExchange(tls_server.url)
     for _ in range(3):
         exchange.send(GET, BOUND)
@@ -281,7 +281,11 @@ def test_connections_are_reused_and_probe_whether_the_peer_is_alive(tls_server: 
     assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "the library's own option stays"
     if hasattr(socket, "TCP_KEEPIDLE"):
-        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 4 * 60
+        idle, interval, probes = (
+            connected.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * probes == 60
     connection.close()
     exchange.close()
 

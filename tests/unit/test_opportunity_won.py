@@ -286,8 +286,9 @@ def test_a_media_type_has_any_case_and_white_space(content_type: str) -> None:
 
 
 def test_bytes_that_are_no_utf_8_are_no_reason_to_fail_otherwise() -> None:
-    with pytest.raises(InvalidEvent, match="has no specversion"):
-        parse_event(b"{}", {"cloudEvents_id": b"\xff"}, None)
+    properties = {"cloudEvents_specversion": b"\xff", "cloudEvents_id": "1", "cloudEvents_source": "/x"}
+    with pytest.raises(InvalidEvent, match=r"specversion of the CloudEvent is not 1\.0"):
+        parse_event(b"{}", {**properties, "cloudEvents_type": "x"}, None)
 
 
 def test_data_that_is_null_is_named_so() -> None:
