@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from operations.connect import connect, disconnect
-from operations.console import note, printable
+from operations.console import Commands, note, printable
 from operations.dashboard.command import dashboard
 from operations.doctor import doctor
 from operations.environment import SettingsFile, environment_of
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 _NO_LOG = logging.NullHandler()
 
 
-class Operations(click.Group):
+class Operations(Commands):
     """A group whose commands report trouble with connections, logins and settings in a sentence, not a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature

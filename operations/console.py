@@ -32,6 +32,8 @@ Item = TypeVar("Item")
 # Also where the output is no terminal: a log or a chat has about this much room.
 _MIN_WIDTH = 80
 _GAP = "  "
+# More characters than a sentence has.
+_WHOLE = 1_000
 # Control and format characters (which can change direction), line and paragraph separators, half surrogates.
 _NOT_PRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 
@@ -55,6 +57,18 @@ class Column:
     def gives_way(self) -> bool:
         """Whether the column may be narrower than its values."""
         return self.flexible or self.wraps or self.cut_inside
+
+
+class Commands(click.Group):
+    """A group of commands."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first sentence of each command whole; click's own list cuts it."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(limit=_WHOLE)) for name, command in commands if command]
+            )
 
 
 def printable(value: object) -> str:

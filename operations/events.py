@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from operations.console import Column, say_json, say_table
+from operations.console import Column, Commands, say_json, say_table
 from operations.environment import dataverse_settings_of, service_bus_settings_of
 from shared.bootstrap import build_dataverse, build_sender
 from shared.clock import Deadline, SystemClock
@@ -52,7 +52,7 @@ def resend_event(environment: Mapping[str, str], invoice_id: str) -> Resent:
     return Resent(invoice.id, invoice.number, event.message_id, again.message_id)
 
 
-@click.group()
+@click.group(cls=Commands)
 def events() -> None:
     """Events that were published."""
 

@@ -20,6 +20,7 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from operations.console import (
     Column,
+    Commands,
     age_text,
     confirm,
     count,
@@ -223,7 +224,7 @@ def export_messages(namespace: NamespaceClient, ids: Iterable[MessageId], file: 
     return written
 
 
-@click.group()
+@click.group(cls=Commands)
 def failed() -> None:
     """Messages that failed: list, show, replay, export or discard them."""
 

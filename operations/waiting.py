@@ -10,6 +10,7 @@ from azure.servicebus import ServiceBusMessageState
 
 from operations.console import (
     Column,
+    Commands,
     age_text,
     confirm,
     count,
@@ -91,7 +92,7 @@ def retry_messages(
         yield Retried(waiting_message.number, is_sent=True, problem=problem)
 
 
-@click.group()
+@click.group(cls=Commands)
 def waiting() -> None:
     """Messages that are scheduled for another try: list or show them, or have them tried now."""
 

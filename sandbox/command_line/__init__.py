@@ -9,6 +9,8 @@ import importlib
 
 import click
 
+# More characters than a sentence has.
+_WHOLE = 1_000
 _MODULES = {
     "start": "start",
     "demo": "demonstrate",
@@ -44,6 +46,14 @@ class _LazyGroup(click.Group):
         module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
         command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first sentence of each command whole; click's own list cuts it."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(limit=_WHOLE)) for name, command in commands if command]
+            )
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

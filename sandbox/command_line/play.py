@@ -127,11 +127,18 @@ def opportunities_command(control: Control, search: str, *, as_json: bool) -> No
 def invoices_command(control: Control, *, as_json: bool) -> None:
     """List the invoices, the newest first."""
     rows = control.call("GET", "/invoices")
+    amounts = [f"{row['total']} {row['currency']}" for row in rows]
+    customers = [str(row["customer"]) for row in rows]
+    # The ids come last: what follows them in a narrow terminal would make them hard to copy.
     lines = [
-        f"{row['number']}  {row['total']} {row['currency']}  {row['customer']}  opportunity {row['opportunity']}"
-        for row in rows
+        f"{row['number']}  {amount.rjust(_width(amounts))}  {customer.ljust(_width(customers))}  {row['opportunity']}"
+        for row, amount, customer in zip(rows, amounts, customers, strict=True)
     ]
     _print(rows, lines or ["There are no invoices."], as_json=as_json)
+
+
+def _width(texts: Sequence[str]) -> int:
+    return max(map(len, texts), default=0)
 
 
 # --- watching ---

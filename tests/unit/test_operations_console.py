@@ -6,13 +6,27 @@ import io
 import sys
 
 import pytest
+from click.testing import CliRunner
 from rich.cells import cell_len
 from rich.console import Console
 from rich.file_proxy import FileProxy
 
+from operations.__main__ import operations
 from operations.console import Column, note, say_table
+from sandbox.command_line import cli
 
 LONG = "The plug-in Contoso.CreditCheck says that the credit limit is exceeded, and by how much"
+
+
+@pytest.mark.parametrize("group", [(), ("failed",), ("waiting",), ("events",)])
+def test_the_help_cuts_no_sentence(group: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(operations, [*group, "--help"])
+    assert (result.exit_code, "..." in result.output.replace("ARGS]...", "")) == (0, False)
+
+
+def test_the_help_of_the_sandbox_cuts_no_sentence() -> None:
+    result = CliRunner().invoke(cli, ["--help"])
+    assert (result.exit_code, "..." in result.output.replace("ARGS]...", "")) == (0, False)
 
 
 def test_a_column_that_wraps_shows_its_values_whole_under_its_heading(
