@@ -45,6 +45,8 @@ RETIRED = [
     ("reschedule", r"(?i:\bput(s|ting)? aside)", "is put aside"),
     ("Ignored", r"NotOurs|NotAWin|not_ours", "NotOurs"),
     ("emulator", r"(?i:\bstand-?ins?\b)", "the stand-in for Dataverse"),
+    ("connection, dependency", r"(?i:(\b|_)wires?(\b|_))", "Wire.DATAVERSE"),
+    ("timeout", r"(?i:\btime-outs?\b)", "a time-out"),
     ("outbound, inbound", r"(?i:\b(out|in)wards?\b|\bways?[ _](out|in)\b)", "the way out"),
     ("fix", r"(?i:\bmend(s|ed|ing)?\b)", "mended"),
     ("not tested", r"(?i:untried)", "Untried are"),

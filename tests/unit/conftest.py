@@ -277,7 +277,7 @@ class TlsServer:
             connection.sendall("\r\n".join(lines).encode() + body)
 
     def dribble(self, connection: socket.socket, data: bytes) -> None:
-        """Send `data` byte by byte, each in time for any read's own time-out, until somebody has enough."""
+        """Send `data` byte by byte, each in time for any read's own timeout, until somebody has enough."""
         with suppress(OSError):
             for number in range(len(data)):
                 connection.sendall(data[number : number + 1])

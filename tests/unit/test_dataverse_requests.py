@@ -447,7 +447,7 @@ def dribbling_last_body(server: TlsServer, connection: socket.socket) -> None:
 def test_the_deadline_is_kept_with_any_peer(
     peer: Callable[[TlsServer, socket.socket], None], online: Dataverse, tls_server: TlsServer
 ) -> None:
-    """Each read is in time, the whole is not: the library's own time-outs would let it go on for minutes."""
+    """Each read is in time, the whole is not: the library's own timeouts would let it go on for minutes."""
     tls_server.serve = lambda connection: peer(tls_server, connection)
     fails(lambda: online.read(WHO_AM_I, soon()))
     tls_server.serve = lambda connection: tls_server.respond(connection, b'{"a": 1}')

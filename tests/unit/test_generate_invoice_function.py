@@ -136,7 +136,7 @@ def test_the_entry_point_is_thin() -> None:
 
 
 def test_each_time_out_fits_into_the_next() -> None:
-    """One invocation's deadline < the host's time-out for it <= how long the host keeps the message locked."""
+    """One invocation's deadline < the host's timeout for it <= how long the host keeps the message locked."""
     settings = service_bus_settings(
         {
             "ServiceBusConnection": "Endpoint=sb://contoso/;SharedAccessKeyName=n;SharedAccessKey=k",
