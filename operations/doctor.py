@@ -144,7 +144,6 @@ def findings_page() -> str:
 _COLUMNS = [
     Column("Check", "check"),
     Column("State", "state"),
-    Column("Finding", "finding"),
     Column("Seen", "seen", wraps=True),
 ]
 

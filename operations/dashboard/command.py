@@ -30,12 +30,15 @@ def dashboard(environment: Mapping[str, str], port: int, *, opens: bool) -> None
     except OSError as error:
         raise click.ClickException(f"Port {port} cannot be used: {error.strerror}.") from error
     application.start()
-    say(f"Dashboard: {server.url}")
-    note("Ctrl-C ends it.")
-    if opens:
-        webbrowser.open(server.url)
+    note("Ctrl-C ends the dashboard.")
     try:
+        say(f"Dashboard: {server.url}")
+        if opens:
+            webbrowser.open(server.url)
         server.serve()
+    except KeyboardInterrupt:
+        # This is how it is ended: nothing was interrupted.
+        pass
     finally:
         server.stop()
         application.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import stat
 import subprocess
@@ -213,6 +214,25 @@ def test_an_unreachable_dataverse_is_a_sentence_without_lines_of_the_functions_l
         done = run(environment, *COMMANDS["reconcile"])
     check_sentence(done, "Dataverse refuses the connection", "operations doctor")
     assert len(done.stderr.splitlines()) == 2, done.stderr
+
+
+def test_ctrl_c_ends_the_dashboard_and_interrupts_nothing(servers: dict[str, str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "operations", "dashboard"],
+        env=servers,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("Dashboard: http://127.0.0.1:")
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said.strip()) == (0, "Ctrl-C ends the dashboard.")
 
 
 def test_a_certificate_that_is_not_trusted_is_a_sentence(servers: dict[str, str], tmp_path: Path) -> None:
