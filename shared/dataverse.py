@@ -44,8 +44,9 @@ API = "/api/data/v9.2/"
 
 # Dataverse rolls back what takes longer than two minutes: a shorter wait would only create doubt.
 _RESPONSE_LIMIT = 125.0
-# Seconds for which a throttled thread waits in place; for longer, its message is better scheduled.
-_MAX_WAIT_IN_PLACE = 5.0
+# Seconds for which a throttled thread waits in place. Meanwhile it takes no further message that would be throttled as
+# well: a backlog stays in the queue, instead of being scheduled again, whole, in each window of the limits.
+_MAX_WAIT_IN_PLACE = 60.0
 # Seconds by which such a thread may go on later than it was asked to, so that not all continue at once.
 _MAX_JITTER = 1.0
 _RETRY_AFTER_ABSENT = 10.0
@@ -265,17 +266,18 @@ class _Throttle:
             self._until = max(self._until, self._clock.monotonic() + seconds)
 
     def wait(self, deadline: Deadline) -> None:
-        """Wait in place if that is short; raises DataverseThrottled with the remaining time otherwise."""
+        """Wait in place within the deadline; raises DataverseThrottled with what is left if that is not enough."""
+        # The requests themselves need some of the time, too.
+        end = self._clock.monotonic() + min(_MAX_WAIT_IN_PLACE, deadline.remaining / 2)
         # Again after each wait: the response to another thread may have asked for more.
         while (left := self._until - self._clock.monotonic()) > 0:
-            if left > min(_MAX_WAIT_IN_PLACE, deadline.remaining):
+            room = end - self._clock.monotonic()
+            if room <= 0:
                 raise DataverseThrottled(
-                    "Dataverse throttles this process, and the request was not sent.",
-                    retry_after=left,
+                    "Dataverse throttles this process, and the request was not sent.", retry_after=left
                 )
-            # The request itself needs some of the time, too.
-            jitter = min(_MAX_JITTER, (deadline.remaining - left) / 2) * self._random()
-            self._clock.sleep(left + jitter)
+            jitter = min(_MAX_JITTER, max(room - left, 0.0)) * self._random()
+            self._clock.sleep(min(left, room) + jitter)
 
 
 _COMMON_HEADERS = {"Accept": "application/json", "OData-MaxVersion": "4.0", "OData-Version": "4.0"}
