@@ -10,7 +10,7 @@ N ?= 5
 # On which versions of Python test-all runs.
 VERSIONS ?= 3.11 3.12 3.13
 # How many tests run at once: they wait more than they compute, so more than there are cores.
-WORKERS ?= 4
+WORKERS ?= 6
 # How many inputs the fuzzer tries.
 FUZZ_INPUTS ?= 1000000
 # What the exporters declare and never import.
