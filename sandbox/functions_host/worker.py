@@ -9,6 +9,7 @@ The host imports this module as well, for the two things that both sides do alik
 
 import asyncio
 import atexit
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -229,6 +230,17 @@ def _wait_for_debugger(port: int) -> None:
     sys.breakpointhook = debugpy.breakpoint
 
 
+def _trust(bundle: str) -> None:
+    """Let certifi return `bundle`.
+
+    azure-servicebus and others trust certifi's certificates alone, unless the function passes others. In Azure they
+    need no others, so the sandbox must not demand it.
+    """
+    with contextlib.suppress(ModuleNotFoundError):
+        certifi = importlib.import_module("certifi")
+        certifi.where = lambda: bundle  # type: ignore[attr-defined]
+
+
 def _pass_breakpoint(*_: object, **__: object) -> None:
     """Do not start pdb, which would read from a closed standard input and fail the invocation."""
     logging.getLogger("sandbox.worker").warning(
@@ -252,6 +264,8 @@ def _main(app_root: Path, protocol_folder: Path, packages: Path, runtime: str, d
         sys.meta_path.append(_Lender(packages))
     sys.path[:0] = own
     sys.breakpointhook = _pass_breakpoint
+    if bundle := os.environ.get("SSL_CERT_FILE"):
+        _trust(bundle)
     if debug_port:
         _wait_for_debugger(int(debug_port))
     worker = _Worker(load_protocol(protocol_folder), runtime, requests, responses)
