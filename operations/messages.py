@@ -71,13 +71,10 @@ class MessageInfo:
         if message is None:
             return cls(UNKNOWN, "The message cannot be decoded.", None, None, 0, None, None)
         properties = text_properties(message)
-        # A parked message, and one that was forwarded from a dead-letter queue, carry both as application properties.
-        reason = properties.get(DEAD_LETTER_REASON) or message.dead_letter_reason or properties.get(REASON)
-        description = (
-            properties.get(DEAD_LETTER_DESCRIPTION)
-            or message.dead_letter_error_description
-            or properties.get(DESCRIPTION)
-        )
+        # Parked messages and dead letters carry both as application properties. The SDK's own accessors of these raise
+        # for bytes that are not text.
+        reason = properties.get(DEAD_LETTER_REASON) or properties.get(REASON)
+        description = properties.get(DEAD_LETTER_DESCRIPTION) or properties.get(DESCRIPTION)
         attempt = properties.get(ATTEMPT)
         return cls(
             reason=str(reason or UNKNOWN),
@@ -150,6 +147,7 @@ def body_as_text(message: ServiceBusReceivedMessage) -> str:
 
 def document_of(message: ServiceBusReceivedMessage) -> dict[str, object]:
     """Return everything of a message for a file: an export must keep what nobody else keeps any more."""
+    properties = {_key(key): _json(value) for key, value in (message.application_properties or {}).items()}
     document: dict[str, object] = {
         "sequenceNumber": message.sequence_number,
         "messageId": _json(message.message_id),
@@ -157,12 +155,10 @@ def document_of(message: ServiceBusReceivedMessage) -> dict[str, object]:
         "subject": _json(message.subject),
         "contentType": _json(message.content_type),
         "enqueued": _aware(message.enqueued_time_utc),
-        "deadLetterReason": _json(message.dead_letter_reason),
-        "deadLetterDescription": _json(message.dead_letter_error_description),
+        "deadLetterReason": properties.get(DEAD_LETTER_REASON),
+        "deadLetterDescription": properties.get(DEAD_LETTER_DESCRIPTION),
         "deadLetterSource": _json(message.dead_letter_source),
-        "properties": {
-            _key(key): _json(value) for key, value in (message.application_properties or {}).items()
-        },
+        "properties": properties,
         "bodyType": message.body_type.value if message.body_type else None,
     }
     try:
@@ -269,6 +265,8 @@ def _aware(time: datetime | None) -> datetime | None:
 
 def _time(value: object) -> datetime | None:
     try:
-        return _aware(datetime.fromisoformat(value)) if isinstance(value, str) else None
+        time = _aware(datetime.fromisoformat(value)) if isinstance(value, str) else None
+        # A time in the year 1 or 9999 may not exist in UTC.
+        return None if time is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         return None

@@ -218,3 +218,32 @@ def test_a_message_that_the_sdk_cannot_decode_breaks_no_command_over_the_queue(
     assert result.exit_code == 1
     assert "4 replayed. 1 not replayed." in result.output
     assert [row["number"] for row in namespace.listed("failed", "list")] == [3]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"DeadLetterReason": b"\xff\xfe", "DeadLetterErrorDescription": b"\xff\xfe"},
+        {"InvoicingFirstSeen": "0001-01-01T00:00:00+14:00"},
+        {"InvoicingFirstSeen": "9999-12-31T23:59:59-14:00"},
+    ],
+    ids=["reason", "too early", "too late"],
+)
+def test_properties_that_make_no_sense_break_no_command(
+    namespace: Namespace, properties: dict[str, object], tmp_path: Path
+) -> None:
+    """The SDK's accessors, and conversions to UTC, raise for values that a sender may have set."""
+    namespace.broker.send(FAILED, Message(EVENT.encode(), application_properties=properties))
+    due = datetime.now(UTC) + timedelta(hours=1)
+    namespace.broker.send(
+        QUEUE, Message(EVENT.encode(), application_properties=properties, scheduled_enqueue_time=due)
+    )
+    for command in (
+        ("failed", "list"),
+        ("failed", "show", "1"),
+        ("failed", "export", "--all", "--output", str(tmp_path / "export.jsonl")),
+        ("waiting", "list"),
+        ("waiting", "show", "1"),
+    ):
+        assert namespace.run(*command).exit_code == 0, command
+        assert command[1] == "export" or namespace.run(*command, "--json").exit_code == 0, command
