@@ -48,6 +48,7 @@ COMMANDS = {
     "disconnect": ("disconnect", "--application-id", APPLICATION, "--yes"),
     "reconcile": ("reconcile", "--since", "2026-01-01"),
     "events resend": ("events", "resend", APPLICATION),
+    "opportunity": ("opportunity", "50 chairs"),
 }
 # What `az account get-access-token` writes to standard error.
 LOGINS = {
