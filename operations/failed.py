@@ -53,6 +53,7 @@ _NEW_ROOT = RETRY_PROPERTIES | PARKED_PROPERTIES
 AUDIT_FILE = "OPERATIONS_AUDIT_FILE"
 _AUDIT_FILE = "operations-audit.jsonl"
 _FOLLOW_SECONDS = 60.0
+_UNDECODABLE = "The message holds an AMQP type that this command cannot decode."
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Outcome(Enum):
     DONE = "done"
     GONE = "gone, or locked by somebody else"
     NOT_COPYABLE = "not copied"
+    NOT_DECODABLE = "not decoded"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def replay_copy(
 ) -> AmqpAnnotatedMessage:
     """Return the message as it first came: a new root, without retry state and dead-letter properties."""
     if message is None:
-        raise NotCopyable("The message holds an AMQP type that this command cannot decode.")
+        raise NotCopyable(_UNDECODABLE)
     return copy_of(message, without=_NEW_ROOT, drop_unsupported=drop_unsupported)
 
 
@@ -152,9 +154,15 @@ def replay_messages(
 
 
 def discard_messages(namespace: NamespaceClient, ids: Iterable[MessageId]) -> Iterator[Settled]:
-    """Remove each message for good."""
+    """Remove each message for good; one that cannot be decoded cannot be locked either, and stays."""
     for message_id in ids:
         source = message_id.place.source(namespace.settings)
+        peeked = failed_message(namespace, message_id)
+        if peeked is not None and peeked.message is None:
+            yield Settled(
+                message_id, Outcome.NOT_DECODABLE, f"{_UNDECODABLE} Remove it with Service Bus Explorer."
+            )
+            continue
         message = namespace.lock(source, message_id.number)
         if message is None:
             yield Settled(message_id, Outcome.GONE)
@@ -268,9 +276,7 @@ def show(environment: Mapping[str, str], message_id: MessageId, *, as_json: bool
         raise click.ClickException(f"There is no failed message {message_id}: see failed list.")
     message = peeked.message
     if message is None:
-        raise click.ClickException(
-            f"Message {message_id} holds an AMQP type that this command cannot decode."
-        )
+        raise click.ClickException(_UNDECODABLE)
     failure = FailedMessage(message_id, MessageInfo.of(message))
     names = Names.of(environment, [failure.seen.opportunity_id])
     if as_json:
@@ -367,6 +373,8 @@ def export(environment: Mapping[str, str], *, selection: Selection, output: Path
         file = output or new_file("failed")
         written = _export(namespace, ids, file)
     say(f"{count(written, 'message')} written to {file}.")
+    if written < len(ids):
+        raise click.exceptions.Exit(NOT_DONE)
 
 
 @failed.command()
@@ -505,11 +513,14 @@ def _say_dry_run(ids: Sequence[MessageId], verb: str, *, as_json: bool) -> None:
 
 def _export(namespace: NamespaceClient, ids: Sequence[MessageId], file: Path) -> int:
     try:
-        return export_messages(namespace, ids, file)
+        written = export_messages(namespace, ids, file)
     except OSError as error:
         raise click.ClickException(
             f"{file} cannot be written: {error.strerror}. Nothing was changed."
         ) from error
+    if written < len(ids):
+        note(f"{count(len(ids) - written, 'message')} not exported: gone meanwhile, or not decodable.")
+    return written
 
 
 def new_file(name: str) -> Path:

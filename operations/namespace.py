@@ -16,7 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
 from azure.servicebus import ServiceBusSubQueue
-from azure.servicebus.exceptions import MessageNotFoundError, ServiceBusError
+from azure.servicebus.exceptions import MessageLockLostError, MessageNotFoundError, ServiceBusError
 
 from operations.environment import response_seconds, service_bus_settings_of
 from shared.bounded_call import BoundedCalls
@@ -50,7 +50,11 @@ _QUIET = 5.0
 _CLOSING = 0.3
 CLOSING = "closing a link"
 _DECODER_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
-_MAX_PROBES = 1000
+# Numbers that are tried one by one before the steps double: in larger steps, a message between two of the kind could be
+# passed over.
+_NEAR = 8
+# How many messages side by side are passed at most when one behind them is locked.
+_MAX_UNDECODABLE = 100
 _LAST_NUMBER = 2**63 - 1
 # The subscription that keeps every published event.
 AUDIT = "audit"
@@ -101,7 +105,7 @@ class Peeked:
     first: int
 
 
-class Undecodable(Exception):
+class _Undecodable(Exception):
     """A message holds an AMQP type that the SDK cannot decode."""
 
 
@@ -138,7 +142,7 @@ class NamespaceClient:
         while True:
             try:
                 page = self._peek(source, first, most)
-            except Undecodable:
+            except _Undecodable:
                 if most > 1:
                     # One of them: approach it.
                     most //= 2
@@ -156,12 +160,12 @@ class NamespaceClient:
         """Return the message with this sequence number, if it is there; moves nothing."""
         try:
             page = self._peek(source, number, 1)
-        except Undecodable:
+        except _Undecodable:
             return Peeked(number, None, number)
         return page[0] if page and page[0].number == number else None
 
     def _peek(self, source: Source, first: int, most: int) -> list[Peeked]:
-        """Return a page of messages; raises Undecodable if the SDK cannot decode one of them."""
+        """Return a page of messages; raises _Undecodable if the SDK cannot decode one of them."""
         try:
             page = self._sdk_peek(source, first, most)
         except ServiceBusError as error:
@@ -170,7 +174,7 @@ class NamespaceClient:
                 raise
             # A peer that does not speak AMQP ends like this too, for any peek. No message has the last number.
             self._sdk_peek(source, _LAST_NUMBER, 1)
-            raise Undecodable(f"A message of {source.entity} cannot be decoded.") from error
+            raise _Undecodable(f"A message of {source.entity} cannot be decoded.") from error
         return [Peeked(sequence_number(each), each, sequence_number(each)) for each in page]
 
     def _sdk_peek(self, source: Source, first: int, most: int) -> list[ServiceBusReceivedMessage]:
@@ -181,20 +185,26 @@ class NamespaceClient:
     def _undecodable(self, source: Source, first: int) -> Peeked:
         """Return what stands at `first`, where a peek fails: as far as the next number from which one does not.
 
-        A peek that fails says no number, so this goes from number to number.
+        A peek that fails says no number. So this goes from number to number, and after `_NEAR` of them in steps that
+        double: a queue that has been used for long has gaps of any size.
         """
-        for number in range(first, first + _MAX_PROBES):
-            if not self._peek_fails(source, number + 1):
-                return Peeked(number, None, first)
-        raise Undecodable(
-            f"A message of {source.entity} from number {first} on cannot be decoded, and neither can those behind it "
-            "be reached: remove it with Service Bus Explorer."
-        )
+        fails, step = first, 1
+        while self._peek_fails(source, fails + step):
+            fails += step
+            step = 1 if fails < first + _NEAR else 2 * step
+        works = fails + step
+        while works - fails > 1:
+            middle = (fails + works) // 2
+            if self._peek_fails(source, middle):
+                fails = middle
+            else:
+                works = middle
+        return Peeked(fails, None, first)
 
     def _peek_fails(self, source: Source, first: int) -> bool:
         try:
-            self._peek(source, first, 1)
-        except Undecodable:
+            self._peek(source, min(first, _LAST_NUMBER), 1)
+        except _Undecodable:
             return True
         return False
 
@@ -258,23 +268,30 @@ class NamespaceClient:
             except ServiceBusError as error:
                 if not (undecodable and isinstance(error.__context__, _DECODER_ERRORS)):
                     raise
-                page = []
-            if not page and undecodable:
                 # It stays locked for a minute, and does not come again meanwhile.
                 undecodable -= 1
                 self._reopen(source)
                 continue
             if not page:
                 return
-            for message in page:
-                self._bounded(lambda message=message: self._receiver(source).defer_message(message))  # type: ignore[misc]
-            if sequence_number(page[-1]) >= number:
+            deferred = [sequence_number(message) for message in page if self._defer(source, message)]
+            if deferred and deferred[-1] >= number:
                 return
+
+    def _defer(self, source: Source, message: ServiceBusReceivedMessage) -> bool:
+        """Defer a received message; False if it waited on the link for longer than its lock: it comes again."""
+        try:
+            self._bounded(lambda: self._receiver(source).defer_message(message))
+        except MessageLockLostError:
+            return False
+        return True
 
     def _count_undecodable(self, source: Source) -> int:
         if source not in self._undecodable_in:
             self._undecodable_in[source] = sum(
-                each.number - each.first + 1 for each in self.peek_every(source) if each.message is None
+                min(each.number - each.first + 1, _MAX_UNDECODABLE)
+                for each in self.peek_every(source)
+                if each.message is None
             )
         return self._undecodable_in[source]
 

@@ -21,7 +21,7 @@ from azure.servicebus.exceptions import (
     ServiceBusQuotaExceededError,
 )
 
-from operations.namespace import ServiceBusTimeout, Undecodable
+from operations.namespace import ServiceBusTimeout
 from shared.errors import InvalidSettings, InvoicingFailure, TokenUnavailable
 
 if TYPE_CHECKING:
@@ -45,16 +45,13 @@ class Trouble:
 def explain(error: BaseException) -> Trouble | None:
     """Return what an error of a connection, a login or the settings means; None for anything else, which is a bug."""
     if not isinstance(
-        error,
-        InvoicingFailure | AzureError | ServiceBusTimeout | Undecodable | OSError | requests.RequestException,
+        error, InvoicingFailure | AzureError | ServiceBusTimeout | OSError | requests.RequestException
     ):
         return None
     if isinstance(error, InvalidSettings):
         return Trouble(str(error), "Correct the app settings that are named, then repeat the command.")
     if isinstance(error, ServiceBusTimeout):
         return Trouble(str(error))
-    if isinstance(error, Undecodable):
-        return Trouble(str(error), "")
     return _of_login(error) or _of_network(error) or _of_service_bus(error) or _other(error)
 
 

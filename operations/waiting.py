@@ -31,11 +31,11 @@ from operations.messages import (
     text_properties,
 )
 from operations.names import Names
-from operations.namespace import MessageId, Place, Source, open_namespace, sequence_number
+from operations.namespace import MessageId, Place, Source, open_namespace
 from operations.selection import SEQUENCE_NUMBER, Selection, check_reason, selecting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from azure.servicebus import ServiceBusReceivedMessage
 
@@ -62,11 +62,18 @@ class Retried:
     problem: str = ""
 
 
-def waiting_messages(namespace: NamespaceClient) -> Iterator[WaitingMessage]:
-    """Yield the scheduled messages of the queue; nothing is moved."""
-    for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
-        if message.state == ServiceBusMessageState.SCHEDULED:
-            yield WaitingMessage(sequence_number(message), MessageInfo.of(message), message)
+def waiting_messages(
+    namespace: NamespaceClient, undecodable: Callable[[str], None]
+) -> Iterator[WaitingMessage]:
+    """Yield the scheduled messages of the queue; nothing is moved.
+
+    `undecodable` is called with a sentence about a message that cannot be decoded: whether it waits is not known.
+    """
+    for peeked in namespace.peek_every(Source(namespace.settings.opportunity_won_queue)):
+        if peeked.message is None:
+            undecodable(f"Message {peeked.number} of the queue cannot be decoded.")
+        elif peeked.message.state == ServiceBusMessageState.SCHEDULED:
+            yield WaitingMessage(peeked.number, MessageInfo.of(peeked.message), peeked.message)
 
 
 def retry_messages(
@@ -104,7 +111,7 @@ def waiting() -> None:
 def list_waiting(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
     """List the scheduled messages of the queue; nothing is moved."""
     with open_namespace(environment) as namespace:
-        messages = list(progress(waiting_messages(namespace), "Reading"))
+        messages = list(progress(waiting_messages(namespace, note), "Reading"))
     check_reason(reason, (each.seen.reason for each in messages))
     messages = [each for each in messages if reason in (None, each.seen.reason)]
     names = Names.of(environment, (each.seen.opportunity_id for each in messages))
@@ -170,7 +177,7 @@ def retry_now(
     The copy is sent before the scheduled message is canceled, so this may be interrupted at any time.
     """
     with open_namespace(environment) as namespace:
-        every = list(progress(waiting_messages(namespace), "Reading"))
+        every = list(progress(waiting_messages(namespace, note), "Reading"))
         check_reason(selection.reason, (each.seen.reason for each in every))
         selected = [each for each in every if selection.matches(_id(each), each.seen.reason)]
         selection.check_found(map(_id, selected), "waiting")

@@ -153,7 +153,7 @@ class Dashboard:
             numbers = set(selection.get("numbers", []))
             chosen = [
                 each
-                for each in waiting_messages(namespace)
+                for each in waiting_messages(namespace, lambda _: None)
                 if each.number in numbers or "everything" in selection
             ]
             job.total = len(chosen)

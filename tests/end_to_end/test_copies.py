@@ -212,12 +212,31 @@ def test_a_message_that_the_sdk_cannot_decode_breaks_no_command_over_the_queue(
     ]
     shown = namespace.run("failed", "show", "3")
     assert (shown.exit_code, "cannot decode" in shown.output) == (1, True)
-    file = str(tmp_path / "export.jsonl")
-    assert "4 messages written" in namespace.run("failed", "export", "--all", "--output", file).output
+    exported = namespace.run("failed", "export", "--all", "--output", str(tmp_path / "export.jsonl"))
+    assert exported.exit_code == 1
+    assert "4 messages written" in exported.stdout
+    assert "1 message not exported" in exported.stderr
+    discarded = namespace.run("failed", "discard", "3", "4", "--yes", "--no-export")
+    assert discarded.exit_code == 1
+    assert "not decoded" in discarded.output
+    assert "1 discarded. 1 not discarded." in discarded.output
     result = namespace.run("failed", "replay", "--all", "--yes")
     assert result.exit_code == 1
-    assert "4 replayed. 1 not replayed." in result.output
+    assert "3 replayed. 1 not replayed." in result.output
     assert [row["number"] for row in namespace.listed("failed", "list")] == [3]
+
+
+@pytest.mark.timeout(400)  # each peek that fails opens its link again
+def test_a_message_that_cannot_be_decoded_breaks_no_command_over_what_waits(namespace: Namespace) -> None:
+    due = datetime.now(UTC) + timedelta(hours=1)
+    odd = Message(b"{}", application_properties={"grade": Char("A")}, scheduled_enqueue_time=due)
+    namespace.broker.send(QUEUE, odd)
+    namespace.send(QUEUE, [namespace.waiting(2)])
+    waiting = namespace.run("waiting", "list", "--json")
+    assert waiting.exit_code == 0
+    assert [row["number"] for row in json.loads(waiting.stdout)] == [2]
+    assert "Message 1 of the queue cannot be decoded." in waiting.stderr
+    assert namespace.run("waiting", "retry-now", "--all").stdout == "1 sent.\n"
 
 
 @pytest.mark.parametrize(
