@@ -124,7 +124,6 @@ class HttpExchange:
                     _headers(request, pool.netloc),
                     _NO_RETRIES,
                     redirect=False,
-                    assert_same_host=False,
                     # The sockets keep the deadline themselves.
                     timeout=_TIMEOUT,
                 )

@@ -286,7 +286,9 @@ class _Finder(ast.NodeVisitor):
         if len(node.keywords) + len(node.args) >= _MIN_ELEMENTS:
             for keyword in node.keywords:
                 self._drop(node, keyword)
-        for child in (node.func, *node.args, *(keyword.value for keyword in node.keywords)):
+        # The first argument of cast is a type.
+        is_cast = isinstance(node.func, ast.Name) and node.func.id == "cast"
+        for child in (node.func, *node.args[is_cast:], *(keyword.value for keyword in node.keywords)):
             self.visit(child)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
