@@ -31,7 +31,8 @@ TEXT = {
     ".yaml",
     ".yml",
 }
-GENERATED = {"package-lock.json"}
+# Not written by people; the sandbox writes and removes the second one while it runs.
+GENERATED = {"package-lock.json", "local.settings.json"}
 EXEMPT = {ROOT / "CHANGELOG.md", Path(__file__).resolve()}
 # Folders of tools; those with a dot at the beginning are skipped too, except these.
 SKIPPED = {"node_modules", "build", "__pycache__", "htmlcov"}
