@@ -30,6 +30,7 @@ from sandbox.cloud.options import (
     NotInThisSandbox,
     StartInterrupted,
 )
+from sandbox.cloud.posting import ServiceEndpointPoster
 from sandbox.cloud.proxies import Targets, start_proxies
 from sandbox.cloud.sales import Sales, connect, connect_with, start_sales
 from sandbox.cloud.settings import Connections, belongs_to_connection, entity_settings
@@ -46,7 +47,6 @@ from sandbox.functions_host.functions import Declaration, connection_names
 from sandbox.functions_host.trace_context import InvocationSpan
 from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
-from sandbox.posting import ServiceEndpointPoster
 from sandbox.service_bus import Authenticator, Broker, Role, RoleAssignment, ServiceBusServer
 from sandbox.tracing import OtlpReceiver, Span, SpanStore
 
