@@ -228,10 +228,12 @@ class ServiceBus:
         operation = "send" if outgoing.due is None else "schedule"
         with self._tracing.send(entity, outgoing.message_id, operation) as span:
             if span.traceparent is not None:
-                # What the message causes becomes a child of this span.
-                outgoing = replace(
-                    outgoing, properties={**outgoing.properties, names.TRACEPARENT: span.traceparent}
-                )
+                # What the message causes becomes a child of this span, also for a receiver that knows the older name
+                # alone: a copy may still have it, in a form of its own.
+                kept = {
+                    key: value for key, value in outgoing.properties.items() if key != names.DIAGNOSTIC_ID
+                }
+                outgoing = replace(outgoing, properties={**kept, names.TRACEPARENT: span.traceparent})
             self._sender.send(entity, outgoing, deadline)
 
 

@@ -280,6 +280,19 @@ def test_a_retry_is_a_child_of_the_attempt_that_scheduled_it(
     assert attributes(second)["faas.coldstart"] is False
 
 
+def test_a_retry_in_a_trace_that_begins_here_has_no_older_id_of_another(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    """The sender's id has the form that is older than W3C's, and the host traces nothing."""
+    stage.outcome = DataverseThrottled("x", retry_after=3)
+    stage.handler.handle(make_message(properties={"Diagnostic-Id": "|9d6c1f7e0b9a11.1.", "kept": "x"}))
+    ((_, copy),) = stage.sender.sent
+    schedule = stage.recorder.named("send won")
+    assert own_id(schedule) in str(copy.properties["traceparent"])
+    assert copy.properties["kept"] == "x"
+    assert "Diagnostic-Id" not in copy.properties
+
+
 def test_without_a_trace_one_begins(stage: Stage, make_message: Callable[..., Message]) -> None:
     lacking = make_message(message_id=None)
     stage.handler.handle(lacking)
