@@ -9,8 +9,11 @@ pip's whole output where it fails. Bytecode is compiled when a module is first i
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 
 _COLLECTING = "Collecting "
+# Where wheels are taken from a folder.
+_PROCESSING = "Processing "
 _INSTALLING = "Installing collected packages: "
 _WIDTH = 110
 
@@ -37,8 +40,8 @@ def progress(lines: Iterable[str]) -> Iterator[str]:
     """Return what to show for pip's lines: the packages as they are collected, then how many are installed."""
     column = 0
     for line in lines:
-        if line.startswith(_COLLECTING):
-            name = line.removeprefix(_COLLECTING).partition("=")[0].split()[0]
+        if line.startswith((_COLLECTING, _PROCESSING)):
+            name = _package(line)
             if column + len(name) > _WIDTH or not column:
                 yield ("\n" if column else "") + "  "
                 column = 2
@@ -48,6 +51,13 @@ def progress(lines: Iterable[str]) -> Iterator[str]:
             count = line.count(",") + 1
             yield ("\n" if column else "") + f"  installing {count} packages …\n"
             column = 0
+
+
+def _package(line: str) -> str:
+    what = line.split()[1]
+    if line.startswith(_COLLECTING):
+        return what.partition("=")[0]
+    return PurePath(what).name.partition("-")[0].replace("_", "-")
 
 
 def _kept(lines: Iterable[str], said: list[str]) -> Iterator[str]:

@@ -72,10 +72,11 @@ def test_each_package_is_shown_as_it_is_collected() -> None:
         "Collecting azure-core==1.41.0 (from -r requirements.txt (line 1))\n",
         "  Using cached azure_core-1.41.0-py3-none-any.whl\n",
         "Collecting click==8.5.1 (from -r requirements.txt (line 9))\n",
+        "Processing /wheels/msal_extensions-1.3.1-py3-none-any.whl (from -r requirements.txt (line 20))\n",
         "Installing collected packages: click, azure-core\n",
         "Successfully installed azure-core-1.41.0 click-8.5.1\n",
     ]
-    assert "".join(progress(lines)) == "  azure-core click \n  installing 2 packages …\n"
+    assert "".join(progress(lines)) == "  azure-core click msal-extensions \n  installing 2 packages …\n"
 
 
 def test_a_failing_installation_shows_what_pip_reported(tmp_path: Path) -> None:
