@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -46,6 +46,15 @@ def test_a_result_or_an_exception_reaches_the_caller() -> None:
     with pytest.raises(LookupError, match="inside"):
         calls.run(fail, BOUND)
     assert calls.run(lambda: 8, BOUND) == 8
+
+
+def test_the_caller_waits_for_the_result() -> None:
+    with Blocked() as blocked, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(BoundedCalls("test", 1).run, blocked, BOUND)
+        assert blocked.begun.wait(BOUND)
+        assert not wait([waiting], 0.1).done
+        blocked.released.set()
+        assert waiting.result(BOUND) == "late"
 
 
 def test_even_what_ends_the_interpreter_reaches_the_caller() -> None:
