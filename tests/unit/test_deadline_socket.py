@@ -111,6 +111,9 @@ def test_a_shorter_timeout_of_the_library_stays_in_force(kind: str, request: pyt
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_non_blocking_use_stays_so(kind: str, request: pytest.FixtureRequest) -> None:
     connected: socket.socket = request.getfixturevalue(kind)
+    connected.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        connected.recv(1)
     connected.setblocking(False)  # noqa: FBT003 - the signature is the library's
     assert connected.gettimeout() == 0.0
     with thread_deadline(BOUND), pytest.raises((BlockingIOError, ssl.SSLWantReadError)):

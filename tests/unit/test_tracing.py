@@ -463,6 +463,32 @@ def test_an_event_is_counted_with_the_time_since_the_win(
     assert point.sum == 2, "the message was enqueued two seconds ago"
 
 
+@pytest.mark.parametrize(
+    ("histogram", "seconds"),
+    [
+        # Those of the semantic conventions, and longer ones.
+        (
+            "http.client.request.duration",
+            (
+                *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+                *(30, 60, 120),
+            ),
+        ),
+        (
+            "invoicing.win_to_event.duration",
+            (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 900, 3600, 14400, 43200, 86400, 172800, 259200),
+        ),
+    ],
+)
+def test_the_boundaries_of_a_histogram_never_change(
+    histogram: str, seconds: tuple[float, ...], stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    """With others, a percentile over a time with both versions would be wrong."""
+    stage.handler.handle(make_message())
+    (point,) = stage.recorder.metrics()[histogram]
+    assert point.explicit_bounds == seconds
+
+
 def test_throttling_of_the_process_is_counted(
     stage: Stage, server: FakeServer, make_reply: Callable[..., Reply], make_message: Callable[..., Message]
 ) -> None:
