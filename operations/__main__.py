@@ -33,7 +33,8 @@ class Operations(Commands):
         """Run the command; raises ClickException for trouble that has a name."""
         try:
             return super().invoke(ctx)
-        except click.UsageError:
+        except (click.UsageError, BrokenPipeError):
+            # A pipe whose reader has seen enough, such as head, is no trouble of a connection: click ends quietly.
             raise
         except click.ClickException as error:
             raise click.ClickException(_lines(error.message)) from error

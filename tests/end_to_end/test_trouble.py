@@ -217,6 +217,25 @@ def test_an_unreachable_dataverse_is_a_sentence_without_lines_of_the_functions_l
     assert len(done.stderr.splitlines()) == 2, done.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_trouble(servers: dict[str, str]) -> None:
+    """As in `operations failed list | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = servers | key(servers["ServiceBusConnection__fullyQualifiedNamespace"])
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(  # noqa: S603 - our own command, no shell
+            [sys.executable, "-m", "operations", *COMMANDS["failed list"]],
+            env=environment,
+            cwd=ROOT,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.stderr == ""
+
+
 def test_ctrl_c_ends_the_dashboard_and_interrupts_nothing(servers: dict[str, str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "operations", "dashboard"],
