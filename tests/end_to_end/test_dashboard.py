@@ -265,7 +265,8 @@ def test_a_page_that_lost_its_dashboard_says_so(page: Page, driver: webdriver.Ch
 
 
 def test_dark_and_narrow(page: Page, driver: webdriver.Chrome, running: Running) -> None:
-    text = "Dataverse responded 403 0x80048d06: Credit limit exceeded. (plug-in Plugin/Contoso.CreditCheck, Contoso)"
+    plugin = "Plugin/Contoso.Invoicing.CreditChecks.LimitOfGroup"
+    text = f"Dataverse responded 403 0x80048d06: Credit limit exceeded. (plug-in {plugin})"
     properties = {"DeadLetterReason": "InvoiceRefused", "DeadLetterErrorDescription": text}
     running.cloud.broker.send(FAILED_QUEUE, Message(b"?", application_properties=properties))
     due = running.cloud.broker_clock.now() + timedelta(hours=1)
