@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
-_TIMEOUT = 240.0
+_TIMEOUT = 600.0
 _AMQPS_PORT = 5671
 Figures = dict[str, float]
 
@@ -372,12 +372,15 @@ def _first(results: Results, latency: int, goal: str) -> Row:
 def _cold_rows(results: Results) -> list[Row]:
     if not results.cold_start:
         return []
-    with_bytecode, without = (
-        statistics.median(each["wall"] for each in results.cold_start[name])
-        for name in ("with bytecode", "without")
-    )
-    ratio = with_bytecode / without
-    return [Row("cold start, package without / with .pyc", _ms(without), _ms(with_bytecode), ratio, "≤ 0.50")]
+    rows = []
+    for figure, what in (("wall", "cold start"), ("cpu", "CPU, cold start")):
+        with_bytecode, without = (
+            statistics.median(each[figure] for each in results.cold_start[name])
+            for name in ("with bytecode", "without")
+        )
+        ratio = with_bytecode / without
+        rows.append(Row(f"{what}, without / with .pyc", _ms(without), _ms(with_bytecode), ratio, "≤ 0.50"))
+    return rows
 
 
 def _telemetry_rows(results: Results) -> list[Row]:
