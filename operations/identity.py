@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 from azure.servicebus import parse_connection_string
 
 from operations.environment import service_bus_settings_of
-from shared.credential import Identities
+from shared.credential import SERVICE_BUS_SCOPE, Identities
 from shared.errors import TokenUnavailable
 from shared.settings import ConnectionString
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# As azure-servicebus asks for it.
-SERVICE_BUS_SCOPE = "https://servicebus.azure.net//.default"
 _TOKEN_SECONDS = 20.0
 
 

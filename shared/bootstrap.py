@@ -12,14 +12,14 @@ from random import random as system_random
 from typing import TYPE_CHECKING
 
 from shared.clock import SystemClock
-from shared.credential import Identities
+from shared.credential import SERVICE_BUS_SCOPE, Identities
 from shared.dataverse import Dataverse
 from shared.errors import InvalidSettings
 from shared.handler import Environment, Handler
 from shared.invoicing import Invoicing
 from shared.retrieval import InvoiceReader
 from shared.service_bus import AmqpSender, ServiceBus, connect
-from shared.settings import Settings, queue_settings, retry_settings, telemetry_settings
+from shared.settings import Namespace, Settings, queue_settings, retry_settings, telemetry_settings
 from shared.tracing import OFF, TelemetryExporter
 
 if TYPE_CHECKING:
@@ -172,8 +172,16 @@ def build_dataverse(
 
 def build_sender(settings: ServiceBusSettings, identities: Identities) -> AmqpSender:
     """Return the connection to the namespace of the settings."""
+    connection = settings.connection
+
+    def renew_token(seconds: float) -> None:
+        # With a key there is no token.
+        if isinstance(connection, Namespace):
+            identities.of(connection.client_id).renew(SERVICE_BUS_SCOPE, seconds)
+
     # The sender reopens a broken link itself: the SDK would do it in the caller's thread, where nothing bounds name
     # resolution.
     return AmqpSender(
-        lambda: connect(settings, lambda namespace: identities.of(namespace.client_id), retries=0)
+        lambda: connect(settings, lambda namespace: identities.of(namespace.client_id), retries=0),
+        renew_token=renew_token,
     )

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     ResponseHook = Callable[[PipelineResponse[Any, Any]], None]
 
+# As azure-servicebus asks for it.
+SERVICE_BUS_SCOPE = "https://servicebus.azure.net//.default"
 # An endpoint on the same machine responds in milliseconds; a token that takes longer than this is an outage.
 _FETCH_SECONDS = 20.0
 # A token is not used in its last minute: the call that needs it takes time, too.
@@ -124,6 +126,13 @@ class Identity:
         except OSError:
             return None
         return outcome.value if isinstance(outcome, _Token) and outcome.value != refused else None
+
+    def renew(self, scope: str, seconds: float) -> None:
+        """Fetch another token because a peer refused the one in use; if there is none, that one stays in use."""
+        with self._lock:
+            token = self._tokens.get(scope)
+        if token is not None:
+            self.renewed(scope, token.value, seconds)
 
     def get_token(self, *scopes: str, **_: object) -> AccessToken:
         """Return a token as azure-servicebus asks for it, within the deadline of the calling thread."""

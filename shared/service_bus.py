@@ -13,7 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
-from azure.servicebus.exceptions import MessageSizeExceededError, OperationTimeoutError
+from azure.servicebus.exceptions import (
+    MessageSizeExceededError,
+    OperationTimeoutError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+)
 
 from shared import message as names
 from shared.bounded_call import BoundedCalls
@@ -242,10 +247,18 @@ class AmqpSender:
 
     The SDK's clients are not safe under many threads, so a lock guards each link, and it is waited for no longer than
     the deadline. Each entity has a connection of its own: one that hangs does not keep the others from being sent to.
+    `renew_token` is called, with the seconds that are left, where the broker refuses an identity.
     """
 
-    def __init__(self, connect: Callable[[], ServiceBusClient], *, max_idle: float = _MAX_IDLE) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], ServiceBusClient],
+        *,
+        renew_token: Callable[[float], None] = lambda _: None,
+        max_idle: float = _MAX_IDLE,
+    ) -> None:
         self._connect = connect
+        self._renew_token = renew_token
         self._max_idle = max_idle
         self._lock = threading.Lock()
         self._client: ServiceBusClient | None = None
@@ -256,12 +269,20 @@ class AmqpSender:
         seconds = min(deadline.remaining, _TRY_SECONDS)
         try:
             with thread_deadline(seconds):
-                self._link(entity).send(outgoing)
+                self._send(entity, outgoing)
         except MessageSizeExceededError as error:
             raise TooLarge("the broker takes no message of this size") from error
         except Exception as error:
             # The SDK raises ValueError, KeyError, AttributeError and others where a connection breaks in between.
             raise NotSent(_why(error)) from error
+
+    def _send(self, entity: str, outgoing: Outgoing) -> None:
+        try:
+            self._link(entity).send(outgoing)
+        except (ServiceBusAuthenticationError, ServiceBusAuthorizationError):
+            # The token may have been revoked. The next try takes another one.
+            self._renew_token(seconds_left())
+            raise
 
     def warm_up(self, entity: str) -> None:
         """Begin to open the link of an entity if it is not open: that takes half a second. Returns at once."""

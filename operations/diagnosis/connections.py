@@ -19,10 +19,10 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_p
 from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, ok
 from operations.diagnosis.findings import Finding
 from operations.environment import namespace_address, operator_client_id
-from operations.identity import SERVICE_BUS_SCOPE, owner_of
+from operations.identity import owner_of
 from operations.web_api import WebApi
 from shared.bounded_call import BoundedCalls
-from shared.credential import Identities
+from shared.credential import SERVICE_BUS_SCOPE, Identities
 from shared.deadline_socket import CallTimeout
 from shared.errors import InvalidSettings, TokenUnavailable
 from shared.settings import ConnectionString, dataverse_settings, retry_settings, service_bus_settings

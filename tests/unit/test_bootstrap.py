@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from shared import bootstrap
 from shared.bootstrap import build, build_sender
-from shared.credential import Identities
+from shared.credential import SERVICE_BUS_SCOPE, Identities, Identity
 from shared.dataverse import Dataverse
 from shared.errors import InvalidSettings, ServiceBusUnavailable
 from shared.handler import Handler
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from shared.message import Message
     from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, RecordingSender, Reply
 
+CLIENT = "11111111-2222-3333-4444-555555555555"
 SERVICE_BUS = {
     "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
     "OPPORTUNITY_WON_QUEUE": "won",
@@ -53,6 +56,49 @@ def test_the_sender_and_not_the_sdk_sends_again() -> None:
     """The SDK would do it in the caller's thread, where nothing bounds name resolution."""
     with build_sender(service_bus_settings(SERVICE_BUS), Identities({}))._connect() as client:
         assert client._config.retry_total == 0
+
+
+class RecordingIdentities(Identities):
+    """Notes whose token is renewed instead of fetching one."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.renewed: list[tuple[str | None, str, float]] = []
+
+    def of(self, client_id: str | None) -> Identity:
+        return cast("Identity", SimpleNamespace(renew=partial(self._renew, client_id)))
+
+    def _renew(self, client_id: str | None, scope: str, seconds: float) -> None:
+        self.renewed.append((client_id, scope, seconds))
+
+
+@pytest.mark.parametrize(
+    ("connection", "renewed"),
+    [
+        (
+            {
+                "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
+                "ServiceBusConnection__clientId": CLIENT,
+            },
+            [(CLIENT, SERVICE_BUS_SCOPE, 3.0)],
+        ),
+        (
+            {
+                "ServiceBusConnection": "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=a;SharedAccessKey=b"
+            },
+            [],
+        ),
+    ],
+    ids=["identity", "key"],
+)
+def test_a_refused_token_of_the_identity_is_renewed(
+    connection: dict[str, str], renewed: list[tuple[str, str, float]]
+) -> None:
+    identities = RecordingIdentities()
+    queues = {name: value for name, value in SERVICE_BUS.items() if "Connection" not in name}
+    sender = build_sender(service_bus_settings(queues | connection), identities)
+    sender._renew_token(3.0)
+    assert identities.renewed == renewed
 
 
 def test_what_is_given_takes_the_place_of_what_would_be_built(

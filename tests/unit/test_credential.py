@@ -15,7 +15,7 @@ from azure.core.exceptions import ClientAuthenticationError
 from azure.identity import AzureCliCredential, CredentialUnavailableError
 
 from shared.clock import Deadline, SystemClock
-from shared.credential import Identities, Identity, build_credential
+from shared.credential import SERVICE_BUS_SCOPE, Identities, Identity, build_credential
 from shared.deadline_socket import CallTimeout, thread_deadline
 from shared.errors import TokenUnavailable
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tests.unit.conftest import TlsServer
 
 SCOPE = "https://contoso.crm4.dynamics.com/.default"
-OTHER_SCOPE = "https://servicebus.azure.net//.default"
 CLIENT = "11111111-2222-3333-4444-555555555555"
 TOKEN = "the-token-nobody-may-see"
 BOUND = 20.0
@@ -103,7 +102,7 @@ def test_a_token_is_fetched_once_and_kept(identity: Identity, authority: Authori
         given = set(pool.map(lambda _: identity.token(SCOPE, BOUND), range(64)))
     assert given == {"token-1"}
     assert authority.requests == [SCOPE]
-    assert identity.token(OTHER_SCOPE, BOUND) == "token-2", "each scope has its own"
+    assert identity.token(SERVICE_BUS_SCOPE, BOUND) == "token-2", "each scope has its own"
 
 
 def test_a_token_that_another_thread_has_fetched_meanwhile_is_used(authority: Authority) -> None:
@@ -128,11 +127,11 @@ def test_a_token_that_another_thread_has_fetched_meanwhile_is_used(authority: Au
 
 def test_the_sdk_takes_its_tokens_from_the_same_cache(identity: Identity, authority: Authority) -> None:
     """So that an idle link which is closed and opened again asks for none."""
-    token = identity.token(OTHER_SCOPE, BOUND)
+    token = identity.token(SERVICE_BUS_SCOPE, BOUND)
     expires_on = int(authority.now + authority.lifetime)
-    given = identity.get_token(OTHER_SCOPE, enable_cae=True)
+    given = identity.get_token(SERVICE_BUS_SCOPE, enable_cae=True)
     assert (given.token, given.expires_on) == (token, expires_on)
-    info = identity.get_token_info(OTHER_SCOPE, options={})
+    info = identity.get_token_info(SERVICE_BUS_SCOPE, options={})
     assert (info.token, info.expires_on) == (token, expires_on)
     assert len(authority.requests) == 1
 
@@ -142,9 +141,9 @@ def test_the_sdk_waits_for_a_token_no_longer_than_its_thread_may(
 ) -> None:
     with Silence(authority), thread_deadline(0.1):
         with pytest.raises(TokenUnavailable, match="in time"):
-            identity.get_token(OTHER_SCOPE)
+            identity.get_token(SERVICE_BUS_SCOPE)
         with pytest.raises(CallTimeout):
-            identity.get_token_info(OTHER_SCOPE)
+            identity.get_token_info(SERVICE_BUS_SCOPE)
 
 
 @pytest.mark.parametrize("left", [12 * HOUR, HOUR, 301, 61])
@@ -302,6 +301,17 @@ def test_a_refused_token_stays_in_use_while_there_is_no_other(
     authority.error = ClientAuthenticationError("down")
     assert identity.renewed(SCOPE, refused, seconds) is None
     assert identity.token(SCOPE, BOUND) == refused
+
+
+def test_a_token_that_service_bus_refuses_is_replaced_once(identity: Identity, authority: Authority) -> None:
+    """Many links may be refused at the same time."""
+    identity.renew(SERVICE_BUS_SCOPE, BOUND)
+    assert authority.requests == [], "there is no token that could have been refused"
+    refused = identity.get_token(SERVICE_BUS_SCOPE).token
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: identity.renew(SERVICE_BUS_SCOPE, BOUND), range(16)))
+    assert identity.get_token(SERVICE_BUS_SCOPE).token != refused
+    assert len(authority.requests) == 2
 
 
 def test_a_refused_token_waits_for_the_fetch_that_is_on_its_way(

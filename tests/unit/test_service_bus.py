@@ -17,6 +17,8 @@ from azure.servicebus._transport._pyamqp_transport import PyamqpTransport
 from azure.servicebus.exceptions import (
     MessageSizeExceededError,
     OperationTimeoutError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
     ServiceBusConnectionError,
     ServiceBusError,
 )
@@ -591,6 +593,25 @@ def test_a_link_that_broke_while_it_was_idle_is_replaced_at_once(
     assert len(client.sent) == 2
     assert client.opened == ["won", "won"]
     client.eventually(lambda: client.closed == ["won"])
+
+
+@pytest.mark.parametrize("refusal", [ServiceBusAuthenticationError, ServiceBusAuthorizationError])
+def test_another_token_is_fetched_where_the_broker_refuses_one(
+    refusal: Callable[..., Exception], client: FakeClient
+) -> None:
+    """One that was revoked would otherwise be used until it expires."""
+    renewed: list[float] = []
+    amqp = AmqpSender(lambda: cast("ServiceBusClient", client), renew_token=renewed.append)
+    client.on_send = failing(ServiceBusConnectionError(message="gone"), refusal(message="no"))
+    with pytest.raises(NotSent):
+        amqp.send("won", OUTGOING, in_time())
+    assert renewed == [], "a broken connection says nothing of the token"
+    with pytest.raises(NotSent, match=refusal.__name__):
+        amqp.send("won", OUTGOING, in_time())
+    (seconds,) = renewed
+    assert 0 < seconds <= BOUND, "what is left of the try"
+    amqp.send("won", OUTGOING, in_time())
+    amqp.close()
 
 
 def test_and_not_more_than_once(amqp: AmqpSender, client: FakeClient) -> None:
