@@ -193,19 +193,25 @@ def interpreter_of(python: str) -> str | None:
     return None
 
 
-# Imports modules, of which the first must exist, and prints the files of all that were imported from the package.
+# Imports modules, of which the first must exist, and prints the files of all that were compiled, also of those that
+# then could not be imported: a library tries whether an optional dependency is there.
 _IMPORT = """
-import importlib, sys
+import importlib, importlib.machinery, sys
 staging, site_packages, *names = sys.argv[1:]
 sys.path[:0] = [staging, site_packages]
+loader, files = importlib.machinery.SourceFileLoader, set()
+get_code = loader.get_code
+def record(self, name):
+    files.add(self.path)
+    return get_code(self, name)
+loader.get_code = record
 for name in names:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if name == names[0] or not f"{name}.".startswith(f"{error.name}."):
             raise
-files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
-print(*sorted(file for file in files if file.startswith(staging) and file.endswith(".py")), sep="\\n")
+print(*sorted(file for file in files if file.startswith(staging)), sep="\\n")
 """
 
 

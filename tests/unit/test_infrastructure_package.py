@@ -216,6 +216,19 @@ def test_what_a_library_imports_at_its_first_use_has_bytecode(tmp_path: Path) ->
     assert f"{SITE_PACKAGES}idna/codec" not in bytecode(compiled)
 
 
+def test_a_module_that_lacks_an_optional_dependency_has_bytecode(tmp_path: Path) -> None:
+    """It is compiled at each start, and then cannot be imported."""
+    root = project(tmp_path / "project", locked("idna"))
+    (root / "GenerateInvoiceFunction/__init__.py").write_text(
+        "try:\n    import shared.optional\nexcept ImportError:\n    pass", encoding="utf-8"
+    )
+    (root / "shared/optional.py").write_text("import gone_altogether", encoding="utf-8")
+
+    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+
+    assert "shared/optional" in bytecode(compiled)
+
+
 def test_settings_of_the_machine_do_not_change_what_has_bytecode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
