@@ -199,6 +199,8 @@ def test_spans_have_the_names_of_the_conventions_and_names_to_search_by(
 ) -> None:
     stage.handler.handle(make_message(), traceparent=HOSTS, invocation_id="i-1")
     request, send, invocation = stage.recorder.spans
+    scopes = {span.instrumentation_scope.name for span in stage.recorder.spans if span.instrumentation_scope}
+    assert scopes == {"invoice-from-opportunity"}
     common = {
         "invoicing.root": ROOT,
         "invoicing.attempt": 0,
@@ -646,6 +648,9 @@ def test_azure_monitor_receives_spans_and_metrics(
         connection, accepted, "Content-Type: application/json"
     )
     tracing = start_tracing(TelemetryExporter.AZURE_MONITOR, SETTINGS)
+    # What the exporter would report about itself, and ask for.
+    for name in ("STATSBEAT_DISABLED_ALL", "SDKSTATS_DISABLED", "CONTROLPLANE_DISABLED"):
+        assert os.environ[f"APPLICATIONINSIGHTS_{name}"] == "true"
     export_one(tracing)
     tracing.invoice_generated()
     end(*at_exit)
