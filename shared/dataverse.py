@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import threading
-import time
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -160,8 +159,8 @@ class Dataverse:
             )
         # The outer status says nothing: without the preference it is that of the first failed part.
         responses = _parts(response)
-        stopped = 0 < len(responses) < len(operations) and responses[-1].failed
-        if len(responses) != len(operations) and not stopped:
+        missing = len(operations) - len(responses)
+        if missing < 0 or (missing > 0 and not responses[-1].failed):
             raise DataverseUnreachable(
                 f"The response to a batch broke off: {len(responses)} of {len(operations)} parts came.",
                 request_id=response.request_id,
@@ -211,7 +210,7 @@ class Dataverse:
             "Authorization": f"Bearer {token}",
             "x-ms-client-request-id": request_id,
         }
-        started = time.monotonic()
+        started = self._clock.monotonic()
         with self._tracing.request(request.method, self._root, target, request_id) as span:
             try:
                 response = self._exchange.send(request._replace(headers=headers), timeout)
@@ -226,7 +225,7 @@ class Dataverse:
             "dataverse: %s %d in %d ms (request %s, service request %s)%s",
             what,
             response.status,
-            (time.monotonic() - started) * 1000,
+            (self._clock.monotonic() - started) * 1000,
             request_id,
             _service_request(response.headers),
             log_suffix(),

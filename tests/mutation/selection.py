@@ -36,6 +36,7 @@ _FAST = 30.0
 # Modules whose tests have other names.
 _OWN_TESTS = {
     "bootstrap": ("bootstrap", "tracing"),
+    "dataverse": ("dataverse", "tracing"),
     "handler": ("handler", "tracing"),
     "invoice": ("invoice", "invoicing"),
     "open_telemetry": ("tracing",),

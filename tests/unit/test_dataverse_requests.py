@@ -6,6 +6,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,7 @@ from shared.errors import (
     InvoicingFailure,
     TokenUnavailable,
 )
+from shared.http_message import HttpResponse
 from shared.message import Delivery, RetryState
 from shared.response import Response
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
+    from shared.http_exchange import Request
     from shared.message import Message
     from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, Reply, TlsServer
 
@@ -167,6 +170,30 @@ def test_lines_within_a_delivery_name_it(
     assert all(line.endswith(f") opportunity=o-1 root={delivery.state.root}") for line in lines)
 
 
+@dataclass
+class SlowExchange:
+    """Responds after two seconds."""
+
+    clock: FakeClock
+
+    def send(self, request: Request, seconds: float) -> HttpResponse:
+        assert (request.method, seconds) == ("GET", 125)
+        self.clock.advance(2)
+        return HttpResponse(200, {}, b"{}")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_log_line_says_how_long_a_request_took(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    exchange = SlowExchange(stage.clock)
+    slow = Dataverse(URL, tokens=stage.tokens, clock=stage.clock, random=punctual, exchange=exchange)
+    slow.read(WHO_AM_I, stage.deadline)
+    (line,) = [message for message in caplog.messages if message.startswith("dataverse: ")]
+    assert line.startswith("dataverse: GET WhoAmI 200 in 2000 ms (request ")
+    assert line.endswith(", service request none)")
+
+
 def test_a_redirect_is_an_error_and_the_token_goes_nowhere_else(stage: Stage) -> None:
     stage.replies({"status": 302, "headers": {"Location": "https://login.example/"}}, {})
     error = fails(stage.read().json, DataverseUnavailable)
@@ -178,14 +205,15 @@ def test_a_response_is_waited_for_as_long_as_dataverse_may_take_and_no_longer_th
     stage: Stage,
 ) -> None:
     """Dataverse rolls back after two minutes: giving up before would only create doubt."""
-    for seconds in (180, 60, 4):
+    for seconds in (180, 60, 0.5):
         stage.dataverse.read(WHO_AM_I, Deadline.after(stage.clock, seconds))
-    assert [options["timeout"] for options in stage.server.options] == [(125, 125), (60, 60), (4, 4)]
+    assert [options["timeout"] for options in stage.server.options] == [(125, 125), (60, 60), (0.5, 0.5)]
 
 
 def test_nothing_is_sent_when_no_time_is_left(stage: Stage) -> None:
     error = fails(lambda: stage.dataverse.read(WHO_AM_I, Deadline.after(stage.clock, 0)))
     assert "No time was left for GET WhoAmI." in str(error)
+    assert error.request_id
     assert stage.server.requests == []
 
 
@@ -384,8 +412,10 @@ def test_a_thread_that_waited_in_place_checks_again(stage: Stage) -> None:
 
 def test_nobody_waits_in_place_for_more_than_half_of_what_is_left(stage: Stage) -> None:
     throttled(stage.dataverse, 4)
-    fails(lambda: stage.dataverse.read(WHO_AM_I, Deadline.after(stage.clock, 6)), DataverseThrottled)
-    assert (stage.server.requests, stage.clock.sleeps) == ([], [3])
+    for seconds in (6, 1.5):
+        deadline = Deadline.after(stage.clock, seconds)
+        fails(partial(stage.dataverse.read, WHO_AM_I, deadline), DataverseThrottled)
+    assert (stage.server.requests, stage.clock.sleeps) == ([], [3, 0.75])
 
 
 def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(stage: Stage) -> None:
@@ -402,9 +432,11 @@ def test_a_connection_is_for_one_thread_at_a_time(online: Dataverse, tls_server:
         responses = list(pool.map(lambda _: online.read(WHO_AM_I, in_time()), range(400)))
     assert len({response.request_id for response in responses}) == 400
     assert len(tls_server.requests) == 400
-    assert tls_server.connections <= 16
+    used = tls_server.connections
+    assert used <= 16
     online.close()
     assert online.read(WHO_AM_I, in_time()).status == 200, "it can be used again"
+    assert tls_server.connections == used + 1
 
 
 # ---------------------------------------------------------------------------------------------- over sockets

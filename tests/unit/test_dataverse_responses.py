@@ -130,6 +130,7 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
     assert writes.get_content_type() == "multipart/mixed"
     operations = [*writes.iter_parts(), *reads]
     assert [part.get_content_type() for part in operations] == ["application/http"] * 4
+    assert [part.defects for part in operations] == [[]] * 4, "an empty line follows the headers"
     assert [part["Content-Transfer-Encoding"] for part in operations] == ["binary"] * 4
     assert [part["Content-ID"] for part in operations] == ["1", "2", None, None]
 
@@ -240,8 +241,9 @@ def test_a_response_that_broke_off_anywhere_is_never_taken_for_a_complete_one() 
 def test_another_number_of_responses_than_operations_is_no_response(
     parts: tuple[Part, ...], batch: Callable[..., list[Response]]
 ) -> None:
-    with pytest.raises(DataverseUnreachable, match="broke off"):
+    with pytest.raises(DataverseUnreachable, match="broke off") as raised:
         batch(batch_body(*parts))
+    assert raised.value.request_id
 
 
 @pytest.mark.parametrize(
@@ -418,6 +420,7 @@ def test_a_second_request_that_fails_concludes_nothing(batches: Callable[..., li
 
 def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[Response]]) -> None:
     odd = Part(429, b"", {"RETRY-AFTER": "  9  ", "No-Value": "", "Url": "https://a:b"}).encoded()
+    odd = odd.replace(b"\r\nHTTP/", b"\r\n\r\nHTTP/")
     done, *_ = batch(batch_body(odd, Part(), Part()))
     assert done.headers == {"retry-after": "9", "no-value": "", "url": "https://a:b"}
 

@@ -116,10 +116,14 @@ def test_non_blocking_use_stays_so(kind: str, request: pytest.FixtureRequest) ->
         connected.recv(1)
     connected.setblocking(False)  # noqa: FBT003 - the signature is the library's
     assert connected.gettimeout() == 0.0
-    with thread_deadline(BOUND), pytest.raises((BlockingIOError, ssl.SSLWantReadError)):
-        connected.recv(1)
+    # It blocks nobody, so it is no matter of deadlines.
+    for seconds in (BOUND, 0):
+        with thread_deadline(seconds), pytest.raises((BlockingIOError, ssl.SSLWantReadError)):
+            connected.recv(1)
     connected.setblocking(True)  # noqa: FBT003 - as above
     assert connected.gettimeout() is None
+    with thread_deadline(1), pytest.raises(TimeoutError):
+        connected.recv(1)
 
 
 def test_a_handshake_ends_by_the_deadline(plain: DeadlineSocket) -> None:
