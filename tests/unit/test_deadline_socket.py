@@ -12,6 +12,7 @@ from shared.deadline_socket import (
     CallTimeout,
     DeadlineSocket,
     DeadlineTlsSocket,
+    created_sockets,
     deadline_tls_context,
     seconds_left,
     thread_deadline,
@@ -157,8 +158,10 @@ def test_what_comes_in_time_is_received_and_sent(tls_server: TlsServer, trusted:
     connection = socket.create_connection(("127.0.0.1", tls_server.port))
     with (
         thread_deadline(BOUND),
+        created_sockets() as created,
         deadline_tls_context().wrap_socket(connection, server_hostname="127.0.0.1") as connected,
     ):
+        assert created == [connected]
         connected.sendall(b"hello")
         assert connected.recv(5) == b"hello"
 

@@ -463,6 +463,13 @@ def test_an_event_is_counted_with_the_time_since_the_win(
     assert stage.recorder.counts() == {("invoicing.events.published", None): 1}
     (point,) = stage.recorder.metrics()["invoicing.win_to_event.duration"]
     assert point.sum == 2, "the message was enqueued two seconds ago"
+    (point,) = stage.recorder.metrics()["http.client.request.duration"]
+    assert point.attributes == {
+        "server.address": "contoso.crm4.dynamics.com",
+        "server.port": 443,
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+    }
 
 
 @pytest.mark.parametrize(
