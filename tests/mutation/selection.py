@@ -52,7 +52,6 @@ class Selection:
         self.files = files
         self.fast = fast
         self._tests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-        self._outside: dict[str, set[int]] = defaultdict(set)
         self._seconds: dict[str, float] = defaultdict(float)
 
     @classmethod
@@ -86,30 +85,26 @@ class Selection:
         for file in recorded.measured_files():
             module = str(Path(file).relative_to(ROOT))
             for line, contexts in recorded.contexts_by_lineno(file).items():
-                tests = {_test_of(each) for each in contexts}
-                self._tests[module][line] |= {test for test in tests if test is not None}
-                if None in tests:
-                    self._outside[module].add(line)
+                self._tests[module][line] |= {test for each in contexts if (test := _test_of(each))}
         for case in ET.parse(data.with_suffix(".xml")).getroot().iter("testcase"):  # noqa: S314 - pytest wrote it
             test = _test_of(f"{case.get('classname')}.{(case.get('name') or '').partition('[')[0]}")
             self._seconds[test or ""] += float(case.get("time") or 0)
 
     def steps(self, mutation: Mutation) -> Iterator[list[str]]:
-        """Yield tests, until one notices: those that execute the mutation; of what runs at import, the module's."""
+        """Yield tests, until one notices: those that execute the mutation, then the module's others."""
         lines = self._tests[mutation.module]
         executed = self._executing(mutation)
         own = _own(mutation.module, self.files)
         all_of_own = {test for test in self._seconds if test.partition("::")[0] in own}
         tests = executed or all_of_own.union(*lines.values())
-        if self._outside[mutation.module].intersection(_lines(mutation)):
-            # A fixture may execute it, for any test.
-            tests |= all_of_own
         if self.fast:
             tests = {test for test in tests if self._seconds[test] < _FAST}
         ordered = self._ordered(tests, own)
         mine = [test for test in ordered if test.partition("::")[0] in own]
         # Without a test, pytest would run all.
-        yield from filter(None, (mine, ordered[len(mine) :]))
+        # The measurement does not see which test a fixture, Hypothesis or a cache executes a line for.
+        rest = self._ordered({test for test in all_of_own - tests if self._seconds[test] < _FAST}, own)
+        yield from filter(None, (mine, ordered[len(mine) :], rest))
 
     def is_function_of_import(self, mutation: Mutation) -> bool:
         """Whether the mutation is in a function that runs only while modules are imported."""
@@ -117,7 +112,7 @@ class Selection:
 
     def _executing(self, mutation: Mutation) -> set[str]:
         lines = self._tests[mutation.module]
-        return set().union(*(lines.get(line, set()) for line in _lines(mutation)))
+        return set().union(*(lines.get(line, set()) for line in range(mutation.line, mutation.last_line + 1)))
 
     def _ordered(self, tests: set[str], own: Sequence[str]) -> list[str]:
         return sorted(tests, key=lambda test: (test.partition("::")[0] not in own, self._seconds[test], test))
@@ -125,10 +120,6 @@ class Selection:
     def timeout(self, tests: Sequence[str]) -> float:
         """Return the seconds after which a mutant counts as one that never ends."""
         return _TIMEOUT + _SLOWER * sum(self._seconds[test] for test in tests)
-
-
-def _lines(mutation: Mutation) -> range:
-    return range(mutation.line, mutation.last_line + 1)
 
 
 def _own(module: str, files: Iterable[str]) -> list[str]:

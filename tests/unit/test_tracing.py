@@ -90,16 +90,16 @@ class Recorder:
         (span,) = [span for span in self.spans if span.name == name]
         return span
 
-    def metrics(self) -> dict[str, list[Any]]:
-        """Return the data points of each metric."""
+    def instruments(self) -> list[Any]:
+        """Return the metrics that have data."""
         data = self._reader.get_metrics_data()
         assert data is not None
-        return {
-            metric.name: list(metric.data.data_points)
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
+        scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics]
+        return [metric for scope in scopes for metric in scope.metrics]
+
+    def metrics(self) -> dict[str, list[Any]]:
+        """Return the data points of each metric."""
+        return {metric.name: list(metric.data.data_points) for metric in self.instruments()}
 
     def counts(self) -> dict[tuple[str, str | None], float]:
         """Return the value of each counter by name and reason."""
@@ -388,6 +388,7 @@ def test_a_parked_message_is_an_error(stage: Stage, make_message: Callable[..., 
     invocation = stage.recorder.named("process won")
     assert invocation.status.description == "InvalidEvent"
     assert attributes(invocation)["invoicing.outcome"] == "parked"
+    assert attributes(invocation)["invoicing.reason"] == "InvalidEvent"
     assert "invoicing.opportunity.id" not in attributes(invocation)
     assert parent(stage.recorder.named("send failed")) == own_id(invocation)
     assert stage.recorder.counts()["invoicing.parked", "InvalidEvent"] == 1
@@ -419,6 +420,7 @@ def test_an_exception_fails_the_invocation(stage: Stage, make_message: Callable[
         stage.handler.handle(make_message())
     invocation = stage.recorder.named("process won")
     assert attributes(invocation)["invoicing.outcome"] == "failed"
+    assert attributes(invocation)["invoicing.reason"] == "ZeroDivisionError"
     assert attributes(invocation)["error.type"] == "ZeroDivisionError"
     assert "Jane" not in invocation.to_json()
 
@@ -439,18 +441,18 @@ def test_a_failed_request_is_an_error_and_measured(
     stage: Stage, server: FakeServer, make_reply: Callable[..., Reply], make_message: Callable[..., Message]
 ) -> None:
     server.replies.clear()
-    server.replies.extend([make_reply(status=503), make_reply(error=ReadTimeout("x"))])
+    server.replies.extend([make_reply(status=400), make_reply(error=ReadTimeout("x"))])
     stage.handler.handle(make_message())
     stage.handler.handle(make_message())
     requests = [span for span in stage.recorder.spans if span.name == "GET opportunities"]
-    assert [attributes(span)["error.type"] for span in requests] == ["503", "DataverseUnreachable"]
+    assert [attributes(span)["error.type"] for span in requests] == ["400", "DataverseUnreachable"]
     assert {span.status.status_code for span in requests} == {StatusCode.ERROR}
     points = stage.recorder.metrics()["http.client.request.duration"]
     assert {(point.attributes.get("http.response.status_code"), point.count) for point in points} == {
-        (503, 1),
+        (400, 1),
         (None, 1),
     }
-    assert {point.attributes["error.type"] for point in points} == {"503", "DataverseUnreachable"}
+    assert {point.attributes["error.type"] for point in points} == {"400", "DataverseUnreachable"}
 
 
 # ---------------------------------------------------------------------------------------------- metrics
@@ -464,6 +466,7 @@ def test_an_event_is_counted_with_the_time_since_the_win(
     (point,) = stage.recorder.metrics()["invoicing.win_to_event.duration"]
     assert point.sum == 2, "the message was enqueued two seconds ago"
     (point,) = stage.recorder.metrics()["http.client.request.duration"]
+    assert 0 < point.sum < BOUND
     assert point.attributes == {
         "server.address": "contoso.crm4.dynamics.com",
         "server.port": 443,
@@ -511,6 +514,26 @@ def test_a_generated_invoice_is_counted() -> None:
     recorder = Recorder()
     recorder.tracing.invoice_generated()
     assert recorder.counts() == {("invoicing.invoices.generated", None): 1}
+
+
+def test_metrics_have_the_units_of_the_conventions(
+    stage: Stage, make_message: Callable[..., Message]
+) -> None:
+    stage.handler.handle(make_message())
+    stage.handler.handle(make_message(body=b"unreadable"))
+    stage.outcome = OpportunityStillOpen("x")
+    stage.handler.handle(make_message())
+    stage.recorder.tracing.invoice_generated()
+    stage.recorder.tracing.throttled()
+    assert {metric.name: metric.unit for metric in stage.recorder.instruments()} == {
+        "http.client.request.duration": "s",
+        "invoicing.dataverse.throttled": "{response}",
+        "invoicing.events.published": "{event}",
+        "invoicing.invoices.generated": "{invoice}",
+        "invoicing.parked": "{message}",
+        "invoicing.retries": "{message}",
+        "invoicing.win_to_event.duration": "s",
+    }
 
 
 # ---------------------------------------------------------------------------------------------- off
