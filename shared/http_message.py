@@ -27,8 +27,9 @@ _MAX_PIECE = 1 << 20
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?\r?\n")
 _FIRST_FINAL_STATUS = 200
 _BODILESS_STATUS = frozenset({204, 304})
-_LENGTH = re.compile(r"[0-9]+", re.ASCII)
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;.*)?")
+# Python converts no decimal number of over 4,300 digits.
+_LENGTH = re.compile(r"[0-9]{1,20}", re.ASCII)
+_CHUNK_SIZE = re.compile(rb"0*([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?")
 
 
 class HttpResponse(NamedTuple):

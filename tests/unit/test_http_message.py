@@ -214,10 +214,12 @@ def test_another_status_line_is_an_error(line: bytes) -> None:
         b"Content-Length: \r\n\r\n",
         b"Content-Length: \xb2\r\n\r\nxx",
         b"Content-Length: 5\r\n\r\n",
+        b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
         b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         CHUNKED,
         CHUNKED + b"\r\n",
         CHUNKED + b"-1\r\n",
+        CHUNKED + b"f" * 5000 + b"\r\n",
         CHUNKED + b"0x1\r\na\r\n0\r\n\r\n",
         CHUNKED + b"1_1\r\n" + b"a" * 17 + b"\r\n0\r\n\r\n",
         CHUNKED + b"1\r\nab\r\n0\r\n\r\n",
@@ -226,8 +228,18 @@ def test_another_status_line_is_an_error(line: bytes) -> None:
     ],
 )
 def test_a_response_that_breaks_off_or_has_no_valid_length_is_none(rest: bytes) -> None:
-    with pytest.raises(IncompleteRead):
+    with pytest.raises(IncompleteRead) as raised:
         read(OK + rest)
+    assert str(raised.value), "Python writes no number of over 4,300 digits"
+
+
+@pytest.mark.parametrize(
+    "length", [b"Content-Length: " + b"9" * 20 + b"\r\n\r\n", CHUNKED + b"0" * 9 + b"f" * 16 + b"\r\n"]
+)
+def test_a_length_that_nothing_can_have_is_a_response_that_breaks_off(length: bytes) -> None:
+    with pytest.raises(IncompleteRead) as raised:
+        read(OK + length + b"ab")
+    assert raised.value.partial == b"ab"
 
 
 def test_a_hundred_headers_are_read() -> None:
