@@ -178,6 +178,8 @@ class Dataverse:
     ) -> Response:
         """Return the response to one request, which must be repeatable; raises where there is no whole response."""
         request = Request(method, API + path, {**_COMMON_HEADERS, **headers}, body)
+        # Before the token is taken: it could expire while the thread waits.
+        self._throttle.wait(deadline)
         token = self._tokens.token(deadline)
         response = self._send_with(token, request, deadline)
         # The status of a batch may be that of one of its parts: then a plug-in does not know its caller.

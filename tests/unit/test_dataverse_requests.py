@@ -418,6 +418,15 @@ def test_nobody_waits_in_place_for_more_than_half_of_what_is_left(stage: Stage) 
     assert (stage.server.requests, stage.clock.sleeps) == ([], [3, 0.75])
 
 
+def test_a_thread_takes_its_token_after_it_waited(stage: Stage) -> None:
+    """A token is valid for a minute at least, which is no longer than a thread waits."""
+    throttled(stage.dataverse, 60)
+    sleeps: list[list[float]] = []
+    stage.tokens.on_token = lambda: sleeps.append([*stage.clock.sleeps])
+    assert stage.read().status == 200
+    assert sleeps == [[60]]
+
+
 def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(stage: Stage) -> None:
     stage.tokens.on_token = lambda: throttled(stage.dataverse, 61)
     fails(stage.read, DataverseThrottled)
