@@ -8,6 +8,7 @@ lifetime on, and a caller with a valid one never waits. Fetching runs in a threa
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from contextlib import suppress
@@ -47,6 +48,8 @@ _PAUSE_SECONDS = 30.0
 # Refused tokens (401) are replaced at most this often: where a new one is refused too, the set-up is wrong.
 _RENEWAL_SECONDS = 60.0
 _MAX_TEXT = 300
+# What a header can hold. Another text would make each request fail like a bug.
+_TOKEN = re.compile(r"[!-~]+")
 
 
 class Tokens(Protocol):
@@ -271,8 +274,11 @@ class _Source:
             token = self._credential.get_token(scope)
         except Exception as error:  # noqa: BLE001 - the SDK raises anything for a response that is not a token
             return TokenUnavailable(self._why(scope, error))
+        value: object = token.token
+        if not (isinstance(value, str) and _TOKEN.fullmatch(value)):
+            return TokenUnavailable(f"The identity gave a token for {scope} that no header can hold.")
         fetched_at = now()
-        return _Token(token.token, token.expires_on, fetched_at + (token.expires_on - fetched_at) / 2)
+        return _Token(value, token.expires_on, fetched_at + (token.expires_on - fetched_at) / 2)
 
     def _note(self, response: PipelineResponse[Any, Any]) -> None:
         http = response.http_response

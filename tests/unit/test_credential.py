@@ -504,6 +504,19 @@ def test_an_error_says_status_and_message_of_the_endpoint_and_no_secret(
     assert secrets_in(raised.value, caplog) == []
 
 
+@pytest.mark.parametrize("token", ["", f"{TOKEN}\r\nX: 1", f"{TOKEN}\n", f"{TOKEN} 1", f"{TOKEN}€", 7, None])
+def test_a_token_that_no_header_can_hold_is_an_outage(
+    token: object, endpoint: TlsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request with it would fail like a bug, and the broker would dead-letter the backlog."""
+    caplog.set_level(logging.INFO, "shared")
+    body = json.dumps({"access_token": token, "expires_on": str(int(time.time() + HOUR))}).encode()
+    endpoint.serve = lambda connection: endpoint.respond(connection, body)
+    with pytest.raises(TokenUnavailable) as raised:
+        managed().token(SCOPE, BOUND)
+    assert secrets_in(raised.value, caplog) == []
+
+
 def test_an_endpoint_that_fails_is_asked_again_twice(endpoint: TlsServer) -> None:
     endpoint.serve = lambda connection: endpoint.respond(connection, b"", status="503 Service Unavailable")
     with pytest.raises(TokenUnavailable):
