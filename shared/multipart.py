@@ -100,7 +100,8 @@ def head_and_body(content: bytes) -> tuple[list[str], bytes]:
     """Return the lines before the first empty line, and what follows it; lines end in CR LF, LF or CR."""
     blank = _BLANK_LINE.search(content)
     head, body = (content[: blank.start()], content[blank.end() :]) if blank else (content, b"")
-    return head.decode("latin-1").splitlines(), body
+    # Bytes, since a text has further line ends: among them is the second byte of an Å in UTF-8.
+    return [line.decode("latin-1") for line in head.splitlines()], body
 
 
 def header_fields(lines: Sequence[str]) -> dict[str, str]:

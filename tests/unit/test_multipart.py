@@ -47,6 +47,13 @@ def test_parts_have_headers_and_bodies() -> None:
     ]
 
 
+@pytest.mark.parametrize("byte", [b"\x85", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e"])
+def test_only_cr_and_lf_end_a_header(byte: bytes) -> None:
+    """Text has more line ends, which would begin a header in the middle of a value."""
+    (part,) = split(CONTENT_TYPE, join("b", [b"X: 1" + byte + b"Y: 2\r\n\r\none"]))
+    assert part.headers == {"x": f"1{byte.decode('latin-1')}Y: 2"}
+
+
 def test_what_stands_before_and_after_the_parts_is_ignored() -> None:
     assert bodies(CONTENT_TYPE, b"preamble\r\n--b\r\n\r\none\r\n--b--\r\nepilogue\r\n--b\r\n\r\nx") == [
         b"one"
