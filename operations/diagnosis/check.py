@@ -7,16 +7,17 @@ waiting for a response.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from shared.clock import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
 
     from operations.diagnosis.findings import Finding
     from shared.clock import Clock
@@ -151,12 +152,25 @@ def run_checks(checks: Sequence[Check[Any]], inputs: Inputs, seconds: float) -> 
 
     A check comes after those that it needs.
     """
-    with ThreadPoolExecutor(max_workers=len(checks), thread_name_prefix="doctor") as pool:
-        running: dict[Check[Any], Future[CheckOutcome]] = {}
-        for each in checks:
-            running[each] = pool.submit(_run, each, inputs, dict(running), seconds)
-        for future in running.values():
-            yield future.result()
+    running: dict[Check[Any], Future[CheckOutcome]] = {}
+    for each in checks:
+        running[each] = in_background(partial(_run, each, inputs, dict(running), seconds))
+    for future in running.values():
+        yield future.result()
+
+
+def in_background(call: Callable[[], Value]) -> Future[Value]:
+    """Start a call in a thread of its own; Ctrl-C ends the process without waiting for it, unlike for an executor's."""
+    future: Future[Value] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - not swallowed: `result` raises it
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="doctor", daemon=True).start()
+    return future
 
 
 def ok(seen: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]

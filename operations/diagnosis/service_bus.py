@@ -5,10 +5,10 @@ Links are opened and closed again, messages are peeked: nothing is sent, receive
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from azure.core.exceptions import ClientAuthenticationError
@@ -29,6 +29,7 @@ from operations.diagnosis.check import (
     State,
     check,
     found,
+    in_background,
     judged,
     ok,
 )
@@ -109,9 +110,8 @@ def _entity(
     """Check whether an entity exists and may be used in these ways; operators may try others as well."""
     context, is_function = run[settings], run[service_bus_token].is_function
     tried = rights if is_function else (*rights, *of_operators)
-    with ThreadPoolExecutor(len(tried)) as pool:
-        attempts = [pool.submit(_try_link, context, name, right, run.deadline) for right in tried]
-        errors = dict(zip(tried, (attempt.result() for attempt in attempts), strict=True))
+    attempts = [in_background(partial(_try_link, context, name, right, run.deadline)) for right in tried]
+    errors = dict(zip(tried, (attempt.result() for attempt in attempts), strict=True))
     closed = [right for right in rights if isinstance(errors[right], MessagingEntityDisabledError)]
     if closed == [Right.RECEIVE]:
         return Checked(None, (found(Finding.QUEUE_PAUSED, f"{name} accepts messages and delivers none"),))
@@ -170,11 +170,10 @@ def count_failed(run: Run) -> tuple[int, int]:
             run, name, lambda namespace: len(list(_some(namespace, place.source(context.service_bus))))
         )
 
-    with ThreadPoolExecutor(2) as pool:
-        messages, dead_letters = (
-            pool.submit(peek, place) for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
-        )
-        return messages.result(), dead_letters.result()
+    messages, dead_letters = (
+        in_background(partial(peek, place)) for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
+    )
+    return messages.result(), dead_letters.result()
 
 
 def judge_failed(messages: int, dead_letters: int) -> Checked[None]:

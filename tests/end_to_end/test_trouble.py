@@ -255,6 +255,33 @@ def test_ctrl_c_ends_the_dashboard_and_interrupts_nothing(servers: dict[str, str
     assert (process.returncode, said.strip()) == (0, "Ctrl-C ends the dashboard.")
 
 
+@pytest.mark.parametrize("command", [("dashboard",), ("doctor",)], ids=" ".join)
+def test_ctrl_c_does_not_wait_for_a_check_that_is_under_way(
+    command: tuple[str, ...], servers: dict[str, str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = servers | {
+            "DATAVERSE_URL": f"https://127.0.0.1:{silent.getsockname()[1]}",
+            "OPERATIONS_RESPONSE_SECONDS": "600",
+        }
+        with subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-u", "-m", "operations", *command],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                silent.settimeout(60)
+                connection, _ = silent.accept()
+                process.send_signal(signal.SIGINT)
+                # The check would wait for half a minute.
+                process.wait(25)
+            finally:
+                process.kill()
+                connection.close()
+
+
 def test_a_certificate_that_is_not_trusted_is_a_sentence(servers: dict[str, str], tmp_path: Path) -> None:
     other = CertificateAuthority(tmp_path)
     environment = servers | key(servers["ServiceBusConnection__fullyQualifiedNamespace"]) | other.settings
