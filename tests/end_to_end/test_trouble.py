@@ -236,9 +236,16 @@ def test_a_reader_that_has_seen_enough_is_no_trouble(servers: dict[str, str]) ->
     assert done.stderr == ""
 
 
+# A shell lets what it runs in the background ignore SIGINT, and this test run may be such a program.
+INTERRUPTIBLE = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('operations', run_name='__main__', alter_sys=True)"
+)
+
+
 def test_ctrl_c_ends_the_dashboard_and_interrupts_nothing(servers: dict[str, str]) -> None:
     with subprocess.Popen(
-        [sys.executable, "-u", "-m", "operations", "dashboard"],
+        [sys.executable, "-u", "-c", INTERRUPTIBLE, "dashboard"],
         env=servers,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -265,7 +272,7 @@ def test_ctrl_c_does_not_wait_for_a_check_that_is_under_way(
             "OPERATIONS_RESPONSE_SECONDS": "600",
         }
         with subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-u", "-m", "operations", *command],
+            [sys.executable, "-u", "-c", INTERRUPTIBLE, *command],
             env=environment,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,

@@ -345,7 +345,9 @@ class _IdentityEndpoint:
         expires = world.simulation.now() + world.shape.token_lifetime
         self.valid_until = expires.timestamp()
         world.counts["tokens issued"] += 1
-        return AccessToken(f"token {self._issued} of {self._process}", int(self.valid_until))
+        # No header can hold a token with a space.
+        token = f"token-{self._issued}-of-{self._process}".replace(" ", "-")
+        return AccessToken(token, int(self.valid_until))
 
 
 class _Tokens:
