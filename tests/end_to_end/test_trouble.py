@@ -244,7 +244,7 @@ INTERRUPTIBLE = (
 
 
 def test_ctrl_c_ends_the_dashboard_and_interrupts_nothing(servers: dict[str, str]) -> None:
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603 - our own command
         [sys.executable, "-u", "-c", INTERRUPTIBLE, "dashboard"],
         env=servers,
         cwd=ROOT,
