@@ -40,9 +40,9 @@ operations: .venv-operations/.installed ## install the operators' commands, with
 	@echo ".venv-operations/bin/python -m operations --help"
 
 test: $(VENV)/.dev ## run all tests; RESULTS=folder also writes reports for a build server
-	$(BIN)/python -m pytest $(call junit,unit) -n $(WORKERS) --cov --cov-fail-under=100 --cov-report=term \
+	$(BIN)/python -m pytest $(call junit,unit) -n $(WORKERS) --dist worksteal --cov --cov-fail-under=100 --cov-report=term \
 		$(if $(RESULTS),--cov-report=xml:$(RESULTS)/coverage/coverage.xml) tests/unit tests/contract
-	$(BIN)/python -m pytest $(call junit,sockets) -n $(WORKERS) tests/sandbox tests/end_to_end tests/faults
+	$(BIN)/python -m pytest $(call junit,sockets) -n $(WORKERS) --dist worksteal tests/sandbox tests/end_to_end tests/faults
 
 test-all: ## run all tests on every supported Python: VERSIONS=3.12 for fewer
 	@for version in $(VERSIONS); do \
