@@ -6,6 +6,7 @@ to each call.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -81,13 +82,15 @@ class BrokerClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         # A moment of the broker, and the monotonic clock at or after it.
         self._latest = datetime.min.replace(tzinfo=UTC), clock.monotonic()
 
     def observe(self, made_available: datetime) -> None:
         """Note that a message was made available at this moment, and has been delivered."""
-        if made_available > self._at_least():
-            self._latest = made_available, self._clock.monotonic()
+        with self._lock:
+            if made_available > self._at_least():
+                self._latest = made_available, self._clock.monotonic()
 
     def now(self) -> datetime:
         """Return the worker's time, or the broker's where that is known to be later."""

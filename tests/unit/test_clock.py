@@ -1,13 +1,30 @@
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from shared.clock import BrokerClock, Deadline, SystemClock
+from tests.unit.conftest import FakeClock
 
 if TYPE_CHECKING:
-    from tests.unit.conftest import FakeClock
+    from collections.abc import Callable
+
+BOUND = 20.0
+
+
+class InterruptedClock(FakeClock):
+    """Lets something happen at each of the next readings of the monotonic clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_monotonic: list[Callable[[], None]] = []
+
+    def monotonic(self) -> float:
+        if self.on_monotonic:
+            self.on_monotonic.pop(0)()
+        return super().monotonic()
 
 
 def test_the_system_clock_is_the_machines() -> None:
@@ -61,6 +78,25 @@ def test_the_latest_message_shows_how_slow_the_clock_is(clock: FakeClock) -> Non
     assert broker.now() == clock.now() + hour, "an older message changes nothing"
     broker.observe(clock.now() + 2 * hour)
     clock.advance(60)
+    assert broker.now() == clock.now() + 2 * hour
+
+
+def test_an_earlier_moment_of_another_thread_does_not_replace_a_later_one() -> None:
+    """Otherwise the duration from win to event could be negative."""
+    clock = InterruptedClock()
+    broker = BrokerClock(clock)
+    hour = timedelta(hours=1)
+    other = threading.Thread(target=broker.observe, args=(clock.now() + 2 * hour,))
+
+    def run_other() -> None:
+        other.start()
+        # It ends here where nothing makes it wait for this thread.
+        other.join(0.1)
+
+    # The first reading is for the comparison, the second one for what is kept.
+    clock.on_monotonic = [lambda: None, run_other]
+    broker.observe(clock.now() + hour)
+    other.join(BOUND)
     assert broker.now() == clock.now() + 2 * hour
 
 
