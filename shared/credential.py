@@ -85,14 +85,20 @@ class Identity:
 
     It is a TokenCredential too, so the SDK's clients take their tokens from the same cache. `build` makes the SDK's
     credential, which reports the responses of its endpoint to the function that it is given; it is built anew where
-    its own cache has a refused token. `now` is the time in seconds since the epoch.
+    its own cache has a refused token. `now` is the time in seconds since the epoch. A fetch that takes longer than
+    `fetch_seconds` is abandoned.
     """
 
     def __init__(
-        self, build: Callable[[ResponseHook], TokenCredential], *, now: Callable[[], float] = time.time
+        self,
+        build: Callable[[ResponseHook], TokenCredential],
+        *,
+        now: Callable[[], float] = time.time,
+        fetch_seconds: float = _FETCH_SECONDS,
     ) -> None:
         self._build = build
         self._now = now
+        self._fetch_seconds = fetch_seconds
         self._calls = BoundedCalls("token", 4)
         self._lock = threading.Lock()
         self._source: _Source | None = None
@@ -125,7 +131,7 @@ class Identity:
                     # Its own cache holds the refused token.
                     self._source = None
                 fetch = self._fetch(scope)
-            outcome = fetch.result(min(seconds, _FETCH_SECONDS))
+            outcome = fetch.result(min(seconds, self._fetch_seconds))
         except OSError:
             return None
         return outcome.value if isinstance(outcome, _Token) and outcome.value != refused else None
@@ -169,7 +175,7 @@ class Identity:
                 if token is not None:
                     return token
                 fetch = self._fetch(scope)
-            outcome = fetch.result(min(seconds, _FETCH_SECONDS))
+            outcome = fetch.result(min(seconds, self._fetch_seconds))
         except CallTimeout as error:
             raise TokenUnavailable(f"The identity gave no token for {scope} in time.") from error
         except OSError as error:
@@ -191,8 +197,8 @@ class Identity:
             # It may hold locks of its credential.
             self._source = None
         mark = object()
-        call = self._calls.start(lambda: self._ask(scope, mark), _FETCH_SECONDS)
-        self._fetches[scope] = _Fetch(mark, call, time.monotonic() + _FETCH_SECONDS)
+        call = self._calls.start(lambda: self._ask(scope, mark), self._fetch_seconds)
+        self._fetches[scope] = _Fetch(mark, call, time.monotonic() + self._fetch_seconds)
         return call
 
     def _ask(self, scope: str, mark: object) -> _Token | TokenUnavailable:

@@ -55,14 +55,7 @@ _logger = logging.getLogger(__name__)
 _TRY_SECONDS = 15.0
 # Of that, for a link that was used before: a broker takes a message in milliseconds.
 _OLD_LINK_SECONDS = 5.0
-# To open a link ahead of its use, and to close one.
-_WARM_UP_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
-# Azure closes a connection that was silent for 4 minutes, so a link that was idle for longer than this is replaced.
-_MAX_IDLE = 3 * 60.0
-# What bounds name resolution, which nothing else does: as many threads at most open and close links.
-_opening = BoundedCalls("service bus connection", 8)
-_closing = BoundedCalls("service bus closing", 4)
 # The pause before the next attempt doubles from one to the other.
 _FIRST_PAUSE_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 15.0
@@ -242,6 +235,21 @@ class ServiceBus:
             self._sender.send(entity, outgoing, deadline)
 
 
+@dataclass(frozen=True)
+class LinkLimits:
+    """What bounds the links of a sender.
+
+    `max_idle`: seconds after which a link is replaced; Azure closes a connection that was silent for 4 minutes.
+    `warm_up`: seconds to open a link ahead of its use. `opening`, `closing`: the threads that open and close links;
+    nothing else bounds name resolution.
+    """
+
+    max_idle: float = 3 * 60.0
+    warm_up: float = 5.0
+    opening: BoundedCalls = field(default_factory=lambda: BoundedCalls("service bus connection", 8))
+    closing: BoundedCalls = field(default_factory=lambda: BoundedCalls("service bus closing", 4))
+
+
 class AmqpSender:
     """Sends with azure-servicebus, in the caller's thread; a link is opened in a thread of its own.
 
@@ -255,11 +263,11 @@ class AmqpSender:
         connect: Callable[[], ServiceBusClient],
         *,
         renew_token: Callable[[float], None] = lambda _: None,
-        max_idle: float = _MAX_IDLE,
+        limits: LinkLimits | None = None,
     ) -> None:
         self._connect = connect
         self._renew_token = renew_token
-        self._max_idle = max_idle
+        self._limits = limits or LinkLimits()
         self._lock = threading.Lock()
         self._client: ServiceBusClient | None = None
         self._links: dict[str, _Link] = {}
@@ -300,7 +308,7 @@ class AmqpSender:
     def _link(self, entity: str) -> _Link:
         with self._lock:
             if entity not in self._links:
-                self._links[entity] = _Link(lambda: self._new_sender(entity), self._max_idle)
+                self._links[entity] = _Link(lambda: self._new_sender(entity), self._limits)
             return self._links[entity]
 
     def _new_sender(self, entity: str) -> ServiceBusSender:
@@ -315,9 +323,9 @@ class AmqpSender:
 class _Link:
     """The link to one entity, opened when it is needed, and closed by us before the broker closes it for idling."""
 
-    def __init__(self, new_sender: Callable[[], ServiceBusSender], max_idle: float) -> None:
+    def __init__(self, new_sender: Callable[[], ServiceBusSender], limits: LinkLimits) -> None:
         self._new_sender = new_sender
-        self._max_idle = max_idle
+        self._limits = limits
         self._lock = threading.Lock()
         self._link: _OpenLink | None = None
         self._used_at = 0.0
@@ -358,8 +366,9 @@ class _Link:
             if not self._is_open() and self._warm_up is None:
                 # Best effort: where no thread is available, the next send reports what is wrong.
                 with suppress(OSError):
-                    self._warm_up = _opening.start(self._open, _WARM_UP_SECONDS, _OpenLink.close)
-                    self._warm_up_until = time.monotonic() + _WARM_UP_SECONDS
+                    seconds = self._limits.warm_up
+                    self._warm_up = self._limits.opening.start(self._open, seconds, _OpenLink.close)
+                    self._warm_up_until = time.monotonic() + seconds
         finally:
             self._lock.release()
 
@@ -371,7 +380,7 @@ class _Link:
     def _is_open(self) -> bool:
         if self._warm_up is not None and self._warm_up.is_done:
             self._take_warmed_up(0.0)
-        if self._link is not None and time.monotonic() - self._used_at > self._max_idle:
+        if self._link is not None and time.monotonic() - self._used_at > self._limits.max_idle:
             self._drop()
         return self._link is not None
 
@@ -390,7 +399,7 @@ class _Link:
     def _opened(self) -> _OpenLink:
         """Return an open link: the one that is being warmed up, else a new one."""
         self._take_warmed_up(min(self._warm_up_until - time.monotonic(), seconds_left()))
-        return self._link or _opening.run(self._open, seconds_left(), _OpenLink.close)
+        return self._link or self._limits.opening.run(self._open, seconds_left(), _OpenLink.close)
 
     def _take_warmed_up(self, seconds: float) -> None:
         warm_up, self._warm_up = self._warm_up, None
@@ -414,7 +423,7 @@ class _Link:
         if link is not None:
             try:
                 # In a thread: the SDK waits for a peer that may not be there any more.
-                _closing.start(link.close, _CLOSE_SECONDS)
+                self._limits.closing.start(link.close, _CLOSE_SECONDS)
             except OSError:
                 link.close_sockets()
 

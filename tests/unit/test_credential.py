@@ -233,10 +233,8 @@ def test_threads_that_wait_for_a_token_share_its_failure(identity: Identity, aut
     assert len(authority.requests) < 16
 
 
-def test_a_fetch_that_is_stuck_is_left_behind_with_its_credential(
-    identity: Identity, authority: Authority, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.credential._FETCH_SECONDS", 0.1)
+def test_a_fetch_that_is_stuck_is_left_behind_with_its_credential(authority: Authority) -> None:
+    identity = Identity(authority.build, now=lambda: authority.now, fetch_seconds=0.1)
     with Silence(authority):
         with pytest.raises(TokenUnavailable, match="in time"):
             identity.token(SCOPE, BOUND)
@@ -430,16 +428,15 @@ def dribbling(endpoint: TlsServer, connection: object) -> None:
 
 @pytest.mark.parametrize("stage", [silent, dribbling])
 def test_an_endpoint_that_hangs_is_an_error_at_the_deadline_and_its_thread_ends(
-    stage: Callable[[TlsServer, object], None],
-    endpoint: TlsServer,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    stage: Callable[[TlsServer, object], None], endpoint: TlsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The SDK alone would wait for minutes."""
-    monkeypatch.setattr("shared.credential._FETCH_SECONDS", 0.3)
+    identity = Identity(
+        lambda hook: build_credential({"IDENTITY_ENDPOINT": "set"}, None, hook), fetch_seconds=0.3
+    )
     endpoint.serve = lambda connection: stage(endpoint, connection)
     with pytest.raises(TokenUnavailable, match="in time") as raised:
-        managed().token(SCOPE, 0.2)
+        identity.token(SCOPE, 0.2)
     assert secrets_in(raised.value, caplog) == []
     eventually(lambda: "token" not in {thread.name for thread in threading.enumerate()})
 

@@ -43,6 +43,7 @@ from shared.invoice_created import invoice_created
 from shared.message import Delivery, RetryState
 from shared.service_bus import (
     AmqpSender,
+    LinkLimits,
     NotSent,
     Outgoing,
     ServiceBus,
@@ -422,9 +423,13 @@ def client() -> FakeClient:
     return FakeClient()
 
 
+def sender_with(client: FakeClient, limits: LinkLimits | None = None) -> AmqpSender:
+    return AmqpSender(lambda: cast("ServiceBusClient", client), limits=limits)
+
+
 @pytest.fixture
 def amqp(client: FakeClient) -> Iterator[AmqpSender]:
-    amqp = AmqpSender(lambda: cast("ServiceBusClient", client))
+    amqp = sender_with(client)
     yield amqp
     amqp.close()
 
@@ -627,11 +632,11 @@ def test_and_not_more_than_once(amqp: AmqpSender, client: FakeClient) -> None:
 
 def test_a_link_that_was_idle_for_long_is_closed_by_us_first(client: FakeClient) -> None:
     """Azure closes a connection after four minutes of silence."""
-    assert AmqpSender(lambda: cast("ServiceBusClient", client))._max_idle < 4 * 60
+    assert LinkLimits().max_idle < 4 * 60
     for max_idle, opened in ((BOUND, 1), (0.0, 3)):
         client.opened.clear()
         client.closed.clear()
-        amqp = AmqpSender(lambda: cast("ServiceBusClient", client), max_idle=max_idle)
+        amqp = sender_with(client, LinkLimits(max_idle=max_idle))
         for _ in range(3):
             amqp.send("won", OUTGOING, in_time())
         assert len(client.opened) == opened
@@ -639,12 +644,10 @@ def test_a_link_that_was_idle_for_long_is_closed_by_us_first(client: FakeClient)
         amqp.close()
 
 
-def test_without_a_thread_to_close_a_link_its_sockets_are_closed(
-    amqp: AmqpSender, client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_thread_to_close_a_link_its_sockets_are_closed(client: FakeClient) -> None:
     released = threading.Event()
     client.on_close = lambda: cast("None", released.wait(BOUND))
-    monkeypatch.setattr("shared.service_bus._closing", BoundedCalls("service bus closing", 1))
+    amqp = sender_with(client, LinkLimits(closing=BoundedCalls("service bus closing", 1)))
     sockets = []
     for entity in ("won", "created"):
         amqp.send(entity, OUTGOING, in_time())
@@ -729,10 +732,8 @@ def test_an_opening_ahead_that_failed_does_not_concern_the_send(
     assert len(client.sent) == 1
 
 
-def test_an_opening_ahead_that_hangs_takes_little_of_the_sends_time(
-    amqp: AmqpSender, client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.service_bus._WARM_UP_SECONDS", 0.1)
+def test_an_opening_ahead_that_hangs_takes_little_of_the_sends_time(client: FakeClient) -> None:
+    amqp = sender_with(client, LinkLimits(warm_up=0.1))
     begun, released = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -749,11 +750,9 @@ def test_an_opening_ahead_that_hangs_takes_little_of_the_sends_time(
     client.eventually(lambda: client.closed == ["won"])
 
 
-def test_without_a_thread_nothing_is_opened_ahead(
-    amqp: AmqpSender, client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_thread_nothing_is_opened_ahead(client: FakeClient) -> None:
     released = threading.Event()
-    monkeypatch.setattr("shared.service_bus._opening", BoundedCalls("service bus connection", 1))
+    amqp = sender_with(client, LinkLimits(opening=BoundedCalls("service bus connection", 1)))
     client.on_open = lambda: cast("None", released.wait(BOUND))
     amqp.warm_up("won")
     amqp.warm_up("created")
@@ -763,11 +762,8 @@ def test_without_a_thread_nothing_is_opened_ahead(
     assert client.opened == ["won", "created"]
 
 
-def test_a_link_that_was_opened_ahead_long_ago_is_not_used(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.service_bus._WARM_UP_SECONDS", 0.05)
-    amqp = AmqpSender(lambda: cast("ServiceBusClient", client), max_idle=0.0)
+def test_a_link_that_was_opened_ahead_long_ago_is_not_used(client: FakeClient) -> None:
+    amqp = sender_with(client, LinkLimits(max_idle=0.0, warm_up=0.05))
     amqp.warm_up("won")
     client.eventually(lambda: client.opened == ["won"])
     until = amqp._links["won"]._warm_up_until
