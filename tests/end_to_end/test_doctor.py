@@ -30,6 +30,7 @@ from operations.diagnosis.findings import Finding
 from operations.doctor import findings_page
 from operations.identity import owner_of
 from sandbox.certificates import CertificateAuthority
+from sandbox.cloud.namespace import Namespace
 from sandbox.dataverse import DataverseApp, DataverseServer, ResponseLost, seed
 from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.schema import TABLES
@@ -226,7 +227,7 @@ class Sandbox:
     broker: Broker
     azure: Azure
     authenticator: Authenticator
-    tls: ServiceBusServer
+    namespace: str
     plain: ServiceBusServer
     environment: dict[str, str]
     # What something in front of Dataverse responds in its place, by path.
@@ -314,8 +315,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
             DataverseServer(organization, context, middleware=lambda app: _before(app, made))
         )
         plain = stack.enter_context(ServiceBusServer(broker, authenticator=authenticator))
-        tls = stack.enter_context(_over_tls(broker, authenticator, certificates))
-        azure = stack.enter_context(Azure(tokens, tls.host))
+        namespace = Namespace(broker, authenticator, certificates)
+        namespace.start_tls(stack)
+        azure = stack.enter_context(Azure(tokens, namespace.address))
         # The public roots would be read for each connection again.
         authority = folder / "authority.pem"
         _, begin, ours = certificates.bundle.read_text().rpartition("-----BEGIN CERTIFICATE-----")
@@ -328,7 +330,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
             "DATAVERSE_URL": server.url,
             "DATAVERSE_ORGANIZATION_ID": organization.organization.id,
             "AZURE_CLIENT_ID": FUNCTION.client_id,
-            "ServiceBusConnection__fullyQualifiedNamespace": tls.host,
+            "ServiceBusConnection__fullyQualifiedNamespace": namespace.address,
             "ServiceBusConnection__credential": "managedidentity",
             "ServiceBusConnection__clientId": FUNCTION.client_id,
             "OPPORTUNITY_WON_QUEUE": QUEUE,
@@ -337,7 +339,16 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
             "PYTHON_THREADPOOL_THREAD_COUNT": "16",
         }
         made.append(
-            Sandbox(organization, demo.opportunities, broker, azure, authenticator, tls, plain, environment)
+            Sandbox(
+                organization,
+                demo.opportunities,
+                broker,
+                azure,
+                authenticator,
+                namespace.address,
+                plain,
+                environment,
+            )
         )
         _connect(made[0])
         yield made[0]
@@ -385,32 +396,6 @@ def _role_assignments() -> Iterator[RoleAssignment]:
             yield RoleAssignment(identity.client_id, Role.RECEIVER, QUEUE)
         if identity is not MUTE:
             yield RoleAssignment(identity.client_id, Role.SENDER, TOPIC)
-
-
-@contextmanager
-def _over_tls(
-    broker: Broker, authenticator: Authenticator, certificates: CertificateAuthority
-) -> Iterator[ServiceBusServer]:
-    """Serve on a loopback address whose port 5671, the only one for clients with tokens, is free."""
-    for last in range(10, 250):
-        host = f"127.0.0.{last}"
-        server = ServiceBusServer(
-            broker,
-            host=host,
-            port=5671,
-            ssl_context=certificates.server_context(host),
-            authenticator=authenticator,
-        )
-        try:
-            server.start()
-        except OSError:
-            continue
-        try:
-            yield server
-        finally:
-            server.stop()
-        return
-    pytest.fail("port 5671 is taken on every loopback address")
 
 
 def _before(app: Any, made: list[Sandbox]) -> Any:  # noqa: ANN401 - WSGI
@@ -751,8 +736,9 @@ class Broken:
     def impostor(self) -> str:
         """Return a namespace whose certificate comes from another authority."""
         other = CertificateAuthority(self.folder)
-        server = self.enter(_over_tls(self.sandbox.broker, self.sandbox.authenticator, other))
-        return str(server.host)
+        namespace = Namespace(self.sandbox.broker, self.sandbox.authenticator, other)
+        namespace.start_tls(self.undo)
+        return namespace.address
 
 
 def _settings_invalid(broken: Broken) -> None:
@@ -803,7 +789,7 @@ def _dataverse_is_silent(broken: Broken) -> None:
 
 def _dataverse_certificate(broken: Broken) -> None:
     # It is for the namespace's address, not for this one.
-    host = broken.sandbox.tls.host
+    host = broken.sandbox.namespace
     impostor = Organization(TokenAuthority().verify)
     broken.undo.callback(impostor.close)
     context = CertificateAuthority(broken.folder).server_context(host)

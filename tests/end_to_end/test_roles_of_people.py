@@ -17,6 +17,7 @@ from operations.__main__ import operations
 from operations.messages import plain_message
 from operations.namespace import open_namespace
 from sandbox.certificates import CertificateAuthority
+from sandbox.cloud.namespace import Namespace
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import (
     Authenticator,
@@ -25,7 +26,6 @@ from sandbox.service_bus import (
     Message,
     Role,
     RoleAssignment,
-    ServiceBusServer,
 )
 
 if TYPE_CHECKING:
@@ -60,24 +60,6 @@ def assigned() -> list[RoleAssignment]:
     return [RoleAssignment(PEOPLE[who].client_id, ROLES[role], SCOPES[scope]) for scope, who, role in found]
 
 
-def start(
-    broker: Broker, authenticator: Authenticator, certificates: CertificateAuthority
-) -> ServiceBusServer:
-    """Serve on a loopback address whose port 5671, the only one for clients with tokens, is free."""
-    for last in range(10, 250):
-        host = f"127.0.2.{last}"
-        context = certificates.server_context(host)
-        server = ServiceBusServer(
-            broker, host=host, port=5671, ssl_context=context, authenticator=authenticator
-        )
-        try:
-            server.start()
-        except OSError:
-            continue
-        return server
-    pytest.fail("port 5671 is taken on every loopback address")
-
-
 @pytest.fixture
 def broker() -> Broker:
     return Broker(Configuration.load())
@@ -85,15 +67,15 @@ def broker() -> Broker:
 
 @pytest.fixture
 def environment(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Serve the broker over TLS; gives the environment of a command, but for who runs it."""
+    """Serve the broker over TLS; give the environment of a command, except its login."""
     certificates, tokens = CertificateAuthority(tmp_path), TokenAuthority()
     authenticator = Authenticator(
         Configuration.load(), verify_token=tokens.verify, role_assignments=assigned()
     )
     with ExitStack() as stack:
         identities = stack.enter_context(IdentityServer(tokens, list(PEOPLE.values())))
-        server = start(broker, authenticator, certificates)
-        stack.callback(server.stop)
+        namespace = Namespace(broker, authenticator, certificates)
+        namespace.start_tls(stack)
         # The SDKs read these from the process's own environment.
         for name, value in {**certificates.settings, **identities.settings}.items():
             monkeypatch.setenv(name, value)
@@ -101,7 +83,7 @@ def environment(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         yield {
             **certificates.settings,
             **identities.settings,
-            "ServiceBusConnection__fullyQualifiedNamespace": server.host,
+            "ServiceBusConnection__fullyQualifiedNamespace": namespace.address,
             "OPPORTUNITY_WON_QUEUE": QUEUE,
             "OPPORTUNITY_WON_FAILED_QUEUE": FAILED,
             "INVOICE_CREATED_TOPIC": TOPIC,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -23,9 +23,10 @@ from operations.environment import (
     service_bus_settings_of,
 )
 from sandbox.certificates import CertificateAuthority
+from sandbox.cloud.namespace import Namespace
 from sandbox.dataverse import DataverseApp, DataverseServer
 from sandbox.identity import TokenAuthority
-from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
+from sandbox.service_bus import Authenticator, Broker, Configuration
 from shared.errors import InvalidSettings
 from shared.settings import service_bus_settings
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
-_AMQPS = 5671
 APPLICATION = "00000000-0000-0000-0000-000000000001"
 COMMANDS = {
     "failed list": ("failed", "list"),
@@ -74,44 +74,23 @@ def azure_cli(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return make
 
 
-def free_host() -> str:
-    """Return a loopback address whose port 5671 is free: clients with tokens know no other port."""
-    # From a random one on: other tests search for theirs at the same time.
-    start = random.randrange(240)  # noqa: S311 - nothing secret
-    for offset in range(240):
-        host = f"127.0.1.{10 + (start + offset) % 240}"
-        with socket.socket() as attempt:
-            try:
-                attempt.bind((host, _AMQPS))
-            except OSError:
-                continue
-        return host
-    pytest.fail("port 5671 is taken on every loopback address")
-
-
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Serve Service Bus and Dataverse on this machine; gives the environment of a command that reaches them."""
+    """Serve Service Bus and Dataverse on this machine; give the environment of a command that reaches them."""
     certificates = CertificateAuthority(tmp_path_factory.mktemp("certificates"))
     configuration = Configuration.load()
-    broker = Broker(configuration)
+    namespace = Namespace(Broker(configuration), Authenticator(configuration), certificates)
     app = DataverseApp(TokenAuthority().verify)
-    host = free_host()
     with (
-        ServiceBusServer(
-            broker,
-            host=host,
-            port=_AMQPS,
-            ssl_context=certificates.server_context(host),
-            authenticator=Authenticator(configuration),
-        ) as service_bus,
+        ExitStack() as stack,
         DataverseServer(app, certificates.server_context("127.0.0.1")) as dataverse,
     ):
+        namespace.start_tls(stack)
         yield {
             "PATH": os.environ["PATH"],
             **certificates.settings,
             "DATAVERSE_URL": dataverse.url,
-            "ServiceBusConnection__fullyQualifiedNamespace": service_bus.host,
+            "ServiceBusConnection__fullyQualifiedNamespace": namespace.address,
             "OPPORTUNITY_WON_QUEUE": "opportunity-won",
             "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won-failed",
             "INVOICE_CREATED_TOPIC": "invoice-created",
