@@ -12,12 +12,14 @@ import hashlib
 import hmac
 import json
 import secrets
+from concurrent.futures import wait
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cheroot import wsgi
 from flask import Flask, Response, abort, jsonify, render_template, request
 
+from operations.background import in_background
 from operations.console import age_text, printable
 from operations.dashboard.snapshot import Light
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 _PAGE = 100
 _THREADS = 10
+_STOP_SECONDS = 2.0
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -232,14 +235,18 @@ def _duration(seconds: float) -> str:
 
 
 class Server:
-    """The dashboard at a port of this machine; a context manager."""
+    """The dashboard at a port of this machine.
+
+    A request may wait for Azure, and Cheroot waits for requests without limit when it stops. So it runs in the
+    background: its threads are daemons, like the thread that starts them.
+    """
 
     def __init__(self, application: Application, port: int = 0) -> None:
         self._token = new_token()
         self._server = wsgi.Server(
             (HOST, port), create_app(application, self._token, lambda: self.port), numthreads=_THREADS
         )
-        self._server.prepare()
+        in_background("prepare", self._server.prepare).result()
 
     @property
     def port(self) -> int:
@@ -253,8 +260,8 @@ class Server:
 
     def serve(self) -> None:
         """Serve until `stop`, or Ctrl-C."""
-        self._server.serve()
+        in_background("serve", self._server.serve).result()
 
     def stop(self) -> None:
-        """End serving."""
-        self._server.stop()
+        """Close the port, and wait for requests that are under way, for a short time at most."""
+        wait([in_background("stop", self._server.stop)], _STOP_SECONDS)

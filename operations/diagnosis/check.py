@@ -7,17 +7,17 @@ waiting for a response.
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from operations.background import in_background
 from shared.clock import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from operations.diagnosis.findings import Finding
     from shared.clock import Clock
@@ -154,23 +154,9 @@ def run_checks(checks: Sequence[Check[Any]], inputs: Inputs, seconds: float) -> 
     """
     running: dict[Check[Any], Future[CheckOutcome]] = {}
     for each in checks:
-        running[each] = in_background(partial(_run, each, inputs, dict(running), seconds))
+        running[each] = in_background("doctor", partial(_run, each, inputs, dict(running), seconds))
     for future in running.values():
         yield future.result()
-
-
-def in_background(call: Callable[[], Value]) -> Future[Value]:
-    """Start a call in a thread of its own; Ctrl-C ends the process without waiting for it, unlike for an executor's."""
-    future: Future[Value] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - not swallowed: `result` raises it
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="doctor", daemon=True).start()
-    return future
 
 
 def ok(seen: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]
@@ -204,6 +190,6 @@ def _run(
     return outcome if broken is None else CheckOutcome(each, (broken,), ended=Inconclusive(broken))
 
 
-def _not_checked(outcomes: Iterator[CheckOutcome] | Any) -> Result | None:  # noqa: ANN401 - any iterable
+def _not_checked(outcomes: Iterable[CheckOutcome]) -> Result | None:
     names = [outcome.check.name for outcome in outcomes if outcome.is_broken]
     return Result(State.NOT_CHECKED, f"because of: {', '.join(names)}") if names else None

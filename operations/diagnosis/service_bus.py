@@ -20,6 +20,7 @@ from azure.servicebus.exceptions import (
     ServiceBusError,
 )
 
+from operations.background import in_background
 from operations.diagnosis.check import (
     Checked,
     CheckFailed,
@@ -29,7 +30,6 @@ from operations.diagnosis.check import (
     State,
     check,
     found,
-    in_background,
     judged,
     ok,
 )
@@ -110,7 +110,9 @@ def _entity(
     """Check whether an entity exists and may be used in these ways; operators may try others as well."""
     context, is_function = run[settings], run[service_bus_token].is_function
     tried = rights if is_function else (*rights, *of_operators)
-    attempts = [in_background(partial(_try_link, context, name, right, run.deadline)) for right in tried]
+    attempts = [
+        in_background("doctor", partial(_try_link, context, name, right, run.deadline)) for right in tried
+    ]
     errors = dict(zip(tried, (attempt.result() for attempt in attempts), strict=True))
     closed = [right for right in rights if isinstance(errors[right], MessagingEntityDisabledError)]
     if closed == [Right.RECEIVE]:
@@ -171,7 +173,7 @@ def count_failed(run: Run) -> tuple[int, int]:
         )
 
     messages, dead_letters = (
-        in_background(partial(peek, place)) for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
+        in_background("doctor", partial(peek, place)) for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
     )
     return messages.result(), dead_letters.result()
 

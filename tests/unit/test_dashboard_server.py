@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -8,7 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from operations.dashboard.server import create_app
+from operations.background import in_background
+from operations.dashboard.server import Server, create_app
 from operations.dashboard.snapshot import Connection, Failure, Figures, Light, Retry, Snapshot
 
 if TYPE_CHECKING:
@@ -80,6 +83,22 @@ class FakeSource:
 
     def sandbox_call(self, action: str, values: Mapping[str, Any]) -> str:
         return f"{action} {dict(values)}"
+
+
+class SilentSource(FakeSource):
+    """An application that waits for Azure when it is asked for an opportunity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = threading.Event()
+        self.responds = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def opportunity(self, text: str) -> Mapping[str, Any]:
+        self.threads.append(threading.current_thread())
+        self.waits.set()
+        self.responds.wait(30)
+        return super().opportunity(text)
 
 
 @pytest.fixture
@@ -317,3 +336,24 @@ def test_without_a_sandbox_there_is_no_panel(client: FlaskClient, source: FakeSo
     assert "data-sandbox" in get(client, "").text
     said = client.post(f"/{TOKEN}/sandbox/win", base_url=ORIGIN, json={"count": 1}).json
     assert said == {"said": "win {'count': 1}"}
+
+
+# --- the end ---
+
+
+def test_the_end_does_not_wait_for_a_request_that_waits_for_azure() -> None:
+    source = SilentSource()
+    server = Server(source)
+    serving = in_background("serving", server.serve)
+    with socket.create_connection(("127.0.0.1", server.port)) as browser:
+        address = f"{server.url}opportunity?text=Pump"
+        host = f"127.0.0.1:{server.port}"
+        browser.sendall(f"GET {address.partition(host)[2]} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert source.waits.wait(30)
+
+        server.stop()
+
+        assert source.read == [], "the request still waits"
+        assert source.threads[0].daemon, "the end of the process does not wait for it either"
+        source.responds.set()
+    assert serving.result(30) is None
