@@ -84,14 +84,16 @@ class SandboxPanel:
 
     def _win(self, values: Mapping[str, Any]) -> str:
         search = str(values.get("search") or "").strip()
-        body = {"opportunities": [search]} if search else {"count": self._possible(values.get("count", 1))}
+        body = (
+            {"opportunities": [search]} if search else {"count": self._at_most_open(values.get("count", 1))}
+        )
         won = self._call("POST", "/win", body)
         return f"{len(won)} won." if len(won) != 1 else f"{won[0]['name']} is won."
 
-    def _possible(self, count: int) -> int:
-        """Return how many of so many can be won: fifty means all, where fewer are open."""
-        is_open = int((self._call("GET", "/status").get("opportunities") or {}).get("open", 0))
-        return min(count, max(is_open, 1))
+    def _at_most_open(self, count: int) -> int:
+        """Return the count, or how many opportunities are open where these are fewer; at least one."""
+        opportunities = self._call("GET", "/status").get("opportunities") or {}
+        return min(count, max(int(opportunities.get("open", 0)), 1))
 
     def _break(self, values: Mapping[str, Any]) -> str:
         body = {"rule": str(values.get("rule", "")), "seconds": values.get("seconds")}
