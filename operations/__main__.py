@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from operations.connect import connect, disconnect
-from operations.console import Commands, note, printable
+from operations.console import Commands, note, printable_lines
 from operations.dashboard.command import dashboard
 from operations.doctor import doctor
 from operations.environment import SettingsFile, environment_of
@@ -37,16 +37,12 @@ class Operations(Commands):
             # A pipe whose reader has seen enough, such as head, is no trouble of a connection: click ends quietly.
             raise
         except click.ClickException as error:
-            raise click.ClickException(_lines(error.message)) from error
+            raise click.ClickException(printable_lines(error.message)) from error
         except Exception as error:
             trouble = explain(error)
             if trouble is None:
                 raise
-            raise click.ClickException(_lines(str(trouble))) from error
-
-
-def _lines(text: str) -> str:
-    return "\n".join(map(printable, text.splitlines()))
+            raise click.ClickException(printable_lines(str(trouble))) from error
 
 
 @click.group(cls=Operations, context_settings={"help_option_names": ["-h", "--help"]})

@@ -79,6 +79,11 @@ def printable(value: object) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """Return a text whose lines are each printable; the line breaks stay."""
+    return "\n".join(map(printable, text.splitlines()))
+
+
 def say(text: object = "") -> None:
     """Print a line of a result; line breaks in it are escaped."""
     click.echo(printable(text))
@@ -86,7 +91,7 @@ def say(text: object = "") -> None:
 
 def note(text: object) -> None:
     """Print a line about the work to standard error; line breaks in it are escaped."""
-    # Not err=True, with which click passes by the progress bar: the text would be written into its line.
+    # Not err=True, with which click bypasses the progress bar and writes into its line.
     click.echo(printable(text), file=sys.stderr)
 
 

@@ -20,7 +20,7 @@ from cheroot import wsgi
 from flask import Flask, Response, abort, jsonify, render_template, request
 
 from operations.background import in_background
-from operations.console import age_text, printable
+from operations.console import age_text, printable, printable_lines
 from operations.dashboard.snapshot import Light
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def create_app(application: Application, token: str, port: Callable[[], int]) ->
     app.jinja_env.filters.update(
         age=age_text,
         plain=printable,
-        plain_lines=_printable_lines,
+        plain_lines=printable_lines,
         clock=_clock,
         duration=_duration,
         version=_version,
@@ -205,10 +205,6 @@ def _page_of(group: Sequence[Failure], first: int) -> dict[str, Any]:
         "following": following if following < len(group) else None,
         "total": len(group),
     }
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(map(printable, text.splitlines()))
 
 
 def _tag(html: str) -> str:
