@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from operations.console import Column, confirm, note, say_json, say_table
+from operations.console import Column, Overflow, confirm, note, say_json, say_table
 from operations.dataverse_setup import (
     ENABLED,
     ENDPOINT_NAME,
@@ -434,7 +434,11 @@ def _sas_key(environment: Mapping[str, str], *, from_stdin: bool) -> str | None:
     return key
 
 
-_COLUMNS = [Column("Step", "step"), Column("Outcome", "outcome"), Column("Detail", "detail", flexible=True)]
+_COLUMNS = [
+    Column("Step", "step"),
+    Column("Outcome", "outcome"),
+    Column("Detail", "detail", overflow=Overflow.CUT),
+]
 
 
 def _say(done: Sequence[Done], *, as_json: bool) -> None:

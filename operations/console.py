@@ -2,8 +2,8 @@
 
 Results go to standard output, everything else to standard error. Message bodies, properties and reasons come from
 everybody who holds the Send key, so all output except JSON passes through `printable`, which keeps a terminal from
-interpreting it: no escape sequence is executed, and no tab or line break forges a row. A column with such texts gives
-way, so that the end of a long one does not begin a line of the terminal.
+interpreting it: no escape sequence is executed, and no tab or line break forges a row. A column with such texts has an
+`Overflow`, so that the terminal does not break a long one and begin a line with its end.
 """
 
 from __future__ import annotations
@@ -38,25 +38,24 @@ _WHOLE = 1_000
 _NOT_PRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 
 
+class Overflow(Enum):
+    """What a column does with a value that does not fit the terminal."""
+
+    SHOW = "show it whole all the same"
+    CUT = "leave out its end"
+    # For values that both of their ends distinguish.
+    CUT_INSIDE = "leave out its middle"
+    WRAP = "continue in further lines"
+
+
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, and the key of the rows' values that it shows.
-
-    `flexible`: a value that does not fit is cut; `wraps`: it goes on in further lines; `cut_inside`: its middle is left
-    out, since both of its ends distinguish it. The others are shown whole.
-    """
+    """A column of a table: its heading, and the key of the rows' values that it shows."""
 
     heading: str
     key: str
     number: bool = False
-    flexible: bool = False
-    wraps: bool = False
-    cut_inside: bool = False
-
-    @property
-    def gives_way(self) -> bool:
-        """Whether the column may be narrower than its values."""
-        return self.flexible or self.wraps or self.cut_inside
+    overflow: Overflow = Overflow.SHOW
 
 
 class Commands(click.Group):
@@ -115,7 +114,7 @@ def say_table(columns: Sequence[Column], rows: Sequence[Mapping[str, object]]) -
     say(_line(columns, widths, [column.heading for column in columns]))
     for row in texts:
         cells = [
-            _wrapped(text, width) if column.wraps else [text]
+            _wrapped(text, width) if column.overflow is Overflow.WRAP else [text]
             for column, width, text in zip(columns, widths, row, strict=True)
         ]
         for line in zip_longest(*cells, fillvalue=""):
@@ -181,8 +180,8 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[i
     room = max(shutil.get_terminal_size((_MIN_WIDTH, 24)).columns, _MIN_WIDTH) - len(_GAP) * (
         len(columns) - 1
     )
-    flexible = [index for index, column in enumerate(columns) if column.gives_way]
-    # The widest gives way first.
+    flexible = [index for index, column in enumerate(columns) if column.overflow is not Overflow.SHOW]
+    # The widest becomes narrower first.
     while flexible and sum(widths) > room:
         widest = max(flexible, key=lambda index: widths[index])
         if widths[widest] <= len(columns[widest].heading):
@@ -194,15 +193,15 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[i
 def _line(columns: Sequence[Column], widths: Sequence[int], texts: Sequence[str]) -> str:
     cells = []
     for column, width, text in zip(columns, widths, texts, strict=True):
-        cut = text if cell_len(text) <= width else _cut(text, width, at_end=not column.cut_inside)
+        cut = text if cell_len(text) <= width else _cut(text, width, column.overflow)
         # Characters of some scripts take two columns of a terminal.
         blank = " " * (width - cell_len(cut))
         cells.append(blank + cut if column.number else cut + blank)
     return _GAP.join(cells).rstrip()
 
 
-def _cut(text: str, width: int, *, at_end: bool) -> str:
-    end = 0 if at_end else (width - 1) // 2
+def _cut(text: str, width: int, overflow: Overflow) -> str:
+    end = (width - 1) // 2 if overflow is Overflow.CUT_INSIDE else 0
     return f"{set_cell_size(text, width - 1 - end)}…{_last_cells(text, end)}"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from operations.console import Column, confirm, note, progress, say, say_json, say_table
+from operations.console import Column, Overflow, confirm, note, progress, say, say_json, say_table
 from operations.diagnosis import azure_resources, connections, dataverse, service_bus
 from operations.diagnosis.azure_resources import PUBLIC
 from operations.diagnosis.check import Inputs, State, run_checks
@@ -144,7 +144,7 @@ def findings_page() -> str:
 _COLUMNS = [
     Column("Check", "check"),
     Column("State", "state"),
-    Column("Seen", "seen", wraps=True),
+    Column("Seen", "seen", overflow=Overflow.WRAP),
 ]
 
 

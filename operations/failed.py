@@ -21,6 +21,7 @@ from azure.servicebus.exceptions import ServiceBusError
 from operations.console import (
     Column,
     Commands,
+    Overflow,
     age_text,
     confirm,
     count,
@@ -421,22 +422,22 @@ def discard(
 
 
 _SUMMARY_COLUMNS = [
-    Column("Reason", "reason", flexible=True),
+    Column("Reason", "reason", overflow=Overflow.CUT),
     Column("Messages", "messages", number=True),
     Column("Oldest", "oldest", number=True),
 ]
 _LIST_COLUMNS = [
     Column("Id", "id", number=True),
     Column("Age", "ageText", number=True),
-    Column("Reason", "reason", flexible=True),
-    Column("Opportunity", "about", cut_inside=True),
-    Column("Text", "summary", flexible=True),
+    Column("Reason", "reason", overflow=Overflow.CUT),
+    Column("Opportunity", "about", overflow=Overflow.CUT_INSIDE),
+    Column("Text", "summary", overflow=Overflow.CUT),
 ]
 _SETTLED_COLUMNS = [
     Column("Id", "id", number=True),
     Column("Outcome", "outcome"),
     Column("Became", "became"),
-    Column("Detail", "detail", flexible=True),
+    Column("Detail", "detail", overflow=Overflow.CUT),
 ]
 
 

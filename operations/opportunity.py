@@ -18,7 +18,7 @@ from azure.core.exceptions import AzureError
 from azure.servicebus import ServiceBusMessageState
 
 from operations.billing import Billing, invoice_number, read_billing
-from operations.console import Column, confirm, note, printable, say, say_json, say_table
+from operations.console import Column, Overflow, confirm, note, printable, say, say_json, say_table
 from operations.failed import FailedMessage, failed_messages
 from operations.following import PublishedEvent, published_event
 from operations.messages import MessageInfo
@@ -534,7 +534,11 @@ def _the_one(matches: Sequence[Match], text: str) -> Match:
     return matches[0]
 
 
-_COLUMNS = [Column("Time (UTC)", "moment"), Column("What", "what"), Column("Detail", "detail", wraps=True)]
+_COLUMNS = [
+    Column("Time (UTC)", "moment"),
+    Column("What", "what"),
+    Column("Detail", "detail", overflow=Overflow.WRAP),
+]
 
 
 def _say(found: History) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from operations.billing import Billing, invoice_number, read_billing
-from operations.console import Column, confirm, count, note, progress, say, say_json, say_table
+from operations.console import Column, Overflow, confirm, count, note, progress, say, say_json, say_table
 from operations.messages import plain_message
 from operations.namespace import open_namespace
 from operations.privileges import PRIVILEGES, lacking, privileges_of
@@ -269,9 +269,9 @@ def check_that_all_is_seen(api: WebApi) -> None:
 
 _COLUMNS = [
     Column("Won", "won"),
-    Column("Opportunity", "about", flexible=True),
+    Column("Opportunity", "about", overflow=Overflow.CUT),
     Column("Problem", "problem"),
-    Column("Detail", "detail", flexible=True),
+    Column("Detail", "detail", overflow=Overflow.CUT),
 ]
 
 

@@ -11,6 +11,7 @@ from azure.servicebus import ServiceBusMessageState
 from operations.console import (
     Column,
     Commands,
+    Overflow,
     age_text,
     confirm,
     count,
@@ -206,9 +207,9 @@ _COLUMNS = [
     Column("Number", "number", number=True),
     Column("Age", "ageText", number=True),
     Column("Next try", "dueText", number=True),
-    Column("Reason", "reason", flexible=True),
-    Column("Opportunity", "about", cut_inside=True),
-    Column("Text", "summary", flexible=True),
+    Column("Reason", "reason", overflow=Overflow.CUT),
+    Column("Opportunity", "about", overflow=Overflow.CUT_INSIDE),
+    Column("Text", "summary", overflow=Overflow.CUT),
 ]
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.file_proxy import FileProxy
 
 from operations.__main__ import operations
-from operations.console import Column, note, say_table
+from operations.console import Column, Overflow, note, say_table
 from sandbox.command_line import cli
 
 LONG = "The plug-in Contoso.CreditCheck says that the credit limit is exceeded, and by how much"
@@ -32,7 +32,7 @@ def test_the_help_of_the_sandbox_cuts_no_sentence() -> None:
 def test_a_column_that_wraps_shows_its_values_whole_under_its_heading(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    columns = [Column("Time", "time"), Column("Detail", "detail", wraps=True)]
+    columns = [Column("Time", "time"), Column("Detail", "detail", overflow=Overflow.WRAP)]
     say_table(columns, [{"time": "12:00:01", "detail": LONG}, {"time": "12:00:02", "detail": ""}])
     heading, *lines, last = capsys.readouterr().out.splitlines()
     start = heading.index("Detail")
@@ -45,7 +45,7 @@ def test_a_column_that_wraps_shows_its_values_whole_under_its_heading(
 
 @pytest.mark.parametrize("name", ["Filter set, twelve pieces for Alder 1 (Alder Optics)", "漢字" * 40])
 def test_a_column_may_be_cut_inside(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    columns = [Column("Opportunity", "about", cut_inside=True), Column("Text", "text")]
+    columns = [Column("Opportunity", "about", overflow=Overflow.CUT_INSIDE), Column("Text", "text")]
     say_table(columns, [{"about": name, "text": "x" * 50}])
     _, row = capsys.readouterr().out.splitlines()
     shown, _, _ = row.partition("  xx")
