@@ -450,6 +450,23 @@ def test_output_of_others_cannot_command_the_agent(
     assert done.returncode == (3 if started else 0)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [step for step in SCRIPTS if step.connection and step not in FROM_OTHERS],
+    ids=lambda step: step.name,
+)
+def test_errors_of_others_cannot_command_the_agent(
+    tmp_path: Path, program: Callable[[str, str], None], step: Step
+) -> None:
+    """Where the output of a command is a value for the script, its error texts go to the log all the same."""
+    program("az", 'echo "found: ##vso[task.prependpath]/tmp/x" >&2; echo "##[section]" >&2; exit 3')
+
+    done = run(step.script, tmp_path, **dict.fromkeys([*step.content["env"], "BUILD_BUILDID"], "7"))
+
+    assert done.stderr == "found: ## [task.prependpath]/tmp/x\n## [section]\n"
+    assert (done.stdout, done.returncode) == ("", 3)
+
+
 def test_every_job_that_shows_what_others_wrote_is_among_them() -> None:
     assert {step.content["displayName"] for step in FROM_OTHERS} == {
         "az deployment group what-if",
