@@ -326,7 +326,8 @@ def _remove(site_packages: Path, patterns: Iterable[str]) -> None:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                # It is gone already where it was in a folder of the same name.
+                path.unlink(missing_ok=True)
 
 
 def _stamp(staging: Path) -> str:

@@ -125,6 +125,25 @@ def test_what_is_never_imported_is_left_out(built: Package) -> None:
     ] == []
 
 
+def test_what_is_left_out_may_be_in_a_folder_of_the_same_name(tmp_path: Path) -> None:
+    wheel = tmp_path / "nested-1.0-py3-none-any.whl"
+    described = "nested-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("__init__.py", "tests/__init__.py", "tests/data/tests/__init__.py"):
+            archive.writestr(f"nested/{name}", "")
+        archive.writestr(f"{described}/METADATA", "Metadata-Version: 2.1\nName: nested\nVersion: 1.0\n")
+        archive.writestr(
+            f"{described}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{described}/RECORD", "")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    root = project(tmp_path / "project", f"nested @ {wheel.as_uri()} --hash=sha256:{sha256}\n")
+
+    nested = build(root, tmp_path / "function.zip", PYTHON_VERSION, bytecode=False)
+
+    assert [name for name in names(nested) if "/nested/" in name] == [f"{SITE_PACKAGES}nested/__init__.py"]
+
+
 def test_the_version_stands_where_azure_shows_it(built: Package) -> None:
     with zipfile.ZipFile(built.path) as archive:
         function = json.loads(archive.read("GenerateInvoiceFunction/function.json"))
