@@ -167,6 +167,7 @@ def test_a_trace_of_thousands_of_nested_spans_is_returned_and_shown() -> None:
         assert [line.split("  ")[-3] for line in shown.output.splitlines()] == [
             f"span {number}" for number in range(1, 5001)
         ]
+        assert max(map(len, shown.output.splitlines())) < 200
 
 
 def test_a_win_and_its_invocation_are_one_tree() -> None:
