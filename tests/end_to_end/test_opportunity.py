@@ -292,7 +292,7 @@ def test_a_whole_name_means_only_its_own_opportunity(office: Office) -> None:
     assert office.history("boiler for elm 1")["opportunity"] == first
 
 
-def test_more_matches_than_are_shown_are_not_kept_secret(office: Office) -> None:
+def test_the_output_says_that_there_are_more_matches(office: Office) -> None:
     result = CliRunner().invoke(operations, ["opportunity", " for "], env=office.environment)
     assert result.exit_code == 1
     assert "these are the newest 20" in result.output

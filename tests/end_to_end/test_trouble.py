@@ -196,7 +196,7 @@ def test_an_unreachable_dataverse_is_a_sentence_without_lines_of_the_functions_l
     assert len(done.stderr.splitlines()) == 2, done.stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_trouble(servers: dict[str, str]) -> None:
+def test_a_closed_pipe_ends_a_command_without_an_error(servers: dict[str, str]) -> None:
     """As in `operations failed list | head -1`."""
     read, write = os.pipe()
     os.close(read)
