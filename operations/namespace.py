@@ -46,6 +46,9 @@ _PAGE = 250
 # Seconds to wait for a response, and for more messages before a queue counts as empty.
 RESPONSE = 60.0
 _QUIET = 5.0
+# How often a message that is there is asked for: a broker under load may send nothing for a while, and a lock may
+# expire before its message is deferred.
+_LOCK_TRIES = 2
 # Closed sockets are enough. The SDK then waits a second for a receiver's keep-alive thread, which nobody else has to.
 _CLOSING = 0.3
 CLOSING = "closing a link"
@@ -210,11 +213,12 @@ class NamespaceClient:
 
     def lock(self, source: Source, number: int) -> ServiceBusReceivedMessage | None:
         """Lock the message with this sequence number; None if it has left, or somebody else holds it."""
-        locked = self._deferred(source, number)
-        if locked is None:
-            self._defer_up_to(source, number)
+        for _ in range(_LOCK_TRIES):
             locked = self._deferred(source, number)
-        return locked
+            if locked is not None or self.peek_one(source, number) is None:
+                return locked
+            self._defer_up_to(source, number)
+        return self._deferred(source, number)
 
     def complete(self, source: Source, message: ServiceBusReceivedMessage) -> None:
         """Remove a locked message from its queue."""
@@ -275,7 +279,7 @@ class NamespaceClient:
             if not page:
                 return
             deferred = [sequence_number(message) for message in page if self._defer(source, message)]
-            if deferred and deferred[-1] >= number:
+            if deferred and max(deferred) >= number:
                 return
 
     def _defer(self, source: Source, message: ServiceBusReceivedMessage) -> bool:

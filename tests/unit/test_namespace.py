@@ -30,6 +30,8 @@ class FakeQueue:
         self._deferred: list[FakeMessage] = []
         self.peeks = 0
         self.lost: list[int] = []
+        self.silent = 0
+        self.receives = 0
 
     def get_queue_receiver(self, *_: object, **__: object) -> FakeQueue:
         return self
@@ -42,6 +44,9 @@ class FakeQueue:
         raise ServiceBusError("Handler failed.", error=TypeError("'NoneType' object is not callable"))
 
     def receive_messages(self, *_: object, **__: object) -> list[FakeMessage]:
+        self.receives += 1
+        if self.receives <= self.silent:
+            return []
         return [each for each in self._messages if each not in self._deferred]
 
     def defer_message(self, message: FakeMessage) -> None:
@@ -104,3 +109,29 @@ def test_a_message_whose_lock_expired_before_it_was_deferred_is_received_again()
     locked = opened(queue).lock(Source("queue"), 2)
     assert locked is not None
     assert locked.sequence_number == 2
+
+
+def test_of_a_page_the_wanted_message_alone_may_have_lost_its_lock() -> None:
+    queue = FakeQueue(FakeMessage(1), FakeMessage(2), FakeMessage(3))
+    queue.lost = [2]
+    assert opened(queue).lock(Source("queue"), 2) == FakeMessage(2)
+
+
+def test_a_broker_that_sends_nothing_for_a_while_is_asked_again_for_a_message_that_is_there() -> None:
+    queue = FakeQueue(FakeMessage(1))
+    queue.silent = 1
+    assert opened(queue).lock(Source("queue"), 1) == FakeMessage(1)
+    assert queue.receives == 2
+
+
+def test_a_message_that_somebody_else_holds_is_waited_for_with_a_bound() -> None:
+    queue = FakeQueue(FakeMessage(1))
+    queue.silent = 1000
+    assert opened(queue).lock(Source("queue"), 1) is None
+    assert queue.receives == 2
+
+
+def test_a_message_that_has_left_costs_the_others_nothing() -> None:
+    queue = FakeQueue(FakeMessage(1), FakeMessage(3))
+    assert opened(queue).lock(Source("queue"), 2) is None
+    assert queue.receives == 0
