@@ -10,13 +10,15 @@ N ?= 5
 # On which versions of Python test-all runs.
 VERSIONS ?= 3.11 3.12 3.13
 # How many tests run at once: they wait more than they compute, so more than there are cores.
-WORKERS ?= 6
+WORKERS ?= 8
 # How many inputs the fuzzer tries.
 FUZZ_INPUTS ?= 1000000
 # What the exporters declare and never import.
 NEVER_IMPORTED := $(addprefix --no-emit-package ,googleapis-common-protos msrest oauthlib requests-oauthlib)
 # pip, with a progress that fits on the screen.
 PIP := $(BIN)/python sandbox/install.py
+# Containers often set this. Then each of the many processes here would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # Where a build server reads the results of the tests.
 junit = $(if $(RESULTS),--junit-xml=$(RESULTS)/$(1).xml)
 # In the sandbox, Dataverse is set up by the same command as in a real environment.

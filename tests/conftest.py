@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from infrastructure.package import BARE, PROJECT, TELEMETRY, build
 from sandbox.service_bus import EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
+    from infrastructure.package import Package
     from sandbox.service_bus import Broker, Message, Observation
 
 # A slow machine is no reason to fail: time never decides a test.
@@ -101,6 +104,32 @@ def watch_topic(
     for message in published:
         assert isinstance(message.body, bytes)
         published_event_checker(message.body, message.application_properties, message.content_type or "")
+
+
+@pytest.fixture(scope="session")
+def package_of(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, str], Package]:
+    """Return a function that builds the package for a Python, with an exporter or without ("off"), once for all tests.
+
+    Building takes seconds: the processes of pytest -n share what one of them built.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def build_once(python: str, telemetry: str) -> Package:
+        folder = shared / f"package-{python}-{telemetry}"
+        folder.mkdir(exist_ok=True)
+        described = folder / "package.pickle"
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not described.exists():
+                contents = TELEMETRY.get(telemetry, BARE)
+                described.write_bytes(
+                    pickle.dumps(build(PROJECT, folder / "function.zip", python, contents=contents))
+                )
+        package: Package = pickle.loads(described.read_bytes())  # noqa: S301 - written above
+        return package
+
+    return build_once
 
 
 @pytest.fixture(scope="session")

@@ -7,25 +7,24 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
-from infrastructure.package import BARE, PROJECT, TELEMETRY, Package, build
 from sandbox.actors import Consumer, Salesperson
 from sandbox.cloud import Cloud, CloudOptions, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from infrastructure.package import Package
     from sandbox.service_bus import Broker, Message
 
 WINS = 3
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE_PACKAGES = ".python_packages/lib/site-packages"
-
 
 # Port 9 discards: nothing responds there, and what is exported is dropped.
 TELEMETRY_SETTINGS = {
@@ -37,19 +36,6 @@ TELEMETRY_SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Package]:
-    """Build the package for this Python: without telemetry ("off"), or with an exporter."""
-
-    @cache
-    def build_for(telemetry: str) -> Package:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        contents = TELEMETRY.get(telemetry, BARE)
-        return build(PROJECT, tmp_path_factory.mktemp("package") / "function.zip", version, contents=contents)
-
-    return build_for
-
-
 @pytest.fixture(scope="module", params=TELEMETRY_SETTINGS)
 def telemetry(request: pytest.FixtureRequest) -> str:
     """Which telemetry the package contains."""
@@ -58,11 +44,11 @@ def telemetry(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def app(
-    telemetry: str, package_of: Callable[[str], Package], tmp_path_factory: pytest.TempPathFactory
+    telemetry: str, package_of: Callable[[str, str], Package], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Return the folder of the unpacked package."""
     folder = tmp_path_factory.mktemp("app")
-    with zipfile.ZipFile(package_of(telemetry).path) as archive:
+    with zipfile.ZipFile(package_of(THIS_PYTHON, telemetry).path) as archive:
         archive.extractall(folder)
     return folder
 
@@ -70,9 +56,9 @@ def app(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("exporter", ["azure-monitor", "otlp"])
 def test_an_exporter_adds_no_more_than_1_5_megabytes(
-    package_of: Callable[[str], Package], exporter: str
+    package_of: Callable[[str, str], Package], exporter: str
 ) -> None:
-    assert package_of(exporter).size - package_of("off").size <= 1_500_000
+    assert package_of(THIS_PYTHON, exporter).size - package_of(THIS_PYTHON, "off").size <= 1_500_000
 
 
 def test_everything_that_is_imported_comes_from_the_package(app: Path) -> None:

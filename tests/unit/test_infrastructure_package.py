@@ -10,6 +10,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
@@ -25,6 +26,9 @@ from infrastructure.package import (
     build,
     interpreter_of,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SITE_PACKAGES = ".python_packages/lib/site-packages/"
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -59,9 +63,9 @@ def names(built: Package) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Package:
+def built(package_of: Callable[[str, str], Package]) -> Package:
     """Build this project's package as it is deployed."""
-    return build(PROJECT, tmp_path_factory.mktemp("built") / "function.zip", PYTHON_VERSION)
+    return package_of(PYTHON_VERSION, "off")
 
 
 def test_the_same_sources_give_the_same_bytes(built: Package, tmp_path: Path) -> None:

@@ -16,9 +16,6 @@ import pytest
 import requests
 import trustme
 from azure.core.credentials import AccessToken
-from PowerPlatform.Dataverse.client import DataverseClient
-from PowerPlatform.Dataverse.core.config import DataverseConfig
-from PowerPlatform.Dataverse.core.errors import HttpError
 
 from sandbox.clock import SystemClock
 from sandbox.dataverse import (
@@ -36,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from PowerPlatform.Dataverse.client import DataverseClient
 
     from sandbox.dataverse.seed import DemoOrganization
 
@@ -126,6 +125,10 @@ class Credential:
 @pytest.fixture
 def sdk(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataverseClient]:
     """Microsoft's Python SDK; it trusts what REQUESTS_CA_BUNDLE names."""
+    # It imports pandas: more than a second, which only the process that runs these tests has to spend.
+    from PowerPlatform.Dataverse.client import DataverseClient  # noqa: PLC0415
+    from PowerPlatform.Dataverse.core.config import DataverseConfig  # noqa: PLC0415
+
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", served.bundle)
     config = DataverseConfig(http_retries=1)
     with DataverseClient(served.server.url, Credential(served.admin), config) as client:
@@ -146,6 +149,8 @@ def test_the_official_sdk_creates_reads_changes_lists_and_deletes(sdk: Dataverse
     assert [record["name"] for page in pages for record in page] == ["Larch & Co"]
     sdk.records.delete("account", account)
     assert sdk.records.retrieve("account", account) is None
+    from PowerPlatform.Dataverse.core.errors import HttpError  # noqa: PLC0415 - as in the fixture
+
     with pytest.raises(HttpError) as missing:
         sdk.records.update("account", account, {"name": "gone"})
     assert (missing.value.status_code, missing.value.details["service_error_code"]) == (404, "0x80040217")
