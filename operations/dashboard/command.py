@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from operations.console import note, say
-from operations.dashboard.application import Dashboard
-from operations.dashboard.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +22,10 @@ def dashboard(environment: Mapping[str, str], port: int, *, opens: bool) -> None
 
     The address has a random token in it: everybody who has it can replay and discard with your login.
     """
+    # Of the time that every other command takes to start, the web framework would be a quarter.
+    from operations.dashboard.application import Dashboard  # noqa: PLC0415
+    from operations.dashboard.server import Server  # noqa: PLC0415
+
     application = Dashboard(environment)
     try:
         server = Server(application, port)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 from lark import Lark, Token, Transformer, v_args
@@ -318,12 +318,15 @@ def _like_pattern(text: str, escape: str | None) -> re.Pattern[str]:
     return re.compile("".join(result), re.DOTALL)
 
 
-_PARSER = Lark(_GRAMMAR, parser="lalr", maybe_placeholders=False)
+@cache
+def _parser() -> Lark:
+    # Made at the first filter: it takes as long as importing everything else here.
+    return Lark(_GRAMMAR, parser="lalr", maybe_placeholders=False)
 
 
 def _compile(expression: str) -> _Term:
     try:
-        compiled: _Term = _Compiler().transform(_PARSER.parse(expression))
+        compiled: _Term = _Compiler().transform(_parser().parse(expression))
     except UnexpectedInput as error:
         where = f"line {error.line}, column {error.column}" if error.line and error.line > 0 else "its end"
         raise InvalidFilter(f"the SQL filter {expression!r} is not understood at {where}") from error
