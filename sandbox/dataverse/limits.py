@@ -1,7 +1,7 @@
 """Service protection: how much a user may ask of one web server within five minutes.
 
-Three limits, each with its own code; a request over one of them is refused before anything is executed, and
-further requests during the wait prolong it.
+Three limits, each with its own code; a request over one of them is refused before anything is executed. It counts as
+one: documented is that going on prolongs the wait, and not by how much.
 """
 
 import math
@@ -16,6 +16,20 @@ from http import HTTPStatus
 
 from sandbox.clock import Clock
 from sandbox.dataverse.errors import RequestRefused
+
+_REQUESTS = (
+    "0x80072322",
+    "Number of requests exceeded the limit of {requests} over time window of {window} seconds.",
+)
+_CONCURRENT = ("0x80072326", "Number of concurrent requests exceeded the limit of {concurrent}.")
+_EXECUTION = (
+    "0x80072321",
+    (
+        "Combined execution time of incoming requests exceeded limit of {milliseconds} milliseconds over time window "
+        "of {window} seconds. Decrease number of concurrent requests or reduce the duration of requests and try again "
+        "later."
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +48,9 @@ class _Usage:
 
     requests: deque[datetime] = field(default_factory=deque)
     executions: deque[tuple[datetime, float]] = field(default_factory=deque)
+    # The sum of `executions`: thousands are within a window.
+    spent: float = 0.0
     under_way: int = 0
-    blocked_until: datetime | None = None
-    penalty: timedelta = timedelta()
-    reason: tuple[str, str] = ("", "")
 
 
 class ServiceProtection:
@@ -67,67 +80,47 @@ class ServiceProtection:
         finally:
             with self._lock:
                 usage.under_way -= 1
-                usage.executions.append((self._clock.now(), self._timer() - started))
+                seconds = self._timer() - started
+                usage.executions.append((self._clock.now(), seconds))
+                usage.spent += seconds
 
     def _admit(self, usage: _Usage) -> dict[str, str]:
         now = self._clock.now()
         self._forget(usage, now)
-        if usage.blocked_until and now < usage.blocked_until:
-            # Requests that were refused at one moment count once; a later one begins a new wait.
-            usage.blocked_until = max(usage.blocked_until, now + usage.penalty)
-            raise self._refusal(usage, now)
-        spent = sum(seconds for _, seconds in usage.executions)
         if len(usage.requests) >= self.limits.requests:
-            self._block(usage, now, usage.requests[0] + self.limits.window)
-        elif spent >= self.limits.execution.total_seconds():
-            self._block(usage, now, usage.executions[0][0] + self.limits.window)
-        elif usage.under_way >= self.limits.concurrent:
-            self._block(usage, now, now + timedelta(seconds=1))
-        else:
-            usage.requests.append(now)
-            usage.under_way += 1
-            left = self.limits.execution.total_seconds() - spent
-            return {
-                "x-ms-ratelimit-burst-remaining-xrm-requests": str(
-                    self.limits.requests - len(usage.requests)
-                ),
-                "x-ms-ratelimit-time-remaining-xrm-requests": f"{left:.2f}",
-            }
-        raise self._refusal(usage, now)
-
-    def _block(self, usage: _Usage, now: datetime, until: datetime) -> None:
-        usage.blocked_until = until
-        usage.penalty = until - now
-        usage.reason = self._reason(usage)
-
-    def _refusal(self, usage: _Usage, now: datetime) -> RequestRefused:
-        code, message = usage.reason
-        seconds = math.ceil(((usage.blocked_until or now) - now).total_seconds())
-        return RequestRefused(
-            HTTPStatus.TOO_MANY_REQUESTS, code, message, {"Retry-After": str(max(seconds, 1))}
-        )
-
-    def _reason(self, usage: _Usage) -> tuple[str, str]:
-        window = int(self.limits.window.total_seconds())
-        if len(usage.requests) >= self.limits.requests:
-            return "0x80072322", (
-                f"Number of requests exceeded the limit of {self.limits.requests} over time window of "
-                f"{window} seconds."
-            )
+            free = usage.requests[-self.limits.requests] + self.limits.window
+            raise self._refusal(usage, now, free, _REQUESTS)
+        if usage.spent >= self.limits.execution.total_seconds():
+            raise self._refusal(usage, now, usage.executions[0][0] + self.limits.window, _EXECUTION)
         if usage.under_way >= self.limits.concurrent:
-            return (
-                "0x80072326",
-                f"Number of concurrent requests exceeded the limit of {self.limits.concurrent}.",
-            )
-        return "0x80072321", (
-            "Combined execution time of incoming requests exceeded limit of "
-            f"{int(self.limits.execution.total_seconds() * 1000)} milliseconds over time window of {window} "
-            "seconds. Decrease number of concurrent requests or reduce the duration of requests and try again later."
+            raise self._refusal(usage, now, now + timedelta(seconds=1), _CONCURRENT)
+        usage.requests.append(now)
+        usage.under_way += 1
+        left = self.limits.execution.total_seconds() - usage.spent
+        return {
+            "x-ms-ratelimit-burst-remaining-xrm-requests": str(self.limits.requests - len(usage.requests)),
+            "x-ms-ratelimit-time-remaining-xrm-requests": f"{left:.2f}",
+        }
+
+    def _refusal(
+        self, usage: _Usage, now: datetime, free: datetime, reason: tuple[str, str]
+    ) -> RequestRefused:
+        # Those of one moment count once: they did not know of each other.
+        if usage.requests and usage.requests[-1] != now:
+            usage.requests.append(now)
+        code, message = reason
+        text = message.format(
+            requests=self.limits.requests,
+            concurrent=self.limits.concurrent,
+            milliseconds=int(self.limits.execution.total_seconds() * 1000),
+            window=int(self.limits.window.total_seconds()),
         )
+        seconds = max(math.ceil((free - now).total_seconds()), 1)
+        return RequestRefused(HTTPStatus.TOO_MANY_REQUESTS, code, text, {"Retry-After": str(seconds)})
 
     def _forget(self, usage: _Usage, now: datetime) -> None:
         start = now - self.limits.window
         while usage.requests and usage.requests[0] <= start:
             usage.requests.popleft()
         while usage.executions and usage.executions[0][0] <= start:
-            usage.executions.popleft()
+            usage.spent -= usage.executions.popleft()[1]

@@ -65,16 +65,33 @@ def test_the_default_lets_6000_in(clock: MovableClock) -> None:
 
 
 def test_going_on_prolongs_the_wait(clock: MovableClock) -> None:
-    protection = ServiceProtection(clock, Limits(requests=1))
+    """A refused request counts like one that was admitted; those of one moment count once."""
+    protection = ServiceProtection(clock, Limits(requests=2))
     ask(protection)
-    clock.advance(timedelta(seconds=240))
-    assert refusal(protection)[1] == 60
-    assert refusal(protection)[1] == 60
+    clock.advance(timedelta(seconds=100))
+    ask(protection)
+    clock.advance(timedelta(seconds=100))
+    assert refusal(protection)[1] == 100
+    assert refusal(protection)[1] == 200
+    assert refusal(protection)[1] == 200
     clock.advance(timedelta(seconds=50))
-    assert refusal(protection)[1] == 60
-    clock.advance(timedelta(seconds=59))
-    assert refusal(protection)[1] == 60
-    clock.advance(timedelta(seconds=60))
+    assert refusal(protection)[1] == 150
+    clock.advance(timedelta(seconds=150))
+    assert refusal(protection)[1] == 100
+    clock.advance(timedelta(seconds=150))
+    ask(protection)
+
+
+def test_who_obeys_is_served_whatever_others_do(clock: MovableClock) -> None:
+    """Two clients with one identity know nothing of each other: the first is not punished for the second for long."""
+    protection = ServiceProtection(clock, Limits(requests=10))
+    for _ in range(10):
+        ask(protection)
+    clock.advance(timedelta(seconds=10))
+    assert refusal(protection)[1] == 290
+    clock.advance(timedelta(seconds=20))
+    assert refusal(protection)[1] == 270
+    clock.advance(timedelta(seconds=270))
     ask(protection)
 
 
