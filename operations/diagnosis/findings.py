@@ -49,10 +49,7 @@ class Finding(Enum):
         ),
     )
     TOKEN_OF_ANOTHER_IDENTITY = (
-        (
-            "The token belongs to another identity than AZURE_CLIENT_ID names: one has the rights, the other "
-            "one uses them."
-        ),
+        "The token belongs to another identity than AZURE_CLIENT_ID names: one has the rights, the other uses them.",
         "Set AZURE_CLIENT_ID and ServiceBusConnection__clientId to the client id of the one identity.",
     )
     # Network
@@ -70,10 +67,7 @@ class Finding(Enum):
     )
     DATAVERSE_CERTIFICATE_NOT_TRUSTED = (
         "The server at DATAVERSE_URL shows a certificate that is not trusted here, or belongs to another name.",
-        (
-            "Correct DATAVERSE_URL; where a company's proxy inspects TLS, name its authority in SSL_CERT_FILE "
-            "and REQUESTS_CA_BUNDLE."
-        ),
+        "Correct DATAVERSE_URL; if a proxy inspects TLS, name its authority in SSL_CERT_FILE and REQUESTS_CA_BUNDLE.",
     )
     SERVICE_BUS_NAME_UNKNOWN = (
         "The host name of the namespace has no address.",
@@ -88,13 +82,10 @@ class Finding(Enum):
         "Open the firewall for outgoing connections to port 5671; check routes and the namespace's network rules.",
     )
     SERVICE_BUS_CERTIFICATE_NOT_TRUSTED = (
+        "The namespace's server shows a certificate that is not trusted here, or belongs to another name.",
         (
-            "The server at the namespace's address shows a certificate that is not trusted here, or belongs to "
-            "another name."
-        ),
-        (
-            "Correct ServiceBusConnection__fullyQualifiedNamespace; where a company's proxy inspects TLS, name "
-            "its authority in SSL_CERT_FILE."
+            "Correct ServiceBusConnection__fullyQualifiedNamespace; if a proxy inspects TLS, name its authority "
+            "in SSL_CERT_FILE."
         ),
     )
     # Dataverse
@@ -108,10 +99,7 @@ class Finding(Enum):
     )
     NOT_A_WEB_API = (
         "The server at DATAVERSE_URL is not a Dataverse Web API.",
-        (
-            "Set DATAVERSE_URL to the environment's address and nothing after it, such as "
-            "https://contoso.crm.dynamics.com; check proxies."
-        ),
+        "Set DATAVERSE_URL to the environment's address, such as https://contoso.crm.dynamics.com; check proxies.",
     )
     DATAVERSE_UNAVAILABLE = (
         "Dataverse responds with errors of its own, or does not respond in time.",
@@ -126,10 +114,7 @@ class Finding(Enum):
         "Read what Dataverse says; in a customised environment, check this by hand.",
     )
     OTHER_ENVIRONMENT = (
-        (
-            "DATAVERSE_URL is another environment than DATAVERSE_ORGANIZATION_ID names: its wins are parked as "
-            "OtherOrganization."
-        ),
+        "DATAVERSE_URL and DATAVERSE_ORGANIZATION_ID name two environments: wins are parked as OtherOrganization.",
         "Correct one of the two; WhoAmI returns the id that belongs to the URL.",
     )
     ORGANIZATION_ID_NOT_SET = (
@@ -165,10 +150,7 @@ class Finding(Enum):
         f"{_CONNECT}; in an environment with rules of its own add them to the role by hand.",
     )
     PRIVILEGE_TOO_SHALLOW = (
-        (
-            'Privileges are not deep enough: rows of other people are missing without an error, and "no '
-            'invoice" may be wrong.'
-        ),
+        'Privileges are too shallow: rows of other people are missing without an error, and "no invoice" may be wrong.',
         f"{_CONNECT} raises them; or set them to Organization in the role by hand.",
     )
     OPTIONAL_PRIVILEGE_MISSING = (
@@ -176,7 +158,7 @@ class Finding(Enum):
         "Nothing, unless Dataverse names one of them in a refusal.",
         State.REMARK,
     )
-    ENDPOINT_MISSING = ("There is no service endpoint for the queue: no win is ever posted.", f"{_CONNECT}.")
+    ENDPOINT_MISSING = "There is no service endpoint for the queue: no win is ever posted.", f"{_CONNECT}."
     ENDPOINT_OTHER_NAMESPACE = (
         "The service endpoint posts to another namespace than the function's.",
         f"{_CONNECT} with the key of the right namespace; or correct the function's settings.",
@@ -185,7 +167,7 @@ class Finding(Enum):
         "The service endpoint posts to another queue than the function's.",
         f"{_CONNECT}, or correct OPPORTUNITY_WON_QUEUE.",
     )
-    ENDPOINT_NOT_A_QUEUE = ("The service endpoint is not for a queue.", f"{_CONNECT} corrects it.")
+    ENDPOINT_NOT_A_QUEUE = "The service endpoint is not for a queue.", f"{_CONNECT} corrects it."
     ENDPOINT_OLD_CONTRACT = (
         "The endpoint's contract is 2; newer tools write 6, a persistent queue. Both are said to work.",
         f"Nothing, as long as wins arrive; otherwise `operations disconnect` and {_CONNECT}, which writes 6.",
@@ -207,10 +189,7 @@ class Finding(Enum):
         "The step is registered on another message or table than Win of opportunity.",
         f"Delete the step, then {_CONNECT}.",
     )
-    STEP_OTHER_ENDPOINT = (
-        "The step posts to another service endpoint.",
-        f"Delete the step, then {_CONNECT}.",
-    )
+    STEP_OTHER_ENDPOINT = "The step posts to another service endpoint.", f"Delete the step, then {_CONNECT}."
     STEP_DISABLED = (
         "The step is disabled: wins are not posted, and are not posted later either.",
         f"{_CONNECT} enables it; then `operations reconcile` since the day on which it was disabled.",
@@ -228,10 +207,7 @@ class Finding(Enum):
     )
     JOBS_FAILED = (
         "Dataverse gave up posts in the last days: these wins never come by themselves.",
-        (
-            "Fix what the message names, then `operations reconcile --send` since that day; delete the failed "
-            "system jobs."
-        ),
+        "Fix what the message names, then `operations reconcile --send` since that day; delete the failed system jobs.",
         State.ATTENTION,
     )
     # Service Bus
@@ -247,10 +223,7 @@ class Finding(Enum):
         "A queue or topic is not in the namespace.",
         "Deploy the infrastructure, or correct the setting that names it.",
     )
-    ENTITY_DISABLED = (
-        "A queue or topic is disabled: nothing can be sent to it.",
-        "Set its status to Active.",
-    )
+    ENTITY_DISABLED = "A queue or topic is disabled: nothing can be sent to it.", "Set its status to Active."
     QUEUE_PAUSED = (
         "The queue delivers nothing: the function is paused. Wins wait, for 14 days.",
         "When it is meant to run: set the queue's status to Active (and paused = false in the parameters).",
@@ -273,7 +246,7 @@ class Finding(Enum):
         "Delete the rule, once nothing uses it: az servicebus namespace authorization-rule delete.",
         State.REMARK,
     )
-    LOCK_DURATION_DIFFERS = ("Messages are locked for another time than designed.", _DEPLOY)
+    LOCK_DURATION_DIFFERS = "Messages are locked for another time than designed.", _DEPLOY
     MAX_DELIVERY_COUNT_DIFFERS = (
         (
             "Messages are given up after another number of deliveries than designed; in the failed queue, "
@@ -283,17 +256,14 @@ class Finding(Enum):
     )
     DUPLICATE_DETECTION_DIFFERS = (
         "Duplicates are not detected as designed: repeated events are published twice, or replays are dropped.",
-        (
-            "Its window: deploy the infrastructure. On or off cannot be changed: empty and delete the entity, "
-            "then deploy."
-        ),
+        "Its window: deploy the infrastructure. On or off cannot be changed: empty and delete the entity, then deploy.",
     )
-    DEAD_LETTERING_ON_EXPIRATION_OFF = ("Expired messages are dropped without a trace.", _DEPLOY)
+    DEAD_LETTERING_ON_EXPIRATION_OFF = "Expired messages are dropped without a trace.", _DEPLOY
     DEAD_LETTER_FORWARDING_DIFFERS = (
         "Messages that the broker gives up do not reach the failed queue.",
         "Deploy the infrastructure; `operations failed list` shows the queue's own dead-letter queue too.",
     )
-    TIME_TO_LIVE_TOO_SHORT = ("Messages expire before they are processed.", _DEPLOY)
+    TIME_TO_LIVE_TOO_SHORT = "Messages expire before they are processed.", _DEPLOY
     AUDIT_SUBSCRIPTION_MISSING = (
         "No subscription keeps the published events: a lost one cannot be found again.",
         _DEPLOY,
@@ -327,10 +297,7 @@ class Finding(Enum):
         f"{_STOP}; check for plug-ins that create invoices or notes outside of the transaction.",
     )
     CHANGE_SET_REFUSED_OTHERWISE = (
-        (
-            "The change set failed before its last write, so nothing is proven; the function would be refused "
-            "in the same way."
-        ),
+        "The change set failed before its last write, so nothing is proven; the function would be refused too.",
         "Fix what Dataverse names (a price list, a privilege, a rule), or try another opportunity.",
     )
     BATCH_STOPS_AT_FAILURE = (
