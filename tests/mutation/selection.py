@@ -41,6 +41,7 @@ _OWN_TESTS = {
     "invoice": ("invoice", "invoicing"),
     "open_telemetry": ("tracing",),
     "sales": ("invoicing",),
+    "service_bus": ("service_bus", "amqp_deadlines"),
     "__init__": ("generate_invoice_function",),
 }
 

@@ -25,10 +25,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode
 from requests import ReadTimeout
+from requests.adapters import HTTPAdapter
 
 from shared import multipart
 from shared.bootstrap import build, start_tracing
-from shared.clock import Deadline
+from shared.clock import Deadline, SystemClock
 from shared.dataverse import Dataverse, Read
 from shared.errors import DataverseThrottled, OpportunityStillOpen, RetryLater, ServiceBusUnavailable
 from shared.handler import Environment, Handler
@@ -42,6 +43,9 @@ from shared.tracing import OFF, TelemetryExporter, Tracing
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from requests import PreparedRequest, Response
 
     from shared.message import Message
     from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, RecordingSender, Reply, TlsServer
@@ -639,8 +643,44 @@ def test_spans_of_the_last_moment_reach_an_otlp_collector(
     end(*at_exit)
     lines = {request.line: request.body for request in plain_server.requests}
     assert b"send won" in lines["POST /v1/traces HTTP/1.1"]
-    assert b"func-invoicing-prod" in lines["POST /v1/traces HTTP/1.1"]
     assert b"invoicing.invoices.generated" in lines["POST /v1/metrics HTTP/1.1"]
+    assert all(b"func-invoicing-prod" in body for body in lines.values())
+
+
+@exports
+@pytest.mark.parametrize(("sampler", "exported"), [(None, True), ("parentbased_always_on", False)])
+def test_a_trace_that_the_host_does_not_sample_is_exported_unless_a_variable_says_otherwise(
+    sampler: str | None,
+    exported: bool,  # noqa: FBT001 - pytest passes it
+    otel: pytest.MonkeyPatch,
+    at_exit: list[Flush],
+    plain_server: TlsServer,
+    make_message: Callable[..., Message],
+) -> None:
+    otel.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{plain_server.port}")
+    if sampler is not None:
+        otel.setenv("OTEL_TRACES_SAMPLER", sampler)
+    tracing = start_tracing(TelemetryExporter.OTLP, SETTINGS)
+    message = make_message()
+    deadline = Deadline.after(SystemClock(), BOUND)
+    with tracing.invocation(Delivery(message, RetryState.of(message), deadline, traceparent=HOSTS), None):
+        tracing.invoice_generated()
+    end(*at_exit)
+    lines = {request.line for request in plain_server.requests}
+    assert ("POST /v1/traces HTTP/1.1" in lines) == exported
+    assert "POST /v1/metrics HTTP/1.1" in lines
+
+
+@exports
+def test_nothing_of_the_sdks_own_is_done_at_the_end_of_the_process(
+    otel: pytest.MonkeyPatch, at_exit: list[Flush], plain_server: TlsServer
+) -> None:
+    """It would wait for half a minute."""
+    otel.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{plain_server.port}")
+    registered = atexit._ncallbacks()
+    start_tracing(TelemetryExporter.OTLP, SETTINGS)
+    assert len(at_exit) == 1
+    assert atexit._ncallbacks() == registered
 
 
 @exports
@@ -665,9 +705,41 @@ def test_the_standard_variables_count(
 
 
 @exports
-def test_azure_monitor_receives_spans_and_metrics(
-    otel: pytest.MonkeyPatch, at_exit: list[Flush], plain_server: TlsServer
+@pytest.mark.parametrize(("variable", "milliseconds"), [(None, 1000), ("20", 20)])
+def test_spans_wait_for_others_for_a_second_or_as_long_as_a_variable_says(
+    variable: str | None,
+    milliseconds: int,
+    otel: pytest.MonkeyPatch,
+    at_exit: list[Flush],
+    plain_server: TlsServer,
 ) -> None:
+    """A process that is killed loses as much."""
+    otel.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{plain_server.port}")
+    if variable is not None:
+        otel.setenv("OTEL_BSP_SCHEDULE_DELAY", variable)
+    tracing: Any = start_tracing(TelemetryExporter.OTLP, SETTINGS)
+    assert len(at_exit) == 1
+    (processor,) = tracing._tracer.span_processor._span_processors
+    assert processor._batch_processor._schedule_delay_millis == milliseconds
+
+
+@exports
+def test_azure_monitor_receives_spans_and_metrics(
+    otel: pytest.MonkeyPatch,
+    at_exit: list[Flush],
+    plain_server: TlsServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    otel.setattr("tempfile.tempdir", str(tmp_path))
+    send = HTTPAdapter.send
+    timeouts: list[Any] = []
+
+    def send_and_note(adapter: HTTPAdapter, request: PreparedRequest, **options: Any) -> Response:  # noqa: ANN401 - the library's signature
+        timeouts.append(options["timeout"])
+        return send(adapter, request, **options)
+
+    otel.setattr(HTTPAdapter, "send", send_and_note)
     otel.setenv(
         "APPLICATIONINSIGHTS_CONNECTION_STRING",
         "InstrumentationKey=00000000-0000-0000-0000-000000000001;"
@@ -690,6 +762,9 @@ def test_azure_monitor_receives_spans_and_metrics(
     ]
     assert any(b"send won" in body and b"contoso.servicebus.windows.net" in body for body in bodies)
     assert any(b"invoicing.invoices.generated" in body for body in bodies)
+    assert {read for _, read in timeouts} == {10}, "a silent service would be waited for for five minutes"
+    assert list(tmp_path.iterdir()) == [], "nothing is written to the disk"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_without_the_package_invoicing_goes_on_and_the_log_says_how_to_build_it(
@@ -733,7 +808,17 @@ def test_a_collector_that_is_silent_delays_the_end_within_a_bound() -> None:
     began = time.monotonic()
     flush()
     assert time.monotonic() - began < BOUND / 2
+    assert flush._thread.daemon, "Python waits for other threads, and for this one before it is called"
     released.set()
+
+
+def test_the_end_waits_for_the_last_export() -> None:
+    returned = threading.Event()
+    seen: list[bool] = []
+    flush = Flush(lambda: seen.append(returned.wait(0.1)), seconds=BOUND)
+    flush()
+    returned.set()
+    assert seen == [False]
 
 
 @exports
