@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from operations.web_api import Row, WebApi, derived_id, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 ROLE_NAME: Final = "Opportunity Invoicing"
 ENDPOINT_NAME: Final = "Opportunity Invoicing queue"
@@ -30,6 +30,9 @@ _ENDPOINT: Final[Mapping[str, int]] = {
     "messageformat": JSON,
     "userclaim": 1,  # none
 }
+_ENDPOINT_COLUMNS = ",".join(
+    (*_ENDPOINT, "serviceendpointid,name,path,saskeyname,issaskeyset,namespaceaddress,solutionnamespace")
+)
 # After the operation, asynchronous: a system job that Dataverse repeats, and that cannot make the win fail.
 STEP_KIND: Final[Mapping[str, int]] = {"mode": 1, "stage": 40}
 ENABLED: Final[Mapping[str, int]] = {"statecode": 0, "statuscode": 1}
@@ -86,14 +89,18 @@ def find_role(api: WebApi, unit: str) -> str | None:
 
 def find_service_endpoint(api: WebApi) -> Row | None:
     """Return our service endpoint: by its id, or by its name where somebody created it by hand."""
-    columns = (
-        "serviceendpointid,name,path,saskeyname,issaskeyset,namespaceaddress,solutionnamespace,"
-        + ",".join(_ENDPOINT)
-    )
-    by_id = api.row_or_none(
-        f"serviceendpoints({derived_id('serviceendpoint', ENDPOINT_NAME)})?$select={columns}"
-    )
-    return by_id or api.first(f"serviceendpoints?$select={columns}&$filter=name eq {quoted(ENDPOINT_NAME)}")
+    ours = derived_id("serviceendpoint", ENDPOINT_NAME)
+    by_id = api.row_or_none(f"serviceendpoints({ours})?$select={_ENDPOINT_COLUMNS}")
+    return by_id or _first_endpoint(api, f"name eq {quoted(ENDPOINT_NAME)}")
+
+
+def find_service_endpoint_of(api: WebApi, queue: str) -> Row | None:
+    """Return a service endpoint for this queue that somebody created by hand, under another name."""
+    return _first_endpoint(api, f"path eq {quoted(queue)}")
+
+
+def _first_endpoint(api: WebApi, condition: str) -> Row | None:
+    return api.first(f"serviceendpoints?$select={_ENDPOINT_COLUMNS}&$filter={condition}")
 
 
 def find_step(api: WebApi) -> Row | None:
@@ -104,6 +111,14 @@ def find_step(api: WebApi) -> Row | None:
     )
     return by_id or api.first(
         f"sdkmessageprocessingsteps?$select={columns}&$filter=name eq {quoted(STEP_NAME)}"
+    )
+
+
+def find_steps_of(api: WebApi, endpoint: str) -> Iterator[Row]:
+    """Yield the steps that post to a service endpoint."""
+    return api.rows(
+        f"serviceendpoints({endpoint})/serviceendpoint_sdkmessageprocessingstep"
+        "?$select=sdkmessageprocessingstepid,name,mode,statecode,_sdkmessageid_value,_sdkmessagefilterid_value"
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatch
 from http import HTTPStatus
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 import isodate
 
-from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, judged, ok
+from operations.diagnosis.check import CheckFailed, RightMissing, check, found, judged, ok
 from operations.diagnosis.connections import ROOT, service_bus_connection, service_bus_token, settings
 from operations.diagnosis.dataverse import application_user
 from operations.diagnosis.findings import Finding
@@ -34,10 +33,7 @@ from shared.http_exchange import HttpExchange, NoResponse, Request
 from shared.settings import ConnectionString
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from operations.diagnosis.check import Run
-    from shared.settings import ServiceBusSettings
+    from operations.diagnosis.check import Checked, Run
 
 Json = dict[str, Any]
 
@@ -46,66 +42,39 @@ _SERVICE_BUS_VERSION = "2024-01-01"
 _AUTHORIZATION_VERSION = "2022-04-01"
 _READER = "Reader on the namespace"
 _ROOT_KEY = "RootManageSharedAccessKey"
-_DATA_ACTIONS = {
-    Right.RECEIVE: "microsoft.servicebus/namespaces/messages/receive/action",
-    Right.SEND: "microsoft.servicebus/namespaces/messages/send/action",
-}
 # Azure writes "never" as the longest time span there is, over ten million days.
 _NEVER = timedelta(days=3_650_000)
 
 
-class ResourceMissing(Exception):
-    """There is no such resource."""
-
-
-@dataclass(frozen=True)
-class Resource:
-    """The namespace as a resource, once it is known which it is."""
-
-    run: Run
-    namespace_id: str
-
-    def get(self, entity: str = "", version: str = _SERVICE_BUS_VERSION, query: str = "") -> Json:
-        """Return a resource below the namespace; see `absolute`."""
-        return self.absolute(f"{self.namespace_id}{entity}", version, query)
-
-    def absolute(self, path: str, version: str, query: str = "") -> Json:
-        """Return a resource; raises ResourceMissing, and RightMissing where it may not be read."""
-        inputs, deadline = self.run.inputs, self.run.deadline
-        endpoint = inputs.arm_endpoint.rstrip("/")
-        context = self.run[settings]
-        tokens = context.identity(context.dataverse.client_id).tokens(f"{endpoint}/.default")
-        try:
-            headers = {"Authorization": f"Bearer {tokens.token(deadline)}"}
-            request = Request("GET", f"{path}?api-version={version}{query}", headers)
-            response = HttpExchange(endpoint).send(request, max(deadline.remaining, 0.1))
-            document = json.loads(response.body or b"null")
-        except (NoResponse, TokenUnavailable, ValueError) as error:
-            raise RightMissing(f"Azure Resource Manager: {type(error).__name__}", _READER) from error
-        if response.status == HTTPStatus.NOT_FOUND:
-            raise ResourceMissing(path)
-        if response.status != HTTPStatus.OK or not isinstance(document, dict):
-            raise RightMissing(f"Azure Resource Manager responded {response.status}", _READER)
-        return document
-
-
-def _resource(run: Run) -> Resource:
-    """Return the namespace, with the deadline of the current check."""
-    return Resource(run, run[namespace])
+def _read(run: Run, path: str, version: str = _SERVICE_BUS_VERSION, query: str = "") -> Json | None:
+    """Return a resource, None where there is none; raises RightMissing where it may not be read."""
+    context, endpoint = run[settings], run.inputs.arm_endpoint.rstrip("/")
+    tokens = context.identity(context.dataverse.client_id).tokens(f"{endpoint}/.default")
+    try:
+        headers = {"Authorization": f"Bearer {tokens.token(run.deadline)}"}
+        request = Request("GET", f"{path}?api-version={version}{query}", headers)
+        response = HttpExchange(endpoint).send(request, max(run.deadline.remaining, 0.1))
+        document = json.loads(response.body or b"null")
+    except (NoResponse, TokenUnavailable, ValueError) as error:
+        raise RightMissing(f"Azure Resource Manager: {type(error).__name__}", _READER) from error
+    if response.status == HTTPStatus.NOT_FOUND:
+        return None
+    if response.status != HTTPStatus.OK or not isinstance(document, dict):
+        raise RightMissing(f"Azure Resource Manager responded {response.status}", _READER)
+    return document
 
 
 @check("namespace", settings)
 def namespace(run: Run) -> Checked[str]:
-    """Check that the resource is the namespace of the settings."""
+    """Check that the resource is the namespace of the settings, and return its id."""
     if run.inputs.namespace_id is None:
         raise RightMissing("no resource id of the namespace was given", f"--namespace-id, and {_READER}")
     connection = run[settings].service_bus.connection
     namespace_id = "/" + run.inputs.namespace_id.strip("/")
-    try:
-        properties = Resource(run, namespace_id).get()["properties"]
-    except ResourceMissing as error:
-        raise CheckFailed(Finding.NAMESPACE_ID_WRONG, "there is no such resource") from error
-    host = urlsplit(str(properties.get("serviceBusEndpoint"))).hostname
+    resource = _read(run, namespace_id)
+    if resource is None:
+        raise CheckFailed(Finding.NAMESPACE_ID_WRONG, "there is no such resource")
+    host = urlsplit(str(resource["properties"].get("serviceBusEndpoint"))).hostname
     if not isinstance(connection, ConnectionString) and host != connection.fully_qualified.lower():
         raise CheckFailed(Finding.NAMESPACE_ID_WRONG, f"{host}; settings: {connection.fully_qualified}")
     return ok(str(host), namespace_id)
@@ -114,11 +83,9 @@ def namespace(run: Run) -> Checked[str]:
 @check("keys of the namespace", settings, namespace)
 def namespace_keys(run: Run) -> Checked[None]:
     """Check that the key which every namespace is created with is gone: it may do everything."""
-    try:
-        _resource(run).get(f"/authorizationRules/{_ROOT_KEY}")
-    except ResourceMissing:
+    if _read(run, f"{run[namespace]}/authorizationRules/{_ROOT_KEY}") is None:
         return ok(f"there is no {_ROOT_KEY}")
-    return Checked(None, (found(Finding.ROOT_KEY_EXISTS, _ROOT_KEY),))
+    return found(Finding.ROOT_KEY_EXISTS, _ROOT_KEY)
 
 
 @check(
@@ -135,45 +102,48 @@ def roles(run: Run) -> Checked[None]:
     """Check that the roles of the function's identity allow what it does with each entity."""
     if run[service_bus_token].is_function:
         return ok("what they allow was tried")
-    object_id, names = run[application_user].object_id, run[settings].service_bus
-    resource = _resource(run)
+    object_id, names, namespace_id = (
+        run[application_user].object_id,
+        run[settings].service_bus,
+        run[namespace],
+    )
     if object_id is None:
         raise RightMissing("Dataverse does not say the identity's object id", "the portal: its roles there")
-    needed = (
-        ("queues", names.opportunity_won_queue, Right.RECEIVE),
-        ("queues", names.opportunity_won_queue, Right.SEND),
-        ("queues", names.failed_queue, Right.SEND),
-        ("topics", names.invoice_created_topic, Right.SEND),
-    )
-    findings = [
-        found(right.finding, f"no role of {object_id} allows to {right.verb} ({name})")
-        for kind, name, right in needed
-        if not _allows(resource, f"/{kind}/{name}", object_id, _DATA_ACTIONS[right])
-    ]
+    findings = []
+    for kind, name, rights in (
+        ("queues", names.opportunity_won_queue, (Right.RECEIVE, Right.SEND)),
+        ("queues", names.failed_queue, (Right.SEND,)),
+        ("topics", names.invoice_created_topic, (Right.SEND,)),
+    ):
+        permissions = _permissions(run, f"{namespace_id}/{kind}/{name}", object_id)
+        findings += [
+            (right.finding, f"no role of {object_id} allows to {right.verb} ({name})")
+            for right in rights
+            if not any(_permits(permission, right) for permission in permissions)
+        ]
     return judged(findings, f"the roles of {object_id} allow what it does")
 
 
-def _allows(resource: Resource, entity: str, object_id: str, action: str) -> bool:
-    # Those of the identity's groups, and of the scopes above, are among them.
+def _permissions(run: Run, entity: str, object_id: str) -> list[Json]:
+    """Return what an identity's roles permit, also those of its groups, and of the scopes above the entity."""
     path = f"{entity}/providers/Microsoft.Authorization/roleAssignments"
-    try:
-        assignments = resource.get(path, _AUTHORIZATION_VERSION, f"&$filter=assignedTo('{object_id}')")
-    except ResourceMissing as error:
-        raise CheckFailed(Finding.ENTITY_MISSING, entity.rpartition("/")[2]) from error
-    definitions = {str(each["properties"]["roleDefinitionId"]) for each in assignments.get("value", [])}
-    return any(_permits(resource, definition, action) for definition in definitions)
+    assignments = _read(run, path, _AUTHORIZATION_VERSION, f"&$filter=assignedTo('{object_id}')")
+    if assignments is None:
+        raise CheckFailed(Finding.ENTITY_MISSING, entity.rpartition("/")[2])
+    ids = {str(each["properties"]["roleDefinitionId"]) for each in assignments.get("value", [])}
+    definitions = [_read(run, each, _AUTHORIZATION_VERSION) for each in ids]
+    return [
+        permission
+        for definition in definitions
+        if definition is not None
+        for permission in definition["properties"].get("permissions", [])
+    ]
 
 
-def _permits(resource: Resource, definition: str, action: str) -> bool:
-    try:
-        properties = resource.absolute(definition, _AUTHORIZATION_VERSION)["properties"]
-    except ResourceMissing:
-        return False
-    return any(
-        _matches(permission.get("dataActions"), action)
-        and not _matches(permission.get("notDataActions"), action)
-        for permission in properties.get("permissions", [])
-    )
+def _permits(permission: Json, right: Right) -> bool:
+    action = f"microsoft.servicebus/namespaces/messages/{right.verb}/action"
+    granted, denied = permission.get("dataActions"), permission.get("notDataActions")
+    return _matches(granted, action) and not _matches(denied, action)
 
 
 def _matches(patterns: object, action: str) -> bool:
@@ -197,31 +167,27 @@ _FINDINGS = {
 @check("queue as designed", settings, namespace, queue)
 def queue_design(run: Run) -> Checked[None]:
     """Compare the queue of wins with its design."""
-    return _as_designed(run, "queues", lambda names: names.opportunity_won_queue, 0)
+    return _as_designed(run, "queues", 0, run[settings].service_bus.opportunity_won_queue)
 
 
 @check("failed queue as designed", settings, namespace, failed_queue)
 def failed_queue_design(run: Run) -> Checked[None]:
     """Compare the failed queue with its design."""
-    return _as_designed(run, "queues", lambda names: names.failed_queue, 1)
+    return _as_designed(run, "queues", 1, run[settings].service_bus.failed_queue)
 
 
 @check("topic as designed", settings, namespace, topic)
 def topic_design(run: Run) -> Checked[None]:
     """Compare the topic with its design."""
-    return _as_designed(run, "topics", lambda names: names.invoice_created_topic, 0)
+    return _as_designed(run, "topics", 0, run[settings].service_bus.invoice_created_topic)
 
 
 @check("audit subscription", settings, namespace, topic)
 def audit_subscription(run: Run) -> Checked[None]:
     """Check that a subscription keeps the events."""
     name = run[settings].service_bus.invoice_created_topic
-    try:
-        _resource(run).get(f"/topics/{name}/subscriptions/{AUDIT}")
-    except ResourceMissing as error:
-        raise CheckFailed(
-            Finding.AUDIT_SUBSCRIPTION_MISSING, f"{name} has no subscription {AUDIT}"
-        ) from error
+    if _read(run, f"{run[namespace]}/topics/{name}/subscriptions/{AUDIT}") is None:
+        raise CheckFailed(Finding.AUDIT_SUBSCRIPTION_MISSING, f"{name} has no subscription {AUDIT}")
     return ok(f"{name} has the subscription {AUDIT}")
 
 
@@ -231,34 +197,33 @@ def audit_subscription(run: Run) -> Checked[None]:
 def failed_messages(run: Run) -> Checked[None]:
     """Count the messages that failed: by the counters of the queue, or by peeking where those cannot be seen."""
     try:
-        properties = _resource(run).get(f"/queues/{run[settings].service_bus.failed_queue}")["properties"]
-    except (RightMissing, ResourceMissing):
+        resource = _read(run, f"{run[namespace]}/queues/{run[settings].service_bus.failed_queue}")
+    except RightMissing:
+        resource = None
+    if resource is None:
         return judge_failed(*count_failed(run))
-    counts = properties.get("countDetails") or {}
+    counts = resource["properties"].get("countDetails") or {}
     return judge_failed(
         sum(int(counts.get(f"{state}MessageCount", 0)) for state in ("active", "scheduled")),
         int(counts.get("deadLetterMessageCount", 0)),
     )
 
 
-def _as_designed(
-    run: Run, kind: str, name_in: Callable[[ServiceBusSettings], str], place: int
-) -> Checked[None]:
-    names = run[settings].service_bus
-    entity = name_in(names)
-    try:
-        actual = _resource(run).get(f"/{kind}/{entity}")["properties"]
-    except ResourceMissing as error:
-        raise CheckFailed(Finding.ENTITY_MISSING, entity) from error
+def _as_designed(run: Run, kind: str, place: int, entity: str) -> Checked[None]:
+    """Compare an entity with the one at a place in infrastructure/entities.json."""
+    resource = _read(run, f"{run[namespace]}/{kind}/{entity}")
+    if resource is None:
+        raise CheckFailed(Finding.ENTITY_MISSING, entity)
     wanted = _design(kind, place)
     if "forwardDeadLetteredMessagesTo" in wanted:
-        wanted["forwardDeadLetteredMessagesTo"] = names.failed_queue
+        wanted["forwardDeadLetteredMessagesTo"] = run[settings].service_bus.failed_queue
     findings = {
-        _FINDINGS[name]: found(_FINDINGS[name], difference)
+        _FINDINGS[name]: difference
         for name, value in wanted.items()
-        if name in _FINDINGS and (difference := _difference(name, value, actual.get(name), run))
+        if name in _FINDINGS
+        and (difference := _difference(name, value, resource["properties"].get(name), run))
     }
-    return judged(list(findings.values()), "as designed")
+    return judged(findings.items(), "as designed")
 
 
 def _design(kind: str, place: int) -> Json:

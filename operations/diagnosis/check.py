@@ -48,6 +48,11 @@ class Result:
     finding: Finding | None = None
     right: str = ""
 
+    @classmethod
+    def of(cls, finding: Finding, seen: str) -> Result:
+        """Return a finding; one line, of a length that can be read."""
+        return cls(finding.state, " ".join(seen.split())[:500], finding)
+
 
 @dataclass(frozen=True)
 class Checked(Generic[Value]):
@@ -58,11 +63,11 @@ class Checked(Generic[Value]):
 
 
 class Inconclusive(Exception):
-    """A check ends without a value; `result` says why."""
+    """A check ends without a value; `results` say why."""
 
-    def __init__(self, result: Result) -> None:
-        super().__init__(result.seen)
-        self.result = result
+    def __init__(self, *results: Result) -> None:
+        super().__init__(*results)
+        self.results = results
 
 
 class RightMissing(Inconclusive):
@@ -73,10 +78,10 @@ class RightMissing(Inconclusive):
 
 
 class CheckFailed(Inconclusive):
-    """A finding that keeps the check, and those that need it, from going on."""
+    """A finding that keeps the check, and those that need it, from going on; `seen` may be several lines."""
 
-    def __init__(self, finding: Finding, seen: str) -> None:
-        super().__init__(found(finding, seen))
+    def __init__(self, finding: Finding, *seen: str) -> None:
+        super().__init__(*(Result.of(finding, each) for each in seen))
 
 
 @dataclass(frozen=True)
@@ -90,27 +95,18 @@ class Inputs:
     opportunity: str | None
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Check(Generic[Value]):
     """One check. `beside`: checks that it does not wait for, and whose failure makes its result worthless."""
 
-    def __init__(
-        self,
-        name: str,
-        run: Callable[[Run], Checked[Value]],
-        needs: Sequence[Check[Any]],
-        beside: Sequence[Check[Any]],
-    ) -> None:
-        self.name = name
-        self.run = run
-        self.needs = tuple(needs)
-        self.beside = tuple(beside)
-
-    def __repr__(self) -> str:
-        return f"<Check {self.name}>"
+    name: str
+    run: Callable[[Run], Checked[Value]]
+    needs: tuple[Check[Any], ...]
+    beside: tuple[Check[Any], ...]
 
 
 def check(
-    name: str, *needs: Check[Any], beside: Sequence[Check[Any]] = ()
+    name: str, *needs: Check[Any], beside: tuple[Check[Any], ...] = ()
 ) -> Callable[[Callable[[Run], Checked[Value]]], Check[Value]]:
     """Make a function a check, with the checks whose results it needs."""
     return lambda run: Check(name, run, needs, beside)
@@ -164,32 +160,33 @@ def ok(seen: str, value: Value = None) -> Checked[Value]:  # type: ignore[assign
     return Checked(value, (Result(State.OK, seen),))
 
 
-def judged(findings: Sequence[Result], otherwise: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]
-    """Return what a check found, or that it is in order."""
-    return Checked(value, tuple(findings)) if findings else ok(otherwise, value)
+def found(finding: Finding, seen: str) -> Checked[None]:
+    """Return one finding."""
+    return Checked(None, (Result.of(finding, seen),))
 
 
-def found(finding: Finding, seen: str) -> Result:
-    """Return a finding; one line, of a length that can be read."""
-    return Result(finding.state, " ".join(seen.split())[:500], finding)
+def judged(findings: Iterable[tuple[Finding, str]], otherwise: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]
+    """Return the findings of which something was seen, or that the check is in order."""
+    results = tuple(Result.of(finding, seen) for finding, seen in findings if seen)
+    return Checked(value, results) if results else ok(otherwise, value)
 
 
 def _run(
     each: Check[Any], inputs: Inputs, running: Mapping[Check[Any], Future[CheckOutcome]], seconds: float
 ) -> CheckOutcome:
     outcomes = {needed: running[needed].result() for needed in each.needs}
-    broken = _not_checked(outcomes.values())
-    if broken is not None:
-        return CheckOutcome(each, (broken,), ended=Inconclusive(broken))
     try:
-        checked = each.run(Run(inputs, Deadline.after(inputs.clock, seconds), outcomes))
-        outcome = CheckOutcome(each, checked.results, checked.value)
+        _refuse_broken(outcomes.values())
+        try:
+            checked = each.run(Run(inputs, Deadline.after(inputs.clock, seconds), outcomes))
+        finally:
+            _refuse_broken(running[other].result() for other in each.beside)
     except Inconclusive as ended:
-        outcome = CheckOutcome(each, (ended.result,), ended=ended)
-    broken = _not_checked(running[needed].result() for needed in each.beside)
-    return outcome if broken is None else CheckOutcome(each, (broken,), ended=Inconclusive(broken))
+        return CheckOutcome(each, ended.results, ended=ended)
+    return CheckOutcome(each, checked.results, checked.value)
 
 
-def _not_checked(outcomes: Iterable[CheckOutcome]) -> Result | None:
+def _refuse_broken(outcomes: Iterable[CheckOutcome]) -> None:
     names = [outcome.check.name for outcome in outcomes if outcome.is_broken]
-    return Result(State.NOT_CHECKED, f"because of: {', '.join(names)}") if names else None
+    if names:
+        raise Inconclusive(Result(State.NOT_CHECKED, f"because of: {', '.join(names)}"))

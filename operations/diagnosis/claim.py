@@ -7,21 +7,20 @@ environment goes on after a failed one, as the function prefers, or stops there.
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, ok
+from operations.diagnosis.check import CheckFailed, RightMissing, check, found, ok
 from operations.diagnosis.connections import settings
-from operations.diagnosis.dataverse import dataverse, environment, sales
+from operations.diagnosis.dataverse import dataverse, environment, error_of, sales
 from operations.diagnosis.findings import Finding
 from shared.dataverse import ChangeSet, Read
 from shared.errors import DataverseForbidden, InvoicingFailure
 from shared.sales import claim_note, generate_invoice, invoices_of
 
 if TYPE_CHECKING:
-    from operations.diagnosis.check import Run
+    from operations.diagnosis.check import Checked, Run
     from operations.web_api import WebApi
     from shared.dataverse import Write
     from shared.response import Response
@@ -50,26 +49,26 @@ def _try(api: WebApi, opportunity: str, note: str) -> Checked[None]:
     before = _existing(api, opportunity, note)
     create = _test_note(opportunity, note)
     failure: InvoicingFailure | None = None
-    status, code, goes_on = 0, "", True
+    responses: list[Response] = []
     try:
-        changed, *behind = api.one_batch(
+        responses = api.one_batch(
             [ChangeSet((create, generate_invoice(opportunity), create)), _note_read(note)]
         )
-        status, code, goes_on = changed.status, _code(changed), bool(behind)
-        changed.raise_for_status()
+        responses[0].raise_for_status()
     except InvoicingFailure as error:
         failure = error
     # The rows that exist count, not the response.
-    left = ", ".join(sorted(_existing(api, opportunity, note) - before)) or "nothing"
+    left = ", ".join(sorted(_existing(api, opportunity, note) - before))
     if failure is None:
-        raise CheckFailed(Finding.CHANGE_SET_SUCCEEDED, f"status {status}; left behind: {left}")
-    if left != "nothing":
+        seen = f"status {responses[0].status}; left behind: {left or 'nothing'}"
+        raise CheckFailed(Finding.CHANGE_SET_SUCCEEDED, seen)
+    if left:
         raise CheckFailed(Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, left)
-    if code not in _DUPLICATE:
+    if not responses or error_of(responses[0])[0].lower() not in _DUPLICATE:
         raise failure
-    if not goes_on:
+    if len(responses) == 1:
         seen = "the change set failed whole, and the read behind it was not processed"
-        return Checked(None, (found(Finding.BATCH_STOPS_AT_FAILURE, seen),))
+        return found(Finding.BATCH_STOPS_AT_FAILURE, seen)
     return ok(
         "the change set failed whole, neither note nor invoice exists; the read behind it was processed"
     )
@@ -99,10 +98,3 @@ def _existing(api: WebApi, opportunity: str, note: str) -> set[str]:
     return {f"invoice {row.guid('invoiceid')}" for row in invoices.records()} | {
         f"note {row.guid('annotationid')}" for row in notes.records()
     }
-
-
-def _code(response: Response) -> str:
-    try:
-        return str(json.loads(response.body)["error"]["code"]).lower()
-    except (ValueError, KeyError, TypeError):
-        return ""

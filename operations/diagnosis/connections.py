@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
 
-from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, ok
+from operations.diagnosis.check import CheckFailed, RightMissing, check, ok
 from operations.diagnosis.findings import Finding
 from operations.environment import namespace_address, operator_client_id
 from operations.identity import owner_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import timedelta
 
-    from operations.diagnosis.check import Run
+    from operations.diagnosis.check import Checked, Run
     from operations.identity import TokenOwner
     from shared.clock import Deadline
     from shared.credential import Identity
@@ -92,7 +92,7 @@ def settings(run: Run) -> Checked[Context]:
         except InvalidSettings as error:
             problems.extend(each for each in error.problems if each not in problems)
     if problems:
-        return Checked(None, tuple(found(Finding.SETTINGS_INVALID, each) for each in problems))  # type: ignore[arg-type]
+        raise CheckFailed(Finding.SETTINGS_INVALID, *problems)
     service_bus = service_bus_settings(environment)
     try:
         namespace_address(service_bus)

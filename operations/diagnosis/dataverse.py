@@ -6,30 +6,32 @@ import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import requests
-
 from operations.dataverse_setup import (
     CONTRACT_QUEUE,
+    ENABLED,
     JSON,
     OLD_CONTRACT_QUEUE,
     SAS_KEY,
+    STEP_KIND,
     Win,
     find_application_user,
     find_service_endpoint,
+    find_service_endpoint_of,
     find_step,
+    find_steps_of,
     find_win,
     is_same_address,
 )
-from operations.diagnosis.check import Checked, CheckFailed, RightMissing, check, found, judged, ok
+from operations.diagnosis.check import CheckFailed, RightMissing, check, found, judged, ok
 from operations.diagnosis.connections import dataverse_connection, dataverse_token, settings
 from operations.diagnosis.findings import Finding
 from operations.environment import namespace_address
 from operations.privileges import OPTIONAL_PRIVILEGES, lacking, needed_privileges, privilege_in, privileges_of
 from operations.system_jobs import job_message
-from operations.web_api import quoted
 from shared.columns import Columns, attributes_of_invoice
 from shared.dataverse import Read
 from shared.errors import (
@@ -43,9 +45,9 @@ from shared.errors import (
 from shared.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from operations.diagnosis.check import Result, Run
+    from operations.diagnosis.check import Checked, Run
     from operations.web_api import Row, WebApi
     from shared.response import Response
 
@@ -63,8 +65,13 @@ _READS = (
     "annotations?$select=annotationid&$top=1",
     "transactioncurrencies?$select=transactioncurrencyid&$top=1",
 )
-_ASYNCHRONOUS, _ENABLED, _SUSPENDED = 1, 0, 1
-_AZURE_STATES = {1: "soft deleted", 2: "not found"}
+_REFUSALS: dict[int, Finding] = {
+    HTTPStatus.UNAUTHORIZED: Finding.DATAVERSE_UNAUTHORIZED,
+    HTTPStatus.TOO_MANY_REQUESTS: Finding.DATAVERSE_THROTTLED,
+}
+_SUSPENDED = 1
+# What `azurestate` says of an identity that is not usable.
+_GONE = {1: "soft deleted", 2: "not found"}
 _FAILURES_OF = timedelta(days=7)
 _MAX_JOBS = 100
 _SOME_ROLE = "a role that may read this"
@@ -96,26 +103,28 @@ def dataverse(run: Run) -> Checked[Row]:
     with _asking(run) as api:
         response = api.get("WhoAmI")
         _check_access(response, is_function=run[dataverse_token].is_function)
-        who = _row_of(response)
-        return ok(f"{api.url} responds to user {who['UserId']}", who)
+        try:
+            who = response.json()
+        except DataverseUnavailable as error:
+            raise CheckFailed(Finding.NOT_A_WEB_API, str(error)) from error
+    if not {"UserId", "OrganizationId"} <= who.keys():
+        raise CheckFailed(Finding.NOT_A_WEB_API, "the response to WhoAmI is something else")
+    return ok(f"{api.url} responds to user {who['UserId']}", who)
 
 
 def _check_access(response: Response, *, is_function: bool) -> None:
     """Raise what stands between the login and Dataverse."""
-    status, text = response.status, _error_of(response)
-    seen = f"WhoAmI: {status} {text}"
-    if status == requests.codes.forbidden:
-        if not is_function:
-            raise RightMissing(seen, "your login as a user of this Dataverse environment")
-        raise CheckFailed(_USER_PROBLEMS.get(text.partition(" ")[0], Finding.DATAVERSE_FORBIDDEN), seen)
-    if status >= requests.codes.server_error:
-        raise CheckFailed(Finding.DATAVERSE_UNAVAILABLE, seen)
-    by_status = {
-        requests.codes.unauthorized: Finding.DATAVERSE_UNAUTHORIZED,
-        requests.codes.too_many_requests: Finding.DATAVERSE_THROTTLED,
-    }
-    if status != requests.codes.ok:
-        raise CheckFailed(by_status.get(status, Finding.NOT_A_WEB_API), seen)
+    status, (code, message) = response.status, error_of(response)
+    seen = " ".join(f"WhoAmI: {status} {code} {message}".split())
+    if status == HTTPStatus.OK:
+        return
+    if status == HTTPStatus.FORBIDDEN and not is_function:
+        raise RightMissing(seen, "your login as a user of this Dataverse environment")
+    if status == HTTPStatus.FORBIDDEN:
+        raise CheckFailed(_USER_PROBLEMS.get(code, Finding.DATAVERSE_FORBIDDEN), seen)
+    is_down = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    other = Finding.DATAVERSE_UNAVAILABLE if is_down else Finding.NOT_A_WEB_API
+    raise CheckFailed(_REFUSALS.get(status, other), seen)
 
 
 @check("environment", settings, dataverse)
@@ -124,8 +133,7 @@ def environment(run: Run) -> Checked[None]:
     actual = str(run[dataverse]["OrganizationId"]).lower()
     wanted = run[settings].dataverse.organization_id
     if wanted is None:
-        seen = f"WhoAmI: DATAVERSE_ORGANIZATION_ID={actual}"
-        return Checked(None, (found(Finding.ORGANIZATION_ID_NOT_SET, seen),))
+        return found(Finding.ORGANIZATION_ID_NOT_SET, f"WhoAmI: DATAVERSE_ORGANIZATION_ID={actual}")
     if actual != wanted:
         raise CheckFailed(Finding.OTHER_ENVIRONMENT, f"WhoAmI: {actual}; DATAVERSE_ORGANIZATION_ID: {wanted}")
     return ok(actual)
@@ -180,12 +188,11 @@ def application_user(run: Run) -> Checked[ApplicationUser]:
     if user is None:
         raise CheckFailed(Finding.APPLICATION_USER_MISSING, f"no user with the client id {client_id}")
     name = f"{user.get('fullname')} ({user['systemuserid']})"
-    findings = []
-    if user.get("isdisabled"):
-        findings.append(found(Finding.APPLICATION_USER_DISABLED, name))
-    if user.get("azurestate") in _AZURE_STATES:
-        state = _AZURE_STATES[user["azurestate"]]
-        findings.append(found(Finding.APPLICATION_USER_GONE, f"{name}: {state} in Entra ID"))
+    gone = _GONE.get(user.get("azurestate") or 0)
+    findings = [
+        (Finding.APPLICATION_USER_DISABLED, name if user.get("isdisabled") else ""),
+        (Finding.APPLICATION_USER_GONE, f"{name}: {gone} in Entra ID" if gone else ""),
+    ]
     object_id = user.get("azureactivedirectoryobjectid")
     return judged(findings, name, ApplicationUser(str(user["systemuserid"]), object_id and str(object_id)))
 
@@ -205,7 +212,17 @@ def privileges(run: Run) -> Checked[None]:
                 "its reads were tried and are allowed; their depth, and the other privileges, are not known",
                 privilege_in(str(error)) or _SOME_ROLE,
             ) from error
-    return judged(_judge(needed, granted), f"{len(needed)} at their depth")
+    lacks = lacking(needed, granted)
+    optional = sorted(lacks.keys() & OPTIONAL_PRIVILEGES)
+    missing = sorted(lacks.keys() - granted.keys() - OPTIONAL_PRIVILEGES)
+    shallow = sorted(lacks.keys() & granted.keys() - OPTIONAL_PRIVILEGES)
+    depths = (f"{name}: {granted[name]}, needed: {needed[name]}" for name in shallow)
+    findings = [
+        (Finding.PRIVILEGE_MISSING, ", ".join(missing)),
+        (Finding.PRIVILEGE_TOO_SHALLOW, ", ".join(depths)),
+        (Finding.OPTIONAL_PRIVILEGE_MISSING, ", ".join(optional)),
+    ]
+    return judged(findings, f"{len(needed)} at their depth")
 
 
 def _try_reads(api: WebApi) -> None:
@@ -220,69 +237,35 @@ def _try_reads(api: WebApi) -> None:
         raise CheckFailed(Finding.PRIVILEGE_MISSING, ", ".join(refused))
 
 
-def _judge(needed: Mapping[str, str], granted: Mapping[str, str]) -> list[Result]:
-    lacks = lacking(needed, granted)
-    missing = sorted(lacks.keys() - granted.keys() - OPTIONAL_PRIVILEGES)
-    shallow = sorted(lacks.keys() & granted.keys() - OPTIONAL_PRIVILEGES)
-    return [
-        found(finding, ", ".join(names))
-        for finding, names in (
-            (Finding.PRIVILEGE_MISSING, missing),
-            (
-                Finding.PRIVILEGE_TOO_SHALLOW,
-                [f"{name}: {granted[name]}, needed: {needed[name]}" for name in shallow],
-            ),
-            (Finding.OPTIONAL_PRIVILEGE_MISSING, sorted(lacks.keys() & OPTIONAL_PRIVILEGES)),
-        )
-        if names
-    ]
-
-
 @check("service endpoint", settings, dataverse, environment)
 def service_endpoint(run: Run) -> Checked[Row]:
     """Check where Dataverse posts to, and how."""
     run[dataverse]
     queue = run[settings].service_bus.opportunity_won_queue
     with _asking(run) as api:
-        endpoint = find_service_endpoint(api) or _endpoint_by_queue(api, queue)
+        endpoint = find_service_endpoint(api) or find_service_endpoint_of(api, queue)
     if endpoint is None:
         raise CheckFailed(Finding.ENDPOINT_MISSING, f"no service endpoint of ours, and none for {queue}")
     namespace = namespace_address(run[settings].service_bus)
-    return judged(
-        _judge_endpoint(endpoint, namespace, queue),
-        f"{endpoint['name']}: JSON to {endpoint['path']}",
-        endpoint,
-    )
+    in_order = f"{endpoint['name']}: JSON to {endpoint['path']}"
+    return judged(_judge_endpoint(endpoint, namespace, queue), in_order, endpoint)
 
 
-def _endpoint_by_queue(api: WebApi, queue: str) -> Row | None:
-    # Created by hand, under another name.
-    row = api.first(f"serviceendpoints?$select=serviceendpointid&$filter=path eq {quoted(queue)}")
-    return row and api.row(f"serviceendpoints({row['serviceendpointid']})")
-
-
-def _judge_endpoint(endpoint: Row, namespace: str, queue: str) -> list[Result]:
+def _judge_endpoint(endpoint: Row, namespace: str, queue: str) -> Iterator[tuple[Finding, str]]:
     address, path, contract = endpoint.get("namespaceaddress"), endpoint.get("path"), endpoint.get("contract")
-    key = "a key is set" if endpoint.get("issaskeyset") else "no key is set"
-    has_key = endpoint.get("authtype") == SAS_KEY and endpoint.get("issaskeyset")
-    is_json = endpoint.get("messageformat") == JSON
-    is_queue = contract in (CONTRACT_QUEUE, OLD_CONTRACT_QUEUE)
-    return [
-        found(finding, seen)
-        for finding, is_found, seen in (
-            (
-                Finding.ENDPOINT_OTHER_NAMESPACE,
-                not is_same_address(address, namespace),
-                f"{address}; settings: {namespace}",
-            ),
-            (Finding.ENDPOINT_OTHER_QUEUE, not is_same_address(path, queue), f"{path}; settings: {queue}"),
-            (Finding.ENDPOINT_OLD_CONTRACT, contract == OLD_CONTRACT_QUEUE, "contract 2"),
-            (Finding.ENDPOINT_NOT_A_QUEUE, not is_queue, f"contract {contract}"),
-            (Finding.ENDPOINT_NOT_JSON, not is_json, f"messageformat {endpoint.get('messageformat')}"),
-            (Finding.ENDPOINT_WITHOUT_KEY, not has_key, f"authtype {endpoint.get('authtype')}, {key}"),
-        )
-        if is_found
-    ]
+    if not is_same_address(address, namespace):
+        yield Finding.ENDPOINT_OTHER_NAMESPACE, f"{address}; settings: {namespace}"
+    if not is_same_address(path, queue):
+        yield Finding.ENDPOINT_OTHER_QUEUE, f"{path}; settings: {queue}"
+    if contract == OLD_CONTRACT_QUEUE:
+        yield Finding.ENDPOINT_OLD_CONTRACT, f"contract {contract}"
+    elif contract != CONTRACT_QUEUE:
+        yield Finding.ENDPOINT_NOT_A_QUEUE, f"contract {contract}"
+    if endpoint.get("messageformat") != JSON:
+        yield Finding.ENDPOINT_NOT_JSON, f"messageformat {endpoint.get('messageformat')}"
+    if endpoint.get("authtype") != SAS_KEY or not endpoint.get("issaskeyset"):
+        key = "a key is set" if endpoint.get("issaskeyset") else "no key is set"
+        yield Finding.ENDPOINT_WITHOUT_KEY, f"authtype {endpoint.get('authtype')}, {key}"
 
 
 @check("step", settings, sales, service_endpoint)
@@ -293,24 +276,14 @@ def step(run: Run) -> Checked[Row]:
         row = _find_step(api, str(endpoint["serviceendpointid"]), win)
     name = str(row["name"])
     findings = [
-        found(finding, name)
-        for finding, is_found in (
-            (Finding.STEP_DISABLED, row["statecode"] != _ENABLED),
-            (Finding.STEP_SYNCHRONOUS, row["mode"] != _ASYNCHRONOUS),
-        )
-        if is_found
+        (Finding.STEP_DISABLED, name if row["statecode"] != ENABLED["statecode"] else ""),
+        (Finding.STEP_SYNCHRONOUS, name if row["mode"] != STEP_KIND["mode"] else ""),
     ]
     return judged(findings, f"{name}: enabled, asynchronous", row)
 
 
 def _find_step(api: WebApi, endpoint: str, win: Win) -> Row:
-    ours = find_step(api)
-    posting = list(
-        api.rows(
-            f"serviceendpoints({endpoint})/serviceendpoint_sdkmessageprocessingstep"
-            "?$select=sdkmessageprocessingstepid,name,mode,statecode,_sdkmessageid_value,_sdkmessagefilterid_value"
-        )
-    )
+    posting = list(find_steps_of(api, endpoint))
     on_win = [
         row
         for row in posting
@@ -321,6 +294,7 @@ def _find_step(api: WebApi, endpoint: str, win: Win) -> Row:
         return min(on_win, key=lambda row: (row["statecode"], -row["mode"]))
     if posting:
         raise CheckFailed(Finding.STEP_OTHER_MESSAGE, ", ".join(str(row["name"]) for row in posting))
+    ours = find_step(api)
     if ours is not None:
         raise CheckFailed(Finding.STEP_OTHER_ENDPOINT, f"{ours['name']}: {ours['_eventhandler_value']}")
     raise CheckFailed(Finding.STEP_MISSING, "no step posts to the service endpoint")
@@ -338,34 +312,23 @@ def system_jobs(run: Run) -> Checked[None]:
             f"(statuscode eq 31 and modifiedon ge {since}))&$orderby=createdon desc"
         )
         rows = list(islice(api.rows(query), _MAX_JOBS))
-    retrying = [row for row in rows if row["statecode"] == _SUSPENDED]
-    failed = [row for row in rows if row["statecode"] != _SUSPENDED]
     findings = [
-        found(finding, f"{_number(jobs)}, the last: {job_message(jobs[0])}")
-        for finding, jobs in ((Finding.JOBS_RETRYING, retrying), (Finding.JOBS_FAILED, failed))
-        if jobs
+        (Finding.JOBS_RETRYING, _seen([row for row in rows if row["statecode"] == _SUSPENDED])),
+        (Finding.JOBS_FAILED, _seen([row for row in rows if row["statecode"] != _SUSPENDED])),
     ]
     return judged(findings, "none is retried, none has failed in the last 7 days")
 
 
-def _error_of(response: Response) -> str:
-    """Return code and message of an error of Dataverse, in one line; empty where it is none of Dataverse's."""
+def _seen(jobs: Sequence[Row]) -> str:
+    """Return how many jobs there are, and what the last one says."""
+    more = " or more" if len(jobs) == _MAX_JOBS else ""
+    return f"{len(jobs)}{more}, the last: {job_message(jobs[0])}" if jobs else ""
+
+
+def error_of(response: Response) -> tuple[str, str]:
+    """Return code and message of an error of Dataverse, empty where it is none of Dataverse's."""
     try:
         error = json.loads(response.body)["error"]
-        return " ".join(f"{error['code']} {error['message']}".split())
+        return str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-
-
-def _row_of(response: Response) -> Row:
-    try:
-        row = response.json()
-    except DataverseUnavailable as error:
-        raise CheckFailed(Finding.NOT_A_WEB_API, str(error)) from error
-    if not {"UserId", "OrganizationId"} <= row.keys():
-        raise CheckFailed(Finding.NOT_A_WEB_API, "the response to WhoAmI is something else")
-    return row
-
-
-def _number(jobs: Sequence[Row]) -> str:
-    return f"{len(jobs)}{' or more' if len(jobs) == _MAX_JOBS else ''}"
+        return "", ""

@@ -5,11 +5,11 @@ Links are opened and closed again, messages are peeked: nothing is sent, receive
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from enum import Enum
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from azure.core.exceptions import ClientAuthenticationError
 from azure.servicebus import ServiceBusMessageState
@@ -20,7 +20,6 @@ from azure.servicebus.exceptions import (
     ServiceBusError,
 )
 
-from operations.background import in_background
 from operations.diagnosis.check import (
     Checked,
     CheckFailed,
@@ -43,7 +42,7 @@ from shared.deadline_socket import CallTimeout
 from shared.service_bus import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from azure.servicebus import ServiceBusClient
 
@@ -51,27 +50,22 @@ if TYPE_CHECKING:
     from operations.diagnosis.connections import Context
     from shared.clock import Deadline
 
-Peeked = TypeVar("Peeked")
-
 _calls = BoundedCalls("service bus", 32)
 _MAX_MESSAGES = 250
 _OLD = timedelta(minutes=30)
+_REFUSALS = (MessagingEntityDisabledError, ServiceBusAuthenticationError, ServiceBusAuthorizationError)
 
 
 class Right(Enum):
-    """What can be done with an entity, and the role that allows it."""
+    """What can be done with an entity, the role that allows it, and what it is when the function lacks it."""
 
-    RECEIVE = "receive", "Azure Service Bus Data Receiver"
-    SEND = "send", "Azure Service Bus Data Sender"
+    RECEIVE = "receive", "Azure Service Bus Data Receiver", Finding.NO_RIGHT_TO_RECEIVE
+    SEND = "send", "Azure Service Bus Data Sender", Finding.NO_RIGHT_TO_SEND
 
-    def __init__(self, verb: str, role: str) -> None:
+    def __init__(self, verb: str, role: str, finding: Finding) -> None:
         self.verb = verb
         self.role = role
-
-    @property
-    def finding(self) -> Finding:
-        """What it is when the function lacks it."""
-        return Finding.NO_RIGHT_TO_RECEIVE if self is Right.RECEIVE else Finding.NO_RIGHT_TO_SEND
+        self.finding = finding
 
 
 @check("queue", settings, service_bus_token, service_bus_connection)
@@ -96,51 +90,51 @@ def topic(run: Run) -> Checked[None]:
     checked = _entity(run, name, (Right.SEND,))
     if all(result.state is not State.CANNOT_SEE for result in checked.results):
         return checked
-    subscription = f"{name}/Subscriptions/{AUDIT}"
-    if _try_link(run[settings], subscription, Right.RECEIVE, run.deadline) is not None:
+    if _refusal(run, f"{name}/Subscriptions/{AUDIT}", Right.RECEIVE) is not None:
         return checked
-    return ok(
-        f"{name} exists, and your login may receive from {AUDIT}; the function's rights are another check"
-    )
+    return ok(_seen(name, f"receive from {AUDIT}"))
 
 
 def _entity(
     run: Run, name: str, rights: tuple[Right, ...], of_operators: tuple[Right, ...] = ()
 ) -> Checked[None]:
     """Check whether an entity exists and may be used in these ways; operators may try others as well."""
-    context, is_function = run[settings], run[service_bus_token].is_function
-    tried = rights if is_function else (*rights, *of_operators)
-    attempts = [
-        in_background("doctor", partial(_try_link, context, name, right, run.deadline)) for right in tried
-    ]
-    errors = dict(zip(tried, (attempt.result() for attempt in attempts), strict=True))
-    closed = [right for right in rights if isinstance(errors[right], MessagingEntityDisabledError)]
+    is_function = run[service_bus_token].is_function
+    tried = rights if is_function else rights + of_operators
+    refusals = {right: _refusal(run, name, right) for right in tried}
+    closed = [right for right in rights if isinstance(refusals[right], MessagingEntityDisabledError)]
     if closed == [Right.RECEIVE]:
-        return Checked(None, (found(Finding.QUEUE_PAUSED, f"{name} accepts messages and delivers none"),))
+        return found(Finding.QUEUE_PAUSED, f"{name} accepts messages and delivers none")
     if closed:
         raise CheckFailed(Finding.ENTITY_DISABLED, f"{name} refuses to {_verbs(closed)}")
-    allowed = [right for right in tried if errors[right] is None]
+    allowed = [right for right in tried if refusals[right] is None]
     if is_function:
-        missing = [right for right in tried if right not in allowed]
-        findings = [found(right.finding, f"the function may not {right.verb} ({name})") for right in missing]
-        return judged(findings, f"{name} exists, and the function may {_verbs(allowed)}")
+        lacks = [
+            (right.finding, f"the function may not {right.verb} ({name})")
+            for right in tried
+            if right not in allowed
+        ]
+        return judged(lacks, f"{name} exists, and the function may {_verbs(allowed)}")
     if allowed:
-        return ok(
-            f"{name} exists, and your login may {_verbs(allowed)}; the function's rights are another check"
-        )
-    return Checked(
-        None,
-        tuple(
-            Result(
-                State.CANNOT_SEE, f"your login may not {right.verb} ({name})", right=f"{right.role} on {name}"
-            )
-            for right in rights
-        ),
+        return ok(_seen(name, _verbs(allowed)))
+    unseen = (
+        Result(State.CANNOT_SEE, f"your login may not {right.verb} ({name})", right=f"{right.role} on {name}")
+        for right in rights
     )
+    return Checked(None, tuple(unseen))
 
 
-def _try_link(context: Context, name: str, right: Right, deadline: Deadline) -> ServiceBusError | None:
+def _verbs(rights: Iterable[Right]) -> str:
+    return " and ".join(right.verb for right in rights)
+
+
+def _seen(name: str, allowed: str) -> str:
+    return f"{name} exists, and your login may {allowed}; the function's rights are another check"
+
+
+def _refusal(run: Run, name: str, right: Right) -> ServiceBusError | None:
     """Return why a link could not be opened for lack of a right, or because the entity is disabled."""
+    context = run[settings]
 
     def open_link() -> None:
         with ExitStack() as closing:
@@ -149,39 +143,34 @@ def _try_link(context: Context, name: str, right: Right, deadline: Deadline) -> 
             closing.enter_context(link(name))
 
     try:
-        _in_time(open_link, deadline)
-    except _OF_RIGHTS as error:
-        if is_entity_missing(error):
-            raise CheckFailed(Finding.ENTITY_MISSING, name) from error
+        with _other_errors(name):
+            # The SDK can block without end.
+            _calls.run(open_link, run.deadline.remaining)
+    except _REFUSALS as error:
         if isinstance(error, ServiceBusAuthenticationError) and context.has_key:
             raise CheckFailed(Finding.SERVICE_BUS_KEY_REFUSED, name) from error
         return error
-    except ServiceBusError as error:
-        if is_entity_missing(error):
-            raise CheckFailed(Finding.ENTITY_MISSING, name) from error
-        raise _unavailable(error) from error
     return None
 
 
 def count_failed(run: Run) -> tuple[int, int]:
     """Return how many messages are in the failed queue and in its dead-letter queue, up to a bound."""
-    context, name = run[settings], run[settings].service_bus.failed_queue
-
-    def peek(place: Place) -> int:
-        return _peek(
-            run, name, lambda namespace: len(list(_some(namespace, place.source(context.service_bus))))
-        )
-
-    messages, dead_letters = (
-        in_background("doctor", partial(peek, place)) for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
-    )
-    return messages.result(), dead_letters.result()
+    names = run[settings].service_bus
+    try:
+        with _peeking(run, names.failed_queue) as namespace:
+            messages, dead_letters = (
+                sum(1 for _ in islice(namespace.peek_every(place.source(names)), _MAX_MESSAGES))
+                for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
+            )
+    except MessagingEntityDisabledError as error:
+        raise RightMissing(f"{names.failed_queue} is missing or disabled", "none: fix that first") from error
+    return messages, dead_letters
 
 
 def judge_failed(messages: int, dead_letters: int) -> Checked[None]:
     """Return what these numbers of messages in the failed queue mean."""
     findings = [
-        found(finding, f"{number}{' or more' if number == _MAX_MESSAGES else ''}")
+        (finding, f"{number}{' or more' if number == _MAX_MESSAGES else ''}")
         for finding, number in ((Finding.MESSAGES_FAILED, messages), (Finding.DEAD_LETTERS, dead_letters))
         if number
     ]
@@ -192,96 +181,65 @@ def judge_failed(messages: int, dead_letters: int) -> Checked[None]:
 def retries(run: Run) -> Checked[None]:
     """Check for messages that have been retried for long."""
     name = run[settings].service_bus.opportunity_won_queue
-
-    def peek(namespace: NamespaceClient) -> list[tuple[timedelta, str]]:
-        return [
-            (seen.age, seen.reason)
-            for seen in _scheduled(namespace, Source(name), run.deadline)
-            if seen.age is not None and seen.age > _OLD
-        ]
-
     try:
-        old = _peek(run, name, peek)
-    except RightMissing as unseen:
-        if not isinstance(unseen.__cause__, MessagingEntityDisabledError):
-            raise
+        with _peeking(run, name) as namespace:
+            old = list(_old_retries(namespace, name, run.deadline))
+    except MessagingEntityDisabledError as error:
         # No right of anybody would help.
-        raise Inconclusive(Result(State.NOT_CHECKED, f"because {name} is paused")) from unseen
+        raise Inconclusive(Result(State.NOT_CHECKED, f"because {name} is paused")) from error
     if not old:
         return ok("no retry is older than 30 minutes")
     age, reason = max(old)
     hours = age.total_seconds() / 3600
-    seen = f"{len(old)}, the oldest for {hours:.1f} h with the reason {reason}"
-    return Checked(None, (found(Finding.RETRIES_OLD, seen),))
+    return found(Finding.RETRIES_OLD, f"{len(old)}, the oldest for {hours:.1f} h with the reason {reason}")
 
 
-def _scheduled(namespace: NamespaceClient, source: Source, deadline: Deadline) -> Iterator[MessageInfo]:
-    """Yield what is scheduled, for as long as there is time: in a backlog the oldest come first."""
-    for message in namespace.peek_all(source):
+def _old_retries(
+    namespace: NamespaceClient, queue_name: str, deadline: Deadline
+) -> Iterator[tuple[timedelta, str]]:
+    """Yield age and reason of old retries, for as long as there is time: in a backlog the oldest come first."""
+    for message in namespace.peek_all(Source(queue_name)):
         if deadline.remaining <= 1.0:
             return
         if message.state == ServiceBusMessageState.SCHEDULED:
-            yield MessageInfo.of(message)
+            seen = MessageInfo.of(message)
+            if seen.age is not None and seen.age > _OLD:
+                yield seen.age, seen.reason
 
 
-def _some(namespace: NamespaceClient, source: Source) -> Iterator[object]:
-    for number, message in enumerate(namespace.peek_every(source), start=1):
-        yield message
-        if number == _MAX_MESSAGES:
-            return
-
-
-def _peek(run: Run, name: str, peek: Callable[[NamespaceClient], Peeked]) -> Peeked:
-    """Return what is peeked; raises RightMissing without the right to, and CheckFailed."""
+@contextmanager
+def _peeking(run: Run, name: str) -> Iterator[NamespaceClient]:
+    """Peek messages of an entity; raises RightMissing, and MessagingEntityDisabledError."""
     context = run[settings]
-    namespace = NamespaceClient(
-        context.service_bus, lambda: _client(context), max(run.deadline.remaining, 1.0)
-    )
+    seconds = max(run.deadline.remaining, 1.0)
+    namespace = NamespaceClient(context.service_bus, lambda: _client(context), seconds)
     try:
-        return peek(namespace)
-    except _OF_RIGHTS as error:
-        if is_entity_missing(error) or isinstance(error, MessagingEntityDisabledError):
-            raise RightMissing(f"{name} is missing or disabled", "none: fix that first") from error
+        with _other_errors(name):
+            yield namespace
+    except (ServiceBusAuthenticationError, ServiceBusAuthorizationError) as error:
         whose = "the function" if run[service_bus_token].is_function else "your login"
         raise RightMissing(f"{whose} may not read {name}", f"{Right.RECEIVE.role} on {name}") from error
-    except ServiceBusTimeout as error:
-        raise CheckFailed(Finding.SERVICE_BUS_SILENT, "no response over AMQP in time") from error
-    except (ServiceBusError, ClientAuthenticationError, OSError) as error:
-        if is_entity_missing(error):
-            raise RightMissing(f"{name} is missing or disabled", "none: fix that first") from error
-        raise _unavailable(error) from error
     finally:
         namespace.close()
 
 
-def _in_time(do: Callable[[], None], deadline: Deadline) -> None:
-    """Do something with the SDK within the deadline: it can block without end."""
+@contextmanager
+def _other_errors(name: str) -> Iterator[None]:
+    """Raise what an error of the SDK means for a check, except for a refusal: what that means, the caller knows."""
     try:
-        _calls.run(do, deadline.remaining)
-    except CallTimeout as error:
+        yield
+    except (CallTimeout, ServiceBusTimeout) as error:
         raise CheckFailed(Finding.SERVICE_BUS_SILENT, "no response over AMQP in time") from error
-    except ServiceBusError:
-        raise
-    except (ClientAuthenticationError, OSError) as error:
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: Exception) -> CheckFailed:
-    finding = (
-        Finding.TOKEN_UNAVAILABLE
-        if isinstance(error, ClientAuthenticationError)
-        else Finding.SERVICE_BUS_UNAVAILABLE
-    )
-    # Only the kind: the text of an AMQP error can hold addresses with signatures.
-    return CheckFailed(finding, type(error).__name__)
+    except ClientAuthenticationError as error:
+        raise CheckFailed(Finding.TOKEN_UNAVAILABLE, type(error).__name__) from error
+    except (ServiceBusError, OSError) as error:
+        if is_entity_missing(error):
+            raise CheckFailed(Finding.ENTITY_MISSING, name) from error
+        if isinstance(error, _REFUSALS):
+            raise
+        # Only the kind: the text of an AMQP error can hold addresses with signatures.
+        raise CheckFailed(Finding.SERVICE_BUS_UNAVAILABLE, type(error).__name__) from error
 
 
 def _client(context: Context) -> ServiceBusClient:
     return connect(context.service_bus, lambda one: context.identity(one.client_id))
-
-
-def _verbs(rights: Sequence[Right]) -> str:
-    return " and ".join(right.verb for right in rights)
-
-
-_OF_RIGHTS = (MessagingEntityDisabledError, ServiceBusAuthenticationError, ServiceBusAuthorizationError)
