@@ -25,7 +25,7 @@ from shared.bounded_call import BoundedCalls
 from shared.credential import SERVICE_BUS_SCOPE, Identities
 from shared.deadline_socket import CallTimeout
 from shared.errors import InvalidSettings, TokenUnavailable
-from shared.settings import ConnectionString, dataverse_settings, retry_settings, service_bus_settings
+from shared.settings import ConnectionString, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,26 +85,15 @@ class Login:
 def settings(run: Run) -> Checked[Context]:
     """Read all app settings."""
     environment = run.inputs.environment
-    problems: list[str] = []
-    for read in (service_bus_settings, retry_settings, dataverse_settings):
-        try:
-            read(environment)
-        except InvalidSettings as error:
-            problems.extend(each for each in error.problems if each not in problems)
-    if problems:
-        raise CheckFailed(Finding.SETTINGS_INVALID, *problems)
-    service_bus = service_bus_settings(environment)
     try:
-        namespace_address(service_bus)
+        read = Settings.of(environment)
+        namespace_address(read.service_bus)
+        api = WebApi.of(environment)
     except InvalidSettings as error:
-        raise CheckFailed(Finding.SETTINGS_INVALID, str(error)) from error
+        raise CheckFailed(Finding.SETTINGS_INVALID, *dict.fromkeys(error.problems)) from error
+    longest_retry = max(read.retry.bounds.values())
     context = Context(
-        environment,
-        service_bus,
-        dataverse_settings(environment),
-        max(retry_settings(environment).bounds.values()),
-        WebApi.of(environment),
-        Identities(environment),
+        environment, read.service_bus, read.dataverse, longest_retry, api, Identities(environment)
     )
     return ok("complete", context)
 

@@ -749,6 +749,10 @@ def _connection_string_without_a_key(broken: Broken) -> None:
     broken.set(ServiceBusConnection="Endpoint=sb://contoso.servicebus.windows.net/")
 
 
+def _unknown_exporter(broken: Broken) -> None:
+    broken.set(TELEMETRY_EXPORTER="jaeger")
+
+
 def _other_thread_count(broken: Broken) -> None:
     broken.set(PYTHON_THREADPOOL_THREAD_COUNT="5")
 
@@ -1169,6 +1173,7 @@ def _no_queue_with_a_key(broken: Broken) -> None:
 CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
     (_settings_invalid, Finding.SETTINGS_INVALID, "settings"),
     (_connection_string_without_a_key, Finding.SETTINGS_INVALID, "settings"),
+    (_unknown_exporter, Finding.SETTINGS_INVALID, "settings"),
     (_other_thread_count, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
     (_no_thread_count, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
     (_other_calls_by_app_setting, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
