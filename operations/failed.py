@@ -26,16 +26,15 @@ from operations.console import (
     confirm,
     count,
     note,
-    printable,
     progress,
     say,
-    say_indented,
     say_json,
     say_table,
 )
 from operations.following import Fate, Watch
 from operations.identity import operator
-from operations.messages import MessageInfo, NotCopyable, body_as_text, copy_of, document_of, text_properties
+from operations.listing import AGE, info_cells, info_row, say_message, say_messages, with_reason
+from operations.messages import MessageInfo, NotCopyable, copy_of, document_of
 from operations.names import Names
 from operations.namespace import MessageId, Place, open_namespace, sequence_number
 from operations.selection import MessageIdType, Selection, check_reason, selecting
@@ -245,13 +244,10 @@ def failed() -> None:
 def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
     """List the messages that failed, with a summary by reason; nothing is moved."""
     with open_namespace(environment) as namespace:
-        messages = list(progress(failed_messages(namespace, note), "Reading"))
-    check_reason(reason, (each.seen.reason for each in messages))
-    messages = [each for each in messages if reason in (None, each.seen.reason)]
+        messages = with_reason(progress(failed_messages(namespace, note), "Reading"), reason)
     names = Names.of(environment, (each.seen.opportunity_id for each in messages))
-    rows = [_row(each, names) for each in messages]
     if as_json:
-        say_json(rows)
+        say_json([_row(each, names) for each in messages])
         return
     if not messages:
         say("No message has failed.")
@@ -260,9 +256,8 @@ def list_failed(environment: Mapping[str, str], reason: str | None, *, as_json: 
     say()
     say_table(_SUMMARY_COLUMNS, _summary(messages))
     say()
-    say_table(_LIST_COLUMNS, [_list_row(each, names) for each in messages])
-    if names.unavailable:
-        note(f"Ids instead of names: {names.unavailable}")
+    rows = [{"id": each.id, **info_cells(each.seen, names)} for each in messages]
+    say_messages([Column("Id", "id", number=True), AGE], rows, names)
 
 
 @failed.command()
@@ -279,26 +274,21 @@ def show(environment: Mapping[str, str], message_id: MessageId, *, as_json: bool
     if message is None:
         raise click.ClickException(_UNDECODABLE)
     failure = FailedMessage(message_id, MessageInfo.of(message))
-    names = Names.of(environment, [failure.seen.opportunity_id])
+    row = _row(failure, Names.of(environment, [failure.seen.opportunity_id]))
     if as_json:
-        say_json({**_row(failure, names), **document_of(message)})
+        say_json({**row, **document_of(message)})
         return
     say(f"{failure.seen.reason}: {failure.seen.description}")
     say()
-    for name, value in (
-        *_row(failure, names).items(),
-        ("messageId", message.message_id),
-        ("correlationId", message.correlation_id),
-        ("contentType", message.content_type),
-        ("subject", message.subject),
-    ):
-        if name not in ("reason", "description"):
-            say(f"{name + ':':<17} {printable(value)}")
-    say("properties:")
-    for key, value in text_properties(message).items():
-        say(f"  {printable(key)} = {printable(value)}")
-    say("body:")
-    say_indented(body_as_text(message))
+    fields = {
+        **row,
+        "messageId": message.message_id,
+        "correlationId": message.correlation_id,
+        "contentType": message.content_type,
+        "subject": message.subject,
+    }
+    del fields["reason"], fields["description"]
+    say_message(fields, message)
 
 
 @failed.command()
@@ -426,13 +416,6 @@ _SUMMARY_COLUMNS = [
     Column("Messages", "messages", number=True),
     Column("Oldest", "oldest", number=True),
 ]
-_LIST_COLUMNS = [
-    Column("Id", "id", number=True),
-    Column("Age", "ageText", number=True),
-    Column("Reason", "reason", overflow=Overflow.CUT),
-    Column("Opportunity", "about", overflow=Overflow.CUT_INSIDE),
-    Column("Text", "summary", overflow=Overflow.CUT),
-]
 _SETTLED_COLUMNS = [
     Column("Id", "id", number=True),
     Column("Outcome", "outcome"),
@@ -442,25 +425,12 @@ _SETTLED_COLUMNS = [
 
 
 def _row(failure: FailedMessage, names: Names) -> dict[str, object]:
-    seen = failure.seen
-    name = names.by_id.get(seen.opportunity_id or "")
     return {
         "id": str(failure.id),
         "number": failure.id.number,
-        "reason": seen.reason,
-        "description": seen.description,
-        "opportunity": seen.opportunity_id,
-        "opportunityName": name and name.name,
-        "customer": name and name.customer,
-        "since": seen.since,
-        "attempts": seen.attempts,
+        **info_row(failure.seen, names),
+        "attempts": failure.seen.attempts,
     }
-
-
-def _list_row(failure: FailedMessage, names: Names) -> dict[str, object]:
-    seen = failure.seen
-    about = names.by_id.get(seen.opportunity_id or "") or seen.opportunity_id or "not known"
-    return {**_row(failure, names), "about": about, "ageText": age_text(seen.age), "summary": seen.summary}
 
 
 def _summary(messages: Sequence[FailedMessage]) -> list[dict[str, object]]:

@@ -8,29 +8,9 @@ from typing import TYPE_CHECKING
 import click
 from azure.servicebus import ServiceBusMessageState
 
-from operations.console import (
-    Column,
-    Commands,
-    Overflow,
-    age_text,
-    confirm,
-    count,
-    note,
-    printable,
-    progress,
-    say,
-    say_indented,
-    say_json,
-    say_table,
-)
-from operations.messages import (
-    MessageInfo,
-    NotCopyable,
-    body_as_text,
-    copy_of,
-    document_of,
-    text_properties,
-)
+from operations.console import Column, Commands, confirm, count, note, progress, say, say_json
+from operations.listing import AGE, info_cells, info_row, say_message, say_messages, with_reason
+from operations.messages import MessageInfo, NotCopyable, copy_of, document_of
 from operations.names import Names
 from operations.namespace import MessageId, Place, Source, open_namespace
 from operations.selection import SEQUENCE_NUMBER, Selection, check_reason, selecting
@@ -112,9 +92,7 @@ def waiting() -> None:
 def list_waiting(environment: Mapping[str, str], reason: str | None, *, as_json: bool) -> None:
     """List the scheduled messages of the queue; nothing is moved."""
     with open_namespace(environment) as namespace:
-        messages = list(progress(waiting_messages(namespace, note), "Reading"))
-    check_reason(reason, (each.seen.reason for each in messages))
-    messages = [each for each in messages if reason in (None, each.seen.reason)]
+        messages = with_reason(progress(waiting_messages(namespace, note), "Reading"), reason)
     names = Names.of(environment, (each.seen.opportunity_id for each in messages))
     if as_json:
         say_json([_row(each, names) for each in messages])
@@ -124,9 +102,15 @@ def list_waiting(environment: Mapping[str, str], reason: str | None, *, as_json:
         return
     say(f"{count(len(messages), 'message')} scheduled for another try:")
     say()
-    say_table(_COLUMNS, [_list_row(each, names) for each in messages])
-    if names.unavailable:
-        note(f"Ids instead of names: {names.unavailable}")
+    rows = [
+        {
+            "number": each.number,
+            "dueText": "" if each.seen.due is None else f"{each.seen.due:%H:%M:%S}",
+            **info_cells(each.seen, names),
+        }
+        for each in messages
+    ]
+    say_messages(_COLUMNS, rows, names)
 
 
 @waiting.command()
@@ -145,13 +129,7 @@ def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
     if as_json:
         say_json({**row, **document_of(message)})
         return
-    for name, value in row.items():
-        say(f"{name + ':':<17} {printable(value)}")
-    say("properties:")
-    for key, value in text_properties(message).items():
-        say(f"  {printable(key)} = {printable(value)}")
-    say("body:")
-    say_indented(body_as_text(message))
+    say_message(row, message)
 
 
 @waiting.command("retry-now")
@@ -205,11 +183,8 @@ def retry_now(
 
 _COLUMNS = [
     Column("Number", "number", number=True),
-    Column("Age", "ageText", number=True),
+    AGE,
     Column("Next try", "dueText", number=True),
-    Column("Reason", "reason", overflow=Overflow.CUT),
-    Column("Opportunity", "about", overflow=Overflow.CUT_INSIDE),
-    Column("Text", "summary", overflow=Overflow.CUT),
 ]
 
 
@@ -219,24 +194,10 @@ def _id(message: WaitingMessage) -> MessageId:
 
 def _row(message: WaitingMessage, names: Names) -> dict[str, object]:
     seen = message.seen
-    name = names.by_id.get(seen.opportunity_id or "")
     return {
         "number": message.number,
-        "reason": seen.reason,
-        "description": seen.description,
-        "opportunity": seen.opportunity_id,
-        "opportunityName": name and name.name,
-        "customer": name and name.customer,
-        "since": seen.since,
+        **info_row(seen, names),
         "age": None if seen.age is None else str(seen.age).partition(".")[0],
         "attempt": max(seen.attempts - 1, 0),
         "due": seen.due,
     }
-
-
-def _list_row(message: WaitingMessage, names: Names) -> dict[str, object]:
-    seen = message.seen
-    about = names.by_id.get(seen.opportunity_id or "") or seen.opportunity_id or "not known"
-    due = "" if seen.due is None else f"{seen.due:%H:%M:%S}"
-    shown = {"about": about, "ageText": age_text(seen.age), "dueText": due, "summary": seen.summary}
-    return {**_row(message, names), **shown}
