@@ -6,11 +6,12 @@ What counts as an invoice, an order or a win is defined once, in `shared.sales`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from shared.dataverse import Read
 from shared.errors import RecordNotFound
-from shared.invoice import Invoice, Opportunity
+from shared.invoice import Opportunity, OrderedOpportunity
 from shared.sales import active, claim_read, latest_win, opportunity_read, orders_of, wins_of
 
 if TYPE_CHECKING:
@@ -21,13 +22,25 @@ if TYPE_CHECKING:
     from shared.record import Record
     from shared.response import Response
 
-_FORMATTED = "@OData.Community.Display.V1.FormattedValue"
 # Opportunities in one request: with seven reads for each, well below the 1,000 operations that Dataverse takes.
 _AT_ONCE = 100
 _INVOICE_COLUMNS = (
     "invoiceid,invoicenumber,name,totalamount,createdon,statecode,pricingerrorcode,_ownerid_value,_createdby_value,"
     "_customerid_value,_opportunityid_value,_transactioncurrencyid_value"
 )
+
+
+class Assessment(Enum):
+    """What is the case with an opportunity: a text, and what to do."""
+
+    def __init__(self, text: str, advice: str) -> None:
+        self.text = text
+        self.advice = advice
+
+    @property
+    def code(self) -> str:
+        """The stable word for scripts."""
+        return self.name.lower().replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Billing:
     @property
     def customer(self) -> str | None:
         """The name of the customer, where Dataverse says it."""
-        return self.row.text(f"_customerid_value{_FORMATTED}")
+        return self.row.label("_customerid_value")
 
     @property
     def closed_on(self) -> str:
@@ -74,9 +87,16 @@ class Billing:
             and self.won_at > max(row.time("createdon") for row in self.active_invoices)
         )
 
-    def differences(self, invoice: Invoice) -> list[str]:
-        """Say in what the invoice differs from the opportunity; empty unless it was won again since."""
-        return self.opportunity.differences(invoice) if self.is_won_again else []
+    def differences(self, api: WebApi) -> list[str]:
+        """Say in what its invoice differs from the opportunity; empty unless it was won again since."""
+        if not self.is_won_again:
+            return []
+        # Its totals are calculated when it is retrieved by itself.
+        return self.opportunity.differences(api.invoice(self.active_invoices[0].guid("invoiceid")))
+
+    def is_billed_by_order(self, ordered: OrderedOpportunity) -> bool:
+        """Whether it is billed through a sales order, so that it gets no invoice of its own."""
+        return bool(self.counting_orders) and ordered is OrderedOpportunity.SKIP
 
 
 def read_billing(api: WebApi, opportunity_ids: Iterable[str]) -> Iterator[Billing]:
@@ -89,6 +109,16 @@ def read_billing(api: WebApi, opportunity_ids: Iterable[str]) -> Iterator[Billin
             billing = _billing(opportunity_id, responses[index * _READS : (index + 1) * _READS])
             if billing is not None:
                 yield billing
+
+
+def order_number(row: Record) -> str:
+    """Return the number of a sales order, or its id where it has none."""
+    return row.text("ordernumber") or row.guid("salesorderid")
+
+
+def has_pricing_error(row: Record) -> bool:
+    """Whether Dataverse could not calculate the prices of an invoice."""
+    return bool(row.optional_integer("pricingerrorcode"))
 
 
 def invoice_number(row: Record) -> str:

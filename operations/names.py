@@ -20,7 +20,6 @@ _IDS = 25
 _READS = 20
 # A list does not wait longer for names.
 _SECONDS = 15.0
-_FORMATTED = "@OData.Community.Display.V1.FormattedValue"
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,7 @@ def _names(api: WebApi, ids: list[str]) -> Iterator[tuple[str, OpportunityName]]
         ]
         for response in api.batch(reads):
             for row in response.records():
-                name = row.text("name") or ""
-                yield (
-                    row.guid("opportunityid"),
-                    OpportunityName(
-                        name, row.text(f"_customerid_value{_FORMATTED}"), row.text(f"totalamount{_FORMATTED}")
-                    ),
+                name = OpportunityName(
+                    row.text("name") or "", row.label("_customerid_value"), row.label("totalamount")
                 )
+                yield row.guid("opportunityid"), name

@@ -10,14 +10,20 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 from azure.core.exceptions import AzureError
 from azure.servicebus import ServiceBusMessageState
 
-from operations.billing import Billing, invoice_number, read_billing
+from operations.billing import (
+    Assessment,
+    Billing,
+    has_pricing_error,
+    invoice_number,
+    order_number,
+    read_billing,
+)
 from operations.console import Column, Overflow, confirm, note, printable, say, say_json, say_table
 from operations.failed import FailedMessage, failed_messages
 from operations.following import PublishedEvent, published_event
@@ -47,8 +53,8 @@ _CANCELED_INVOICE, _CANCELED_ORDER, _CANCELED_CLOSE = 3, 2, 2
 _FORMATTED = "@OData.Community.Display.V1.FormattedValue"
 
 
-class Verdict(Enum):
-    """What is the case with an opportunity, in one line, and what to do."""
+class Verdict(Assessment):
+    """What the history of an opportunity says about it."""
 
     INVOICED_ONCE = "invoiced once", "Nothing."
     INVOICED_TWICE = "invoiced twice", "Compare the invoices in Dynamics, and cancel the one that is wrong."
@@ -83,15 +89,6 @@ class Verdict(Enum):
         "has no invoice, and not all queues can be read from here",
         "Ask with a login that may read what is named, before you send an event.",
     )
-
-    def __init__(self, text: str, advice: str) -> None:
-        self.text = text
-        self.advice = advice
-
-    @property
-    def code(self) -> str:
-        """The stable word for scripts."""
-        return self.name.lower().replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -323,10 +320,9 @@ def _invoiced_twice(facts: _Facts) -> tuple[Verdict, str] | None:
 
 def _outdated(facts: _Facts) -> tuple[Verdict, str] | None:
     billing, failure = facts.billing, facts.failure
-    if billing.is_won_again:
-        differences = billing.differences(facts.api.invoice(billing.active_invoices[0].guid("invoiceid")))
-        if differences:
-            return Verdict.OUTDATED, "; ".join(differences)
+    differences = billing.differences(facts.api)
+    if differences:
+        return Verdict.OUTDATED, "; ".join(differences)
     if failure is not None and failure.seen.reason == InvoiceOutdated.reason:
         return Verdict.OUTDATED, failure.seen.description
     return None
@@ -364,10 +360,10 @@ def _invoiced_once(facts: _Facts) -> tuple[Verdict, str] | None:
 
 
 def _ordered(facts: _Facts) -> tuple[Verdict, str] | None:
-    if not facts.billing.counting_orders or facts.ordered is not OrderedOpportunity.SKIP:
+    if not facts.billing.is_billed_by_order(facts.ordered):
         return None
     active = [row for row in facts.billing.orders if row.optional_integer("statecode") != _CANCELED_ORDER]
-    return Verdict.ORDERED, ", ".join(row.text("ordernumber") or row.guid("salesorderid") for row in active)
+    return Verdict.ORDERED, ", ".join(map(order_number, active))
 
 
 def _invoice_gone(facts: _Facts) -> tuple[Verdict, str] | None:
@@ -409,7 +405,7 @@ def _remarks(billing: Billing, messages: Messages, verdict: Verdict) -> list[str
             remarks.append(f"A message about it is still among the failed ones and can be discarded: {ids}.")
         if messages.queues_are_seen and not messages.published:
             remarks.append("No event about it is in the audit subscription: it keeps 14 days.")
-    wrong = [row for row in billing.active_invoices if row.optional_integer("pricingerrorcode")]
+    wrong = filter(has_pricing_error, billing.active_invoices)
     remarks.extend(f"The invoice {invoice_number(row)} has a pricing error." for row in wrong)
     return remarks
 
@@ -424,7 +420,7 @@ def _from_dataverse(billing: Billing) -> list[Entry]:
         canceled = " (reopened since)" if close.optional_integer("statecode") == _CANCELED_CLOSE else ""
         entries.append(Entry(close.time("createdon"), how + canceled, close.text("subject") or ""))
     for order in billing.orders:
-        number = order.text("ordernumber") or order.guid("salesorderid")
+        number = order_number(order)
         entries.append(Entry(order.time("createdon"), "order created", number))
         if order.optional_integer("statecode") == _CANCELED_ORDER:
             entries.append(Entry(order.time("modifiedon"), "order canceled", number))
@@ -432,8 +428,8 @@ def _from_dataverse(billing: Billing) -> list[Entry]:
         entries.append(Entry(billing.claim.time("createdon"), "claimed", "note on the timeline"))
     for invoice in billing.invoices:
         canceled = ", canceled since" if invoice.optional_integer("statecode") == _CANCELED_INVOICE else ""
-        amount = invoice.text(f"totalamount{_FORMATTED}") or ""
-        owner = invoice.text(f"_ownerid_value{_FORMATTED}")
+        amount = invoice.label("totalamount") or ""
+        owner = invoice.label("_ownerid_value")
         detail = ", ".join(filter(None, (invoice_number(invoice), amount, owner and f"owner {owner}")))
         entries.append(Entry(invoice.time("createdon"), "invoiced", detail + canceled))
     return entries

@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import click
 
-from operations.billing import Billing, invoice_number, read_billing
+from operations.billing import (
+    Assessment,
+    Billing,
+    has_pricing_error,
+    invoice_number,
+    order_number,
+    read_billing,
+)
 from operations.console import Column, Overflow, confirm, count, note, progress, say, say_json, say_table
 from operations.messages import plain_message
 from operations.namespace import open_namespace
@@ -27,6 +33,8 @@ from shared.settings import dataverse_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
+
+    from shared.record import Record
 
 FOUND = 3
 # What is read, in the whole organization.
@@ -42,8 +50,8 @@ _PRIVILEGES = {
 }
 
 
-class Problem(Enum):
-    """What the audit finds. Each has a code for scripts, a text, and what to do."""
+class Problem(Assessment):
+    """What the audit finds."""
 
     NO_INVOICE = "no invoice", "operations reconcile --send puts an event for it on the queue."
     INVOICE_GONE = (
@@ -72,15 +80,6 @@ class Problem(Enum):
         "The function's log says why (was not assigned). Correct it, and assign the invoice in Dynamics.",
     )
 
-    def __init__(self, text: str, advice: str) -> None:
-        self.text = text
-        self.advice = advice
-
-    @property
-    def code(self) -> str:
-        """The stable word for scripts."""
-        return self.name.lower().replace("_", "-")
-
 
 @dataclass(frozen=True)
 class AuditFinding:
@@ -88,7 +87,7 @@ class AuditFinding:
 
     billing: Billing
     problem: Problem
-    detail: str = ""
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -97,69 +96,56 @@ class AuditContext:
 
     api: WebApi
     ordered: OrderedOpportunity
-    owner: InvoiceOwner = InvoiceOwner.OPPORTUNITY
+    owner: InvoiceOwner
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> AuditContext:
+        """Return what the settings say; raises InvalidSettings."""
+        api, settings = WebApi.of(environment), dataverse_settings(environment)
+        return cls(api, settings.ordered_opportunity, settings.invoice_owner)
 
 
-def _no_invoice(billing: Billing, context: AuditContext) -> AuditFinding | None:
-    is_billed_by_order = bool(billing.counting_orders) and context.ordered is OrderedOpportunity.SKIP
-    if billing.active_invoices or is_billed_by_order:
+def _no_invoice(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
+    if billing.active_invoices or billing.is_billed_by_order(context.ordered):
         return None
     if billing.claim is not None:
-        canceled = ", ".join(invoice_number(row) for row in billing.invoices)
-        return AuditFinding(
-            billing, Problem.INVOICE_GONE, f"canceled: {canceled}" if canceled else "deleted, or moved"
-        )
+        canceled = ", ".join(map(invoice_number, billing.invoices))
+        return Problem.INVOICE_GONE, f"canceled: {canceled}" if canceled else "deleted, or moved"
     if billing.orders and context.ordered is OrderedOpportunity.SKIP:
-        orders = ", ".join(row.text("ordernumber") or row.guid("salesorderid") for row in billing.orders)
-        return AuditFinding(billing, Problem.ORDER_CANCELED, orders)
-    return AuditFinding(billing, Problem.NO_INVOICE)
+        return Problem.ORDER_CANCELED, ", ".join(map(order_number, billing.orders))
+    return Problem.NO_INVOICE, ""
 
 
-def _two_invoices(billing: Billing, _: AuditContext) -> AuditFinding | None:
-    if len(billing.active_invoices) < 2:  # noqa: PLR2004 - two are one too many
-        return None
-    return AuditFinding(
-        billing, Problem.TWO_INVOICES, ", ".join(map(invoice_number, billing.active_invoices))
-    )
+def _two_invoices(billing: Billing, _: AuditContext) -> tuple[Problem, str] | None:
+    invoices = billing.active_invoices
+    return _about(Problem.TWO_INVOICES, invoices) if len(invoices) > 1 else None
 
 
-def _outdated(billing: Billing, context: AuditContext) -> AuditFinding | None:
-    if not billing.is_won_again:
-        return None
-    # Its totals are calculated when it is retrieved by itself.
-    invoice = context.api.invoice(billing.active_invoices[0].guid("invoiceid"))
-    differences = billing.differences(invoice)
-    return AuditFinding(billing, Problem.OUTDATED, "; ".join(differences)) if differences else None
+def _outdated(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
+    differences = billing.differences(context.api)
+    return (Problem.OUTDATED, "; ".join(differences)) if differences else None
 
 
-def _pricing_error(billing: Billing, _: AuditContext) -> AuditFinding | None:
-    wrong = [row for row in billing.active_invoices if row.optional_integer("pricingerrorcode")]
-    return (
-        AuditFinding(billing, Problem.PRICING_ERROR, ", ".join(map(invoice_number, wrong))) if wrong else None
-    )
+def _pricing_error(billing: Billing, _: AuditContext) -> tuple[Problem, str] | None:
+    return _about(Problem.PRICING_ERROR, filter(has_pricing_error, billing.active_invoices))
 
 
-def _totals_disagree(billing: Billing, context: AuditContext) -> AuditFinding | None:
+def _totals_disagree(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
     # One request for each invoice: its totals are calculated when it is retrieved by itself.
-    wrong = [
+    wrong = (
         row
         for row in billing.active_invoices
-        if not row.optional_integer("pricingerrorcode")
-        and not context.api.invoice(row.guid("invoiceid")).totals_agree
-    ]
-    return (
-        AuditFinding(billing, Problem.TOTALS_DISAGREE, ", ".join(map(invoice_number, wrong)))
-        if wrong
-        else None
+        if not has_pricing_error(row) and not context.api.invoice(row.guid("invoiceid")).totals_agree
     )
+    return _about(Problem.TOTALS_DISAGREE, wrong)
 
 
-def _not_assigned(billing: Billing, context: AuditContext) -> AuditFinding | None:
+def _not_assigned(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
     owner = billing.opportunity.owner
     if context.owner is not InvoiceOwner.OPPORTUNITY or billing.claim is None or owner is None:
         return None
     function = billing.claim.optional_guid("_createdby_value")
-    ours = [
+    ours = (
         row
         for row in billing.active_invoices
         if function
@@ -167,12 +153,18 @@ def _not_assigned(billing: Billing, context: AuditContext) -> AuditFinding | Non
         == row.optional_guid("_ownerid_value")
         == function
         != owner.id
-    ]
-    return AuditFinding(billing, Problem.NOT_ASSIGNED, ", ".join(map(invoice_number, ours))) if ours else None
+    )
+    return _about(Problem.NOT_ASSIGNED, ours)
 
 
-# What is checked of every won opportunity; each check finds one problem at most.
-CHECKS: tuple[Callable[[Billing, AuditContext], AuditFinding | None], ...] = (
+def _about(problem: Problem, invoices: Iterable[Record]) -> tuple[Problem, str] | None:
+    """Return the problem with the invoices that have it, or None where none has."""
+    numbers = ", ".join(map(invoice_number, invoices))
+    return (problem, numbers) if numbers else None
+
+
+# What is checked of every won opportunity; each check finds one problem at most, with its detail.
+CHECKS: tuple[Callable[[Billing, AuditContext], tuple[Problem, str] | None], ...] = (
     _no_invoice,
     _two_invoices,
     _outdated,
@@ -186,9 +178,9 @@ def audit(billings: Iterable[Billing], context: AuditContext) -> Iterator[AuditF
     """Yield what is wrong with each of the won opportunities."""
     for billing in billings:
         for check in CHECKS:
-            finding = check(billing, context)
-            if finding is not None:
-                yield finding
+            found = check(billing, context)
+            if found is not None:
+                yield AuditFinding(billing, *found)
 
 
 def won_since(api: WebApi, since: datetime) -> Iterator[str]:
@@ -230,12 +222,10 @@ def reconcile(
     Opportunities with a sales order that is not canceled are billed through it, unless ORDERED_OPPORTUNITY=invoice.
     Sending is idempotent; wins that are sent count as no problem any more.
     """
-    api = WebApi.of(environment)
-    check_that_all_is_seen(api)
-    settings = dataverse_settings(environment)
-    context = AuditContext(api, settings.ordered_opportunity, settings.invoice_owner)
-    ids = list(won_since(api, since))
-    findings = list(audit(progress(read_billing(api, ids), "Reading", len(ids)), context))
+    context = AuditContext.of(environment)
+    check_that_all_is_seen(context.api)
+    ids = list(won_since(context.api, since))
+    findings = list(audit(progress(read_billing(context.api, ids), "Reading", len(ids)), context))
     if as_json:
         say_json([_row(each) for each in findings])
     else:

@@ -161,14 +161,12 @@ class Dashboard:
         self._collector.refresh()
 
     def _run_audit(self, job: Job, since: str) -> None:
-        api = WebApi.of(self._environment)
-        settings = dataverse_settings(self._environment)
-        context = AuditContext(api, settings.ordered_opportunity, settings.invoice_owner)
-        ids = list(won_since(api, _day(since)))
+        context = AuditContext.of(self._environment)
+        ids = list(won_since(context.api, _day(since)))
         job.total = len(ids)
 
         def billings() -> Iterator[Any]:
-            for billing in read_billing(api, ids):
+            for billing in read_billing(context.api, ids):
                 job.done += 1
                 yield billing
 
