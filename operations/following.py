@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from azure.servicebus import ServiceBusMessageState
 from azure.servicebus.exceptions import ServiceBusError
 
 from operations.messages import MessageInfo, body_of, text_properties
@@ -122,7 +121,7 @@ class Watch:
         for message in self._new(Source(self.namespace.settings.opportunity_won_queue)):
             seen = MessageInfo.of(message)
             fate = Fate(FateState.WAITING)
-            if message.state == ServiceBusMessageState.SCHEDULED and seen.due is not None:
+            if seen.due is not None:
                 fate = Fate(FateState.RETRY, f"{seen.reason}, next try at {seen.due:%H:%M:%S}")
             by_id[str(message.message_id)] = fate
             if seen.opportunity_id is not None:

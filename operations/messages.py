@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from azure.servicebus import ServiceBusMessage
+from azure.servicebus import ServiceBusMessage, ServiceBusMessageState
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType, AmqpMessageProperties
 
 from shared.errors import InvalidEvent, OtherOrganization
@@ -45,7 +45,10 @@ class NotCopyable(Exception):
 
 @dataclass(frozen=True)
 class MessageInfo:
-    """What a message says about itself, as far as it can be read; nothing in it can be trusted."""
+    """What a message says about itself, as far as it can be read; nothing in it can be trusted.
+
+    `due`: when it is tried next; None where it is not scheduled.
+    """
 
     reason: str
     description: str
@@ -76,6 +79,8 @@ class MessageInfo:
         reason = properties.get(DEAD_LETTER_REASON) or properties.get(REASON)
         description = properties.get(DEAD_LETTER_DESCRIPTION) or properties.get(DESCRIPTION)
         attempt = properties.get(ATTEMPT)
+        # A retry keeps this time after it has come.
+        is_scheduled = message.state == ServiceBusMessageState.SCHEDULED
         return cls(
             reason=str(reason or UNKNOWN),
             description=str(description or ""),
@@ -84,7 +89,7 @@ class MessageInfo:
             # The first try counts. A message that never was rescheduled has the broker's count.
             attempts=attempt + 1 if isinstance(attempt, int) else message.delivery_count or 0,
             enqueued=_aware(message.enqueued_time_utc),
-            due=_aware(message.scheduled_enqueue_time_utc),
+            due=_aware(message.scheduled_enqueue_time_utc) if is_scheduled else None,
         )
 
 

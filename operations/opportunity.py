@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 from azure.core.exceptions import AzureError
-from azure.servicebus import ServiceBusMessageState
 
 from operations.billing import (
     Assessment,
@@ -101,12 +100,11 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Retry:
-    """A message about the opportunity in the queue of wins. `due`: when it is tried next; None: it is available now."""
+class QueuedMessage:
+    """A message about the opportunity in the queue of wins; one that is not due later is available now."""
 
     number: int
     seen: MessageInfo
-    due: datetime | None
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Published:
 class Messages:
     """What Service Bus holds about an opportunity. `not_seen`: what could not be read, a sentence for each."""
 
-    retries: tuple[Retry, ...] = ()
+    queued: tuple[QueuedMessage, ...] = ()
     failed: tuple[FailedMessage, ...] = ()
     published: tuple[Published, ...] = ()
     not_seen: tuple[str, ...] = ()
@@ -194,9 +192,12 @@ def find(api: WebApi, text: str) -> list[Match]:
     return [each for each in matches if each.name.casefold() == text.casefold()] or matches
 
 
-def history(api: WebApi, billing: Billing, messages: Messages, ordered: OrderedOpportunity) -> History:
+def history(environment: Mapping[str, str], api: WebApi, opportunity_id: str) -> History:
     """Return the history of an opportunity, as the records and messages show it."""
-    jobs, not_seen = _jobs(api, billing.opportunity_id)
+    (billing,) = read_billing(api, [opportunity_id])
+    messages = messages_about(environment, opportunity_id)
+    ordered = dataverse_settings(environment).ordered_opportunity
+    jobs, not_seen = _jobs(api, opportunity_id)
     timeline = sorted(
         [*_from_dataverse(billing), *map(_job_entry, jobs), *_from_messages(messages)],
         key=lambda entry: entry.time or datetime.max.replace(tzinfo=UTC),
@@ -219,17 +220,17 @@ def messages_about(environment: Mapping[str, str], opportunity_id: str) -> Messa
     try:
         with open_namespace(environment) as namespace:
             reader = _Reader(namespace, opportunity_id, not_seen)
-            retries = reader.read("the queue of wins", reader.retries)
+            queued = reader.read("the queue of wins", reader.queued)
             failures = reader.read("the failed queue", reader.failures)
             published = reader.read("the published events", reader.published)
     except (InvoicingFailure, AzureError, ServiceBusTimeout, OSError) as error:
         return Messages(not_seen=(f"Service Bus: {_reason(error)}",), queues_are_seen=False)
     return Messages(
-        tuple(retries or ()),
+        tuple(queued or ()),
         tuple(failures or ()),
         tuple(published or ()),
         tuple(not_seen),
-        queues_are_seen=retries is not None and failures is not None,
+        queues_are_seen=queued is not None and failures is not None,
     )
 
 
@@ -250,13 +251,12 @@ class _Reader:
             self._not_seen.append(f"{what}: {_reason(error)}")
             return None
 
-    def retries(self) -> list[Retry]:
+    def queued(self) -> list[QueuedMessage]:
         found = []
         for message in self._namespace.peek_all(Source(self._settings.opportunity_won_queue)):
             seen = MessageInfo.of(message)
             if seen.opportunity_id == self._opportunity_id:
-                is_scheduled = message.state == ServiceBusMessageState.SCHEDULED
-                found.append(Retry(sequence_number(message), seen, seen.due if is_scheduled else None))
+                found.append(QueuedMessage(sequence_number(message), seen))
         return found
 
     def failures(self) -> list[FailedMessage]:
@@ -329,21 +329,21 @@ def _outdated(facts: _Facts) -> tuple[Verdict, str] | None:
 
 
 def _retried(facts: _Facts) -> tuple[Verdict, str] | None:
-    due = [each for each in facts.messages.retries if each.due is not None]
+    due = [(each.seen.due, each) for each in facts.messages.queued if each.seen.due is not None]
     if not due:
         return None
-    first = min(due, key=lambda each: each.due or datetime.max.replace(tzinfo=UTC))
+    time, first = min(due, key=lambda each: each[0])
     because = f" because {first.seen.reason}" if first.seen.reason else ""
     text = f" {first.seen.description}" if first.seen.description else ""
     return (
         Verdict.RETRIED,
-        f"next try at {first.due:%Y-%m-%d %H:%M:%S} UTC{because} (message {first.number}).{text}",
+        f"next try at {time:%Y-%m-%d %H:%M:%S} UTC{because} (message {first.number}).{text}",
     )
 
 
 def _in_queue(facts: _Facts) -> tuple[Verdict, str] | None:
     # A repeated win of an opportunity that is invoiced changes nothing.
-    waiting = facts.messages.retries and not facts.billing.active_invoices
+    waiting = facts.messages.queued and not facts.billing.active_invoices
     return (Verdict.IN_QUEUE, "") if waiting else None
 
 
@@ -437,10 +437,10 @@ def _from_dataverse(billing: Billing) -> list[Entry]:
 
 def _from_messages(messages: Messages) -> list[Entry]:
     entries = [
-        Entry(each.due, "next try", f"{each.seen.reason}, attempt {each.seen.attempts}")
-        if each.due is not None
+        Entry(each.seen.due, "next try", f"{each.seen.reason}, attempt {each.seen.attempts}")
+        if each.seen.due is not None
         else Entry(each.seen.enqueued, "in the queue", f"message {each.number}")
-        for each in messages.retries
+        for each in messages.queued
     ]
     entries += [
         Entry(
@@ -496,9 +496,7 @@ def opportunity(environment: Mapping[str, str], text: str, *, send: bool, yes: b
     """
     api = WebApi.of(environment)
     match = _the_one(find(api, text), text)
-    (billing,) = read_billing(api, [match.opportunity_id])
-    messages = messages_about(environment, match.opportunity_id)
-    found = history(api, billing, messages, dataverse_settings(environment).ordered_opportunity)
+    found = history(environment, api, match.opportunity_id)
     if as_json:
         say_json(_document(found))
     else:
@@ -506,7 +504,7 @@ def opportunity(environment: Mapping[str, str], text: str, *, send: bool, yes: b
     if send:
         if found.verdict is Verdict.NOT_WON:
             raise click.ClickException("The opportunity is not won: the function would ignore an event.")
-        confirm(f"Send an event for {billing.name}?", yes=yes)
+        confirm(f"Send an event for {found.billing.name}?", yes=yes)
         note(f"{send_wins(environment, [match.opportunity_id])} sent.")
 
 

@@ -28,14 +28,13 @@ from operations.failed import (
 from operations.following import Watch
 from operations.messages import MessageInfo, body_as_text, text_properties
 from operations.namespace import ServiceBusTimeout, open_namespace
-from operations.opportunity import Verdict, find, history, messages_about
+from operations.opportunity import Verdict, find, history
 from operations.reconcile import AuditContext, Problem, audit, send_wins, won_since
 from operations.selection import parse_message_id
 from operations.trouble import explain
 from operations.waiting import retry_messages, waiting_messages
 from operations.web_api import WebApi
 from shared.errors import InvoicingFailure
-from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -241,13 +240,11 @@ class Dashboard:
                 ]
                 return {"title": text, "candidates": named}
             opportunity_id = matches[0].opportunity_id
-            (billing,) = read_billing(api, [opportunity_id])
-            messages = messages_about(self._environment, opportunity_id)
-            found = history(api, billing, messages, dataverse_settings(self._environment).ordered_opportunity)
+            found = history(self._environment, api, opportunity_id)
         except (InvoicingFailure, AzureError, ServiceBusTimeout, OSError) as error:
             return {"title": text, "error": str(explain(error) or error)}
         return {
-            "title": f"{billing.name} ({billing.customer or 'no customer'})",
+            "title": f"{found.billing.name} ({found.billing.customer or 'no customer'})",
             "verdict": f"{found.sentence[0].upper()}{found.sentence[1:]}.",
             "advice": found.advice,
             "light": _LIGHTS.get(found.verdict, Light.RED).value,
