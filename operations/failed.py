@@ -181,17 +181,14 @@ def discard_with_record(
 ) -> Iterator[Settled]:
     """Export the messages to a new file, if one is given, and remove them; append to the audit file who did it."""
     audit = Path(environment.get(AUDIT_FILE, "") or _AUDIT_FILE)
-    # Before anything is deleted: a record that cannot be written, or names nobody, must not come too late.
     who = operator(environment)
-    begins = {
-        "time": datetime.now(UTC),
-        "who": who,
-        "what": "discard begins",
-        "because": because,
-        "export": file and str(file.resolve()),
-        "ids": [str(each) for each in ids],
-    }
-    _append(audit, begins)
+
+    def record(what: str, **details: object) -> None:
+        line = {"time": datetime.now(UTC), "who": who, "what": what, "because": because}
+        _append(audit, {**line, "export": file and str(file.resolve()), **details})
+
+    # Before anything is deleted: a record that cannot be written, or names nobody, must not come too late.
+    record("discard begins", ids=[str(each) for each in ids])
     if file is not None:
         _export(namespace, ids, file)
         note(f"Exported to {file}.")
@@ -202,7 +199,7 @@ def discard_with_record(
             yield each
     finally:
         # What was done before an error belongs into the record.
-        _append(audit, _record(who, settled, because, file))
+        record("discard", messages=[_recorded(each) for each in settled])
         note(f"Recorded in {audit}.")
 
 
@@ -499,24 +496,12 @@ def new_file(name: str) -> Path:
     return Path(f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl")
 
 
-def _record(
-    who: Mapping[str, str], settled: Sequence[Settled], because: str, file: Path | None
-) -> dict[str, object]:
+def _recorded(settled: Settled) -> dict[str, object]:
     return {
-        "time": datetime.now(UTC),
-        "who": who,
-        "what": "discard",
-        "because": because,
-        "export": file and str(file.resolve()),
-        "messages": [
-            {
-                "id": str(each.id),
-                "outcome": each.outcome.value,
-                "reason": each.text,
-                "opportunity": each.opportunity_id,
-            }
-            for each in settled
-        ],
+        "id": str(settled.id),
+        "outcome": settled.outcome.value,
+        "reason": settled.text,
+        "opportunity": settled.opportunity_id,
     }
 
 
