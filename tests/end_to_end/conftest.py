@@ -104,6 +104,14 @@ class Namespace:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Commands do not wait until the SDK has closed its links: nothing is said about what they leave behind."""
+    for item in items:
+        if "collects_links" in getattr(item, "fixturenames", ()):
+            for warning in ("pytest.PytestUnraisableExceptionWarning", "ResourceWarning"):
+                item.add_marker(pytest.mark.filterwarnings(f"ignore::{warning}"))
+
+
 @pytest.fixture
 def collects_links() -> Iterator[None]:
     """Wait until the SDK has closed its links, and collect what it leaves behind here, where it is known why."""

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
     from tests.end_to_end.conftest import Namespace
 
-# Commands do not wait until the SDK has closed its links.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
 QUEUE = "opportunity-won"
 FAILED = "opportunity-won-failed"
 OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"

@@ -39,11 +39,6 @@ if TYPE_CHECKING:
 
 
 ROOT = Path(__file__).resolve().parents[2]
-# Commands do not wait until the SDK has closed its links.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
 QUEUE = "opportunity-won"
 FAILED = "opportunity-won-failed"
 TOPIC = "invoice-created"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -26,25 +27,22 @@ from shared.sales import claim_note
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from click.testing import Result
+
 ROOT = Path(__file__).resolve().parents[2]
 SINCE = ("reconcile", "--since", "2000-01-01")
-# Commands do not wait until the SDK has closed its links.
-pytestmark = [
-    pytest.mark.usefixtures("collects_links"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.usefixtures("collects_links")
 
 
 class Office:
     """The sandbox without a function: what a function would have done is arranged, step by step."""
 
-    def __init__(self, cloud: Cloud, environment: dict[str, str]) -> None:
+    def __init__(self, cloud: Cloud, salesperson: Salesperson) -> None:
         self.cloud = cloud
-        self.environment = environment
-        self.salesperson = Salesperson(cloud)
+        self.environment = cloud.operator_settings
+        self.salesperson = salesperson
         self._unused = list(cloud.demo.opportunities)
-        self.api = WebApi.of(environment)
+        self.api = WebApi.of(self.environment)
 
     def opportunity(self) -> str:
         return self._unused.pop()
@@ -89,8 +87,11 @@ class Office:
         with self.cloud.dataverse.session() as session:
             session.change(TABLES[table], row_id, values)
 
+    def invoke(self, *arguments: str, **environment: str) -> Result:
+        return CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
+
     def run(self, *arguments: str, **environment: str) -> str:
-        result = CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
+        result = self.invoke(*arguments, **environment)
         assert result.exit_code == 0, (result.output, result.exception)
         return result.stdout
 
@@ -106,19 +107,20 @@ def wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@contextmanager
+def opened(opportunities: int, *, functions_host: bool = False) -> Iterator[Office]:
+    options = CloudOptions(ROOT, opportunities=opportunities, functions_host=functions_host)
+    with Cloud(options) as cloud, Salesperson(cloud) as salesperson, pytest.MonkeyPatch.context() as patch:
+        # The libraries read where identities and trusted certificates are from the process's environment.
+        for name, value in cloud.operator_settings.items():
+            patch.setenv(name, value)
+        yield Office(cloud, salesperson)
+
+
 @pytest.fixture(scope="module")
 def office() -> Iterator[Office]:
-    with (
-        Cloud(CloudOptions(ROOT, opportunities=60, functions_host=False)) as cloud,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        environment = cloud.operator_settings
-        # The libraries read where identities and trusted certificates are from the process's environment.
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        office = Office(cloud, environment)
+    with opened(60) as office:
         yield office
-        office.salesperson.close()
 
 
 # ---------------------------------------------------------------------------------------------- verdicts
@@ -293,7 +295,7 @@ def test_a_whole_name_means_only_its_own_opportunity(office: Office) -> None:
 
 
 def test_the_output_says_that_there_are_more_matches(office: Office) -> None:
-    result = CliRunner().invoke(operations, ["opportunity", " for "], env=office.environment)
+    result = office.invoke("opportunity", " for ")
     assert result.exit_code == 1
     assert "these are the newest 20" in result.output
     assert len(result.output.splitlines()) == 21
@@ -311,26 +313,22 @@ def test_a_missing_privilege_is_named_in_short(office: Office) -> None:
 def test_several_matches_and_none_are_sentences(office: Office) -> None:
     for opportunity in (first := office.opportunity(), second := office.opportunity()):
         office.row("opportunity", opportunity, name=f"Twins {opportunity[:4]}\x1b[2J")
-    result = CliRunner().invoke(operations, ["opportunity", "Twins"], env=office.environment)
+    result = office.invoke("opportunity", "Twins")
     assert result.exit_code == 1
     assert first in result.output
     assert second in result.output
     assert "\x1b" not in result.output
-    result = CliRunner().invoke(operations, ["opportunity", str(uuid4())], env=office.environment)
+    result = office.invoke("opportunity", str(uuid4()))
     assert (result.exit_code, "No opportunity has" in result.output) == (1, True)
 
 
 def test_sending_puts_an_event_on_the_queue_for_a_won_opportunity_only(office: Office) -> None:
     opportunity = office.opportunity()
-    result = CliRunner().invoke(
-        operations, ["opportunity", opportunity, "--send", "--yes"], env=office.environment
-    )
+    result = office.invoke("opportunity", opportunity, "--send", "--yes")
     assert (result.exit_code, "is not won" in result.output) == (1, True)
     office.win(opportunity)
     before = office.cloud.broker.counts(WON_QUEUE).active
-    result = CliRunner().invoke(
-        operations, ["opportunity", opportunity, "--send", "--json"], env=office.environment
-    )
+    result = office.invoke("opportunity", opportunity, "--send", "--json")
     assert (result.exit_code, "--yes" in result.output) == (2, True)
     assert office.cloud.broker.counts(WON_QUEUE).active == before
     office.run("opportunity", opportunity, "--send", "--yes")
@@ -339,22 +337,12 @@ def test_sending_puts_an_event_on_the_queue_for_a_won_opportunity_only(office: O
 
 
 def test_a_real_function_shows_the_win_the_claim_the_invoice_and_the_event() -> None:
-    with (
-        Cloud(CloudOptions(ROOT, opportunities=1)) as cloud,
-        Salesperson(cloud) as salesperson,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in cloud.operator_settings.items():
-            patch.setenv(name, value)
-        (opportunity,) = cloud.demo.opportunities
-        salesperson.win(opportunity)
+    with opened(1, functions_host=True) as office:
+        opportunity = office.opportunity()
+        office.salesperson.win(opportunity)
         audit = f"{CREATED_TOPIC}/Subscriptions/audit"
-        wait(lambda: cloud.broker.counts(audit).active == 1)
-        result = CliRunner().invoke(
-            operations, ["opportunity", opportunity, "--json"], env=cloud.operator_settings
-        )
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+        wait(lambda: office.cloud.broker.counts(audit).active == 1)
+        found = office.history(opportunity)
     assert found["verdict"] == Verdict.INVOICED_ONCE.code
     what = [entry["what"] for entry in found["timeline"]]
     for expected in ("won", "claimed", "invoiced", "event published"):
@@ -379,8 +367,7 @@ def test_lists_show_opportunity_and_customer_by_name(office: Office) -> None:
 def test_a_list_without_dataverse_shows_ids_and_says_why(office: Office) -> None:
     opportunity = office.win(office.opportunity())
     office.message(FAILED_QUEUE, opportunity, DeadLetterReason="NoNames")
-    environment = {**office.environment, "DATAVERSE_URL": "https://127.0.0.1:1"}
-    done = CliRunner().invoke(operations, ["failed", "list", "--reason", "NoNames"], env=environment)
+    done = office.invoke("failed", "list", "--reason", "NoNames", DATAVERSE_URL="https://127.0.0.1:1")
     assert done.exit_code == 0
     assert opportunity[:8] in done.stdout
     assert "Ids instead of names: " in done.stderr
@@ -453,7 +440,7 @@ def test_the_audit_finds_each_problem(
 ) -> None:
     opportunity = office.opportunity()
     detail = arrange(office, opportunity)
-    result = CliRunner().invoke(operations, [*SINCE, "--json"], env=office.environment)
+    result = office.invoke(*SINCE, "--json")
     found = [row for row in json.loads(result.stdout) if row["opportunity"] == opportunity]
     if problem is None:
         assert found == []
@@ -461,7 +448,7 @@ def test_the_audit_finds_each_problem(
     assert result.exit_code == 3
     assert [row["problem"] for row in found] == [problem.code]
     assert detail in found[0]["detail"]
-    text = CliRunner().invoke(operations, list(SINCE), env=office.environment).stdout
+    text = office.invoke(*SINCE).stdout
     assert problem.text in text
     assert problem.advice in text
 
@@ -476,20 +463,13 @@ def test_an_invoice_that_equals_the_opportunity_is_not_outdated(office: Office) 
     office.invoice(opportunity)
     office.salesperson.reopen(opportunity)
     office.win(opportunity)
-    result = CliRunner().invoke(operations, [*SINCE, "--json"], env=office.environment)
+    result = office.invoke(*SINCE, "--json")
     assert opportunity not in {row["opportunity"] for row in json.loads(result.stdout)}
     assert office.history(opportunity)["verdict"] == Verdict.INVOICED_ONCE.code
 
 
 def test_all_is_well_is_a_sentence_with_the_number_of_wins() -> None:
-    with (
-        Cloud(CloudOptions(ROOT, opportunities=3, functions_host=False)) as cloud,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in cloud.operator_settings.items():
-            patch.setenv(name, value)
-        office = Office(cloud, cloud.operator_settings)
+    with opened(3) as office:
         for _ in range(2):
             _invoiced_once(office, office.opportunity())
         assert office.run(*SINCE) == "2 wins checked, none missing.\n"
-        office.salesperson.close()
