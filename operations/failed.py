@@ -31,7 +31,7 @@ from operations.console import (
     say_json,
     say_table,
 )
-from operations.following import Fate, Watch
+from operations.following import Fate, ReplayTracker
 from operations.identity import operator
 from operations.listing import AGE, info_cells, info_row, say_message, say_messages, with_reason
 from operations.messages import MessageInfo, NotCopyable, copy_of, document_of
@@ -331,10 +331,10 @@ def replay(
             return
         if len(ids) > 1:
             confirm(f"Replay {len(ids)} messages?", yes=yes)
-        started = Watch.of(namespace) if is_followed else None
+        tracker = ReplayTracker.of(namespace) if is_followed else None
         replaying = replay_messages(namespace, ids, drop_unsupported=drop_unsupported)
         settled = list(progress(replaying, "Replaying", len(ids)))
-        fates = {} if started is None else started.follow(_copies(settled), seconds)
+        fates = {} if tracker is None else tracker.follow(_copies(settled), seconds)
     rows = [_settled_row(each, fates.get(each.copy_id)) for each in settled]
     _say_settled(settled, rows, "replayed", as_json=as_json)
     if any(each.outcome is not Outcome.DONE for each in settled) or any(

@@ -58,14 +58,14 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Watch:
+class ReplayTracker:
     """Where each queue stood before the replay: only what came later can have become of it."""
 
     namespace: NamespaceClient
     first: Mapping[Source, int]
 
     @classmethod
-    def of(cls, namespace: NamespaceClient) -> Watch:
+    def of(cls, namespace: NamespaceClient) -> ReplayTracker:
         """Note the newest message of each queue. Without the right to read the events, those are not seen."""
         settings = namespace.settings
         first: dict[Source, int] = {}

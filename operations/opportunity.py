@@ -91,7 +91,7 @@ class Verdict(Assessment):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TimelineEntry:
     """One line of the timeline. `time` is None where the source does not say when."""
 
     time: datetime | None
@@ -132,7 +132,7 @@ class History:
 
     billing: Billing
     link: str
-    timeline: tuple[Entry, ...]
+    timeline: tuple[TimelineEntry, ...]
     verdict: Verdict
     because: str
     remarks: tuple[str, ...]
@@ -413,43 +413,43 @@ def _remarks(billing: Billing, messages: Messages, verdict: Verdict) -> list[str
 # ---------------------------------------------------------------------------------------------- the timeline
 
 
-def _from_dataverse(billing: Billing) -> list[Entry]:
-    entries = [Entry(billing.row.time("createdon"), "opportunity created", billing.name)]
+def _from_dataverse(billing: Billing) -> list[TimelineEntry]:
+    entries = [TimelineEntry(billing.row.time("createdon"), "opportunity created", billing.name)]
     for close in billing.closes:
         how = {1: "won", 2: "lost"}.get(close.optional_integer("opportunitystatecode") or 0, "closed")
         canceled = " (reopened since)" if close.optional_integer("statecode") == _CANCELED_CLOSE else ""
-        entries.append(Entry(close.time("createdon"), how + canceled, close.text("subject") or ""))
+        entries.append(TimelineEntry(close.time("createdon"), how + canceled, close.text("subject") or ""))
     for order in billing.orders:
         number = order_number(order)
-        entries.append(Entry(order.time("createdon"), "order created", number))
+        entries.append(TimelineEntry(order.time("createdon"), "order created", number))
         if order.optional_integer("statecode") == _CANCELED_ORDER:
-            entries.append(Entry(order.time("modifiedon"), "order canceled", number))
+            entries.append(TimelineEntry(order.time("modifiedon"), "order canceled", number))
     if billing.claim is not None:
-        entries.append(Entry(billing.claim.time("createdon"), "claimed", "note on the timeline"))
+        entries.append(TimelineEntry(billing.claim.time("createdon"), "claimed", "note on the timeline"))
     for invoice in billing.invoices:
         canceled = ", canceled since" if invoice.optional_integer("statecode") == _CANCELED_INVOICE else ""
         amount = invoice.label("totalamount") or ""
         owner = invoice.label("_ownerid_value")
         detail = ", ".join(filter(None, (invoice_number(invoice), amount, owner and f"owner {owner}")))
-        entries.append(Entry(invoice.time("createdon"), "invoiced", detail + canceled))
+        entries.append(TimelineEntry(invoice.time("createdon"), "invoiced", detail + canceled))
     return entries
 
 
-def _from_messages(messages: Messages) -> list[Entry]:
+def _from_messages(messages: Messages) -> list[TimelineEntry]:
     entries = [
-        Entry(each.seen.due, "next try", f"{each.seen.reason}, attempt {each.seen.attempts}")
+        TimelineEntry(each.seen.due, "next try", f"{each.seen.reason}, attempt {each.seen.attempts}")
         if each.seen.due is not None
-        else Entry(each.seen.enqueued, "in the queue", f"message {each.number}")
+        else TimelineEntry(each.seen.enqueued, "in the queue", f"message {each.number}")
         for each in messages.queued
     ]
     entries += [
-        Entry(
+        TimelineEntry(
             each.seen.enqueued, "failed", f"{each.seen.reason} (message {each.id}): {each.seen.description}"
         )
         for each in messages.failed
     ]
     entries += [
-        Entry(
+        TimelineEntry(
             each.time,
             "event published",
             f"{each.event.event_id}, invoice {each.event.invoice_number or each.event.invoice_id}",
@@ -471,9 +471,9 @@ def _jobs(api: WebApi, opportunity_id: str) -> tuple[list[Row], list[str]]:
         return [], [f"the system jobs: {_reason(error)}"]
 
 
-def _job_entry(job: Row) -> Entry:
+def _job_entry(job: Row) -> TimelineEntry:
     state = _JOB_STATES.get(job["statuscode"], "waits")
-    return Entry(datetime.fromisoformat(str(job["createdon"])), f"post {state}", job_message(job))
+    return TimelineEntry(datetime.fromisoformat(str(job["createdon"])), f"post {state}", job_message(job))
 
 
 def _reason(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from operations.failed import (
     new_file,
     replay_messages,
 )
-from operations.following import Watch
+from operations.following import ReplayTracker
 from operations.messages import MessageInfo, body_as_text, text_properties
 from operations.namespace import ServiceBusTimeout, open_namespace
 from operations.opportunity import Verdict, find, history
@@ -111,10 +111,10 @@ class Dashboard:
     def _replay(self, job: Job, selection: Mapping[str, Any]) -> None:
         with open_namespace(self._environment) as namespace:
             ids = self._selected(namespace, selection, job)
-            watch = Watch.of(namespace)
+            tracker = ReplayTracker.of(namespace)
             settled = self._settle(job, replay_messages(namespace, ids))
             copies = {each.copy_id: each.opportunity_id for each in settled if each.outcome is Outcome.DONE}
-            fates = watch.follow(copies, _FOLLOW_SECONDS) if copies else {}
+            fates = tracker.follow(copies, _FOLLOW_SECONDS) if copies else {}
         job.outcomes = Counter(
             str(fates[each.copy_id].state.value) if each.copy_id in fates else _sentence(each)
             for each in settled

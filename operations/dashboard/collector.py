@@ -26,7 +26,7 @@ from operations.trouble import explain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from operations.dashboard.snapshot import Connection
+    from operations.dashboard.snapshot import ConnectionState
     from operations.names import OpportunityName
     from operations.namespace import NamespaceClient
 
@@ -44,7 +44,7 @@ class Collector:
     def __init__(
         self,
         environment: Mapping[str, str],
-        check: Callable[[], Iterable[Connection]],
+        check: Callable[[], Iterable[ConnectionState]],
         seconds_to_event: Callable[[Mapping[str, datetime]], list[float]],
     ) -> None:
         self._environment = environment
@@ -117,15 +117,15 @@ class Collector:
     def _read_once(self, namespace: NamespaceClient) -> None:
         notes: list[str] = []
         failed = [(str(each.id), each.seen) for each in failed_messages(namespace, notes.append)]
-        waiting, scheduled = 0, []
+        active, scheduled = 0, []
         for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
             if message.state == ServiceBusMessageState.SCHEDULED:
                 scheduled.append((sequence_number(message), MessageInfo.of(message)))
             else:
-                waiting += 1
+                active += 1
         per_minute, seconds = self._events(namespace)
         self._learn_names(seen for _, seen in [*failed, *scheduled])
-        figures = Figures(waiting, len(scheduled), len(failed), per_minute, seconds)
+        figures = Figures(active, len(scheduled), len(failed), per_minute, seconds)
         failures = [self._failure(message_id, seen) for message_id, seen in failed]
         retries = sorted(
             (self._retry(number, seen) for number, seen in scheduled),

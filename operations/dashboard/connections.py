@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from operations.dashboard.snapshot import Connection, Light
+from operations.dashboard.snapshot import ConnectionState, Light
 from operations.diagnosis import connections, dataverse, service_bus
 from operations.diagnosis.azure_resources import PUBLIC
 from operations.diagnosis.check import Inputs, State, run_checks
@@ -57,7 +57,7 @@ _LIGHTS = {
 _WORST_FIRST = (State.PROBLEM, State.NOT_CHECKED, State.ATTENTION, State.REMARK, State.CANNOT_SEE)
 
 
-def check_connections(environment: Mapping[str, str]) -> Iterator[Connection]:
+def check_connections(environment: Mapping[str, str]) -> Iterator[ConnectionState]:
     """Run the checks that the picture needs, and yield each arrow."""
     needed = [connections.settings, *(each for _, checks in _ARROWS.values() for each in checks)]
     inputs = Inputs(environment, SystemClock(), None, PUBLIC, None)
@@ -82,12 +82,12 @@ def _in_order(wanted: Sequence[Check[Any]]) -> list[Check[Any]]:
     return list(ordered)
 
 
-def _connection(name: str, sentence: str, results: Sequence[Result]) -> Connection:
+def _connection(name: str, sentence: str, results: Sequence[Result]) -> ConnectionState:
     for state in _WORST_FIRST:
         for result in results:
             if result.state is state:
-                return Connection(name, _LIGHTS[state], _explained(sentence, result))
-    return Connection(name, Light.GREEN, f"{sentence}.")
+                return ConnectionState(name, _LIGHTS[state], _explained(sentence, result))
+    return ConnectionState(name, Light.GREEN, f"{sentence}.")
 
 
 def _explained(sentence: str, result: Result) -> str:

@@ -21,7 +21,7 @@ class Light(Enum):
 
 
 @dataclass(frozen=True)
-class Connection:
+class ConnectionState:
     """One arrow of the picture: `name` is its id there, `sentence` says what is wrong and what to do."""
 
     name: str
@@ -61,7 +61,7 @@ class Retry:
 class Figures:
     """The numbers in the picture. None: not known yet, or not readable with this login."""
 
-    waiting: int | None = None
+    active: int | None = None
     scheduled: int | None = None
     failed: int | None = None
     events_per_minute: float | None = None
@@ -74,7 +74,7 @@ class Snapshot:
 
     taken_at: datetime
     figures: Figures = field(default_factory=Figures)
-    connections: Mapping[str, Connection] = field(default_factory=dict)
+    connections: Mapping[str, ConnectionState] = field(default_factory=dict)
     failures: Sequence[Failure] = ()
     retries: Sequence[Retry] = ()
     troubles: Mapping[str, str] = field(default_factory=dict)

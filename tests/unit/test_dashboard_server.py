@@ -12,7 +12,7 @@ import pytest
 
 from operations.background import in_background
 from operations.dashboard.server import Server, create_app
-from operations.dashboard.snapshot import Connection, Failure, Figures, Light, Retry, Snapshot
+from operations.dashboard.snapshot import ConnectionState, Failure, Figures, Light, Retry, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -168,7 +168,7 @@ def test_everything_is_escaped(client: FlaskClient, source: FakeSource) -> None:
     """A customer called <script>, in every part that shows names, reasons and texts."""
     evil = Failure("1", SCRIPT, SCRIPT, SCRIPT, SCRIPT, SCRIPT, None, SCRIPT)
     retry = Retry(1, SCRIPT, SCRIPT, SCRIPT, 1, None, None, SCRIPT)
-    connection = Connection("won", Light.RED, SCRIPT)
+    connection = ConnectionState("won", Light.RED, SCRIPT)
     source.shown = Snapshot(NOW, Figures(failed=1), {"won": connection}, [evil], [retry], {"x": SCRIPT})
     source.panel = {
         "rules": [SCRIPT],
@@ -204,7 +204,7 @@ def test_control_characters_are_shown_and_not_interpreted(client: FlaskClient, s
     source.shown = Snapshot(
         NOW,
         Figures(failed=1),
-        {"won": Connection("won", Light.RED, BAD)},
+        {"won": ConnectionState("won", Light.RED, BAD)},
         [Failure("1", BAD, BAD, BAD, BAD, BAD, None, BAD)],
         [Retry(1, BAD, BAD, BAD, 1, None, None, BAD)],
         {"x": BAD},
@@ -282,7 +282,7 @@ def test_only_the_parts_that_changed_are_sent(client: FlaskClient, source: FakeS
     assert (
         client.get(f"/{TOKEN}/state", base_url=ORIGIN, query_string={"known": json.dumps(known)}).json == {}
     )
-    source.shown = Snapshot(NOW, Figures(waiting=3))
+    source.shown = Snapshot(NOW, Figures(active=3))
     changed: Any = client.get(
         f"/{TOKEN}/state", base_url=ORIGIN, query_string={"known": json.dumps(known)}
     ).json
