@@ -300,7 +300,6 @@ class AmqpSender:
         """Close all links; the sender can be used again."""
         with self._lock:
             links = list(self._links.values())
-            self._links.clear()
             self._client = None
         for link in links:
             link.close()
@@ -497,7 +496,7 @@ def _amqp(outgoing: Outgoing) -> ServiceBusMessage:
 def _description(error: InvoicingFailure, length: int) -> str:
     """Return what is wrong and what to do; where not everything fits, the advice is kept whole."""
     advice = f" {error.advice}"
-    return str(error)[: max(length - len(advice), 0)] + advice[:length]
+    return str(error)[: length - len(advice)] + advice
 
 
 def encodable_properties(
