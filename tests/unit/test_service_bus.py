@@ -119,13 +119,14 @@ def test_an_event_is_published_as_it_was_written(
 
 
 def test_an_event_that_is_not_taken_is_sent_again_under_the_same_id(
-    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline
+    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline, caplog: pytest.LogCaptureFixture
 ) -> None:
     sender.failures.extend([NotSent("x"), NotSent("x")])
     service_bus.publish(EVENT, deadline)
     assert len(sender.tries) == 3
     assert all(attempt == sender.tries[0] for attempt in sender.tries)
     assert sender.tries[0][1].message_id == EVENT.message_id
+    assert caplog.messages == ["service bus: not sent to created: x"] * 2
 
 
 def test_publishing_leaves_time_to_schedule_a_retry(
@@ -157,14 +158,20 @@ def test_a_retry_is_the_message_with_its_retry_state(
     make_message: Callable[..., Message],
     deadline: Deadline,
 ) -> None:
-    of_other_senders: dict[str, Any] = {"flag": True, "number": 2**31 - 1, "ratio": 0.5, "text": "ä"}
+    of_other_senders: dict[str, Any] = {
+        "flag": True,
+        "largest": 2**31 - 1,
+        "smallest": -(2**31),
+        "ratio": 0.5,
+        "text": "ä",
+    }
     of_a_replay = {
         "DeadLetterReason": "old",
         "DeadLetterErrorDescription": "old",
         "InvoicingOriginalMessageId": "old",
         "InvoicingReason": "old",
     }
-    message = make_message(properties={**of_other_senders, **of_a_replay, "InvoicingAttempt": 77})
+    message = make_message(properties={"InvoicingAttempt": 77, **of_a_replay, **of_other_senders})
     due = NOON + timedelta(minutes=1)
     service_bus.schedule(delivery(message, deadline), STATE, UNREACHABLE, due)
     assert sender.sent == [
@@ -188,6 +195,7 @@ def test_a_copy_that_is_too_large_carries_the_event_in_its_plain_form(
     sender: RecordingSender,
     make_message: Callable[..., Message],
     deadline: Deadline,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sender.failures.append(TooLarge("x"))
     message = make_message(content_type="text/odd", properties={"big": "x"})
@@ -197,6 +205,9 @@ def test_a_copy_that_is_too_large_carries_the_event_in_its_plain_form(
     assert (entity, copy.body, copy.content_type, copy.due) == ("won", COMPACT, "application/json", due)
     assert copy.message_id == STATE.message_id
     assert copy.properties == STATE.properties(UNREACHABLE)
+    assert caplog.messages == [
+        "service bus: a message for won is too large and is sent without its own properties"
+    ]
 
 
 def test_without_a_plain_form_there_is_no_smaller_copy(
@@ -505,6 +516,7 @@ def test_a_link_that_is_in_use_is_waited_for_until_the_deadline(amqp: AmqpSender
         assert begun.wait(BOUND)
         with pytest.raises(NotSent, match="did not respond in time"):
             amqp.send("won", OUTGOING, Deadline.after(SystemClock(), 0.1))
+        amqp.warm_up("won")
         client.on_send = lambda: None
         amqp.send("created", OUTGOING, in_time())
         assert [entity for entity, _, _ in client.sent] == ["created"], "the other entity is not concerned"
@@ -529,6 +541,12 @@ def test_an_opening_that_hangs_is_left_at_the_deadline_and_closed_when_it_comes_
     assert client.opened == ["won", "won"]
 
 
+def chained(attribute: str, other: Exception) -> Exception:
+    error = ServiceBusError("x")
+    setattr(error, attribute, other)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -543,6 +561,8 @@ def test_an_opening_that_hangs_is_left_at_the_deadline_and_closed_when_it_comes_
         (KeyError(KEY), "KeyError"),
         (AttributeError(KEY), "AttributeError"),
         (ServiceBusError("x", error=TokenUnavailable("No token: 400.")), "No token: 400."),
+        (chained("__cause__", TokenUnavailable("No token: 400.")), "No token: 400."),
+        (chained("__context__", TokenUnavailable("No token: 400.")), "No token: 400."),
     ],
 )
 @pytest.mark.parametrize("stage", ["open", "send"])
@@ -574,6 +594,14 @@ def test_a_message_of_a_size_that_the_broker_does_not_take(amqp: AmqpSender, cli
     assert client.opened == ["won"], "the link is as good as before"
 
 
+def test_a_link_that_cannot_be_opened_is_closed(amqp: AmqpSender, client: FakeClient) -> None:
+    """Part of its connection may be open."""
+    client.on_open = failing(ConnectionRefusedError())
+    with pytest.raises(NotSent):
+        amqp.send("won", OUTGOING, in_time())
+    assert client.closed == ["won"]
+
+
 def test_a_client_that_cannot_be_made_is_made_again(client: FakeClient) -> None:
     failures = [ConnectionRefusedError()]
 
@@ -589,15 +617,28 @@ def test_a_client_that_cannot_be_made_is_made_again(client: FakeClient) -> None:
     assert len(client.sent) == 1
 
 
-def test_a_link_that_broke_while_it_was_idle_is_replaced_at_once(
-    amqp: AmqpSender, client: FakeClient
+@pytest.mark.parametrize(("deadline", "most"), [(BOUND, 5), (4.0, 2)])
+def test_a_link_that_was_used_before_is_waited_for_no_longer_than_five_seconds_or_half_of_what_is_left(
+    deadline: float, most: float, amqp: AmqpSender, client: FakeClient
 ) -> None:
+    """A broker takes a message in milliseconds, and a new link must still be possible."""
+    amqp.send("won", OUTGOING, in_time())
+    amqp.send("won", OUTGOING, Deadline.after(SystemClock(), deadline))
+    _, (_, _, timeout) = client.sent
+    assert 0 < timeout <= most
+
+
+def test_a_link_that_broke_while_it_was_idle_is_replaced_at_once(
+    amqp: AmqpSender, client: FakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "shared")
     amqp.send("won", OUTGOING, in_time())
     client.on_send = failing(ServiceBusConnectionError(message="gone"))
     amqp.send("won", OUTGOING, in_time())
     assert len(client.sent) == 2
     assert client.opened == ["won", "won"]
     client.eventually(lambda: client.closed == ["won"])
+    assert caplog.messages == ["service bus: a link broke and is replaced: ServiceBusConnectionError"]
 
 
 @pytest.mark.parametrize("refusal", [ServiceBusAuthenticationError, ServiceBusAuthorizationError])
@@ -632,7 +673,7 @@ def test_and_not_more_than_once(amqp: AmqpSender, client: FakeClient) -> None:
 
 def test_a_link_that_was_idle_for_long_is_closed_by_us_first(client: FakeClient) -> None:
     """Azure closes a connection after four minutes of silence."""
-    assert LinkLimits().max_idle < 4 * 60
+    assert LinkLimits().max_idle == 3 * 60
     for max_idle, opened in ((BOUND, 1), (0.0, 3)):
         client.opened.clear()
         client.closed.clear()
@@ -815,4 +856,5 @@ def test_a_client_by_identity() -> None:
     settings = ServiceBusSettings(namespace, "won", "failed", "created", 240)
     with connect(settings, credential) as client:
         assert client.fully_qualified_namespace == "contoso.servicebus.windows.net"
+        assert client._config.retry_total == 1, "with the same options"
     assert asked == [namespace]
