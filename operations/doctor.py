@@ -20,12 +20,11 @@ from shared.clock import SystemClock
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from operations.diagnosis.check import Check, CheckOutcome, Result
+    from operations.diagnosis.check import Check, Result
 
 PROBLEM = 1
-SECONDS = 30.0
 
 # In the order of the flow.
 CHECKS: tuple[Check[Any], ...] = (
@@ -59,12 +58,6 @@ CHECKS: tuple[Check[Any], ...] = (
 )
 
 
-def diagnose(inputs: Inputs, seconds: float = SECONDS) -> Iterator[CheckOutcome]:
-    """Yield the outcome of each check, in the order of the flow. `seconds`: how long each may take."""
-    checks = CHECKS if inputs.opportunity is None else (*CHECKS, change_sets)
-    return run_checks(checks, inputs, seconds)
-
-
 @click.command()
 @click.option(
     "--try-claim",
@@ -80,7 +73,7 @@ def diagnose(inputs: Inputs, seconds: float = SECONDS) -> Iterator[CheckOutcome]
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
-    default=SECONDS,
+    default=30.0,
     show_default=True,
     help="How long each check may take.",
 )
@@ -115,10 +108,10 @@ def doctor(
     if opportunity is not None:
         note(WARNING.format(opportunity=opportunity))
         confirm("Try it?", yes=yes)
-    tried = None if opportunity is None else str(opportunity)
-    inputs = Inputs(context.obj, SystemClock(), namespace_id, arm_endpoint, tried)
-    outcomes = list(progress(diagnose(inputs, seconds), "Checking", total=len(CHECKS)))
-    rows = [_row(outcome.check.name, result) for outcome in outcomes for result in outcome.results]
+    checks = CHECKS if opportunity is None else (*CHECKS, change_sets)
+    inputs = Inputs(context.obj, SystemClock(), namespace_id, arm_endpoint, opportunity)
+    outcomes = list(progress(run_checks(checks, inputs, seconds), "Checking", total=len(checks)))
+    rows = [_row(check.name, result) for check, results in outcomes for result in results]
     if as_json:
         say_json(rows)
     else:

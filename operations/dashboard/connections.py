@@ -61,7 +61,7 @@ def check_connections(environment: Mapping[str, str]) -> Iterator[ConnectionStat
     """Run the checks that the picture needs, and yield each arrow."""
     needed = [connections.settings, *(each for _, checks in _ARROWS.values() for each in checks)]
     inputs = Inputs(environment, SystemClock(), None, PUBLIC, None)
-    results = {outcome.check: outcome.results for outcome in run_checks(_in_order(needed), inputs, _SECONDS)}
+    results = dict(run_checks(_in_order(needed), inputs, _SECONDS))
     settings = results[connections.settings]
     for name, (sentence, checks) in _ARROWS.items():
         judged = [result for each in checks for result in results[each]]

@@ -242,15 +242,13 @@ def _design(kind: str, place: int) -> Json:
 
 def _difference(name: str, wanted: object, actual: object, run: Run) -> str:
     """Say how a property differs from its design; empty where it does not."""
-    differs = f"{name} is {actual}, should be {wanted}"
+    time, designed = _duration(actual), _duration(wanted)
     if name == "defaultMessageTimeToLive":
         # Without one it is the longest there is. Longer than needed does no harm.
-        time, needed = _duration(actual), min(_duration(wanted) or _NEVER, _NEVER)
-        needed = needed if needed == _NEVER else run[settings].longest_retry
+        needed = run[settings].longest_retry if designed and designed < _NEVER else _NEVER
         return "" if time is None or time > needed else f"{name} is {actual}, should be more than {needed}"
-    if isinstance(wanted, str) and (duration := _duration(wanted)) is not None:
-        return "" if _duration(actual) == duration else differs
-    return "" if actual == wanted else differs
+    is_same = actual == wanted if designed is None else time == designed
+    return "" if is_same else f"{name} is {actual}, should be {wanted}"
 
 
 def _duration(value: object) -> timedelta | None:

@@ -18,6 +18,7 @@ from shared.clock import Deadline
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
+    from uuid import UUID
 
     from operations.diagnosis.findings import Finding
     from shared.clock import Clock
@@ -70,6 +71,9 @@ class Inconclusive(Exception):
         self.results = results
 
 
+Outcome = Checked[Any] | Inconclusive
+
+
 class RightMissing(Inconclusive):
     """The login lacks a right."""
 
@@ -92,7 +96,7 @@ class Inputs:
     clock: Clock
     namespace_id: str | None
     arm_endpoint: str
-    opportunity: str | None
+    opportunity: UUID | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,45 +118,32 @@ def check(
 
 @dataclass(frozen=True)
 class Run:
-    """What a check gets: the inputs, its deadline, and what the checks that it needs saw."""
+    """What a check gets: the inputs, its deadline, and what the checks that it needs returned or raised."""
 
     inputs: Inputs
     deadline: Deadline
-    _outcomes: Mapping[Check[Any], CheckOutcome]
+    _outcomes: Mapping[Check[Any], Outcome]
 
     def __getitem__(self, needed: Check[Value]) -> Value:
         """Return the value of a check; raises what it ended with, where it has none."""
         outcome = self._outcomes[needed]
-        if outcome.ended is not None:
-            raise outcome.ended
+        if isinstance(outcome, Inconclusive):
+            raise outcome
         return cast("Value", outcome.value)
 
 
-@dataclass(frozen=True)
-class CheckOutcome:
-    """The result of one check. `ended`: what it raised, where it has no value."""
-
-    check: Check[Any]
-    results: tuple[Result, ...]
-    value: Any = None
-    ended: Inconclusive | None = None
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the checks that need this one are not run."""
-        return any(result.state in (State.PROBLEM, State.NOT_CHECKED) for result in self.results)
-
-
-def run_checks(checks: Sequence[Check[Any]], inputs: Inputs, seconds: float) -> Iterator[CheckOutcome]:
-    """Yield the outcome of each check, in order. `seconds`: how long each may take.
+def run_checks(
+    checks: Sequence[Check[Any]], inputs: Inputs, seconds: float
+) -> Iterator[tuple[Check[Any], tuple[Result, ...]]]:
+    """Yield the results of each check, in order. `seconds`: how long each may take.
 
     A check comes after those that it needs.
     """
-    running: dict[Check[Any], Future[CheckOutcome]] = {}
+    running: dict[Check[Any], Future[Outcome]] = {}
     for each in checks:
         running[each] = in_background("doctor", partial(_run, each, inputs, dict(running), seconds))
-    for future in running.values():
-        yield future.result()
+    for each, future in running.items():
+        yield each, future.result().results
 
 
 def ok(seen: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]
@@ -172,21 +163,24 @@ def judged(findings: Iterable[tuple[Finding, str]], otherwise: str, value: Value
 
 
 def _run(
-    each: Check[Any], inputs: Inputs, running: Mapping[Check[Any], Future[CheckOutcome]], seconds: float
-) -> CheckOutcome:
+    each: Check[Any], inputs: Inputs, running: Mapping[Check[Any], Future[Outcome]], seconds: float
+) -> Outcome:
     outcomes = {needed: running[needed].result() for needed in each.needs}
     try:
-        _refuse_broken(outcomes.values())
+        _refuse_broken(outcomes)
         try:
-            checked = each.run(Run(inputs, Deadline.after(inputs.clock, seconds), outcomes))
+            return each.run(Run(inputs, Deadline.after(inputs.clock, seconds), outcomes))
         finally:
-            _refuse_broken(running[other].result() for other in each.beside)
+            _refuse_broken({other: running[other].result() for other in each.beside})
     except Inconclusive as ended:
-        return CheckOutcome(each, ended.results, ended=ended)
-    return CheckOutcome(each, checked.results, checked.value)
+        return ended
 
 
-def _refuse_broken(outcomes: Iterable[CheckOutcome]) -> None:
-    names = [outcome.check.name for outcome in outcomes if outcome.is_broken]
+def _refuse_broken(outcomes: Mapping[Check[Any], Outcome]) -> None:
+    names = [
+        each.name
+        for each, outcome in outcomes.items()
+        if any(result.state in (State.PROBLEM, State.NOT_CHECKED) for result in outcome.results)
+    ]
     if names:
         raise Inconclusive(Result(State.NOT_CHECKED, f"because of: {', '.join(names)}"))

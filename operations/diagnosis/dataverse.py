@@ -10,22 +10,7 @@ from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from operations.dataverse_setup import (
-    CONTRACT_QUEUE,
-    ENABLED,
-    JSON,
-    OLD_CONTRACT_QUEUE,
-    SAS_KEY,
-    STEP_KIND,
-    Win,
-    find_application_user,
-    find_service_endpoint,
-    find_service_endpoint_of,
-    find_step,
-    find_steps_of,
-    find_win,
-    is_same_address,
-)
+from operations import dataverse_setup as setup
 from operations.diagnosis.check import CheckFailed, RightMissing, check, found, judged, ok
 from operations.diagnosis.connections import dataverse_connection, dataverse_token, settings
 from operations.diagnosis.findings import Finding
@@ -47,6 +32,7 @@ from shared.record import Record
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from operations.dataverse_setup import Win
     from operations.diagnosis.check import Checked, Run
     from operations.web_api import Row, WebApi
     from shared.response import Response
@@ -144,7 +130,7 @@ def sales(run: Run) -> Checked[Win]:
     """Check that there is something to win and to invoice."""
     run[dataverse]
     with _asking(run) as api:
-        win, absent = find_win(api)
+        win, absent = setup.find_win(api)
         if win is None:
             raise CheckFailed(Finding.SALES_MISSING, f"no message {' and no '.join(sorted(absent))}")
         return ok("Win and GenerateInvoiceFromOpportunity exist", win)
@@ -184,7 +170,7 @@ def application_user(run: Run) -> Checked[ApplicationUser]:
     if client_id is None:
         raise RightMissing("the settings do not say which identity is the function's", "AZURE_CLIENT_ID")
     with _asking(run) as api:
-        user = find_application_user(api, client_id)
+        user = setup.find_application_user(api, client_id)
     if user is None:
         raise CheckFailed(Finding.APPLICATION_USER_MISSING, f"no user with the client id {client_id}")
     name = f"{user.get('fullname')} ({user['systemuserid']})"
@@ -243,7 +229,7 @@ def service_endpoint(run: Run) -> Checked[Row]:
     run[dataverse]
     queue = run[settings].service_bus.opportunity_won_queue
     with _asking(run) as api:
-        endpoint = find_service_endpoint(api) or find_service_endpoint_of(api, queue)
+        endpoint = setup.find_service_endpoint(api) or setup.find_service_endpoint_of(api, queue)
     if endpoint is None:
         raise CheckFailed(Finding.ENDPOINT_MISSING, f"no service endpoint of ours, and none for {queue}")
     namespace = namespace_address(run[settings].service_bus)
@@ -253,17 +239,17 @@ def service_endpoint(run: Run) -> Checked[Row]:
 
 def _judge_endpoint(endpoint: Row, namespace: str, queue: str) -> Iterator[tuple[Finding, str]]:
     address, path, contract = endpoint.get("namespaceaddress"), endpoint.get("path"), endpoint.get("contract")
-    if not is_same_address(address, namespace):
+    if not setup.is_same_address(address, namespace):
         yield Finding.ENDPOINT_OTHER_NAMESPACE, f"{address}; settings: {namespace}"
-    if not is_same_address(path, queue):
+    if not setup.is_same_address(path, queue):
         yield Finding.ENDPOINT_OTHER_QUEUE, f"{path}; settings: {queue}"
-    if contract == OLD_CONTRACT_QUEUE:
+    if contract == setup.OLD_CONTRACT_QUEUE:
         yield Finding.ENDPOINT_OLD_CONTRACT, f"contract {contract}"
-    elif contract != CONTRACT_QUEUE:
+    elif contract != setup.CONTRACT_QUEUE:
         yield Finding.ENDPOINT_NOT_A_QUEUE, f"contract {contract}"
-    if endpoint.get("messageformat") != JSON:
+    if endpoint.get("messageformat") != setup.JSON:
         yield Finding.ENDPOINT_NOT_JSON, f"messageformat {endpoint.get('messageformat')}"
-    if endpoint.get("authtype") != SAS_KEY or not endpoint.get("issaskeyset"):
+    if endpoint.get("authtype") != setup.SAS_KEY or not endpoint.get("issaskeyset"):
         key = "a key is set" if endpoint.get("issaskeyset") else "no key is set"
         yield Finding.ENDPOINT_WITHOUT_KEY, f"authtype {endpoint.get('authtype')}, {key}"
 
@@ -276,14 +262,14 @@ def step(run: Run) -> Checked[Row]:
         row = _find_step(api, str(endpoint["serviceendpointid"]), win)
     name = str(row["name"])
     findings = [
-        (Finding.STEP_DISABLED, name if row["statecode"] != ENABLED["statecode"] else ""),
-        (Finding.STEP_SYNCHRONOUS, name if row["mode"] != STEP_KIND["mode"] else ""),
+        (Finding.STEP_DISABLED, name if row["statecode"] != setup.ENABLED["statecode"] else ""),
+        (Finding.STEP_SYNCHRONOUS, name if row["mode"] != setup.STEP_KIND["mode"] else ""),
     ]
     return judged(findings, f"{name}: enabled, asynchronous", row)
 
 
 def _find_step(api: WebApi, endpoint: str, win: Win) -> Row:
-    posting = list(find_steps_of(api, endpoint))
+    posting = list(setup.find_steps_of(api, endpoint))
     on_win = [
         row
         for row in posting
@@ -294,7 +280,7 @@ def _find_step(api: WebApi, endpoint: str, win: Win) -> Row:
         return min(on_win, key=lambda row: (row["statecode"], -row["mode"]))
     if posting:
         raise CheckFailed(Finding.STEP_OTHER_MESSAGE, ", ".join(str(row["name"]) for row in posting))
-    ours = find_step(api)
+    ours = setup.find_step(api)
     if ours is not None:
         raise CheckFailed(Finding.STEP_OTHER_ENDPOINT, f"{ours['name']}: {ours['_eventhandler_value']}")
     raise CheckFailed(Finding.STEP_MISSING, "no step posts to the service endpoint")
