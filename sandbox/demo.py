@@ -24,7 +24,7 @@ _MAX_MESSAGES = 10_000
 
 
 @dataclass(frozen=True)
-class Line:
+class WinOutcome:
     """What came of one won opportunity; `problems` is empty where all is as it should be.
 
     `retry_reason` says why the function tries again, where that is what is missing.
@@ -56,7 +56,7 @@ class Outcome:
     `booked`: the ids of the events that a consumer has booked, duplicates included; None without a consumer.
     """
 
-    lines: tuple[Line, ...]
+    wins: tuple[WinOutcome, ...]
     invoices: int
     received: tuple[ReceivedEvent, ...]
     booked: tuple[str, ...] | None = None
@@ -69,24 +69,24 @@ class Outcome:
     @property
     def failed(self) -> int:
         """How many opportunities have not exactly one invoice and one event that agree, and are not retried."""
-        return sum(bool(line.problems) and not line.retry_reason for line in self.lines)
+        return sum(bool(win.problems) and not win.retry_reason for win in self.wins)
 
     @property
     def retried(self) -> Mapping[str, int]:
         """How many opportunities are still being retried, by reason."""
-        return Counter(line.retry_reason for line in self.lines if line.retry_reason)
+        return Counter(win.retry_reason for win in self.wins if win.retry_reason)
 
     @property
     def is_good(self) -> bool:
         """Whether every opportunity has exactly one invoice and one event, and nothing else is there."""
-        counts = {self.invoices, self.events, len(self.lines)}
+        counts = {self.invoices, self.events, len(self.wins)}
         if self.booked is not None:
             counts |= {len(self.booked), len(set(self.booked))}
-        return not any(line.problems for line in self.lines) and len(counts) == 1
+        return not any(win.problems for win in self.wins) and len(counts) == 1
 
     def __str__(self) -> str:
         parts = [
-            f"{_counted(len(self.lines), 'opportunity', 'opportunities')} won",
+            f"{_counted(len(self.wins), 'opportunity', 'opportunities')} won",
             _counted(self.invoices, "invoice", "invoices"),
             _counted(self.events, "event", "events"),
             *([f"{len(self.booked)} booked"] if self.booked is not None else []),
@@ -150,14 +150,14 @@ def compare(
         by_opportunity.setdefault(str(event.content["data"]["opportunityId"]), []).append(event)
     with store.reading() as transaction:
         records = _Records(transaction)
-        lines = tuple(
+        wins = tuple(
             _with_pending(
-                _line(records, opportunity, won_at[opportunity], by_opportunity[opportunity]),
+                _win_outcome(records, opportunity, won_at[opportunity], by_opportunity[opportunity]),
                 (pending or {}).get(opportunity),
             )
             for opportunity in won_at
         )
-        return Outcome(lines, records.invoice_count, tuple(events))
+        return Outcome(wins, records.invoice_count, tuple(events))
 
 
 def _pending(cloud: Cloud, opportunities: Iterable[str]) -> Mapping[str, Pending]:
@@ -177,12 +177,12 @@ def _pending(cloud: Cloud, opportunities: Iterable[str]) -> Mapping[str, Pending
     return found
 
 
-def _with_pending(line: Line, pending: Pending | None) -> Line:
-    if not line.problems or pending is None:
-        return line
+def _with_pending(win: WinOutcome, pending: Pending | None) -> WinOutcome:
+    if not win.problems or pending is None:
+        return win
     if pending.is_parked:
-        return replace(line, problems=(*line.problems, f"parked: {pending.reason}"))
-    return replace(line, retry_reason=pending.reason)
+        return replace(win, problems=(*win.problems, f"parked: {pending.reason}"))
+    return replace(win, retry_reason=pending.reason)
 
 
 class _Records:
@@ -216,20 +216,22 @@ class _Records:
         return "", ""
 
 
-def _line(records: _Records, opportunity: str, won_at: float, events: Sequence[ReceivedEvent]) -> Line:
+def _win_outcome(
+    records: _Records, opportunity: str, won_at: float, events: Sequence[ReceivedEvent]
+) -> WinOutcome:
     invoices = records.invoices_of(opportunity)
     name = records.opportunity_name(opportunity)
     problems = [] if len(invoices) == 1 else [f"{len(invoices)} invoices"]
     if len(events) != 1:
         problems.append(f"{len(events)} events")
     if not invoices or not events:
-        return Line(opportunity, name, problems=tuple(problems))
+        return WinOutcome(opportunity, name, problems=tuple(problems))
     invoice, event = invoices[0], events[0]
     currency = records.currency(invoice)
     precision = Decimal(1).scaleb(-int(currency["currencyprecision"]))
     total = f"{Decimal(invoice['totalamount']).quantize(precision):f}"
     problems += _differences(_expected(records, invoice, total), event.content["data"])
-    return Line(
+    return WinOutcome(
         opportunity_id=opportunity,
         opportunity=name,
         invoice_number=str(invoice["invoicenumber"]),

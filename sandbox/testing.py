@@ -28,7 +28,7 @@ class NothingReceived(AssertionError):
 
 
 @dataclass(frozen=True)
-class Received:
+class ReceivedMessage:
     """A message that the function sent."""
 
     body: bytes
@@ -113,7 +113,9 @@ class FunctionApp:
             ),
         )
 
-    def receive(self, entity: str, subscription: str | None = None, *, timeout: float = 30.0) -> Received:
+    def receive(
+        self, entity: str, subscription: str | None = None, *, timeout: float = 30.0
+    ) -> ReceivedMessage:
         """Take the next message of a queue, or of a topic's subscription. Raises NothingReceived."""
         path = _path(entity, subscription)
         deadline = time.monotonic() + timeout
@@ -126,7 +128,7 @@ class FunctionApp:
 
     def dead_letters(
         self, entity: str, subscription: str | None = None, *, count: int = 1, timeout: float = 30.0
-    ) -> Sequence[Received]:
+    ) -> Sequence[ReceivedMessage]:
         """Wait until so many messages are dead-lettered, and return them; they stay. Raises NothingReceived."""
         path = f"{_path(entity, subscription)}/$DeadLetterQueue"
         deadline = time.monotonic() + timeout
@@ -173,9 +175,9 @@ def _encoded(body: object) -> tuple[bytes, str | None]:
     return json.dumps(body).encode(), "application/json"
 
 
-def _received(received: BrokeredMessage) -> Received:
+def _received(received: BrokeredMessage) -> ReceivedMessage:
     message = received.message
-    return Received(
+    return ReceivedMessage(
         body=message.body if isinstance(message.body, bytes) else str(message.body).encode(),
         message_id=message.message_id,
         correlation_id=message.correlation_id,

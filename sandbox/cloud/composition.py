@@ -20,7 +20,7 @@ from sandbox.cloud.entities import (
     posting_rule,
     with_subscriptions,
 )
-from sandbox.cloud.namespace import Namespace
+from sandbox.cloud.namespace import NamespaceServer
 from sandbox.cloud.options import (
     CONNECTION,
     WON_QUEUE,
@@ -306,7 +306,9 @@ class Cloud:
             verify_token=self.authority.verify,
             role_assignments=[RoleAssignment(self.operator.client_id, Role.OWNER)],
         )
-        self._namespace = Namespace(self.broker, self._authenticator, self.certificates, self._planned_faults)
+        self._namespace = NamespaceServer(
+            self.broker, self._authenticator, self.certificates, self._planned_faults
+        )
         self._namespace.start_plain(closing, standard_port=self.options.standard_ports)
         if self.options.mode is Mode.IDENTITY:
             self._namespace.start_tls(closing)

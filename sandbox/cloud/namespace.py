@@ -13,7 +13,7 @@ TLS_PORT = 5671
 PLAIN_PORT = 5672
 
 
-class Namespace:
+class NamespaceServer:
     """Serves a broker; `new_faults` makes what lets the connections of a server fail."""
 
     def __init__(

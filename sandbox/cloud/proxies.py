@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sandbox.cloud.namespace import TLS_PORT, Namespace, proxy_address
+from sandbox.cloud.namespace import TLS_PORT, NamespaceServer, proxy_address
 from sandbox.cloud.options import Mode, NoTlsAddress
 from sandbox.faults.plan import Dependency, FaultPlan
 from sandbox.faults.proxy import TcpProxy
@@ -17,7 +17,7 @@ class Targets:
 
     identity_endpoint: str
     dataverse_url: str | None
-    namespace: Namespace
+    namespace: NamespaceServer
 
 
 def start_proxies(plan: FaultPlan, targets: Targets, closing: ExitStack) -> Mapping[Dependency, TcpProxy]:

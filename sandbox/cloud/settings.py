@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sandbox.cloud.entities import entity_names
-from sandbox.cloud.namespace import Namespace
+from sandbox.cloud.namespace import NamespaceServer
 from sandbox.cloud.options import CONNECTION, CREATED_TOPIC, FAILED_QUEUE, WON_QUEUE
 from sandbox.faults.plan import Dependency
 from sandbox.faults.proxy import TcpProxy
@@ -40,7 +40,7 @@ class Connections:
     """
 
     names: Iterable[str]
-    namespace: Namespace
+    namespace: NamespaceServer
     connection_string: str
     identity: Identity
     identity_server: IdentityServer

@@ -82,7 +82,7 @@ def demo_command(
         show_struck(cloud)
     if as_json:
         document = {
-            "lines": [asdict(line) for line in outcome.lines],
+            "lines": [asdict(win) for win in outcome.wins],
             "invoices": outcome.invoices,
             "events": outcome.events,
             "retried": outcome.retried,
@@ -91,7 +91,7 @@ def demo_command(
         }
         click.echo(json.dumps(document, indent=2))
     else:
-        _show_lines(outcome)
+        _show_wins(outcome)
     if stop.is_wanted():
         click.echo("Interrupted before the end: what is missing might still have come.", err=True)
     else:
@@ -101,7 +101,7 @@ def demo_command(
         _write_events(events_file, outcome.received)
     if stop.is_wanted():
         raise click.exceptions.Exit(INTERRUPTED)
-    if not outcome.is_good or len(outcome.lines) != count:
+    if not outcome.is_good or len(outcome.wins) != count:
         raise click.exceptions.Exit(1)
 
 
@@ -109,21 +109,21 @@ def demo_command(
 _WIDTH = 80
 
 
-def _show_lines(outcome: demonstration.Outcome) -> None:
+def _show_wins(outcome: demonstration.Outcome) -> None:
     columns = ["opportunity", "invoice", "total", "ms"]
     rows = [
         [
-            line.opportunity,
-            line.invoice_number,
-            line.total,
-            "" if line.milliseconds is None else str(line.milliseconds),
+            win.opportunity,
+            win.invoice_number,
+            win.total,
+            "" if win.milliseconds is None else str(win.milliseconds),
         ]
-        for line in outcome.lines
+        for win in outcome.wins
     ]
     if outcome.booked is not None:
         columns.insert(3, "booked")
-        for row, line in zip(rows, outcome.lines, strict=True):
-            row.insert(3, "yes" if line.event_id in outcome.booked else "no")
+        for row, win in zip(rows, outcome.wins, strict=True):
+            row.insert(3, "yes" if win.event_id in outcome.booked else "no")
     others = sum(2 + max(map(len, column)) for column in list(zip(columns, *rows, strict=True))[1:])
     for row in rows:
         row[0] = _cut(row[0], _WIDTH - others)
@@ -137,12 +137,12 @@ def _cut(text: str, width: int) -> str:
 
 
 def _show_problems(outcome: demonstration.Outcome) -> None:
-    for line in outcome.lines:
-        if line.retry_reason:
-            click.echo(f"{line.opportunity_id}: is being retried: {line.retry_reason}", err=True)
+    for win in outcome.wins:
+        if win.retry_reason:
+            click.echo(f"{win.opportunity_id}: is being retried: {win.retry_reason}", err=True)
             continue
-        for problem in line.problems:
-            click.echo(f"{line.opportunity_id}: {problem}", err=True)
+        for problem in win.problems:
+            click.echo(f"{win.opportunity_id}: {problem}", err=True)
 
 
 def _write_events(file: Path, events: Sequence[ReceivedEvent]) -> None:

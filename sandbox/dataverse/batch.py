@@ -25,7 +25,7 @@ class ChangeSet:
 
 
 @dataclass(frozen=True)
-class Part:
+class ResponsePart:
     """One operation's response, ready to be written."""
 
     status: int
@@ -51,12 +51,14 @@ def parse_batch(content_type: str, body: bytes) -> list[Operation | ChangeSet]:
     return items
 
 
-def write_batch(parts: Sequence[Part | Sequence[Part]], boundary: str, change_set_boundary: str) -> bytes:
+def write_batch(
+    parts: Sequence[ResponsePart | Sequence[ResponsePart]], boundary: str, change_set_boundary: str
+) -> bytes:
     """Write the responses; those of a change set are nested."""
     pieces = []
     for index, part in enumerate(parts):
         pieces.append(f"--{boundary}\r\n".encode())
-        if isinstance(part, Part):
+        if isinstance(part, ResponsePart):
             pieces.append(_write_part(part))
         else:
             inner = f"{change_set_boundary}_{index}"
@@ -68,7 +70,7 @@ def write_batch(parts: Sequence[Part | Sequence[Part]], boundary: str, change_se
     return b"".join(pieces)
 
 
-def _write_part(part: Part) -> bytes:
+def _write_part(part: ResponsePart) -> bytes:
     lines = ["Content-Type: application/http", "Content-Transfer-Encoding: binary"]
     if part.content_id is not None:
         lines.append(f"Content-ID: {part.content_id}")

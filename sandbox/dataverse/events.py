@@ -25,7 +25,7 @@ from sandbox.dataverse.execution_context import (
     Entity,
     Event,
     ExecutionContext,
-    Surroundings,
+    RequestContext,
 )
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.store import Store, Transaction
@@ -81,23 +81,23 @@ class EventPipeline:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {len(self._running)} jobs under way>"
 
-    def fire(self, transaction: Transaction, event: Event, surroundings: Surroundings) -> None:
+    def fire(self, transaction: Transaction, event: Event, request: RequestContext) -> None:
         """Hand an event to every enabled step registered for it. Raises RequestRefused if a synchronous fails."""
         for step, endpoint in _steps(transaction, event):
             operation_id = self._new_id()
-            context = ExecutionContext(event, surroundings, step, operation_id, self._clock.now())
+            context = ExecutionContext(event, request, step, operation_id, self._clock.now())
             if step["mode"] == 0:
                 self._post_now(endpoint, context)
             else:
-                self._write_job(transaction, event, surroundings, step, context)
+                self._write_job(transaction, context)
 
-    def check_endpoint(self, transaction: Transaction, endpoint: Row, surroundings: Surroundings) -> None:
+    def check_endpoint(self, transaction: Transaction, endpoint: Row, request: RequestContext) -> None:
         """Post a probe, asynchronously, as the test of an endpoint does. What it says is not confirmed."""
         event = Event("TriggerServiceEndpointCheck", "serviceendpoint", endpoint["serviceendpointid"], [])
         step: Row = {"sdkmessageprocessingstepid": None, "eventhandler": endpoint["serviceendpointid"]}
         step |= {"name": "ServiceEndpointCheck", "stage": 40, "mode": 1, "asyncautodelete": False}
-        context = ExecutionContext(event, surroundings, step, self._new_id(), self._clock.now())
-        self._write_job(transaction, event, surroundings, step, context)
+        context = ExecutionContext(event, request, step, self._new_id(), self._clock.now())
+        self._write_job(transaction, context)
 
     def run_due_jobs(self, store: Store) -> int:
         """Post what is due, each job once; returns how many were posted."""
@@ -164,14 +164,8 @@ class EventPipeline:
                 f"The post to the service endpoint failed: {_reason(error)}",
             ) from error
 
-    def _write_job(
-        self,
-        transaction: Transaction,
-        event: Event,
-        around: Surroundings,
-        step: Row,
-        context: "ExecutionContext",
-    ) -> None:
+    def _write_job(self, transaction: Transaction, context: ExecutionContext) -> None:
+        event, request, step = context.event, context.request, context.step
         endpoint = transaction.get(TABLES["serviceendpoint"], step["eventhandler"])
         body, properties = context.message(endpoint["messageformat"] if endpoint else JSON)
         now = format_datetime(self._clock.now())
@@ -182,17 +176,17 @@ class EventPipeline:
                 "name": step["name"],
                 "messagename": event.message,
                 "primaryentitytype": event.table,
-                "correlationid": around.correlation_id,
-                "requestid": around.request_id,
+                "correlationid": request.correlation_id,
+                "requestid": request.request_id,
                 "owningextensionid": step["sdkmessageprocessingstepid"],
                 "regardingobjectid": event.record_id
                 if event.table in ("opportunity", "serviceendpoint")
                 else None,
                 "createdon": now,
                 "modifiedon": now,
-                "createdby": around.caller.user_id,
-                "ownerid": around.caller.user_id,
-                "owningbusinessunit": around.caller.business_unit_id,
+                "createdby": request.caller.user_id,
+                "ownerid": request.caller.user_id,
+                "owningbusinessunit": request.caller.business_unit_id,
                 "_post": json.dumps(
                     {
                         "endpoint": step["eventhandler"],

@@ -61,8 +61,8 @@ class OptionSet:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a context says besides the event: who, where, when."""
+class RequestContext:
+    """The request that an event comes from: who made it, and in which organization."""
 
     organization_id: str
     organization_name: str
@@ -79,7 +79,7 @@ class ExecutionContext:
     """An event as one step posts it."""
 
     event: Event
-    around: Surroundings
+    request: RequestContext
     step: Row
     operation_id: str
     at: datetime
@@ -95,27 +95,27 @@ class ExecutionContext:
         return body, properties
 
     def _properties(self) -> dict[str, str]:
-        user = self.around.caller.user_id
-        trace = self.around.traceparent
+        user = self.request.caller.user_id
+        trace = self.request.traceparent
         return {
             # Dataverse has no trace to carry on; this is for a client that sends one on purpose.
             **({"Diagnostic-Id": trace, "traceparent": trace} if trace else {}),
-            f"{CLAIMS}Organization": self.around.organization_name,
+            f"{CLAIMS}Organization": self.request.organization_name,
             f"{CLAIMS}User": user,
             f"{CLAIMS}InitiatingUser": user,
             f"{CLAIMS}EntityLogicalName": self.event.table,
             f"{CLAIMS}RequestName": self.event.message,
-            f"{CLAIMS}InitiatingUserAgent": self.around.user_agent,
+            f"{CLAIMS}InitiatingUserAgent": self.request.user_agent,
         }
 
     def _fields(self, event: Event) -> dict[str, object]:
-        around, user = self.around, self.around.caller.user_id
+        request, user = self.request, self.request.caller.user_id
         return {
-            "BusinessUnitId": around.caller.business_unit_id,
-            "CorrelationId": around.correlation_id,
+            "BusinessUnitId": request.caller.business_unit_id,
+            "CorrelationId": request.correlation_id,
             "Depth": 2 if event.parent else 1,
-            "InitiatingUserAgent": around.user_agent,
-            "InitiatingUserAzureActiveDirectoryObjectId": around.caller_object_id or NO_ID,
+            "InitiatingUserAgent": request.user_agent,
+            "InitiatingUserAzureActiveDirectoryObjectId": request.caller_object_id or NO_ID,
             "InitiatingUserId": user,
             "InputParameters": _pairs(event.inputs),
             "IsExecutingOffline": False,
@@ -126,8 +126,8 @@ class ExecutionContext:
             "Mode": self.step["mode"],
             "OperationCreatedOn": _date(self.at),
             "OperationId": self.operation_id,
-            "OrganizationId": around.organization_id,
-            "OrganizationName": around.organization_name,
+            "OrganizationId": request.organization_id,
+            "OrganizationName": request.organization_name,
             "OutputParameters": [],
             "OwningExtension": _typed(
                 "EntityReference",
@@ -142,11 +142,11 @@ class ExecutionContext:
             "PreEntityImages": [],
             "PrimaryEntityId": event.record_id or NO_ID,
             "PrimaryEntityName": event.table,
-            "RequestId": around.request_id,
+            "RequestId": request.request_id,
             "SecondaryEntityName": "none",
             "SharedVariables": [],
             "Stage": self.step["stage"],
-            "UserAzureActiveDirectoryObjectId": around.caller_object_id or NO_ID,
+            "UserAzureActiveDirectoryObjectId": request.caller_object_id or NO_ID,
             "UserId": user,
         }
 

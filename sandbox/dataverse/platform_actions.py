@@ -100,7 +100,7 @@ def retrieve_principal_access(session: Session, user: Row, parameters: Parameter
 def trigger_service_endpoint_check(session: Session, endpoint: Row, _: Parameters) -> None:
     """Post a probe to a service endpoint, later."""
     check_access(session.caller, TABLES["serviceendpoint"], "Read", endpoint)
-    session.organization.pipeline.check_endpoint(session.transaction, endpoint, session.surroundings)
+    session.organization.pipeline.check_endpoint(session.transaction, endpoint, session.request_context)
 
 
 PLATFORM_ACTIONS: Final[Mapping[str, BoundMessage]] = {

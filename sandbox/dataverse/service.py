@@ -17,7 +17,7 @@ from sandbox.dataverse.errors import (
     user_disabled,
     version_mismatch,
 )
-from sandbox.dataverse.execution_context import Entity, Event, OptionSet, Reference, Surroundings
+from sandbox.dataverse.execution_context import Entity, Event, OptionSet, Reference, RequestContext
 from sandbox.dataverse.filters import Condition
 from sandbox.dataverse.organization import DuplicateResponse, Organization, RequestInfo
 from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES
@@ -308,12 +308,12 @@ class Session:
         """Hand a message to the steps that are registered for it."""
         parent = self.parents[-1] if self.parents else None
         placed = Event(event.message, event.table, event.record_id, event.inputs, parent)
-        self.organization.pipeline.fire(self.transaction, placed, self.surroundings)
+        self.organization.pipeline.fire(self.transaction, placed, self.request_context)
 
     @property
-    def surroundings(self) -> Surroundings:
+    def request_context(self) -> RequestContext:
         """Who and where, for the events."""
-        return Surroundings(
+        return RequestContext(
             self.organization.id,
             self.organization.unique_name,
             self.caller,

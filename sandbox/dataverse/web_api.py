@@ -16,7 +16,7 @@ from werkzeug.wrappers import Request
 
 from sandbox.clock import Clock, SystemClock
 from sandbox.dataverse.base_data import ORGANIZATION_ID, base_image
-from sandbox.dataverse.batch import ChangeSet, Part, parse_batch, write_batch
+from sandbox.dataverse.batch import ChangeSet, ResponsePart, parse_batch, write_batch
 from sandbox.dataverse.errors import RequestRefused, no_segment
 from sandbox.dataverse.events import RETRY_DELAYS, EventPipeline, Post
 from sandbox.dataverse.execution_context import NO_ID
@@ -110,7 +110,7 @@ class _OperationRefused(RequestRefused):
         # Whether the batch's own header counts for its parts is not confirmed.
         refused = _refusal(error, f"{operation.header('prefer') or ''},{prefer}")
         phrase = HTTPStatus(refused.status).phrase
-        self.part = Part(refused.status, phrase, refused.headers, refused.body, operation.content_id)
+        self.part = ResponsePart(refused.status, phrase, refused.headers, refused.body, operation.content_id)
 
 
 class DataverseApp:
@@ -289,7 +289,7 @@ class DataverseApp:
             caller = acting(transaction, caller, headers)
         goes_on = "odata.continue-on-error" in headers.get("prefer", "")
         status = HTTPStatus.OK
-        parts: list[Part | Sequence[Part]] = []
+        parts: list[ResponsePart | Sequence[ResponsePart]] = []
         for item in items:
             try:
                 parts.append(self._item(exchange, item, caller, info))
@@ -317,7 +317,7 @@ class DataverseApp:
 
     def _item(
         self, exchange: _Exchange, item: Operation | ChangeSet, caller: Caller, info: RequestInfo
-    ) -> Part | Sequence[Part]:
+    ) -> ResponsePart | Sequence[ResponsePart]:
         if isinstance(item, ChangeSet):
             prefer = exchange.request.headers.get("Prefer", "")
             parts = self._change_set(item, caller, info, prefer)
@@ -333,7 +333,7 @@ class DataverseApp:
 
     def _change_set(
         self, change_set: ChangeSet, caller: Caller, info: RequestInfo, prefer: str
-    ) -> list[Part]:
+    ) -> list[ResponsePart]:
         """Carry out a change set in one transaction; the first refusal undoes all of it."""
         made: dict[str, str] = {}
         parts = []
@@ -392,7 +392,7 @@ def _note(exchange: _Exchange, item: Operation | ChangeSet, status: int) -> None
     exchange.operations += [(operation.method, operation.url, status) for operation in operations]
 
 
-def _part(reply: Reply, content_id: str | None) -> Part:
+def _part(reply: Reply, content_id: str | None) -> ResponsePart:
     headers = {**reply.headers, "OData-Version": "4.0"}
     body = b""
     if reply.text is not None:
@@ -403,7 +403,7 @@ def _part(reply: Reply, content_id: str | None) -> Part:
         body = write_json(reply.content)
         if isinstance(reply.content, Mapping) and isinstance(reply.content.get("@odata.etag"), str):
             headers["ETag"] = reply.content["@odata.etag"]
-    return Part(reply.status, reply.status.phrase, headers, body, content_id)
+    return ResponsePart(reply.status, reply.status.phrase, headers, body, content_id)
 
 
 def _refusal(error: RequestRefused, prefer: str) -> _Response:

@@ -1,4 +1,4 @@
-"""The Functions host of one app folder: its configuration, its workers, its dispatchers."""
+"""The Functions host of one app folder: its configuration, its workers, its processors."""
 
 import threading
 import time
@@ -11,8 +11,8 @@ from typing import Self
 from sandbox.clock import Clock, SystemClock
 from sandbox.functions_host.configuration import HostConfiguration, Settings, read_host
 from sandbox.functions_host.connection import Connector
-from sandbox.functions_host.dispatcher import Dispatcher, Surroundings
 from sandbox.functions_host.functions import Declaration, Function, read_functions
+from sandbox.functions_host.message_processor import HostContext, MessageProcessor
 from sandbox.functions_host.trace_context import SpanSink
 from sandbox.functions_host.worker_pool import WorkerPool
 from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
@@ -53,7 +53,7 @@ class FunctionsHost:
         self._app = app
         self._stopping = threading.Event()
         self._pool = WorkerPool(self.configuration.worker_processes, app, functions)
-        surroundings = Surroundings(
+        context = HostContext(
             self._pool,
             self.configuration,
             broker_clock or SystemClock(),
@@ -62,11 +62,11 @@ class FunctionsHost:
             export_span,
         )
         self._functions = functions
-        self._dispatchers = [
-            dispatcher
+        self._processors = [
+            processor
             for function in functions
             if not function.disabled
-            for dispatcher in self._dispatchers_of(function, known, surroundings)
+            for processor in self._processors_of(function, known, context)
         ]
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class FunctionsHost:
     @property
     def in_hand(self) -> frozenset[int]:
         """The sequence numbers of the messages whose function runs, or waits for a worker."""
-        numbers = [dispatcher.in_hand for dispatcher in self._dispatchers]
+        numbers = [processor.in_hand for processor in self._processors]
         return frozenset(number for number in numbers if number is not None)
 
     def kill_workers(self) -> None:
@@ -95,21 +95,21 @@ class FunctionsHost:
     def start(self) -> None:
         """Start workers and receivers; returns when a worker is ready, raises WorkerDied if it dies."""
         self._pool.start()
-        for dispatcher in self._dispatchers:
-            dispatcher.start()
+        for processor in self._processors:
+            processor.start()
 
     def stop(self) -> None:
         """Receive no more, give running invocations a few seconds, end the workers; nothing is left behind."""
         self._stopping.set()
-        self._join_dispatchers()
+        self._join_processors()
         self._pool.stop()
         # Those whose function was ended only now; one that waits for a silent broker ends with this process.
-        self._join_dispatchers()
+        self._join_processors()
 
-    def _join_dispatchers(self) -> None:
+    def _join_processors(self) -> None:
         deadline = time.monotonic() + _STOP_SECONDS
-        for dispatcher in self._dispatchers:
-            dispatcher.join(max(0.0, deadline - time.monotonic()))
+        for processor in self._processors:
+            processor.join(max(0.0, deadline - time.monotonic()))
 
     def __enter__(self) -> Self:
         self.start()
@@ -118,12 +118,12 @@ class FunctionsHost:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _dispatchers_of(
-        self, function: Function, settings: Settings, surroundings: Surroundings
-    ) -> list[Dispatcher]:
+    def _processors_of(
+        self, function: Function, settings: Settings, context: HostContext
+    ) -> list[MessageProcessor]:
         connector = Connector(function.trigger.connection, settings.get("SSL_CERT_FILE"))
         return [
-            Dispatcher(function, connector, surroundings)
+            MessageProcessor(function, connector, context)
             for _ in range(self.configuration.max_concurrent_calls)
         ]
 

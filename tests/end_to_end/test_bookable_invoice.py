@@ -34,7 +34,7 @@ def won(watch_topic: Callable[[Broker], list[Message]]) -> Iterator[tuple[Cloud,
             assert row is not None
             session.transaction.update(TABLES["systemuser"], row["ownerid"], {"isdisabled": True})
         outcome = demo.run(cloud, cloud.demo.opportunities)
-        assert outcome.is_good, [line.problems for line in outcome.lines]
+        assert outcome.is_good, [win.problems for win in outcome.wins]
         assert len(published) == COUNT
         yield cloud, outcome
 

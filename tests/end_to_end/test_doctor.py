@@ -30,7 +30,7 @@ from operations.diagnosis.findings import Finding
 from operations.doctor import findings_page
 from operations.identity import owner_of
 from sandbox.certificates import CertificateAuthority
-from sandbox.cloud.namespace import Namespace
+from sandbox.cloud.namespace import NamespaceServer
 from sandbox.dataverse import DataverseApp, DataverseServer, ResponseLost, seed
 from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.schema import TABLES
@@ -315,7 +315,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
             DataverseServer(organization, context, middleware=lambda app: _before(app, made))
         )
         plain = stack.enter_context(ServiceBusServer(broker, authenticator=authenticator))
-        namespace = Namespace(broker, authenticator, certificates)
+        namespace = NamespaceServer(broker, authenticator, certificates)
         namespace.start_tls(stack)
         azure = stack.enter_context(Azure(tokens, namespace.address))
         # The public roots would be read for each connection again.
@@ -736,7 +736,7 @@ class Broken:
     def impostor(self) -> str:
         """Return a namespace whose certificate comes from another authority."""
         other = CertificateAuthority(self.folder)
-        namespace = Namespace(self.sandbox.broker, self.sandbox.authenticator, other)
+        namespace = NamespaceServer(self.sandbox.broker, self.sandbox.authenticator, other)
         namespace.start_tls(self.undo)
         return namespace.address
 

@@ -17,7 +17,7 @@ from operations.__main__ import operations
 from operations.messages import plain_message
 from operations.namespace import open_namespace
 from sandbox.certificates import CertificateAuthority
-from sandbox.cloud.namespace import Namespace
+from sandbox.cloud.namespace import NamespaceServer
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import (
     Authenticator,
@@ -74,7 +74,7 @@ def environment(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     with ExitStack() as stack:
         identities = stack.enter_context(IdentityServer(tokens, list(PEOPLE.values())))
-        namespace = Namespace(broker, authenticator, certificates)
+        namespace = NamespaceServer(broker, authenticator, certificates)
         namespace.start_tls(stack)
         # The SDKs read these from the process's own environment.
         for name, value in {**certificates.settings, **identities.settings}.items():

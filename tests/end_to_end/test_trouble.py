@@ -23,7 +23,7 @@ from operations.environment import (
     service_bus_settings_of,
 )
 from sandbox.certificates import CertificateAuthority
-from sandbox.cloud.namespace import Namespace
+from sandbox.cloud.namespace import NamespaceServer
 from sandbox.dataverse import DataverseApp, DataverseServer
 from sandbox.identity import TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration
@@ -79,7 +79,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     """Serve Service Bus and Dataverse on this machine; give the environment of a command that reaches them."""
     certificates = CertificateAuthority(tmp_path_factory.mktemp("certificates"))
     configuration = Configuration.load()
-    namespace = Namespace(Broker(configuration), Authenticator(configuration), certificates)
+    namespace = NamespaceServer(Broker(configuration), Authenticator(configuration), certificates)
     app = DataverseApp(TokenAuthority().verify)
     with (
         ExitStack() as stack,

@@ -70,7 +70,7 @@ def win(cloud: Cloud, opportunities: Iterable[str]) -> tuple[dict[str, float], l
 def assert_good(cloud: Cloud, won_at: dict[str, float], events: list[ReceivedEvent]) -> None:
     """Check that each win came to one invoice and one event, and that the event is equal to the invoice."""
     outcome = demo.compare(cloud.dataverse.store, won_at, events)
-    assert outcome.is_good, (str(outcome), [line.problems for line in outcome.lines])
+    assert outcome.is_good, (str(outcome), [win.problems for win in outcome.wins])
 
 
 @pytest.mark.parametrize("mode", list(Mode))

@@ -144,24 +144,24 @@ def is_encodable(value: Any) -> bool:  # noqa: ANN401 - any value
     return type(value) in _WRITERS
 
 
-# Decoding: a reader for each constructor gets the data, the position behind the constructor, and the depth.
+# Decoding: a decoder for each constructor gets the data, the position behind the constructor, and the depth.
 
-Reader = Callable[[bytes, int, int], tuple[Any, int]]
+Decoder = Callable[[bytes, int, int], tuple[Any, int]]
 
 
 def _value(data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    return _READERS[data[at]](data, at + 1, depth)
+    return _DECODERS[data[at]](data, at + 1, depth)
 
 
 def _unknown(data: bytes, at: int, _depth: int) -> tuple[Any, int]:
     raise Malformed(f"there is no constructor {data[at - 1]:#04x}")
 
 
-def _constant(value: Any) -> Reader:  # noqa: ANN401 - any AMQP value
+def _constant(value: Any) -> Decoder:  # noqa: ANN401 - any AMQP value
     return lambda _data, at, _depth: (value, at)
 
 
-def _fixed(layout: str, kind: Callable[[Any], Any] | None = None) -> Reader:
+def _fixed(layout: str, kind: Callable[[Any], Any] | None = None) -> Decoder:
     unpack, size = struct.Struct(layout).unpack_from, struct.calcsize(layout)
 
     def read(data: bytes, at: int, _depth: int) -> tuple[Any, int]:
@@ -171,7 +171,7 @@ def _fixed(layout: str, kind: Callable[[Any], Any] | None = None) -> Reader:
     return read
 
 
-def _variable(width: int, kind: Callable[[bytes], Any]) -> Reader:
+def _variable(width: int, kind: Callable[[bytes], Any]) -> Decoder:
     def read(data: bytes, at: int, _depth: int) -> tuple[Any, int]:
         start = at + width
         end = start + int.from_bytes(data[at:start], "big")
@@ -182,12 +182,12 @@ def _variable(width: int, kind: Callable[[bytes], Any]) -> Reader:
     return read
 
 
-def _compound(width: int, build: Callable[[list[Any]], Any]) -> Reader:
+def _compound(width: int, build: Callable[[list[Any]], Any]) -> Decoder:
     def read(data: bytes, at: int, depth: int) -> tuple[Any, int]:
         count, at, end = _bounds(data, at, width, depth)
         items = []
         for _ in range(count):
-            item, at = _READERS[data[at]](data, at + 1, depth + 1)
+            item, at = _DECODERS[data[at]](data, at + 1, depth + 1)
             items.append(item)
         _require_end(at, end)
         return build(items), end
@@ -195,7 +195,7 @@ def _compound(width: int, build: Callable[[list[Any]], Any]) -> Reader:
     return read
 
 
-def _array(width: int) -> Reader:
+def _array(width: int) -> Decoder:
     def read(data: bytes, at: int, depth: int) -> tuple[Any, int]:
         count, at, end = _bounds(data, at, width, depth)
         descriptor = None
@@ -206,7 +206,7 @@ def _array(width: int) -> Reader:
             raise Malformed("an array has more elements than bytes")
         items = []
         for _ in range(count):
-            item, at = _READERS[constructor](data, at, depth + 1)
+            item, at = _DECODERS[constructor](data, at, depth + 1)
             items.append(item)
         _require_end(at, end)
         return Array(_WIDEST.get(constructor, constructor), tuple(items), descriptor), end
@@ -262,8 +262,8 @@ def _is(value: Any) -> Any:  # noqa: ANN401 - any AMQP value
     return value
 
 
-_READERS: list[Reader] = [_unknown] * 256
-for _code, _reader in {
+_DECODERS: list[Decoder] = [_unknown] * 256
+for _code, _decoder in {
     0x00: _described,
     0x40: _constant(None),
     0x41: _constant(value=True),
@@ -305,7 +305,7 @@ for _code, _reader in {
     0xE0: _array(1),
     0xF0: _array(4),
 }.items():
-    _READERS[_code] = _reader
+    _DECODERS[_code] = _decoder
 
 
 # Encoding: a writer for each Python type returns constructor and value.

@@ -90,11 +90,11 @@ def sales() -> Iterator[_Sales]:
 def test_one_invoice_and_one_event_that_agree_are_good(sales: _Sales) -> None:
     sales.invoice()
     outcome = sales.outcome(sales.event())
-    assert outcome.is_good, outcome.lines
+    assert outcome.is_good, outcome.wins
     assert str(outcome) == "1 opportunity won · 1 invoice · 1 event · 0 failed"
-    (line,) = outcome.lines
-    assert line.milliseconds == 1500
-    assert line.invoice_number == sales.invoices()[0]["invoicenumber"]
+    (win,) = outcome.wins
+    assert win.milliseconds == 1500
+    assert win.invoice_number == sales.invoices()[0]["invoicenumber"]
 
 
 def test_an_event_with_further_members_agrees(sales: _Sales) -> None:
@@ -118,7 +118,7 @@ def test_an_event_that_says_something_else_is_found(sales: _Sales, field: str, v
     sales.invoice()
     outcome = sales.outcome(sales.event(**{field: value}))
     assert not outcome.is_good
-    assert [problem.partition(" ")[0] for problem in outcome.lines[0].problems] == [field]
+    assert [problem.partition(" ")[0] for problem in outcome.wins[0].problems] == [field]
 
 
 def test_a_second_invoice_is_found(sales: _Sales) -> None:
@@ -126,13 +126,13 @@ def test_a_second_invoice_is_found(sales: _Sales) -> None:
     sales.invoice()
     outcome = sales.outcome(sales.event())
     assert (outcome.is_good, outcome.invoices) == (False, 2)
-    assert "2 invoices" in outcome.lines[0].problems
+    assert "2 invoices" in outcome.wins[0].problems
 
 
 def test_a_missing_invoice_and_a_missing_event_are_found(sales: _Sales) -> None:
     outcome = sales.outcome()
     assert not outcome.is_good
-    assert outcome.lines[0].problems == ("0 invoices", "0 events")
+    assert outcome.wins[0].problems == ("0 invoices", "0 events")
 
 
 def test_what_is_still_retried_has_not_failed(sales: _Sales) -> None:
@@ -145,7 +145,7 @@ def test_what_is_still_retried_has_not_failed(sales: _Sales) -> None:
 def test_what_is_parked_has_failed_with_its_reason(sales: _Sales) -> None:
     outcome = sales.outcome(pending=demo.Pending(is_parked=True, reason="InvoiceOutdated"))
     assert str(outcome) == "1 opportunity won · 0 invoices · 0 events · 1 failed"
-    assert outcome.lines[0].problems[-1] == "parked: InvoiceOutdated"
+    assert outcome.wins[0].problems[-1] == "parked: InvoiceOutdated"
 
 
 def test_a_second_message_of_a_good_opportunity_is_no_problem(sales: _Sales) -> None:
@@ -157,7 +157,7 @@ def test_a_second_event_is_found(sales: _Sales) -> None:
     sales.invoice()
     outcome = sales.outcome(sales.event(), sales.event())
     assert not outcome.is_good
-    assert "2 events" in outcome.lines[0].problems
+    assert "2 events" in outcome.wins[0].problems
 
 
 def test_an_event_of_an_opportunity_that_nobody_won_is_found(sales: _Sales) -> None:

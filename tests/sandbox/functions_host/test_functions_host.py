@@ -488,7 +488,7 @@ def test_several_worker_processes_take_turns(stage: _Stage) -> None:
 def test_a_disabled_function_gets_no_messages(stage: _Stage) -> None:
     stage.start(**{"AzureWebJobs.record.Disabled": "true"})
     stage.send()
-    assert not stage.host._dispatchers
+    assert not stage.host._processors
     assert stage.broker.counts(QUEUE).locked == 0
 
 
@@ -540,9 +540,7 @@ def test_stopping_in_the_middle_of_a_call_leaves_nothing(stage: _Stage) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert stage.observed(EventKind.COMPLETED) == 0
-    assert not [
-        thread for thread in threading.enumerate() if thread.name.startswith(("dispatcher", "worker"))
-    ]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("processor", "worker"))]
 
 
 @pytest.mark.parametrize("client_id", ["user-assigned", "system-assigned"])

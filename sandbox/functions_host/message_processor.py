@@ -44,8 +44,8 @@ _PAUSES_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What all dispatchers of a host share."""
+class HostContext:
+    """What all message processors of a host share."""
 
     pool: WorkerPool
     configuration: HostConfiguration
@@ -55,22 +55,22 @@ class Surroundings:
     export_span: SpanSink | None
 
 
-class Dispatcher:
+class MessageProcessor:
     """One of maxConcurrentCalls: one message at a time, from its receipt to its settlement.
 
     Receivers are not thread-safe, so each has a thread, and renews its own lock while the function runs.
     """
 
-    def __init__(self, function: Function, connector: Connector, surroundings: Surroundings) -> None:
+    def __init__(self, function: Function, connector: Connector, context: HostContext) -> None:
         self._function = function
         self._connector = connector
-        self._surroundings = surroundings
-        self._pool = surroundings.pool
-        self._stopping = surroundings.stopping
+        self._context = context
+        self._pool = context.pool
+        self._stopping = context.stopping
         self._failures = 0
         # The sequence number of the message whose function runs, or waits for a worker.
         self.in_hand: int | None = None
-        self._thread = threading.Thread(target=self._run, name=f"dispatcher {function.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"processor {function.name}", daemon=True)
 
     def start(self) -> None:
         """Receive from now on."""
@@ -146,19 +146,19 @@ class Dispatcher:
         self, receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage, worker: WorkerProcess
     ) -> str | None:
         """Run the function; returns why it failed, or None."""
-        with _Tracing(self._function, message, self._surroundings.export_span) as tracing:
+        with _Tracing(self._function, message, self._context.export_span) as tracing:
             try:
                 request = invocation_request(protocol(), message, self._function, tracing.trace_parent)
                 response = worker.invoke(self._function, request)
             except (FunctionNotLoaded, UnsupportedBody) as error:
                 tracing.failure = str(error)
                 return tracing.failure
-            self._surroundings.on_invocation(worker)
+            self._context.on_invocation(worker)
             lock = _LockKeeper(
                 receiver,
                 message,
-                self._surroundings.configuration.max_auto_lock_renewal,
-                self._surroundings.clock,
+                self._context.configuration.max_auto_lock_renewal,
+                self._context.clock,
             )
             result = self._await(response, lock, worker)
             if result.status == protocol().StatusResult.Success:
@@ -167,7 +167,7 @@ class Dispatcher:
             return f"{result.exception.message}\n{result.exception.stack_trace}".rstrip()
 
     def _await(self, response: "Future[Any]", lock: "_LockKeeper", worker: WorkerProcess) -> Any:  # noqa: ANN401
-        timeout = self._surroundings.configuration.function_timeout
+        timeout = self._context.configuration.function_timeout
         deadline = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
         while True:
             try:
