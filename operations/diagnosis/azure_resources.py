@@ -19,14 +19,7 @@ from operations.diagnosis.check import CheckFailed, RightMissing, check, found, 
 from operations.diagnosis.connections import ROOT, service_bus_connection, service_bus_token, settings
 from operations.diagnosis.dataverse import application_user
 from operations.diagnosis.findings import Finding
-from operations.diagnosis.service_bus import (
-    Right,
-    count_failed,
-    failed_queue,
-    judge_failed,
-    queue,
-    topic,
-)
+from operations.diagnosis.service_bus import Right, count_failed, failed_queue, judge_failed, queue, topic
 from operations.namespace import AUDIT
 from shared.errors import TokenUnavailable
 from shared.http_exchange import HttpExchange, NoResponse, Request

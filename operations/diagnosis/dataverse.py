@@ -128,7 +128,7 @@ def environment(run: Run) -> Checked[None]:
 @check("Sales", settings, dataverse, environment)
 def sales(run: Run) -> Checked[Win]:
     """Check that there is something to win and to invoice."""
-    run[dataverse]
+    run[dataverse]  # a login that Dataverse refuses ends here
     with _asking(run) as api:
         win, absent = setup.find_win(api)
         if win is None:
@@ -226,7 +226,7 @@ def _try_reads(api: WebApi) -> None:
 @check("service endpoint", settings, dataverse, environment)
 def service_endpoint(run: Run) -> Checked[Row]:
     """Check where Dataverse posts to, and how."""
-    run[dataverse]
+    run[dataverse]  # a login that Dataverse refuses ends here
     queue = run[settings].service_bus.opportunity_won_queue
     with _asking(run) as api:
         endpoint = setup.find_service_endpoint(api) or setup.find_service_endpoint_of(api, queue)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from azure.servicebus.exceptions import (
     ServiceBusError,
 )
 
+from operations.background import in_background
 from operations.diagnosis.check import (
     Checked,
     CheckFailed,
@@ -101,7 +103,9 @@ def _entity(
     """Check whether an entity exists and may be used in these ways; operators may try others as well."""
     is_function = run[service_bus_token].is_function
     tried = rights if is_function else rights + of_operators
-    refusals = {right: _refusal(run, name, right) for right in tried}
+    # At the same time: each may take as long as the check.
+    attempts = {right: in_background("doctor", partial(_refusal, run, name, right)) for right in tried}
+    refusals = {right: attempt.result() for right, attempt in attempts.items()}
     closed = [right for right in rights if isinstance(refusals[right], MessagingEntityDisabledError)]
     if closed == [Right.RECEIVE]:
         return found(Finding.QUEUE_PAUSED, f"{name} accepts messages and delivers none")
@@ -109,12 +113,9 @@ def _entity(
         raise CheckFailed(Finding.ENTITY_DISABLED, f"{name} refuses to {_verbs(closed)}")
     allowed = [right for right in tried if refusals[right] is None]
     if is_function:
-        lacks = [
-            (right.finding, f"the function may not {right.verb} ({name})")
-            for right in tried
-            if right not in allowed
-        ]
-        return judged(lacks, f"{name} exists, and the function may {_verbs(allowed)}")
+        lacks = [right for right in tried if right not in allowed]
+        findings = [(right.finding, f"the function may not {right.verb} ({name})") for right in lacks]
+        return judged(findings, f"{name} exists, and the function may {_verbs(allowed)}")
     if allowed:
         return ok(_seen(name, _verbs(allowed)))
     unseen = (
