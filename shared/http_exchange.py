@@ -193,7 +193,7 @@ def _new_pool(origin: str) -> _Pool:
     # Without TLS there is no proxy: such an endpoint is on the same machine.
     proxy = select_proxy(origin, get_environ_proxies(origin)) if url.scheme == "https" else None
     if url.scheme == "https":
-        options["ssl_context"] = _tls_context()
+        options["ssl_context"] = tls_context()
     if proxy is None:
         manager = PoolManager(**options)
     else:
@@ -216,7 +216,7 @@ def _proxy_manager(proxy: str, options: dict[str, Any]) -> PoolManager:
         raise ProxySchemeUnknown("HTTPS_PROXY is not a URL.") from error
 
 
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     """Return a context that trusts what SSL_CERT_FILE and what REQUESTS_CA_BUNDLE name."""
     context = deadline_tls_context()
     bundle = (

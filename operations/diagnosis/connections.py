@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
+from requests.utils import get_environ_proxies, select_proxy
 
 from operations.diagnosis.check import CheckFailed, RightMissing, check, ok
 from operations.diagnosis.findings import Finding
@@ -25,6 +25,7 @@ from shared.bounded_call import BoundedCalls
 from shared.credential import SERVICE_BUS_SCOPE, Identities
 from shared.deadline_socket import CallTimeout
 from shared.errors import InvalidSettings, TokenUnavailable
+from shared.http_exchange import tls_context
 from shared.settings import ConnectionString, Settings
 
 if TYPE_CHECKING:
@@ -181,13 +182,13 @@ _SERVICE_BUS = _Peer(
 
 @check("connection to Dataverse", settings)
 def dataverse_connection(run: Run) -> Checked[None]:
-    """Connect to Dataverse, as `requests` does."""
+    """Connect to Dataverse, with the trust of the function."""
     url = run[settings].api.url
     proxy = select_proxy(url, get_environ_proxies(url))
     if proxy is not None:
         return ok(f"through the proxy {urlsplit(proxy).hostname}: not checked from here")
     try:
-        trust = _trust_of_requests(run.inputs.environment)
+        trust = tls_context()
     except OSError as error:
         raise CheckFailed(
             Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED, "REQUESTS_CA_BUNDLE names what cannot be read"
@@ -245,19 +246,6 @@ def _resolve(peer: _Peer, host: str, port: int, deadline: Deadline) -> tuple[str
     except OSError as error:
         raise CheckFailed(peer.name_unknown, f"{host}: {error.strerror}") from error
     return str(addresses[0][4][0]), port
-
-
-def _trust_of_requests(environment: Mapping[str, str]) -> ssl.SSLContext:
-    """Return a context that trusts what `requests` trusts. Raises OSError for a bundle that cannot be read."""
-    context = ssl.create_default_context()
-    path = Path(
-        environment.get("REQUESTS_CA_BUNDLE") or environment.get("CURL_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH
-    )
-    if path.is_dir():
-        context.load_verify_locations(capath=path)
-    else:
-        context.load_verify_locations(cafile=path)
-    return context
 
 
 def _concurrent_calls(environment: Mapping[str, str]) -> str | None:
