@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import threading
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,7 +32,7 @@ from shared.text import one_line
 from shared.tracing import OFF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shared.clock import Clock, Deadline
     from shared.credential import Tokens
@@ -48,6 +50,10 @@ _RESPONSE_LIMIT = 125.0
 _MAX_WAIT_IN_PLACE = 60.0
 # Seconds by which such a thread may go on later than it was asked to, so that not all continue at once.
 _MAX_JITTER = 1.0
+# By how much the number of requests that may be under way grows while so many end.
+_SLOW_GROWTH = 0.25
+# Seconds until a thread looks again whether one more request may be under way.
+_NEXT_TURN = 0.2
 _RETRY_AFTER_ABSENT = 10.0
 # Characters of a name or an id in a log line.
 _MAX_NAME = 200
@@ -200,7 +206,10 @@ class Dataverse:
 
     def _send(self, token: str, request: Request, deadline: Deadline) -> Response:
         # The last thing before each request, a repeated one included: others may have been throttled since.
-        self._throttle.wait(deadline)
+        with self._throttle.turn(deadline):
+            return self._send_now(token, request, deadline)
+
+    def _send_now(self, token: str, request: Request, deadline: Deadline) -> Response:
         request_id = str(uuid.uuid4())
         target = _name(request.path)
         what = f"{request.method} {target}"
@@ -240,7 +249,11 @@ class _BrokenConnection(DataverseUnreachable):
 
 
 class _Throttle:
-    """What a 429 asks of all threads of the process: no request before its time."""
+    """What a 429 asks of all threads of the process: no request before its time, and not all of them then.
+
+    After the wait one request goes first, and with each one that has ended one more may be under way: up to half of what
+    was too much, then slowly. Other processes share the limits, and are not known to this one.
+    """
 
     def __init__(self, clock: Clock, random: Callable[[], float], tracing: Tracing) -> None:
         self._tracing = tracing
@@ -248,6 +261,12 @@ class _Throttle:
         self._random = random
         self._lock = threading.Lock()
         self._until = 0.0
+        # How many requests may be under way, and up to how many that number grows fast.
+        self._permitted = math.inf
+        self._grows_fast_to = math.inf
+        self._under_way = 0
+        # A period begins with each 429.
+        self._period = 0
 
     def note(self, response: Response) -> None:
         """Let everybody wait if a whole response is a 429; the status of a batch may be that of one of its parts."""
@@ -265,14 +284,43 @@ class _Throttle:
         seconds = bounded(response.retry_after or _RETRY_AFTER_ABSENT)
         with self._lock:
             self._until = max(self._until, self._clock.monotonic() + seconds)
+            if self._permitted > 1:
+                self._grows_fast_to = self._under_way / 2
+            self._permitted = 1.0
+            self._period += 1
 
     def wait(self, deadline: Deadline) -> None:
         """Wait in place within the deadline; raises DataverseThrottled with what is left if that is not enough."""
+        self._sleep_until(lambda: self._until <= self._clock.monotonic(), deadline)
+
+    @contextmanager
+    def turn(self, deadline: Deadline) -> Iterator[None]:
+        """Wait as `wait` does, and until one more request may be under way: the one that is made within."""
+        self._sleep_until(self._begins, deadline)
+        begun_in = self._period
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                # What was under way before the last 429 shows nothing.
+                if begun_in == self._period:
+                    grows_fast = self._permitted < self._grows_fast_to
+                    self._permitted += 1 if grows_fast else _SLOW_GROWTH / self._permitted
+
+    def _begins(self) -> bool:
+        with self._lock:
+            begins = self._until <= self._clock.monotonic() and self._under_way + 1 <= self._permitted
+            self._under_way += begins
+            return begins
+
+    def _sleep_until(self, condition: Callable[[], bool], deadline: Deadline) -> None:
         # The requests themselves need some of the time, too.
         end = self._clock.monotonic() + min(_MAX_WAIT_IN_PLACE, deadline.remaining / 2)
         # Again after each wait: the response to another thread may have asked for more.
-        while (left := self._until - self._clock.monotonic()) > 0:
-            room = end - self._clock.monotonic()
+        while not condition():
+            now = self._clock.monotonic()
+            left, room = max(self._until - now, _NEXT_TURN), end - now
             if room <= 0:
                 raise DataverseThrottled(
                     "Dataverse throttles this process, and the request was not sent.", retry_after=left

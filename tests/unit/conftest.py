@@ -154,10 +154,12 @@ class FakeServer(BaseAdapter):
         self.options: list[dict[str, Any]] = []
         self.exchange = AdapterExchange("https://contoso.crm4.dynamics.com", self)
         self.replies: deque[Reply] = deque([Reply()])
+        self.on_request: Callable[[], None] = lambda: None
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - the library's signature
         self.requests.append(request)
         self.options.append(options)
+        self.on_request()
         reply = self.replies.popleft() if len(self.replies) > 1 else self.replies[0]
         if reply.error is not None:
             raise copy(reply.error)  # one that was raised twice would be its own cause

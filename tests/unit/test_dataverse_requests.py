@@ -4,6 +4,7 @@ import logging
 import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -431,6 +432,68 @@ def test_the_time_for_a_token_is_time_in_which_others_may_be_throttled(stage: St
     stage.tokens.on_token = lambda: throttled(stage.dataverse, 61)
     fails(stage.read, DataverseThrottled)
     assert stage.server.requests == []
+
+
+def at_once(stage: Stage, most: int = 50, in_the_last: Callable[[], None] = lambda: None) -> int:
+    """Return how many requests may be under way: each one begins another, until one would have to wait."""
+    begun = 0
+
+    def begin_another() -> None:
+        nonlocal begun
+        begun += 1
+        if begun == most:
+            in_the_last()
+            return
+        with suppress(DataverseThrottled):
+            stage.dataverse.read(WHO_AM_I, Deadline.after(stage.clock, 0.1))
+
+    stage.server.on_request = begin_another
+    stage.read()
+    stage.server.on_request = lambda: None
+    return begun
+
+
+def test_without_a_429_any_number_of_requests_is_under_way(stage: Stage) -> None:
+    assert at_once(stage, most=50) == 50
+
+
+def test_after_a_429_one_request_goes_first_and_their_number_grows_fast_to_half_of_what_was_too_much(
+    stage: Stage,
+) -> None:
+    """Other processes share the limits, so all at once would be throttled again. What was under way does not count."""
+    assert at_once(stage, most=12, in_the_last=lambda: throttled(stage.dataverse, 5)) == 12
+    assert [at_once(stage) for _ in range(5)] == [1, 2, 4, 6, 6]
+    assert [at_once(stage) for _ in range(5)] == [6, 6, 7, 7, 7]
+
+
+def test_a_429_to_the_request_that_goes_first_keeps_what_was_learned(stage: Stage) -> None:
+    at_once(stage, most=8, in_the_last=lambda: throttled(stage.dataverse, 5))
+    at_once(stage, in_the_last=lambda: throttled(stage.dataverse, 5), most=1)
+    assert [at_once(stage) for _ in range(4)] == [1, 2, 4, 4]
+
+
+def test_a_request_without_a_response_is_not_under_way_any_more(stage: Stage) -> None:
+    throttled(stage.dataverse, 5)
+    stage.reply(error=requests.ReadTimeout())
+    fails(stage.read)
+    stage.reply()
+    assert stage.read().status == 200
+
+
+def test_who_waits_for_a_turn_looks_again_until_half_of_the_time_is_over(stage: Stage) -> None:
+    throttled(stage.dataverse, 5)
+    errors = []
+
+    def ask_meanwhile() -> None:
+        stage.server.on_request = lambda: None
+        deadline = Deadline.after(stage.clock, 1)
+        errors.append(fails(partial(stage.dataverse.read, WHO_AM_I, deadline), DataverseThrottled))
+
+    stage.server.on_request = ask_meanwhile
+    stage.read()
+    assert stage.clock.sleeps == [5, pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.1)]
+    assert isinstance(errors[0], DataverseThrottled)
+    assert errors[0].retry_after == 0.2
 
 
 # ---------------------------------------------------------------------------------------------- many threads
