@@ -89,29 +89,23 @@ def find_role(api: WebApi, unit: str) -> str | None:
 
 def find_service_endpoint(api: WebApi) -> Row | None:
     """Return our service endpoint: by its id, or by its name where somebody created it by hand."""
-    ours = derived_id("serviceendpoint", ENDPOINT_NAME)
-    by_id = api.row_or_none(f"serviceendpoints({ours})?$select={_ENDPOINT_COLUMNS}")
-    return by_id or _first_endpoint(api, f"name eq {quoted(ENDPOINT_NAME)}")
+    return _find(api, "serviceendpoint", ENDPOINT_NAME, _ENDPOINT_COLUMNS)
 
 
 def find_service_endpoint_of(api: WebApi, queue: str) -> Row | None:
     """Return a service endpoint for this queue that somebody created by hand, under another name."""
-    return _first_endpoint(api, f"path eq {quoted(queue)}")
-
-
-def _first_endpoint(api: WebApi, condition: str) -> Row | None:
-    return api.first(f"serviceendpoints?$select={_ENDPOINT_COLUMNS}&$filter={condition}")
+    return api.first(f"serviceendpoints?$select={_ENDPOINT_COLUMNS}&$filter=path eq {quoted(queue)}")
 
 
 def find_step(api: WebApi) -> Row | None:
     """Return our step: by its id, or by its name where somebody created it by hand."""
     columns = "sdkmessageprocessingstepid,name,mode,stage,statecode,_eventhandler_value,_sdkmessageid_value"
-    by_id = api.row_or_none(
-        f"sdkmessageprocessingsteps({derived_id('sdkmessageprocessingstep', STEP_NAME)})?$select={columns}"
-    )
-    return by_id or api.first(
-        f"sdkmessageprocessingsteps?$select={columns}&$filter=name eq {quoted(STEP_NAME)}"
-    )
+    return _find(api, "sdkmessageprocessingstep", STEP_NAME, columns)
+
+
+def _find(api: WebApi, table: str, name: str, columns: str) -> Row | None:
+    by_id = api.row_or_none(f"{table}s({derived_id(table, name)})?$select={columns}")
+    return by_id or api.first(f"{table}s?$select={columns}&$filter=name eq {quoted(name)}")
 
 
 def find_steps_of(api: WebApi, endpoint: str) -> Iterator[Row]:
