@@ -505,6 +505,19 @@ def test_a_check_that_needs_a_failed_check_is_not_run(sandbox: Sandbox) -> None:
     assert states["queue"] == states["retries"] == "ok"
 
 
+def test_an_endpoint_that_somebody_created_by_hand_is_found_by_its_queue(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with ExitStack() as undo:
+        broken = Broken(sandbox, undo, tmp_path)
+        row = broken.ours("serviceendpoint")
+        broken.enter(sandbox.removed("serviceendpoint", row))
+        values = {name: value for name, value in row.items() if name != "serviceendpointid"}
+        broken.enter(sandbox.added("serviceendpoint", **{**values, "name": "Won"}))
+        _, rows = sandbox.doctor({})
+    assert [row["seen"] for row in rows if row["check"] == "service endpoint"] == [f"Won: JSON to {QUEUE}"]
+
+
 def test_the_output_has_a_table_what_to_do_and_a_count(sandbox: Sandbox) -> None:
     done = CliRunner().invoke(
         operations,
