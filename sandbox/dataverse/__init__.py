@@ -4,11 +4,11 @@
     demo = seed.demo_organization(app, opportunities=20)                  # customers, open opportunities
     role = seed.add_role(app)                                             # the privileges the function needs
     seed.add_application_user(app, identity.client_id, identity.object_id, roles=[role])
-    seed.add_administrator(app, people.client_id)                         # may do everything: wins, set-up
+    seed.add_administrator(app, people.client_id)                         # may do everything, such as win
     endpoint = seed.add_service_endpoint(app, namespace_address="sb://…/", path="opportunity-won", sas_key="…")
     seed.add_step(app, endpoint)                                          # Win of opportunity, asynchronous
 
-Over HTTPS (posts events in the background, and sets the URL of the application):
+Over HTTPS (the server posts events in the background and sets the URL of the application):
 
     with DataverseServer(app, ssl_context, port=0) as server:
         ...                                                               # server.url, https
@@ -18,13 +18,13 @@ In-process, without sockets or threads; `app.organization.url` is the host to us
 
     session = requests.Session()
     session.mount(app.organization.url, WsgiAdapter(app))
-    app.run_due_jobs()                                                    # posts what is due
+    app.run_due_jobs()                                                    # posts the due events
 
 `app.requests` has every request and `app.store.commits` every committed change. Faults wrap the application as WSGI
 middleware; `ResponseLost`, raised before or after the application is called, breaks the connection.
-`app.organization` has switches: `duplicate_response` for a primary key that exists, `failed_change_set` for the rest
-of a batch. Tables are declared in `sales_tables` and `platform_tables`. What is not supported is refused with 501 and
-a text that names it.
+`app.organization` has two switches: `duplicate_response`, for a primary key that already exists, and
+`failed_change_set`, for the rest of a batch. `sales_tables` and `platform_tables` declare the tables. A request for
+anything that is not supported is refused with 501 and a text that names it.
 """
 
 from sandbox.dataverse.events import EventPipeline, Post, Poster, ServiceEndpoint

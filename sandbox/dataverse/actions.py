@@ -1,6 +1,6 @@
 """The messages of Sales: closing opportunities and orders, conversions between them, quotes and invoices.
 
-Each takes a session and the parameters as JSON has them.
+Each takes a session and the parameters from the JSON body.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ _CANCELED, _FULFILLED, _INVOICED = 2, 3, 4
 
 @dataclass(frozen=True)
 class _Closing:
-    """How an opportunity or an order is closed; `reason` is the status reason where the caller names none."""
+    """How an opportunity or an order is closed; `reason` is the status reason if the caller names none."""
 
     message: str
     state: int
@@ -65,7 +65,7 @@ def _close_opportunity(session: Session, parameters: Parameters, closing: _Closi
     opportunity = session.find(table, str(close["opportunityid"]))
     check_access(session.caller, table, "Write", opportunity)
     if opportunity["statecode"] != OPEN:
-        # The text is the real service's; that this is its code is not confirmed.
+        # The text is the real service's; the code is not confirmed.
         raise invalid_argument("The opportunity is already closed.", "0x80040203")
     reason = _reason(parameters, table, closing)
     close["activityid"] = close.get("activityid") or session.organization.new_id()
@@ -121,7 +121,7 @@ def _reason(parameters: Parameters, table: Table, closing: _Closing) -> int:
     if reason == -1 and not isinstance(reason, bool):
         return closing.reason
     states = table.columns["statuscode"].states
-    # Reasons that the organization added are unknown here.
+    # The sandbox does not know reasons that an organization adds.
     if (
         isinstance(reason, bool)
         or not isinstance(reason, int)
@@ -168,31 +168,31 @@ def _close_order(session: Session, parameters: Parameters, closing: _Closing) ->
 
 
 def generate_invoice(session: Session, parameters: Parameters) -> EntityResult:
-    """Make an invoice out of an opportunity; asked twice, it makes two, like Dataverse.
+    """Create an invoice from an opportunity. Like Dataverse, a second call creates a second invoice.
 
-    The opportunity's state is not checked: what Dataverse does with one that is not won is undocumented, so a caller
-    must not rely on a refusal.
+    The opportunity's state is not checked. Whether Dataverse refuses an opportunity that is not won is undocumented, so
+    a caller must not rely on it.
     """
     return _generate(session, parameters, OPPORTUNITY, INVOICE)
 
 
 def generate_order(session: Session, parameters: Parameters) -> EntityResult:
-    """Make a sales order out of an opportunity."""
+    """Create a sales order from an opportunity."""
     return _generate(session, parameters, OPPORTUNITY, ORDER)
 
 
 def generate_quote(session: Session, parameters: Parameters) -> EntityResult:
-    """Make a quote out of an opportunity."""
+    """Create a quote from an opportunity."""
     return _generate(session, parameters, OPPORTUNITY, QUOTE)
 
 
 def convert_quote(session: Session, parameters: Parameters) -> EntityResult:
-    """Make a sales order out of a quote."""
+    """Create a sales order from a quote."""
     return _generate(session, parameters, QUOTE, ORDER)
 
 
 def convert_order(session: Session, parameters: Parameters) -> EntityResult:
-    """Make an invoice out of a sales order, which is invoiced afterwards."""
+    """Create an invoice from a sales order, and set the order to Invoiced."""
     result = _generate(session, parameters, ORDER, INVOICE)
     closed = {"statecode": _INVOICED, "statuscode": 100003}
     session.change(ORDER.header, result.row["salesorderid"], closed)
@@ -228,7 +228,7 @@ def _generate(session: Session, parameters: Parameters, source: Document, target
 
 
 def _readable_source(session: Session, source: Document, target: Document, source_id: str) -> Row:
-    """Return the row to convert, if the caller may do all that a conversion does."""
+    """Return the row to convert; refuse a caller without the privileges for the whole conversion."""
     for verb in ("Create", "Read", "Append", "AppendTo"):
         require(session.caller, verb, target.header)
     require(session.caller, "Read", source.header)
@@ -264,7 +264,7 @@ _CARRIED: Final = frozenset(
 
 
 def _convert(session: Session, row: Row, source: Document, target: Document) -> Row:
-    """Copy a header with its lines; the copy belongs to the caller."""
+    """Copy a header with its lines; the caller owns the copy."""
     values = {
         name: row[name]
         for name in source.header.stored.keys() & target.header.stored.keys()
@@ -287,7 +287,7 @@ def _convert(session: Session, row: Row, source: Document, target: Document) -> 
     return made
 
 
-# Columns of every line that a conversion takes over.
+# The columns of a line that a conversion copies.
 _LINE_COLUMNS: Final = (
     "productdescription",
     "description",
@@ -317,7 +317,7 @@ def _copy_lines(session: Session, source: Document, target: Document, made: Row,
     pricing = pricing_for(session, made["transactioncurrencyid"])
     calculates = prices_by_itself(session)
     copied: dict[str, str] = {}
-    # Parts of a bundle refer to its line, which is copied before them.
+    # Parts of a bundle refer to the bundle's line, so it is copied before them.
     for line in sorted(lines, key=lambda line: line["parentbundleid"] is not None):
         bundle = copied.get(line["parentbundleid"] or "")
         values = {name: line[name] for name in _LINE_COLUMNS}
@@ -336,7 +336,7 @@ def _fire_create(session: Session, table: Table, made: Row, values: Row) -> None
 
 
 def _column_set(table: Table, column_set: object) -> tuple[str, ...]:
-    """Read a ColumnSet; its names are logical ones."""
+    """Read a ColumnSet, which contains logical names."""
     every = tuple(name for name, column in table.columns.items() if not column.secret)
     if column_set is None:
         return every

@@ -1,4 +1,4 @@
-"""The rows that every organization has from the start: its unit, currencies, roles, privileges and messages."""
+"""The rows that a new organization has: its business unit, currencies, roles, privileges and messages."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,7 +47,7 @@ CURRENCIES: Final = (
 
 @lru_cache(maxsize=16)
 def base_image(organization_id: str) -> bytes:
-    """Return a database with what every organization has before anybody sells anything."""
+    """Return a database with the rows that every new organization has."""
     store = Store(MovableClock(EPOCH))
     with store.writing() as transaction:
         _write_base(transaction, organization_id)
@@ -90,13 +90,13 @@ def _write_base(transaction: Transaction, organization_id: str) -> None:
     }
     for name in PRIVILEGES:
         verb = max((verb for verb in VERBS if name.startswith(f"prv{verb}")), key=len, default="Create")
-        # The id that refusals name as well.
+        # Refusals name the same id.
         privilege = stable_id(organization_id, name)
         insert(
             "privilege", {"privilegeid": privilege, "name": name, "accessright": 1 << VERBS.index(verb)}, name
         )
         for role, role_id in roles.items():
-            # Not even an administrator acts on behalf of others unless that is granted.
+            # The administrator role lacks the privilege to act on behalf of others, too.
             if name in _SALESPERSON or (role == ADMINISTRATOR_ROLE and name != ACT_ON_BEHALF):
                 insert("roleprivileges", granted(role_id, privilege, Depth.GLOBAL), f"{role}/{name}")
     for message, tables in MESSAGES.items():
@@ -114,7 +114,7 @@ def _write_base(transaction: Transaction, organization_id: str) -> None:
 
 
 class Inserter:
-    """Adds rows as the platform; ids derive from names, so that they are the same in every run."""
+    """Adds rows as the platform. Ids derive from names, so they are the same in every run."""
 
     def __init__(self, transaction: Transaction, scope: str, now: datetime = EPOCH) -> None:
         self._transaction = transaction

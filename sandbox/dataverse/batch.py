@@ -1,6 +1,6 @@
 """`$batch`: multipart/mixed in and out.
 
-A batch is a list of operations and change sets, in order. That a change set is one transaction is up to its caller.
+A batch is a list of operations and change sets, in order. The caller carries out a change set as one transaction.
 """
 
 import re
@@ -101,7 +101,7 @@ def _parts(message: Message) -> list[Message]:
 def _operation(part: Message) -> Operation:
     if part.get_content_type() != "application/http":
         raise _invalid("Every part of a batch must be application/http.")
-    # Binary parts keep their bytes; the parser hides those beyond ASCII in surrogates.
+    # The parser decodes bytes above 127 to surrogates; decode=True restores the bytes.
     payload = part.get_payload(decode=True)
     head, _, body = _normalised(payload if isinstance(payload, bytes) else b"").partition(b"\r\n\r\n")
     first, *lines = head.decode(errors="replace").lstrip().split("\r\n")
@@ -116,7 +116,7 @@ def _operation(part: Message) -> Operation:
 
 
 def _normalised(payload: bytes) -> bytes:
-    """Return a part whose head has CRLF line ends, also where a client wrote LF only."""
+    """Return a part whose head has CRLF line ends, even if the client wrote LF only."""
     head = payload[: payload.find(b"\n\n")] if b"\n\n" in payload else b""
     if head and b"\r" not in head:
         return head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + payload[len(head) + 2 :]

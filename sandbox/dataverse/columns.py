@@ -1,6 +1,6 @@
-"""What tables and columns are: kinds, values as JSON and SQLite have them, lookups, ids.
+"""The types of tables and columns: kinds, lookups, ids, and the conversion of values from and to JSON and SQLite.
 
-The tables themselves are declared in `schema`.
+`schema` has the tables themselves.
 """
 
 import re
@@ -49,7 +49,7 @@ class InvalidValue(ValueError):
 
 @dataclass(frozen=True)
 class Lookup:
-    """Where a lookup leads: table → navigation property, and the collections that lead back.
+    """The target tables of a lookup, each with its navigation property, and the collections in the other direction.
 
     Tables may share a navigation property, as users and teams share `ownerid`.
     """
@@ -61,10 +61,10 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `writable` is about callers of the Web API, `secret` ones are never returned.
+    """A column. Callers of the Web API may change a `writable` one; a `secret` one is never returned.
 
-    `unique`: no two rows have the same value, other than none. `states`: of a status reason, the state of each.
-    `base_of`: the amount that this one gives in the base currency; it is calculated, not stored.
+    `unique`: no two rows have the same value, except null. `states`, for a status reason: the state of each value.
+    `base_of`: the column whose amount this one gives in the base currency; it is calculated, not stored.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Column:
         return f"_{self.name}_value" if self.kind is Kind.LOOKUP else self.name
 
     def of(self, row: Row) -> object:
-        """Return the column's value in a row, with all the digits of its kind."""
+        """Return the column's value in a row; an amount has all the decimal places of its kind."""
         value = row[self.name] if self.base_of is None else _in_base_currency(row, self.base_of)
         return value.quantize(Decimal(1).scaleb(-_SCALE[self.kind])) if isinstance(value, Decimal) else value
 
@@ -136,17 +136,17 @@ class Table:
 
     @cached_property
     def stored(self) -> Mapping[str, Column]:
-        """The columns that the database has; the others are calculated."""
+        """The columns that are stored; the others are calculated."""
         return {column.name: column for column in self.columns.values() if column.base_of is None}
 
     @cached_property
     def by_property(self) -> Mapping[str, Column]:
-        """The columns that are returned, by their properties in the Web API."""
+        """The columns that are returned, by the names of their properties in the Web API."""
         return {column.property_name: column for column in self.columns.values() if not column.secret}
 
     @cached_property
     def navigation(self) -> Mapping[str, tuple[Column, tuple[str, ...]]]:
-        """The single-valued navigation properties: the lookup and the tables that it may lead to."""
+        """The single-valued navigation properties, each with its lookup and target tables."""
         found: dict[str, tuple[Column, tuple[str, ...]]] = {}
         for column in self.columns.values():
             for target, name in column.lookup.targets.items() if column.lookup else ():
@@ -155,7 +155,7 @@ class Table:
 
     @cached_property
     def converted(self) -> tuple[Column, ...]:
-        """The columns whose stored form differs from the row's."""
+        """The columns whose form in SQLite differs from that in a row."""
         return tuple(c for c in self.stored.values() if c.kind in _SCALE or c.kind is Kind.BOOLEAN)
 
 
@@ -167,12 +167,12 @@ def guid(text: object) -> str:
 
 
 def format_datetime(moment: datetime) -> str:
-    """Write a moment as columns hold it: UTC, whole seconds."""
+    """Write a time as columns hold it: UTC, whole seconds."""
     return moment.astimezone(UTC).strftime(_DATE_FORMAT)
 
 
 def parse_datetime(text: object) -> str:
-    """Read a date or a moment (without offset: UTC) into the form that columns hold."""
+    """Read a date or a time (UTC if it has no offset) into the form that columns hold."""
     try:
         moment = datetime.fromisoformat(str(text))
     except ValueError as error:
@@ -208,7 +208,7 @@ def _parse_amount(column: Column, value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.Decimal'.")
     amount = Decimal(value)
-    # Both kinds are 64-bit integers underneath; Dataverse's own bounds are a little tighter.
+    # SQLite stores both kinds as 64-bit integers; Dataverse's own bounds are a little narrower.
     if not amount.is_finite() or abs(amount) > Decimal(2**63 - 1).scaleb(-_SCALE[column.kind]):
         raise InvalidValue(f"A value of '{column.name}' is out of range.")
     return amount.quantize(Decimal(1).scaleb(-_SCALE[column.kind]))

@@ -31,7 +31,7 @@ def choice(name: str, labels: Mapping[int, str], default: int | None = None) -> 
 
 
 def lookup(name: str, target: str, collection: str = "", on_delete: str = "remove link") -> list[Column]:
-    """Declare a lookup to one table; `collection` leads back."""
+    """Declare a lookup to one table; `collection` is the navigation property in the other direction."""
     collections = {target: collection} if collection else {}
     return [Column(name, Kind.LOOKUP, lookup=Lookup({target: name}, collections, on_delete))]
 
@@ -74,7 +74,7 @@ _OWNING: Final = [
 ]
 
 
-def table(  # noqa: PLR0913 - what a declaration may say
+def table(  # noqa: PLR0913 - the parts of a declaration
     name: str,
     set_name: str,
     *columns: list[Column],
@@ -86,7 +86,7 @@ def table(  # noqa: PLR0913 - what a declaration may say
     primary_name: str = "name",
     history: bool = True,
 ) -> Table:
-    """Declare a table. `owner_of`: the lookup to the row whose owner the rows have; nobody assigns them."""
+    """Declare a table. `owner_of`: the lookup to the row whose owner the rows share; they cannot be assigned."""
     every = [Column(key or f"{name}id", Kind.ID)]
     every += [column for group in columns for column in group]
     if any(column.name == "exchangerate" for column in every):

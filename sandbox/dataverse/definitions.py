@@ -1,4 +1,4 @@
-"""EntityDefinitions, as little of the metadata as clients of these tables ask for."""
+"""EntityDefinitions: the part of the metadata that clients of these tables request."""
 
 import re
 from collections.abc import Sequence

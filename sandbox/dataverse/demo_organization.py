@@ -1,6 +1,6 @@
 """A company that sells: customers, a product catalog, salespeople, and open opportunities with lines.
 
-Rows go through the store directly, so thousands of them take a moment; the same seed makes the same rows.
+Rows are written to the store directly, so that thousands of them take little time. The same seed gives the same rows.
 """
 
 import random
@@ -36,7 +36,7 @@ _UNITS: Final = ("piece", "hour", "metre")
 _PROJECTS: Final = ("Line 3", "Water treatment", "New hall")
 _PRICE_DIGITS: Final = Decimal("0.0001")
 _TAX_RATE: Final = Decimal("0.19")
-# From so many pieces on each is cheaper.
+# From this quantity on, each piece costs less.
 _VOLUME: Final = 10
 
 
@@ -70,7 +70,7 @@ _WRITE_INS: Final = (("Travel expenses", Decimal(310)), ("Transport and packagin
 
 @dataclass(frozen=True)
 class DemoOrganization:
-    """The ids of what `demo_organization` made."""
+    """The ids of the rows that `demo_organization` created."""
 
     opportunities: tuple[str, ...]
     accounts: tuple[str, ...]
@@ -86,7 +86,7 @@ class DemoOrganization:
 def demo_organization(
     app: DataverseApp, opportunities: int = 20, *, seed: int = 1, accounts: int = 12, contacts: int = 12
 ) -> DemoOrganization:
-    """Make customers, a catalog, salespeople and open opportunities with lines; the same for the same seed."""
+    """Create customers, a catalog, salespeople and open opportunities; the same seed gives the same rows."""
     with app.session() as session:
         chance = random.Random(seed)  # noqa: S311 - names and amounts
         insert = Inserter(
@@ -97,7 +97,7 @@ def demo_organization(
 
 
 class _Company:
-    """Makes the rows of the demo organization."""
+    """Creates the rows of the demo organization."""
 
     def __init__(self, transaction: Transaction, insert: Inserter, chance: random.Random) -> None:
         self._insert = insert
@@ -188,7 +188,7 @@ class _Company:
 
 @dataclass(frozen=True)
 class _Owner:
-    """Whose an opportunity is."""
+    """The user or team that owns an opportunity."""
 
     id: str
     is_team: bool = False
@@ -207,7 +207,7 @@ def _nth(ids: Sequence[str], number: int) -> str | None:
 
 
 class _Catalog:
-    """The products with their units, of which `products` has the ids by number."""
+    """The products with their units; `products` has the products' ids by number."""
 
     def __init__(self, insert: Inserter, currency: str, price_list: str) -> None:
         group = insert("uomschedule", {"name": "Default Unit", "baseuomname": _UNITS[0]}, "units")
@@ -236,7 +236,7 @@ class _Catalog:
         }
 
     def columns(self, item: _Item) -> Row:
-        """Return what a line takes from a product."""
+        """Return the columns that a line copies from a product."""
         return {
             "productid": self.products[item.number],
             "productname": item.name,
@@ -246,7 +246,7 @@ class _Catalog:
 
 
 class _OpportunityBook:
-    """Opens opportunities with lines of every kind: products, write-ins and bundles, discounts and tax."""
+    """Creates open opportunities with lines of every kind: products, write-ins, bundles, discounts and tax."""
 
     def __init__(
         self,
@@ -263,7 +263,7 @@ class _OpportunityBook:
         self._price_lists = price_lists
 
     def open(self, number: int, *, customer: str | None, owner: "_Owner", project: str | None) -> str:
-        # The first ones go through the currencies in turn, so that few already show them all.
+        # The opportunities use the currencies in turn, so that a few of them show all currencies.
         currency = CURRENCIES[number % len(CURRENCIES)]
         opportunity = self._insert.id("opportunity", str(number))
         lines = self._lines(number, opportunity, currency)
@@ -332,7 +332,7 @@ class _OpportunityBook:
         }
 
     def _bundle(self, bundle_id: str, currency: Currency) -> list[Row]:
-        """Return a bundle and its parts, of which those that it always has are paid with it."""
+        """Return a bundle and its parts; the price of the bundle includes its required parts."""
         bundle = {**self._product(_STATION, currency), "producttypecode": BUNDLE}
         parts = [
             {
@@ -356,7 +356,7 @@ class _OpportunityBook:
         return full
 
     def _day(self, days: int) -> str:
-        """Return the date in so many days."""
+        """Return the date `days` days from now."""
         return format_datetime(self._insert.moment + timedelta(days=days))[:10]
 
     def _custom_columns(self, number: int, project: str | None, currency: Currency) -> Row:

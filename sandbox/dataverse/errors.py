@@ -1,7 +1,6 @@
 """Refusals of the Web API: one exception, and a function for each refusal.
 
-The codes and texts are those of Microsoft's documentation as far as they are known. The sandbox's
-own texts name the sandbox.
+Codes and texts come from Microsoft's documentation where it has them. The sandbox's own texts name the sandbox.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ class RequestRefused(Exception):
         self.source = source
 
     def body(self, annotations: Sequence[str] = ()) -> dict[str, object]:
-        """Return the error as the Web API writes it, with those of its annotations that match the patterns."""
+        """Return the error as the Web API writes it, with the annotations that match the patterns."""
         details = {
             f"{_DETAILS}.ApiExceptionSourceKey": self.source
             or "Plugin/Microsoft.Crm.ObjectModel.SandboxService",
@@ -43,7 +42,7 @@ class RequestRefused(Exception):
             if self.status >= _SERVER_ERROR
             else "ClientError",
             f"{_DETAILS}.ApiExceptionHttpStatusCode": str(int(self.status)),
-            # A trace may hold personal data, so this one does.
+            # A real trace may contain personal data, so this one contains some.
             "Microsoft.PowerApps.CDS.TraceText": "[Sandbox: trace of a plug-in, with jane.doe@example.com in it]",
         }
         wanted = {
@@ -55,12 +54,12 @@ class RequestRefused(Exception):
 
 
 def bad_request(message: str, code: str = "0x80060888") -> RequestRefused:
-    """Refuse a request whose URL or options cannot be understood."""
+    """Refuse a request whose URL or options are not valid."""
     return RequestRefused(HTTPStatus.BAD_REQUEST, code, message)
 
 
 def bad_payload(entity: str, reason: str) -> RequestRefused:
-    """Refuse a body."""
+    """Refuse a body that is not valid."""
     return bad_request(
         f"Error identified in Payload provided by the user for Entity :'{entity}', For more information on "
         f"this error please follow this help link https://go.microsoft.com/fwlink/?linkid=2195293  ---->  "
@@ -77,7 +76,7 @@ def no_property(name: str, entity: str) -> RequestRefused:
 
 
 def no_segment(segment: str) -> RequestRefused:
-    """Refuse a path that leads nowhere."""
+    """Refuse a path that does not exist."""
     return RequestRefused(
         HTTPStatus.NOT_FOUND, "0x8006088a", f"Resource not found for the segment '{segment}'."
     )
@@ -91,7 +90,7 @@ def no_record(entity: str, record_id: str) -> RequestRefused:
 
 
 def not_supported(what: str) -> RequestRefused:
-    """Refuse what Dataverse offers and the emulator does not."""
+    """Refuse what Dataverse supports and the emulator does not."""
     return RequestRefused(
         HTTPStatus.NOT_IMPLEMENTED, "0x80060888", f"The sandbox's Dataverse does not support {what}."
     )
@@ -112,7 +111,7 @@ def user_disabled(user_id: str) -> RequestRefused:
 
 
 def version_mismatch(entity: str) -> RequestRefused:
-    """Refuse a change because the row is not as the caller last saw it."""
+    """Refuse a change because the row has changed since the caller read it."""
     return RequestRefused(
         HTTPStatus.PRECONDITION_FAILED,
         "0x80060882",
@@ -121,5 +120,5 @@ def version_mismatch(entity: str) -> RequestRefused:
 
 
 def invalid_argument(message: str, code: str = "0x80040203") -> RequestRefused:
-    """Refuse an operation whose parameters make no sense."""
+    """Refuse an operation whose parameters are not valid."""
     return RequestRefused(HTTPStatus.BAD_REQUEST, code, message)

@@ -1,9 +1,9 @@
 """Events for service endpoints: steps, system jobs and posts, at least once.
 
-Asynchronous steps write a system job in the transaction that they belong to, and the job is posted after the commit,
-again and again with growing intervals. Synchronous ones post before the commit, and what is posted stays posted if
-the transaction is rolled back. A callable that is injected carries a post; jobs run when `run_due_jobs` is called, or
-in the background by a `Poster`.
+An asynchronous step writes a system job in the transaction of its message. The job posts after the commit; if that
+fails, it posts again, with growing intervals. A synchronous step posts before the commit; its post remains even if the
+transaction is rolled back. An injected callable sends a post. `run_due_jobs` runs the jobs, or a `Poster` does so in
+the background.
 """
 
 import base64
@@ -33,7 +33,7 @@ from sandbox.dataverse.store import Store, Transaction
 _log = logging.getLogger(__name__)
 
 _QUEUE_CONTRACTS: Final = frozenset({2, 5, 6})
-# Retried in growing intervals, for a day; then the job counts as failed.
+# The intervals between retries grow. After a day the job has failed.
 RETRY_DELAYS: Final = tuple(
     timedelta(seconds=s) for s in (2, 5, 10, 20, 30, 60, 120, 300, 300, *([600] * 6), *([3600] * 22))
 )
@@ -58,9 +58,9 @@ Post = Callable[[ServiceEndpoint, bytes, Mapping[str, str], str], None]
 
 
 class EventPipeline:
-    """Carries events to the service endpoints whose steps want them.
+    """Posts events to the service endpoints that have steps for them.
 
-    `post` may be exchanged at any time. Jobs that fail are tried again after each of `retry_delays`.
+    `post` may be replaced at any time. A job that fails is retried after each of `retry_delays`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EventPipeline:
         return f"<{type(self).__name__} {len(self._running)} jobs under way>"
 
     def fire(self, transaction: Transaction, event: Event, request: RequestContext) -> None:
-        """Hand an event to every enabled step registered for it. Raises RequestRefused if a synchronous fails."""
+        """Run every enabled step that is registered for an event. Raises RequestRefused if a synchronous one fails."""
         for step, endpoint in _steps(transaction, event):
             operation_id = self._new_id()
             context = ExecutionContext(event, request, step, operation_id, self._clock.now())
@@ -92,7 +92,7 @@ class EventPipeline:
                 self._write_job(transaction, context)
 
     def check_endpoint(self, transaction: Transaction, endpoint: Row, request: RequestContext) -> None:
-        """Post a probe, asynchronously, as the test of an endpoint does. What it says is not confirmed."""
+        """Post the test message of an endpoint, asynchronously. The contents of the real one are not confirmed."""
         event = Event("TriggerServiceEndpointCheck", "serviceendpoint", endpoint["serviceendpointid"], [])
         step: Row = {"sdkmessageprocessingstepid": None, "eventhandler": endpoint["serviceendpointid"]}
         step |= {"name": "ServiceEndpointCheck", "stage": 40, "mode": 1, "asyncautodelete": False}
@@ -100,7 +100,7 @@ class EventPipeline:
         self._write_job(transaction, context)
 
     def run_due_jobs(self, store: Store) -> int:
-        """Post what is due, each job once; returns how many were posted."""
+        """Run each due job once; return how many posted."""
         posted = 0
         for job_id in self._due(store):
             with self._running_lock:
@@ -134,9 +134,9 @@ class EventPipeline:
             endpoint = transaction.get(TABLES["serviceendpoint"], prepared["endpoint"])
             step = transaction.get(TABLES["sdkmessageprocessingstep"], job["owningextensionid"] or "")
         try:
-            # The endpoint as it is now: a key that was rotated meanwhile is the one to use.
+            # Read the endpoint again: its key may have been rotated since the job was written.
             self._send(endpoint, base64.b64decode(prepared["body"]), prepared["properties"])
-        except Exception as error:  # noqa: BLE001 - the job records any failure of a post, and is repeated
+        except Exception as error:  # noqa: BLE001 - the job records any failure of a post, and is retried
             self._record_failure(store, job, error)
             return 0
         self._record_success(store, job_id, delete=bool(step and step["asyncautodelete"]))
@@ -247,13 +247,13 @@ class Poster:
         ]
 
     def start(self) -> Self:
-        """Begin; returns at once."""
+        """Start the threads; return at once."""
         for thread in self._threads:
             thread.start()
         return self
 
     def stop(self) -> None:
-        """End, waiting for posts under way, for some seconds at most."""
+        """Stop; wait some seconds at most for posts that have begun."""
         self._stopping.set()
         self._pipeline.jobs_written.set()
         for thread in self._threads:
@@ -261,7 +261,7 @@ class Poster:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            # Polled besides: retries become due by a clock that may be moved.
+            # Poll too: a test may move the clock, and then retries become due.
             self._pipeline.jobs_written.wait(self._poll)
             self._pipeline.jobs_written.clear()
             if not self._stopping.is_set():
@@ -286,7 +286,7 @@ def _steps(transaction: Transaction, event: Event) -> list[tuple[Row, Row]]:
 
 
 def _concerns(step: Row, event: Event) -> bool:
-    """Return whether an Update touches one of the columns that the step filters on."""
+    """Return whether an Update changes one of the step's filtering columns."""
     names = {name.strip() for name in (step["filteringattributes"] or "").split(",")} - {""}
     if event.message != "Update" or not names:
         return True

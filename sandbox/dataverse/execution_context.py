@@ -1,4 +1,4 @@
-"""What a service endpoint gets: a RemoteExecutionContext, as JSON or in the shape of its XML, and its properties."""
+"""What a service endpoint receives: a RemoteExecutionContext as JSON or similar to its XML, and its properties."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Reference:
-    """A pointer to a row."""
+    """A reference to a row."""
 
     table: str
     id: str
@@ -85,7 +85,7 @@ class ExecutionContext:
     at: datetime
 
     def message(self, message_format: int) -> tuple[bytes, dict[str, str]]:
-        """Return body and application properties; what is too big goes out without its parameters."""
+        """Return body and application properties; a body that is too large is written without parameters."""
         properties = self._properties()
         body = _encode(self._fields(self.event), message_format)
         if len(body) > MAX_BODY:
@@ -98,7 +98,7 @@ class ExecutionContext:
         user = self.request.caller.user_id
         trace = self.request.traceparent
         return {
-            # Dataverse has no trace to carry on; this is for a client that sends one on purpose.
+            # Dataverse is not known to send a trace context; this is for a client that sends one on purpose.
             **({"Diagnostic-Id": trace, "traceparent": trace} if trace else {}),
             f"{CLAIMS}Organization": self.request.organization_name,
             f"{CLAIMS}User": user,
@@ -156,7 +156,7 @@ def _encode(fields: Mapping[str, object], message_format: int) -> bytes:
     if message_format == JSON:
         # DataContractJsonSerializer escapes every slash.
         return text.replace("/", "\\/").encode()
-    # XML in either form is for consumers that refuse it: the shape is only hinted at.
+    # XML, as text or binary, is for testing consumers that refuse it, so it only resembles the real shape.
     xml = f'<RemoteExecutionContext xmlns="{_CONTRACTS}">{escape(text)}</RemoteExecutionContext>'
     return xml.encode() if message_format == _TEXT_XML else b"@\x16RemoteExecutionContext\x08" + xml.encode()
 

@@ -1,7 +1,7 @@
 """`$filter` and `$orderby`: OData expressions → SQL conditions with parameters.
 
-Columns only, and columns of single-valued navigation properties (`customerid_account/name`); anything beyond is
-refused with an error that says so.
+Supports columns, and columns of single-valued navigation properties (`customerid_account/name`). Everything else is
+refused with an error that names it.
 """
 
 import re
@@ -54,7 +54,7 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Condition:
-    """A piece of SQL that is true or false of a row `t`, and the values of its placeholders."""
+    """An SQL condition on a row `t`, and the values of its placeholders."""
 
     sql: str
     parameters: tuple[object, ...] = ()
@@ -66,7 +66,7 @@ def _parser() -> Lark:
 
 
 def parse_filter(text: str, table: Table) -> Condition:
-    """Translate `$filter`. Raises RequestRefused for what is wrong or not supported."""
+    """Translate `$filter`. Raises RequestRefused if it is not valid or not supported."""
     outside_of_texts = re.sub(r"'([^']|'')*'", "''", text)
     for pattern, name in _UNSUPPORTED:
         if pattern.search(outside_of_texts):
@@ -104,7 +104,7 @@ def parse_orderby(text: str, table: Table) -> Sequence[str]:
 
 
 def _column_sql(path: str, table: Table) -> tuple[str, Column]:
-    """Find a column, through single-valued navigation properties where the path has them."""
+    """Return the SQL of a column; the path may contain single-valued navigation properties."""
     *steps, name = path.split("/")
     current, key, wrap = table, "t", "{}"
     for depth, step in enumerate(steps):
@@ -114,7 +114,7 @@ def _column_sql(path: str, table: Table) -> tuple[str, Column]:
         if len(targets) > 1:
             raise not_supported(f"conditions behind '{step}', which leads to several tables")
         target, alias = TABLES[targets[0]], f"n{depth}"
-        # A scalar subquery per step: rows without the link yield NULL, as an outer join would.
+        # A scalar subquery for each step of the path: without a target it yields NULL, as an outer join does.
         wrap = wrap.format(
             f'(SELECT {{}} FROM "{target.name}" {alias}'  # noqa: S608 - names of the schema
             f' WHERE {alias}."{target.key}" = {key}."{lookup.name}")'

@@ -1,7 +1,7 @@
-"""Service protection: how much a user may ask of one web server within five minutes.
+"""Service protection: limits the requests of a user to one web server within five minutes.
 
-Three limits, each with its own code; a request over one of them is refused before anything is executed. It counts as
-one: documented is that going on prolongs the wait, and not by how much.
+There are three limits, each with its own code. A request above a limit is refused before anything is executed. The
+refused request counts too: Microsoft documents that further requests prolong the wait, but not by how much.
 """
 
 import math
@@ -34,7 +34,7 @@ _EXECUTION = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What one user may ask of one web server: requests and seconds of execution per window, and at once."""
+    """The limits of one user on one web server: requests and execution seconds per window, concurrent requests."""
 
     requests: int = 6000
     execution: timedelta = timedelta(seconds=1200)
@@ -44,17 +44,17 @@ class Limits:
 
 @dataclass
 class _Usage:
-    """What one user has asked of one web server."""
+    """What one user has used of one web server."""
 
     requests: deque[datetime] = field(default_factory=deque)
     executions: deque[tuple[datetime, float]] = field(default_factory=deque)
-    # The sum of `executions`: thousands are within a window.
+    # The sum of `executions`, kept because a window can have thousands of them.
     spent: float = 0.0
     under_way: int = 0
 
 
 class ServiceProtection:
-    """Counts, and refuses with 429. `timer` measures execution in seconds; thread-safe."""
+    """Counts requests and refuses with 429. `timer` measures execution in seconds. Thread-safe."""
 
     def __init__(
         self, clock: Clock, limits: Limits | None = None, timer: Callable[[], float] = time.monotonic
@@ -70,7 +70,7 @@ class ServiceProtection:
 
     @contextmanager
     def admitted(self, user_id: str, server: int) -> Iterator[dict[str, str]]:
-        """Admit a request, or raise RequestRefused (429); gives the headers that say what is left."""
+        """Admit a request, or raise RequestRefused (429); yield the headers with what is left of the limits."""
         with self._lock:
             usage = self._usage.setdefault((user_id, server), _Usage())
             headers = self._admit(usage)
@@ -105,7 +105,7 @@ class ServiceProtection:
     def _refusal(
         self, usage: _Usage, now: datetime, free: datetime, reason: tuple[str, str]
     ) -> RequestRefused:
-        # Those of one moment count once: they did not know of each other.
+        # Requests that are refused at the same moment count once: their clients had seen no refusal.
         if usage.requests and usage.requests[-1] != now:
             usage.requests.append(now)
         code, message = reason

@@ -1,4 +1,4 @@
-"""What messages are: actions and functions of the Web API, unbound or bound to a row, and what they return."""
+"""The types of messages: actions and functions of the Web API, unbound or bound to a row, and their results."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

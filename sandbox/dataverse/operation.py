@@ -23,7 +23,7 @@ _SEGMENT = re.compile(r"([\w.$]+)(?:\((.*)\))?\Z", re.DOTALL)
 
 @dataclass(frozen=True)
 class Segment:
-    """A step of a path, and what stands in parentheses behind it."""
+    """A segment of a path, and the text in parentheses after it."""
 
     name: str
     key: str | None
@@ -39,7 +39,7 @@ class Preferences:
 
     @property
     def applied(self) -> dict[str, str]:
-        """Name the preferences that were honoured."""
+        """Return the preferences that were applied."""
         applied = []
         if self.annotations:
             applied.append(f'odata.include-annotations="{",".join(self.annotations)}"')
@@ -52,7 +52,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Operation:
-    """One request, alone or within a batch; `url` is absolute or from the service's root."""
+    """One request, alone or within a batch; `url` is absolute or relative to the service's root."""
 
     method: str
     url: str
@@ -66,22 +66,22 @@ class Operation:
 
     @property
     def is_read(self) -> bool:
-        """Whether it is barred from change sets: retrieves and functions."""
+        """Whether it is a retrieve or a function; change sets must not contain these."""
         return self.method == "GET"
 
     @property
     def may_write(self) -> bool:
-        """Whether it needs a transaction that may change rows; the retrieval of an invoice calculates it."""
+        """Whether it needs a transaction that may change rows; retrieving an invoice does, to calculate its totals."""
         return self.method != "GET" or "/invoices(" in self.url or self.url.startswith("invoices(")
 
     @cached_property
     def path(self) -> str:
-        """The URL's path, as it stands."""
+        """The URL's path, not decoded."""
         return urlsplit(self.url).path
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """The steps of the path behind the service's root. Raises RequestRefused (404)."""
+        """The segments of the path after the service's root. Raises RequestRefused (404)."""
         return [
             _segment(unquote(text))
             for text in split(_SERVICE_ROOT.sub("", self.path, count=1).strip("/"), "/")
@@ -143,12 +143,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Reply:
-    """The reply to one operation: `content` becomes JSON, `text` is written as it is; without both, no body."""
+    """The reply to one operation: `content` is written as JSON, `text` unchanged; without both there is no body."""
 
     status: HTTPStatus
     content: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    # The URL of the row that was made or changed, for content-ID references.
+    # The URL of the row that was created or changed, for content-ID references.
     entity_url: str | None = None
     text: str | None = None
 
@@ -161,7 +161,7 @@ def _segment(text: str) -> Segment:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split outside of parentheses and quotes."""
+    """Split at separators that are outside of parentheses and quotes."""
     parts, depth, quoted, start = [], 0, False, 0
     for position, character in enumerate(text):
         if character == "'":
@@ -207,7 +207,7 @@ def literal(text: str) -> object:
 
 
 def method_not_allowed(method: str) -> RequestRefused:
-    """Refuse a method that a resource does not take."""
+    """Refuse a method that a resource does not support."""
     return RequestRefused(
         HTTPStatus.METHOD_NOT_ALLOWED, "0x80060880", f"The requested resource does not support {method}."
     )

@@ -1,4 +1,4 @@
-"""One environment: what everything in it shares, and the switches for behaviour on which sources differ."""
+"""One environment: the state that its parts share, and switches for behaviour about which sources differ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sandbox.dataverse.store import Store
 
 
 class DuplicateResponse(Enum):
-    """The response to the second create of a row with one primary key; Dataverse is reported to have several."""
+    """The response to creating a row whose primary key exists already; reports about Dataverse differ."""
 
     DUPLICATE_412 = "412 0x80040237"
     ALTERNATE_KEY_412 = "412 0x80060892"
@@ -43,9 +43,9 @@ _LOSER_TEXTS = {
 
 
 class FailedChangeSet(Enum):
-    """What becomes of the rest of a batch that asked to go on after a failure, once a change set has failed.
+    """What happens to the rest of a batch with `odata.continue-on-error` after a change set has failed.
 
-    The documentation says that it goes on; some reports say that it stops, with either status.
+    The documentation says that the batch continues. Some reports say that it stops, with one of the two statuses.
     """
 
     CONTINUES = "continues"
@@ -70,11 +70,11 @@ class Organization:
 
 @dataclass(frozen=True)
 class RequestInfo:
-    """What the events of a request say about it."""
+    """What the events of a request contain about the request."""
 
     request_id: str
     correlation_id: str
     user_agent: str = ""
     object_id: str | None = None
-    # The trace context of the request, which its events carry on.
+    # The trace context of the request, which its events contain too.
     traceparent: str | None = None

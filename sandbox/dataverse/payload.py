@@ -1,7 +1,7 @@
-"""JSON in and out: bodies → values of columns, rows → properties with annotations.
+"""Reads and writes JSON: bodies → values of columns, rows → properties with annotations.
 
-Numbers are exact in both directions: amounts are read as Decimal and written with the scale of their column,
-never through a float.
+Numbers are exact in both directions: amounts are read as Decimal and written with the scale of their column, without
+a float in between.
 """
 
 import json
@@ -32,7 +32,7 @@ def included_annotations(prefer: str) -> tuple[str, ...]:
 
 
 def read_json(body: bytes, entity: str = "") -> dict[str, object]:
-    """Parse a body, amounts as Decimal. Raises RequestRefused (400)."""
+    """Parse a body; numbers with a fraction become Decimals. Raises RequestRefused (400)."""
     try:
         parsed = json.loads(body.decode("utf-8-sig"), parse_float=Decimal)
     except (ValueError, RecursionError) as error:
@@ -43,7 +43,7 @@ def read_json(body: bytes, entity: str = "") -> dict[str, object]:
 
 
 def write_json(value: object) -> bytes:
-    """Write JSON; Decimals as numbers with all of their digits."""
+    """Write JSON; a Decimal becomes a number with all of its digits."""
     pieces: list[str] = []
     _write(value, pieces)
     return "".join(pieces).encode()
@@ -74,7 +74,7 @@ def _write(value: object, pieces: list[str]) -> None:
 
 
 def parse_reference(uri: object) -> tuple[Table, str]:
-    """Read `/opportunities(id)`, with or without the service's root in front."""
+    """Read `/opportunities(id)`, with or without the service's root before it."""
     match = _REFERENCE.match(uri) if isinstance(uri, str) else None
     if match is None or match[1] not in BY_SET:
         raise bad_request(f"Invalid reference to a record: '{uri}'.", "0x80048d19")
@@ -136,7 +136,7 @@ def _bind(table: Table, navigation: str, value: object) -> tuple[Column, str | N
     return column, record_id
 
 
-# --- rows out -----------------------------------------------------------------------------------------------
+# --- writing rows -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,20 +145,20 @@ class Expansion:
 
     name: str
     shape: "Shape"
-    # Only for collections: which of the rows.
+    # For collections only: which rows to write.
     filter: str | None = None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What to write of a row: columns (None: all), expansions, annotations (patterns)."""
+    """Which parts of a row to write: columns (None: all), expansions, annotations (patterns)."""
 
     select: tuple[str, ...] | None = None
     expand: tuple[Expansion, ...] = ()
     annotations: tuple[str, ...] = ()
 
     def wants(self, annotation: str) -> bool:
-        """Return whether an annotation was asked for."""
+        """Return whether an annotation was requested."""
         return any(fnmatchcase(annotation, pattern) for pattern in self.annotations)
 
 
@@ -171,10 +171,10 @@ def check_select(table: Table, names: Sequence[str]) -> tuple[str, ...]:
 
 
 class Rows(Protocol):
-    """What is needed to name the rows that lookups lead to."""
+    """Finds the rows to which lookups refer, for their names."""
 
     def target(self, column: Column, record_id: str) -> tuple[Table, Row] | None:
-        """Return where a lookup leads."""
+        """Return table and row to which a lookup refers."""
 
 
 def represent(rows: Rows, table: Table, row: Row, shape: Shape) -> dict[str, object]:
@@ -223,7 +223,7 @@ def _annotations(
 
 
 def _currency(rows: Rows, owner: tuple[Table, Row], column: Column) -> tuple[str, int]:
-    """Return symbol and digits of the currency of an amount, those of the base currency where the row has none."""
+    """Return symbol and decimal places of an amount's currency: the row's, or else the base currency."""
     table, row = owner
     lookup = table.columns.get("transactioncurrencyid")
     if column.base_of is None and lookup is not None and row["transactioncurrencyid"]:
@@ -234,7 +234,7 @@ def _currency(rows: Rows, owner: tuple[Table, Row], column: Column) -> tuple[str
 
 
 def _format_money(amount: Decimal, symbol: str, digits: int) -> str:
-    """Write an amount with the digits of its currency; prices may have more."""
+    """Write an amount with the decimal places of its currency; prices may have more."""
     exponent = amount.normalize().as_tuple().exponent
     needed = -exponent if isinstance(exponent, int) and exponent < 0 else 0
     sign = "-" if amount < 0 else ""
@@ -242,7 +242,7 @@ def _format_money(amount: Decimal, symbol: str, digits: int) -> str:
 
 
 def _format(column: Column, value: object) -> str | None:
-    """Write a value as a form of a user in the United States shows it."""
+    """Write a value as a form shows it to a user in the United States."""
     if column.kind is Kind.CHOICE:
         return column.labels.get(int(str(value)))
     write = _FORMATS.get(column.kind)

@@ -23,7 +23,7 @@ def who_am_i(session: Session, _: Parameters) -> dict[str, object]:
 
 
 def add_privileges_role(session: Session, role: Row, parameters: Parameters) -> None:
-    """Grant privileges to a role; whether the real one raises a lesser depth is not confirmed: this does."""
+    """Grant privileges to a role. One that it has gets the new depth; this is not confirmed for Dataverse."""
     check_access(session.caller, TABLES["role"], "Write", role)
     granted = parameters.get("Privileges")
     if not isinstance(granted, list):
@@ -38,7 +38,7 @@ def add_privileges_role(session: Session, role: Row, parameters: Parameters) -> 
 
 
 def grant(session: Session, role_id: str, privilege_id: str, depth: Depth) -> None:
-    """Give a privilege to a role, or another depth."""
+    """Give a privilege to a role, or change its depth."""
     table = TABLES["roleprivileges"]
     found = session.transaction.rows(table, "roleid = ? AND privilegeid = ?", (role_id, privilege_id))
     if found:
@@ -65,7 +65,7 @@ def retrieve_role_privileges(session: Session, parameters: Parameters) -> dict[s
 
 
 def retrieve_user_privileges(session: Session, user: Row, parameters: Parameters) -> dict[str, object]:
-    """List those of the named privileges that a user has."""
+    """List which of the named privileges a user has."""
     names = parameters.get("PrivilegeNames")
     if not isinstance(names, list):
         raise bad_request("PrivilegeNames is a collection of names.")
@@ -98,7 +98,7 @@ def retrieve_principal_access(session: Session, user: Row, parameters: Parameter
 
 
 def trigger_service_endpoint_check(session: Session, endpoint: Row, _: Parameters) -> None:
-    """Post a probe to a service endpoint, later."""
+    """Have the test message posted to a service endpoint, asynchronously."""
     check_access(session.caller, TABLES["serviceendpoint"], "Read", endpoint)
     session.organization.pipeline.check_endpoint(session.transaction, endpoint, session.request_context)
 

@@ -1,4 +1,4 @@
-"""What the platform's tables do by themselves: columns that follow from others."""
+"""The rules of the platform's tables: columns that derive from others."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -8,7 +8,7 @@ from sandbox.dataverse.service import Session, TableRules
 
 
 class _ServiceEndpointRules(TableRules):
-    """A service endpoint shows whether it has a key, and never the key."""
+    """A service endpoint shows whether it has a key, but never the key."""
 
     def on_create(self, session: Session, values: Row) -> Row:  # noqa: ARG002 - of all rules
         return {"issaskeyset": bool(values["saskey"])} if "saskey" in values else {}
@@ -18,7 +18,7 @@ class _ServiceEndpointRules(TableRules):
 
 
 class _SystemUserRules(TableRules):
-    """An application user's names come from the directory, which does not exist here."""
+    """An application user gets made-up names: in Dataverse they come from the directory, which is not emulated."""
 
     def on_create(self, session: Session, values: Row) -> Row:  # noqa: ARG002
         if not values.get("applicationid"):

@@ -1,4 +1,4 @@
-"""The tables of the platform: the organization, its users, teams and roles, and what carries events."""
+"""The tables of the platform: the organization, users, teams, roles, and those for posting events."""
 
 from typing import Final
 

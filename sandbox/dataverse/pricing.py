@@ -1,6 +1,6 @@
-"""The amounts of an opportunity, a quote, an order or an invoice: lines, discounts, freight and tax, rounded.
+"""Calculates the amounts of an opportunity, a quote, an order or an invoice: lines, discounts, freight and tax.
 
-This is the system's own price calculation. Its rounding (half to even, each amount by itself) is not confirmed.
+This is the system's own price calculation. Its rounding (half to even, each amount separately) is not confirmed.
 """
 
 from collections.abc import Iterable
@@ -26,13 +26,13 @@ TOTALS: Final = (
 
 @dataclass(frozen=True)
 class Pricing:
-    """How amounts are calculated: digits of the currency, and whether a line's discount is for each unit."""
+    """How amounts are calculated: the currency's decimal places, and whether a line's discount is per unit."""
 
     digits: int
     discount_per_unit: bool = False
 
     def line(self, line: Row) -> Row:
-        """Return a line's calculated columns, and what was typed in with the digits of the currency."""
+        """Return a line's calculated columns, and its entered amounts, rounded to the currency's decimal places."""
         typed = {name: self.rounded(line[name]) for name in ("manualdiscountamount", "tax") if line.get(name)}
         line = {**line, **typed}
         price, quantity = line.get("priceperunit"), line.get("quantity")
@@ -43,12 +43,12 @@ class Pricing:
             **typed,
             "baseamount": base,
             "extendedamount": base - self._discount(line) + _amount(line, "tax"),
-            # The parts that a bundle always has are paid with it.
+            # The price of a bundle includes its required parts.
             "pricingerrorcode": 0 if line["producttypecode"] == REQUIRED_PART else error,
         }
 
     def totals(self, header: Row, lines: Iterable[Row]) -> Row:
-        """Return a header's calculated columns, from lines that are calculated."""
+        """Return a header's calculated columns from its calculated lines."""
         priced = [line for line in lines if line["producttypecode"] != REQUIRED_PART]
         tax = _sum(priced, "tax")
         items = _sum(priced, "extendedamount") - tax
@@ -66,7 +66,7 @@ class Pricing:
         }
 
     def rounded(self, amount: Decimal) -> Decimal:
-        """Round to the currency's digits."""
+        """Round to the currency's decimal places."""
         return amount.quantize(Decimal(1).scaleb(-self.digits), ROUND_HALF_EVEN)
 
     def _discount(self, line: Row) -> Decimal:

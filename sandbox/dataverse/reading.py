@@ -1,4 +1,4 @@
-"""Retrieves: a list, a row, what a row leads to, one property, a count; as JSON with what was asked for."""
+"""Retrieves a list, a row, a related row, one property or a count, and writes the requested parts as JSON."""
 
 from http import HTTPStatus
 from typing import Final
@@ -15,7 +15,7 @@ from sandbox.dataverse.service import Query, Session, check_version, collection_
 
 NAMESPACE: Final = "Microsoft.Dynamics.CRM."
 _OPTIONS: Final = frozenset({"$select", "$filter", "$orderby", "$top", "$expand", "$count", "$skiptoken"})
-# Expanded collections of Dataverse may be stale, and few clients need them.
+# Dataverse may return stale rows for an expanded collection, and few clients need one.
 _EXPANDABLE_COLLECTIONS: Final = frozenset({"sdkmessageid_sdkmessagefilter"})
 
 
@@ -31,7 +31,7 @@ class Reader:
     # --- retrieves ---
 
     def list(self, table: Table, *conditions: Condition) -> Reply:
-        """List the rows that meet the conditions and the query options."""
+        """List the rows that match the conditions and the query options."""
         shape = self._shape(table)
         wanted = self._conditions(table, conditions)
         order = parse_orderby(self._options["$orderby"], table) if "$orderby" in self._options else ()
@@ -48,7 +48,7 @@ class Reader:
         return Reply(HTTPStatus.OK, content, self._preferences.applied)
 
     def count(self, table: Table, *conditions: Condition) -> Reply:
-        """Count the rows, as far as Dataverse counts."""
+        """Count the rows, up to the maximum that Dataverse counts."""
         count = self._session.count(table, self._conditions(table, conditions))
         return Reply(HTTPStatus.OK, text=str(min(count, MAX_PAGE)))
 
@@ -62,7 +62,7 @@ class Reader:
         return Reply(HTTPStatus.OK, self._entity(table, row, shape), self._preferences.applied)
 
     def follow(self, table: Table, record_id: str, name: str) -> Reply:
-        """Retrieve what a single-valued navigation property leads to, or one property."""
+        """Retrieve the row of a single-valued navigation property, or one property."""
         if name not in table.navigation:
             return self._property(table, record_id, name)
         column, _ = table.navigation[name]
@@ -85,7 +85,7 @@ class Reader:
         return Reply(HTTPStatus.OK, {"@odata.context": context, "value": value})
 
     def _fresh(self, table: Table, record_id: str) -> Row:
-        """Retrieve a row by its id: that is when an invoice's totals are calculated."""
+        """Retrieve a row by its id; this calculates an invoice's totals."""
         row = self._session.retrieve(table, record_id)
         if not row.get("_totalspending"):
             return row
@@ -100,7 +100,7 @@ class Reader:
     # --- representation ---
 
     def changed(self, table: Table, record_id: str, status: HTTPStatus) -> Reply:
-        """Reply where a row is after a change, and what it is if that was asked for."""
+        """Reply with the URL of a changed row, and with the row if the request prefers that."""
         url = f"{self.root}/{table.set_name}({record_id})"
         if not self._preferences.representation:
             return Reply(HTTPStatus.NO_CONTENT, None, {"OData-EntityId": url, "Location": url}, url)
@@ -110,7 +110,7 @@ class Reader:
         return Reply(HTTPStatus.OK if status is HTTPStatus.NO_CONTENT else status, content, headers, url)
 
     def result(self, result: EntityResult) -> Reply:
-        """Reply the row that an action returns."""
+        """Reply with the row that an action returns."""
         table = result.table
         select = tuple(table.columns[name].property_name for name in result.columns)
         content: dict[str, object] = {
@@ -182,7 +182,7 @@ def _expansion(table: Table, text: str, annotations: tuple[str, ...]) -> Expansi
 
 
 def _expanded(table: Table, name: str) -> tuple[Table, frozenset[str]]:
-    """Return the table that an expansion leads to, and the options that it may have."""
+    """Return the target table of an expansion, and the options that it may have."""
     if name in table.navigation:
         targets = table.navigation[name][1]
         if len(targets) > 1:

@@ -1,7 +1,7 @@
-"""The Web API's resources: a method on a path → what a session does, and the reply.
+"""The Web API's resources: maps a method and a path to calls of a session, and returns the reply.
 
-Covers what clients of sales data and the set-up of service endpoints need; anything beyond is refused with an error
-that names it.
+Supports what clients of sales data and the set-up of service endpoints need; refuses everything else with an error that
+names it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def execute(session: Session, operation: Operation) -> Reply:
 
 
 class _Execution:
-    """One operation under way: what the path leads to, and what the method does there."""
+    """One operation that is being carried out: finds the resource of the path and applies the method."""
 
     def __init__(self, session: Session, operation: Operation) -> None:
         self._session = session
@@ -115,7 +115,7 @@ class _Execution:
         self._session.update(table, row_id, values, if_match)
         return self._reader.changed(table, row_id, HTTPStatus.NO_CONTENT)
 
-    # --- beneath a row: navigation, properties, references, bound messages ---
+    # --- below a row: navigation, properties, references, bound messages ---
 
     def _beneath(self, table: Table, row_id: str, rest: Sequence[Segment]) -> Reply:
         first, *further = rest
@@ -139,7 +139,7 @@ class _Execution:
         return self._change_property(table, row_id, first.name)
 
     def _change_property(self, table: Table, row_id: str, name: str) -> Reply:
-        """Set a single property, or empty it."""
+        """Set a single property, or set it to null."""
         column = table.by_property.get(name)
         if column is None or self._method not in ("PUT", "DELETE") or column.kind is Kind.LOOKUP:
             raise method_not_allowed(self._method)
@@ -172,7 +172,7 @@ class _Execution:
         return Reply(HTTPStatus.NO_CONTENT)
 
     def _referred(self, name: str, targets: tuple[str, ...]) -> str:
-        """Return the row that a body refers to, which must be of one of these tables."""
+        """Return the row that a body refers to; it must be in one of these tables."""
         referred, other_id = parse_reference(read_json(self._operation.body).get("@odata.id"))
         if referred.name not in targets:
             raise bad_request(
@@ -243,7 +243,7 @@ class _Execution:
 
 
 def _unknown(name: str) -> RequestRefused:
-    """Refuse a segment: with 501 what Dataverse supports and the sandbox does not, with 404 what neither knows."""
+    """Refuse a segment: with 501 if Dataverse supports it and the sandbox does not, otherwise with 404."""
     if name == "$metadata":
         return not_supported("$metadata")
     if name in UNSUPPORTED_TABLES:

@@ -1,4 +1,4 @@
-"""What the tables of Sales do by themselves: states of opportunities, currencies, lines and the totals of headers."""
+"""The rules of the tables of Sales: states of opportunities, currencies, lines and the totals of headers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _CANCELED_REASON = 3
 
 @dataclass(frozen=True)
 class Document:
-    """A table whose rows have lines and come to a total; `number`: the column of its number, and its prefix."""
+    """A table whose rows have lines and totals; `number`: the column of the row's number, and the prefix."""
 
     header: Table
     lines: Table
@@ -26,11 +26,11 @@ class Document:
 
     @property
     def link(self) -> str:
-        """The lookup of a line to its header."""
+        """The name of a line's lookup to its header."""
         return self.header.key
 
     def lines_of(self, session: Session, header_id: str) -> list[Row]:
-        """Return a header's lines in their order; the order of those with one number is not promised."""
+        """Return a header's lines, ordered by their numbers; lines with the same number have no defined order."""
         return session.transaction.rows(
             self.lines,
             f't."{self.link}" = ?',
@@ -39,7 +39,7 @@ class Document:
         )
 
     def next_number(self, session: Session) -> Row:
-        """Return the columns of a new row's number."""
+        """Return the column with a new row's number."""
         if self.number is None:
             return {}
         column, prefix = self.number
@@ -63,7 +63,7 @@ _LINE_PRICED_BY: Final = frozenset(
 
 
 def reprice(session: Session, document: Document, header: Row) -> None:
-    """Calculate a header's totals from its lines, unless a plug-in of the organization does that."""
+    """Calculate a header's totals from its lines, unless a plug-in of the organization does so."""
     if not prices_by_itself(session):
         return
     pricing = pricing_for(session, header["transactioncurrencyid"])
@@ -128,7 +128,7 @@ class _HeaderRules(TableRules):
             reprice(session, self._document, row)
 
     def _change_currency(self, session: Session, row: Row) -> None:
-        """Give the lines their header's currency: their prices are the same numbers of it."""
+        """Give the lines their header's new currency; the numbers of their prices stay the same."""
         pricing = pricing_for(session, row["transactioncurrencyid"])
         for line in self._document.lines_of(session, row[self._document.header.key]):
             values = {name: row[name] for name in ("transactioncurrencyid", "exchangerate")}
@@ -145,12 +145,12 @@ class _HeaderRules(TableRules):
 
 
 def _unless_given(values: Row, columns: Row) -> Row:
-    """Return the columns that a caller left open."""
+    """Return the columns for which the caller gave no value."""
     return {name: value for name, value in columns.items() if values.get(name) is None}
 
 
 def _rounded_terms(session: Session, row: Row, values: Row) -> Row:
-    """Return the amounts that change, or all if the currency does, with the digits of the currency."""
+    """Return the changed amounts, or all if the currency changes, rounded to the currency's decimal places."""
     after: Row = {"transactioncurrencyid": None, **row, **values}
     names = {"freightamount", "discountamount"}
     names &= after.keys() if "transactioncurrencyid" in values else values.keys()
@@ -167,7 +167,7 @@ def customer_columns(session: Session, column: Column, customer: object) -> Row:
 
 
 class _OpportunityRules(_HeaderRules):
-    """An opportunity besides: it is closed by messages only, and a change of its state reopens it."""
+    """Adds the rules of opportunities: only a message closes one, and a change of the state reopens it."""
 
     def on_update(self, session: Session, row: Row, values: Row) -> Row:
         state = values.get("statecode", row["statecode"])
@@ -197,7 +197,7 @@ class _OpportunityRules(_HeaderRules):
 
 
 class _LineRules(TableRules):
-    """A line: what it takes from its header and its product, its amounts, and the header's totals."""
+    """A line: columns from its header and its product, its amounts, and the header's totals."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -234,12 +234,12 @@ class _LineRules(TableRules):
 
 
 def _named(line: Row) -> Row:
-    """Return the name of a write-in; that of others is their product's."""
+    """Return the name of a write-in; any other line has its product's name."""
     return {"productname": line["productdescription"]} if line["isproductoverridden"] else {}
 
 
 def _product_columns(session: Session, header: Row, values: Row) -> Row:
-    """Return what a line takes from its product: name, unit, and the price where the caller names none."""
+    """Return a line's columns from its product: name, unit, and the price if the caller names none."""
     if not values.get("productid"):
         return {"isproductoverridden": True}
     product = session.transaction.get(TABLES["product"], str(values["productid"]))

@@ -1,4 +1,4 @@
-"""The tables of Dynamics 365 Sales, and those that this organization has made itself (`new_…`)."""
+"""The tables of Dynamics 365 Sales, and this organization's own columns and tables (`new_…`)."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -69,7 +69,7 @@ _LINE: Final = [
     *lookup("uomid", "uom"),
     *_CURRENCY,
 ]
-# What an administrator of this organization added, so that clients meet columns that only it has.
+# Columns that an administrator of this organization added, so that clients can be tested with such columns.
 _CUSTOM: Final = [
     *text("new_costcenter"),
     *money("new_commission"),
@@ -126,7 +126,7 @@ SALES: Final = (
     table(
         "opportunityclose", "opportunitycloses",
         text("subject description"), money("actualrevenue"), plain(Kind.DATE, "actualend"),
-        # 1 won, 2 lost: the opportunity's state, which a choice of its own repeats.
+        # 1 won, 2 lost: the opportunity's state, repeated in a choice of the activity.
         choice("opportunitystatecode", {0: "Open", 1: "Won", 2: "Lost"}),
         choice("opportunitystatuscode", {1: "In Progress", 2: "On Hold", 3: "Won", 4: "Canceled", 5: "Out-Sold"}),
         lookup("opportunityid", "opportunity", "opportunity_OpportunityClose", "cascade"),
@@ -184,7 +184,7 @@ SALES: Final = (
          for name in ("account", "contact")],
         plain(Kind.DATE, "duedate"), plain(Kind.DATETIME, "datedelivered lastbackofficesubmit"),
         plain(Kind.BOOLEAN, "ispricelocked", default=False),
-        # The totals are calculated when the invoice is next retrieved by its id; nobody outside sees the mark.
+        # Marks that the totals are calculated when the invoice is next retrieved by its id. Callers cannot see it.
         [Column("_totalspending", Kind.BOOLEAN, writable=False, secret=True, default=False)],
         lookup("opportunityid", "opportunity", "opportunity_invoices", "restrict"),
         lookup("salesorderid", "salesorder", "order_invoices"), _CUSTOM,
@@ -225,7 +225,7 @@ SALES: Final = (
         plain(Kind.DECIMAL, "exchangerate"), ACTIVE,
         privilege="TransactionCurrency", code=9105, primary_name="currencyname",
     ),
-    # The privileges of products are those of price lists and units too.
+    # The privileges on products also apply to price lists and units.
     table(
         "pricelevel", "pricelevels",
         text("name description"), lookup("transactioncurrencyid", "transactioncurrency"), ACTIVE,

@@ -1,7 +1,7 @@
 """The tables of the organization by their names, and their relations.
 
-Everything else (SQL, OData, privileges, annotations) is derived from their declarations. What a table *does* is
-elsewhere.
+SQL, OData, privileges and annotations derive from the declarations. `sales_rules` and `platform_rules` have the
+behaviour of the tables.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ BY_SET: Final[Mapping[str, Table]] = {table.set_name: table for table in TABLES.
 
 @dataclass(frozen=True)
 class Collection:
-    """A collection-valued navigation property: rows of `table` whose `lookup` is the row it starts from."""
+    """A collection-valued navigation property: the rows of `table` whose `lookup` refers to the row."""
 
     table: Table
     lookup: Column
@@ -45,7 +45,7 @@ REFERENCES: Final[Mapping[str, tuple[Collection, ...]]] = {
     for target in TABLES
 }
 
-# A privilege that belongs to no table, and is in no role unless somebody puts it there.
+# A privilege that belongs to no table. No role has it until somebody adds it.
 ACT_ON_BEHALF: Final = "prvActOnBehalfOfAnotherUser"
 VERBS: Final = ("Create", "Read", "Write", "Delete", "Append", "AppendTo", "Assign", "Share")
 PRIVILEGES: Final[tuple[str, ...]] = (
@@ -60,7 +60,7 @@ PRIVILEGES: Final[tuple[str, ...]] = (
     ACT_ON_BEHALF,
 )
 
-# Messages that a step can be registered on, and with which tables. Some exist without a table.
+# The messages on which a step can be registered, each with its tables; some have none.
 MESSAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "Create": (
         "opportunity",

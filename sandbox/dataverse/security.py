@@ -1,6 +1,6 @@
-"""Who is calling, and what the roles allow: privileges with their depth, rows by owner and business unit.
+"""Who the caller is, and what its roles permit: privileges with their depth, rows by owner and business unit.
 
-Tokens are checked by a callable that is given in; here a token's client id becomes an application user.
+An injected callable verifies tokens. This module finds the application user of a token's client id.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Depth(IntEnum):
 
     @property
     def word(self) -> str:
-        """The depth as the Web API's actions take and give it."""
+        """The depth as the Web API's actions write it."""
         return self.name.capitalize()
 
 
@@ -47,21 +47,21 @@ class Caller:
     roles: int = 0
     # Whether a role of the user's own, not of a team, lets it act on behalf of others.
     acts_for_others: bool = False
-    # The platform itself, which no privilege binds: it seeds, and does what an action entails.
+    # The platform itself, which needs no privileges: it seeds rows and carries out the consequences of actions.
     is_platform: bool = False
 
     def depth(self, privilege: str) -> Depth | None:
-        """Return how far the caller's privilege reaches, None without it."""
+        """Return how far the caller's privilege reaches; None if the caller lacks it."""
         return Depth.GLOBAL if self.is_platform else self.depths.get(privilege)
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """The owners whose rows are the caller's: itself and its teams."""
+        """The owners whose rows count as the caller's own: itself and its teams."""
         return (self.user_id, *self.teams)
 
 
 def application_user(transaction: Transaction, client_id: str, organization_id: str) -> Caller:
-    """Return the application user of a client id. Raises RequestRefused (403) without one, or if it is disabled."""
+    """Return the application user of a client id. Raises RequestRefused (403) if there is none or it is disabled."""
     users = transaction.rows(TABLES["systemuser"], '"applicationid" = ?', (client_id.lower(),))
     if not users:
         raise _not_a_member()
@@ -71,7 +71,7 @@ def application_user(transaction: Transaction, client_id: str, organization_id: 
 
 
 def load_caller(transaction: Transaction, user: Row, organization_id: str) -> Caller:
-    """Gather what a user may do from its roles and those of its teams."""
+    """Collect a user's privileges from its roles and those of its teams."""
     user_id, unit = str(user["systemuserid"]), str(user["businessunitid"])
     memberships = transaction.rows(TABLES["teammembership"], "systemuserid = ?", (user_id,))
     teams = tuple(str(row["teamid"]) for row in memberships)
@@ -92,7 +92,7 @@ def load_caller(transaction: Transaction, user: Row, organization_id: str) -> Ca
 
 
 def acting(transaction: Transaction, caller: Caller, headers: Mapping[str, str]) -> Caller:
-    """Return whom a request acts as: the caller, or the user that a header names, with what both may do.
+    """Return the user as whom a request acts: the caller, or the user in a header, with the privileges of both.
 
     Raises RequestRefused (403) without the privilege, and for a user that does not exist.
     """
@@ -120,7 +120,7 @@ def _not_a_member() -> RequestRefused:
 
 
 def load_team(transaction: Transaction, team: Row, organization_id: str) -> Caller:
-    """Gather what the owner of a row may do where the owner is a team."""
+    """Collect the privileges of a team that owns a row."""
     team_id, unit = str(team["teamid"]), str(team["businessunitid"])
     roles = _roles(transaction, "team", team_id)
     return Caller(
@@ -168,7 +168,7 @@ def _units_below(transaction: Transaction, unit: str) -> tuple[str, ...]:
 
 
 def require(caller: Caller, verb: str, table: Table) -> Depth:
-    """Return how far the caller's privilege on a table reaches. Raises RequestRefused (403) without one."""
+    """Return how far the caller's privilege on a table reaches. Raises RequestRefused (403) if it lacks it."""
     return _require(
         caller,
         f"prv{verb}{table.privilege}",
@@ -177,7 +177,7 @@ def require(caller: Caller, verb: str, table: Table) -> Depth:
 
 
 def require_metadata(caller: Caller, kind: str) -> None:
-    """Refuse (403) a caller that may not read definitions of this kind: Entity or Attribute."""
+    """Refuse (403) a caller that may not read definitions of this kind, Entity or Attribute."""
     _require(caller, f"prvRead{kind}", "")
 
 
@@ -194,7 +194,7 @@ def _require(caller: Caller, privilege: str, about: str) -> Depth:
 
 
 def visible(caller: Caller, table: Table, verb: str = "Read") -> Condition:
-    """Return the condition under which the caller's privilege reaches a row `t`. Raises 403 without any."""
+    """Return the condition under which the caller's privilege covers a row `t`. Raises 403 if it lacks it."""
     depth = require(caller, verb, table)
     if not table.owned or depth is Depth.GLOBAL:
         return Condition("1")
@@ -210,7 +210,7 @@ def _places(values: tuple[str, ...]) -> str:
 
 
 def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
-    """Return whether the caller has the privilege, and it reaches this row."""
+    """Return whether the caller has the privilege and it covers this row."""
     depth = caller.depth(f"prv{verb}{table.privilege}")
     if depth is None:
         return False
@@ -223,7 +223,7 @@ def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
 
 
 def check_access(caller: Caller, table: Table, verb: str, row: Row) -> None:
-    """Refuse (403) what the caller may not do with this row."""
+    """Refuse (403) an operation that the caller may not do with this row."""
     require(caller, verb, table)
     if not reaches(caller, table, verb, row):
         raise privilege_denied(

@@ -1,4 +1,4 @@
-"""Setting up an organization: users, teams, roles, service endpoints and steps, and customers to sell to."""
+"""Sets up an organization: users, teams, roles, service endpoints, steps, and the demo organization."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -15,8 +15,8 @@ from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Depth
 from sandbox.dataverse.web_api import DataverseApp
 
-# What the deployed function's role has: the documented privileges of GenerateInvoiceFromOpportunity, the claim's, those
-# to read what the event contains and how its columns are defined, and those to assign the invoice.
+# The privileges of the deployed function's role: those documented for GenerateInvoiceFromOpportunity, and those for the
+# claim, for reading the event's contents and the definitions of its columns, and for assigning the invoice.
 INVOICING_PRIVILEGES: Final = (
     "prvCreateInvoice", "prvReadInvoice", "prvAppendInvoice", "prvAppendToInvoice",
     "prvReadOpportunity", "prvAppendToOpportunity", "prvAppendToAccount", "prvAppendToContact",
@@ -32,7 +32,7 @@ INVOICING_PRIVILEGES: Final = (
 
 
 def add_administrator(app: DataverseApp, client_id: str, object_id: str | None = None) -> str:
-    """Make an application user that may do everything; returns its id."""
+    """Create an application user that may do everything; return its id."""
     return add_application_user(app, client_id, object_id, roles=[find_role(app, ADMINISTRATOR_ROLE)])
 
 
@@ -51,7 +51,7 @@ def add_application_user(
     business_unit: str | None = None,
     name: str | None = None,
 ) -> str:
-    """Make an application user with these roles, in the root business unit by default; returns its id."""
+    """Create an application user with these roles, by default in the root business unit; return its id."""
     with app.session() as session:
         user = session.add(
             TABLES["systemuser"],
@@ -70,7 +70,7 @@ def add_application_user(
 def add_team(
     app: DataverseApp, name: str, *, roles: Iterable[str] = (), members: Iterable[str] = (), kind: int = 0
 ) -> str:
-    """Make a team (kind 0 owns rows, 1 does not) with roles and members, in the root business unit; returns its id."""
+    """Create a team (kind 0 owns rows, 1 does not) with roles and members in the root business unit; return its id."""
     with app.session() as session:
         values = {"name": name, "teamtype": kind, "businessunitid": session.caller.business_unit_id}
         team = str(session.add(TABLES["team"], values)["teamid"])
@@ -87,7 +87,7 @@ def add_role(
     depth: Depth = Depth.GLOBAL,
     name: str = "Opportunity Invoicing",
 ) -> str:
-    """Make a role with privileges, all of one depth or each of its own; returns its id."""
+    """Create a role with privileges of one depth, or of a depth for each; return its id."""
     depths = dict(privileges) if isinstance(privileges, Mapping) else dict.fromkeys(privileges, depth)
     with app.session() as session:
         unit = session.caller.business_unit_id
@@ -107,7 +107,7 @@ def add_service_endpoint(
     sas_key: str = "",
     message_format: int = 2,
 ) -> str:
-    """Register a queue to post to; returns the service endpoint's id."""
+    """Register a queue to post to; return the service endpoint's id."""
     with app.session() as session:
         return str(
             session.create(
@@ -136,7 +136,7 @@ def add_step(
     mode: int = 1,
     auto_delete: bool = True,
 ) -> str:
-    """Register a step (mode 1 asynchronous, 0 synchronous) that posts to an endpoint; returns its id."""
+    """Register a step (mode 1 asynchronous, 0 synchronous) that posts to an endpoint; return its id."""
     with app.session() as session:
         sdk_message = session.transaction.rows(TABLES["sdkmessage"], "name = ?", (message,))[0][
             "sdkmessageid"

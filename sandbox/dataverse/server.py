@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Under this key of its environment an application behind a server finds its connection's socket.
+# The key of the WSGI environment under which an application finds the socket of its connection.
 SOCKET = "sandbox.socket"
 
 _MAX_BODY = 16 * 1024 * 1024
@@ -41,7 +41,8 @@ class ResponseLost(ConnectionResetError):
 class DataverseServer(HttpServer):
     """Serves a `DataverseApp` over HTTPS (HTTP/1.1, keep-alive) and posts its events in the background.
 
-    Starting sets the URL of the application. `middleware` wraps it, for faults. Port 0 takes any free one.
+    Starting sets the URL of the application. `middleware` wraps the application; faults use it. `port` 0 takes a free
+    port.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class DataverseServer(HttpServer):
     ) -> None:
         self.app = app
         application: WSGIApplication = middleware(app) if middleware else app
-        # A connection that is kept alive takes no thread while it is idle.
+        # A connection that is kept alive uses no thread while it is idle.
         server = _Server(
             (host, port),
             application,
@@ -77,11 +78,11 @@ class DataverseServer(HttpServer):
 
     @property
     def url(self) -> str:
-        """Where it is; valid after `start`."""
+        """The address of the server; valid after `start`."""
         return f"https://{self.address}"
 
     def start(self) -> None:
-        """Listen and post; returns when connections are accepted. Raises OSError where the port is taken."""
+        """Listen and post; return when the server accepts connections. Raises OSError if the port is taken."""
         super().start()
         self._poster.start()
 
@@ -95,7 +96,7 @@ class DataverseServer(HttpServer):
 
 
 class _Gateway(wsgi.Gateway_10):
-    """Shows the application its connection, so that a fault can break it."""
+    """Gives the application its connection, so that a fault can break it."""
 
     def __init__(self, req: Any) -> None:  # noqa: ANN401 - cheroot's types
         super().__init__(req)
@@ -103,7 +104,7 @@ class _Gateway(wsgi.Gateway_10):
 
 
 class _Connection(HTTPConnection):
-    """A connection that ends without a traceback where TLS fails or breaks."""
+    """A connection that ends without a traceback if TLS fails."""
 
     def communicate(self) -> bool:
         try:
@@ -122,9 +123,9 @@ class _Server(wsgi.Server):
 
 
 class _TlsAdapter:
-    """Cheroot's TLS, with a context that is given, and the handshake in the worker's thread.
+    """Cheroot's TLS with a given context, and with the handshake in the worker's thread.
 
-    Cheroot's own does the handshake in the thread that accepts: one silent client would block all others.
+    Cheroot's own adapter does the handshake in the accepting thread, where one silent client blocks all others.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -147,8 +148,8 @@ class _TlsAdapter:
 class WsgiAdapter(BaseAdapter):
     """A transport for `requests` that calls a WSGI application instead of opening a socket.
 
-    `session.mount("https://…", WsgiAdapter(app))`. An application that raises `ResponseLost` ends in the
-    ConnectionError that a reset connection gives.
+    `session.mount("https://…", WsgiAdapter(app))`. If the application raises `ResponseLost`, the client
+    gets the ConnectionError of a reset connection.
     """
 
     def __init__(self, app: "WSGIApplication") -> None:

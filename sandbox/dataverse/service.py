@@ -1,7 +1,7 @@
-"""What a caller does to rows: create, retrieve, query, update, delete, under privileges and with events.
+"""Creates, retrieves, queries, updates and deletes rows for a caller; checks its privileges and fires events.
 
-`Session` is one caller within one transaction. Messages that belong to Sales (win, generate an invoice, …) are built
-on it in `actions`; what a table does by itself is given to it as rules.
+`Session` is one caller within one transaction. `actions` builds the messages of Sales (win, generate an invoice, …) on
+it. The rules of the tables are injected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ _ACCESS_TEAM = 1
 
 @dataclass(frozen=True)
 class Query:
-    """What to read of a table: a condition, terms of ORDER BY, and a window."""
+    """Which rows to read from a table: a condition, terms of ORDER BY, and a window."""
 
     where: Sequence[Condition] = ()
     order: Sequence[str] = ()
@@ -46,18 +46,18 @@ class Query:
 
 
 class TableRules:
-    """What a table does by itself when its rows change; by default nothing."""
+    """The rules that a table applies when its rows change; by default none."""
 
     def on_create(self, session: "Session", values: Row) -> Row:  # noqa: ARG002 - for those that need it
-        """Return columns of a new row, besides what was given or instead of it. Raises RequestRefused."""
+        """Return columns of a new row that add to the given ones or replace them. Raises RequestRefused."""
         return {}
 
     def on_update(self, session: "Session", row: Row, values: Row) -> Row:  # noqa: ARG002 - for those that need it
-        """Return columns to change, besides what was given or instead of it. Raises RequestRefused."""
+        """Return columns to change that add to the given ones or replace them. Raises RequestRefused."""
         return {}
 
     def after(self, session: "Session", row: Row, changed: Mapping[str, object]) -> None:
-        """Act on a row that was created or changed, or that was deleted (`changed` is empty)."""
+        """React to a row that was created or changed, or that was deleted (`changed` is empty)."""
 
 
 _NO_RULES = TableRules()
@@ -71,9 +71,9 @@ class Session:
     transaction: Transaction
     caller: Caller
     request: RequestInfo
-    # What tables do by themselves, by their names.
+    # The rules of the tables, by the tables' names.
     rules: Mapping[str, TableRules]
-    # The messages that are being executed: an Update that a Win entails has the Win as its parent.
+    # The messages that are being executed: an Update that a Win causes has the Win as its parent.
     parents: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Session:
     # --- reading ---
 
     def find(self, table: Table, record_id: str) -> Row:
-        """Return a row without a check of privileges. Raises 404."""
+        """Return a row without checking privileges. Raises 404."""
         row = self.transaction.get(table, record_id)
         if row is None:
             raise no_record(table.name, record_id)
@@ -102,7 +102,7 @@ class Session:
         return row
 
     def query(self, table: Table, query: Query) -> list[Row]:
-        """Return the rows that the caller may see; others are missing without an error."""
+        """Return the rows that the caller may read; others are missing without an error."""
         where, parameters = self._condition(table, query.where)
         order = ", ".join([*query.order, f't."{table.key}"'])
         limit = -1 if query.limit is None else query.limit
@@ -110,11 +110,11 @@ class Session:
         return self.transaction.rows(table, where, parameters, tail)
 
     def count(self, table: Table, conditions: Sequence[Condition]) -> int:
-        """Count the rows that the caller may see."""
+        """Count the rows that the caller may read."""
         return self.transaction.count(table, *self._condition(table, conditions))
 
     def target(self, column: Column, record_id: str) -> tuple[Table, Row] | None:
-        """Return where a lookup leads; a polymorphic one is resolved by finding the row."""
+        """Return table and row to which a lookup refers; if it has several tables, search them."""
         for name in column.lookup.targets if column.lookup else ():
             row = self.transaction.get(TABLES[name], record_id)
             if row is not None:
@@ -131,7 +131,7 @@ class Session:
     # --- writing ---
 
     def create(self, table: Table, values: Mapping[str, object]) -> Row:
-        """Add a row for the caller. Raises 403, 404 for a lookup to nowhere, or the response to a duplicate."""
+        """Add a row for the caller. Raises 403, 404 for a lookup to no row, or the response to a duplicate."""
         require(self.caller, "Create", table)
         self._check_lookups(table, values)
         self._check_unique(table, values)
@@ -146,7 +146,7 @@ class Session:
         return row
 
     def add(self, table: Table, values: Mapping[str, object]) -> Row:
-        """Add a row as part of something that was allowed already."""
+        """Add a row as part of an operation whose privileges were checked already."""
         full = {**self._stamps(table), **{k: v for k, v in values.items() if v is not None}}
         full[table.key] = full.get(table.key) or self.organization.new_id()
         if table.owned:
@@ -159,7 +159,7 @@ class Session:
     def update(
         self, table: Table, record_id: str, values: Mapping[str, object], if_match: str | None = None
     ) -> None:
-        """Change columns of a row. Raises 403, 404, 412 where `if_match` is not the row's etag."""
+        """Change columns of a row. Raises 403, 404, 412 if `if_match` is not the row's etag."""
         row = self.find(table, record_id)
         check_access(self.caller, table, "Write", row)
         check_version(table, row, if_match)
@@ -178,7 +178,7 @@ class Session:
             self._fire_assign(table, record_id, str(owner))
 
     def change(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
-        """Change a row as part of something that was allowed already; the events are fired."""
+        """Change a row as part of an operation whose privileges were checked already; fire the events."""
         stamped = {**values, "modifiedon": self.now, "modifiedby": self.caller.user_id}
         if table.owned and values.get("ownerid"):
             stamped |= self._ownership(str(values["ownerid"]))
@@ -189,7 +189,7 @@ class Session:
         self.fire(Event("Update", table.name, record_id, self._target(table, record_id, values)))
 
     def delete(self, table: Table, record_id: str, if_match: str | None = None) -> None:
-        """Delete a row, with what belongs to it. Raises 403, 404, 412, and 400 where others need it."""
+        """Delete a row and the rows that belong to it. Raises 403, 404, 412, and 400 if other rows need it."""
         row = self.find(table, record_id)
         check_access(self.caller, table, "Delete", row)
         check_version(table, row, if_match)
@@ -235,9 +235,9 @@ class Session:
         }
 
     def _check_assign(self, table: Table, row: Row, owner: object) -> None:
-        """Refuse what is no assignment, what the caller may not assign, and owners that cannot own the row.
+        """Refuse a missing owner, a row that the caller may not assign, and an owner that cannot own the row.
 
-        Depths concern the row's present owner. What Write and Read add is not confirmed.
+        Depths refer to the row's present owner. Which privileges are required besides Assign is not confirmed.
         """
         if owner is None:
             raise bad_payload(table.name, "The property 'ownerid' cannot be null.")
@@ -246,7 +246,7 @@ class Session:
         self._check_new_owner(table, str(owner))
 
     def _check_new_owner(self, table: Table, owner_id: str) -> None:
-        """Refuse (403) an owner that the caller may not see, or that may not read such rows itself."""
+        """Refuse (403) an owner that the caller may not read, or that may not read such rows itself."""
         if self.caller.is_platform:
             return
         owner_table, owner = self._owner(owner_id)
@@ -277,7 +277,7 @@ class Session:
     # --- users and roles ---
 
     def associate(self, table: Table, record_id: str, other: Table, other_id: str) -> None:
-        """Give a user a role (from either side); twice is once. Raises 403, 404."""
+        """Give a user a role, from either side; idempotent. Raises 403, 404."""
         for side, side_id in ((table, record_id), (other, other_id)):
             check_access(
                 self.caller, side, "Write" if side.name == "systemuser" else "Read", self.find(side, side_id)
@@ -305,14 +305,14 @@ class Session:
     # --- events ---
 
     def fire(self, event: Event) -> None:
-        """Hand a message to the steps that are registered for it."""
+        """Run the steps that are registered for a message."""
         parent = self.parents[-1] if self.parents else None
         placed = Event(event.message, event.table, event.record_id, event.inputs, parent)
         self.organization.pipeline.fire(self.transaction, placed, self.request_context)
 
     @property
     def request_context(self) -> RequestContext:
-        """Who and where, for the events."""
+        """The organization, the caller and the request, for the events."""
         return RequestContext(
             self.organization.id,
             self.organization.unique_name,
@@ -328,7 +328,7 @@ class Session:
         return [("Target", self.entity(table, record_id, values))]
 
     def entity(self, table: Table, record_id: str, values: Mapping[str, object]) -> Entity:
-        """Return a row as a parameter of a message; lookups to several tables name theirs."""
+        """Return a row as a parameter of a message; a lookup to several tables names its table."""
         shown: dict[str, object] = {**values, table.key: record_id}
         for name, value in values.items():
             lookup = table.columns[name].lookup
@@ -363,7 +363,7 @@ class Session:
         return self.rules.get(table.name, _NO_RULES)
 
     def _check_lookups(self, table: Table, values: Mapping[str, object]) -> None:
-        """Lookups must lead somewhere; between rows that people own they need Append and AppendTo."""
+        """Refuse a lookup to a row that does not exist; between owned rows, require Append and AppendTo."""
         for name, value in values.items():
             column = table.columns[name]
             if column.lookup is None or value is None:
@@ -385,7 +385,7 @@ class Session:
 
 
 def check_version(table: Table, row: Row, if_match: str | None) -> None:
-    """Refuse (412) unless the etag is the row's, `*`, or not given."""
+    """Refuse (412) an etag that is neither the row's nor `*`; None is accepted."""
     if if_match not in (None, "*", etag(row)):
         raise version_mismatch(table.name)
 
@@ -396,13 +396,13 @@ def etag(row: Row) -> str:
 
 
 def collection_of(table: Table, name: str) -> tuple[Table, Column] | None:
-    """Return the table and lookup behind a collection-valued navigation property."""
+    """Return the table and the lookup of a collection-valued navigation property."""
     found = COLLECTIONS[table.name].get(name)
     return (found.table, found.lookup) if found else None
 
 
 def access_rights(caller: Caller, table: Table, row: Row) -> list[str]:
-    """Name what the caller may do with a row, as RetrievePrincipalAccess does."""
+    """Return the caller's access rights to a row, as RetrievePrincipalAccess writes them."""
     words = {"Create": "CreateAccess", "Read": "ReadAccess", "Write": "WriteAccess", "Delete": "DeleteAccess",
              "Append": "AppendAccess", "AppendTo": "AppendToAccess", "Assign": "AssignAccess",
              "Share": "ShareAccess"}  # fmt: skip
@@ -421,7 +421,7 @@ def _check_choices(table: Table, values: Mapping[str, object]) -> None:
 
 
 def _state(table: Table, row: Row, values: Mapping[str, object]) -> dict[str, object]:
-    """Return state and status reason as a change leaves them; they must fit each other. Raises 400."""
+    """Return state and status reason after a change. Raises 400 if they do not match."""
     if "statuscode" not in table.columns or not values.keys() & {"statecode", "statuscode"}:
         return {}
     states = table.columns["statuscode"].states
@@ -437,7 +437,7 @@ def _state(table: Table, row: Row, values: Mapping[str, object]) -> dict[str, ob
 
 
 def _check_user(owner: Row, principal: Caller) -> None:
-    """Refuse (403) users who cannot own rows; that these are the codes is not confirmed."""
+    """Refuse (403) users who cannot own rows; the codes are not confirmed."""
     if owner["isdisabled"]:
         raise user_disabled(principal.user_id)
     if not principal.roles:

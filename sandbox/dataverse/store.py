@@ -1,8 +1,8 @@
 """The organization's rows, in SQLite: transactions, row versions, and the log of what was committed.
 
-A store is either in memory (one connection; cheap enough for a fresh one per test history) or in a file
-(readers see what is committed while a writer is at work, as Dataverse's read-committed snapshots do). Writers
-are serialised in both. It knows nothing of privileges, events or HTTP.
+A store is either in memory (one connection; cheap enough for a new one in each history of a proof) or in a file
+(readers see what is committed while a writer works, as with Dataverse's read-committed snapshots). Both serialise
+writers. Privileges, events and HTTP are left to other modules.
 """
 
 import sqlite3
@@ -24,7 +24,7 @@ _INTEGER_KINDS = frozenset({Kind.INTEGER, Kind.CHOICE, Kind.VERSION, Kind.BOOLEA
 
 @dataclass(frozen=True)
 class Change:
-    """One row's change. `values`: all of a created row, the new values of an updated, all of a deleted one."""
+    """One row's change. `values`: all of a created or deleted row, the new values of an updated row."""
 
     kind: str
     table: str
@@ -34,7 +34,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Commit:
-    """A transaction that was committed: the n-th, when, by whom, in which request, and what it changed."""
+    """A committed transaction: its number, time, user and request, and what it changed."""
 
     number: int
     at: datetime
@@ -48,7 +48,7 @@ class DuplicateKey(Exception):
 
 
 class Transaction:
-    """Rows within one transaction; made by `Store` only."""
+    """Rows within one transaction; only `Store` creates it."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -65,17 +65,17 @@ class Transaction:
     def rows(
         self, table: Table, where: str = "1", parameters: Sequence[object] = (), tail: str = ""
     ) -> list[Row]:
-        """Return the rows of `table` (`t` within `where`) that meet a condition in SQL."""
+        """Return the rows of `table` (`t` within `where`) that match an SQL condition."""
         sql = f'SELECT t.* FROM "{table.name}" t WHERE {where} {tail}'  # noqa: S608 - names of the schema
         return [_row(table, values) for values in self._connection.execute(sql, parameters)]
 
     def count(self, table: Table, where: str = "1", parameters: Sequence[object] = ()) -> int:
-        """Count the rows that meet a condition in SQL."""
+        """Count the rows that match an SQL condition."""
         sql = f'SELECT count(*) FROM "{table.name}" t WHERE {where}'  # noqa: S608
         return int(self._connection.execute(sql, parameters).fetchone()[0])
 
     def insert(self, table: Table, row: Mapping[str, object]) -> Row:
-        """Add a row; columns that it does not name take their defaults. Raises DuplicateKey."""
+        """Add a row; columns that it lacks get their defaults. Raises DuplicateKey."""
         full = {name: row.get(name, column.default) for name, column in table.stored.items()}
         full["versionnumber"] = self.next_number("version")
         try:
@@ -104,7 +104,7 @@ class Transaction:
         self.changes.append(Change("delete", table.name, str(row[table.key]), row))
 
     def next_number(self, counter: str) -> int:
-        """Return the next number; one of a transaction that is rolled back is used again."""
+        """Return the next number; if the transaction is rolled back, the number is used again."""
         updated = self._connection.execute(
             "INSERT INTO _counter VALUES (?, 1) ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value",
             (counter,),
@@ -113,10 +113,10 @@ class Transaction:
 
 
 class Store:
-    """The database of one organization. Close it in the end.
+    """The database of one organization. Close it after use.
 
-    `image` is what `image()` of another store returned, or nothing for empty tables; with a `directory` the
-    rows live in a file there, otherwise in memory.
+    `image` is the result of `image()` of another store, or None for empty tables. With a `directory`, the rows are in
+    a file there, otherwise in memory.
     """
 
     def __init__(self, clock: Clock, image: bytes | None = None, directory: Path | None = None) -> None:
@@ -139,19 +139,18 @@ class Store:
 
     @property
     def commits(self) -> Sequence[Commit]:
-        """Every transaction so far, oldest first; only ever appended to."""
+        """Every transaction so far, the oldest first; the list only grows."""
         return self._log
 
     def version(self, tables: Iterable[str]) -> tuple[int, ...]:
-        """Return numbers that grow with every commit to one of `tables`."""
+        """Return a number for each of `tables`, which grows with every commit to the table."""
         return tuple(self._table_versions.get(table, 0) for table in tables)
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """Give a consistent view of what is committed; nothing may be changed in it."""
+        """Yield a consistent, read-only view of what is committed."""
         if self._path is None:
-            # One connection: readers wait for the writer. From within the writer's own thread one sees its
-            # uncommitted rows.
+            # One connection: readers wait for the writer. The writer's own thread sees its uncommitted rows.
             with self._write_lock:
                 if self._writer.in_transaction:
                     yield Transaction(self._writer)
@@ -168,7 +167,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
-        """Run a transaction, alone: committed at the end, or rolled back whole on any exception."""
+        """Run the only writing transaction: commit it at the end, or roll it back on any exception."""
         with self._write_lock:
             self._writer.execute("BEGIN IMMEDIATE")
             transaction = Transaction(self._writer)
@@ -183,10 +182,10 @@ class Store:
             callback()
 
     def image(self) -> bytes:
-        """Return the whole database, to start another store from."""
+        """Return the whole database, as the `image` of another store."""
         with self._write_lock:
             image = self._writer.serialize()
-        # Two bytes of the header say that there is a write-ahead log; databases in memory cannot have one.
+        # Two bytes of the header say that there is a write-ahead log, which a database in memory cannot have.
         return image[:18] + b"\x01\x01" + image[20:]
 
     def close(self) -> None:
@@ -224,7 +223,7 @@ class Store:
         self._connections.append(connection)
         if self._path is None:
             connection.deserialize(self._image)
-        # Nothing here has to survive a power cut.
+        # The data need not survive a power failure.
         connection.execute("PRAGMA synchronous = OFF")
         return connection
 
@@ -263,7 +262,7 @@ def _insert_sql(table: Table) -> str:
 @lru_cache(maxsize=1)
 def _empty_image() -> bytes:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    # Small pages keep the image small: an empty table or index takes one.
+    # Small pages keep the image small: each empty table or index takes a page.
     connection.execute("PRAGMA page_size = 1024")
     connection.execute("CREATE TABLE _counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
     for table in TABLES.values():
@@ -285,5 +284,5 @@ def _ddl(table: Table) -> Iterator[str]:
 def _column_ddl(column: Column) -> str:
     if column.kind in _INTEGER_KINDS:
         return f'"{column.name}" INTEGER'
-    # Dataverse compares text without regard to case; ids and dates are stored in one form only.
+    # Dataverse ignores case when it compares text. Ids and dates are stored in one form, so they need no collation.
     return f'"{column.name}" TEXT' + (" COLLATE NOCASE" if column.kind is Kind.TEXT else "")

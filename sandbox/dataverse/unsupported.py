@@ -1,7 +1,7 @@
 """The tables (by their entity sets) and messages of Dynamics 365 Sales that the sandbox does not support.
 
-A client that needs one of these gets 501 and its name. A name in neither list gets 404, like one that Dataverse does
-not know. The lists are not complete.
+A request for one of these gets 501 and a text with the name. A name in neither list gets 404, as if Dataverse did not
+know it either. The lists are not complete.
 """
 
 from typing import Final

@@ -53,7 +53,7 @@ _SECURITY_TABLES: Final = (
 _CONTENT_REFERENCE = re.compile(rb'(@odata\.(?:bind|id)"\s*:\s*")(\$[\w-]+)')
 _CREATED_IN_BATCH = re.compile(r"/?(\$[\w-]+)(?=[/?]|\Z)")
 _AFFINITY: Final = "ARRAffinity"
-# Under this key of its environment a request may have another FailedChangeSet than the organization.
+# The key of the WSGI environment under which a request may have another FailedChangeSet than the organization.
 FAILED_CHANGE_SET: Final = "sandbox.failed_change_set"
 _STATUS_OF_STOP: Final = {
     FailedChangeSet.CONTINUES: None,
@@ -68,7 +68,7 @@ VerifyToken = Callable[[str, Collection[str]], Claims]
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """A request as the server saw it; `operations` are those of a batch: method, URL, status."""
+    """A request as the server received it; `operations` of a batch: method, URL, status."""
 
     number: int
     at: datetime
@@ -84,7 +84,7 @@ class RequestRecord:
 
 @dataclass
 class _Exchange:
-    """One request under way."""
+    """One request that is being processed."""
 
     request: Request
     service_request_id: str
@@ -107,19 +107,19 @@ class _OperationRefused(RequestRefused):
 
     def __init__(self, error: RequestRefused, operation: Operation, prefer: str) -> None:
         super().__init__(error.status, error.code, error.message, error.headers, error.source)
-        # Whether the batch's own header counts for its parts is not confirmed.
+        # Whether the batch's own header applies to its parts is not confirmed.
         refused = _refusal(error, f"{operation.header('prefer') or ''},{prefer}")
         phrase = HTTPStatus(refused.status).phrase
         self.part = ResponsePart(refused.status, phrase, refused.headers, refused.body, operation.content_id)
 
 
 class DataverseApp:
-    """The Dataverse of one organization, as WSGI: to be served by `DataverseServer`, or called in-process.
+    """The Dataverse of one organization as a WSGI application, for `DataverseServer` or for calls in-process.
 
-    `verify_token` decides which tokens are good for `url`. Rows are in memory, or in a file in `directory`.
-    `image` (from `Store.image`) saves seeding again. `post` carries events; without it jobs keep failing.
-    `protection` switches service-protection limits on, counted per user on each of `servers`. `new_id` makes
-    ids, for histories that are to be the same every time. Thread-safe. Close it in the end.
+    `verify_token` decides which tokens are valid for `url`. Rows are in memory, or in a file in `directory`. With an
+    `image` (from `Store.image`) it need not be seeded again. `post` sends events; without it every job fails.
+    `protection` switches service-protection limits on, counted per user on each of `servers`. `new_id` creates ids;
+    histories replace it so that every run has the same ids. Thread-safe. Close it after use.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root: each part may be replaced
@@ -162,19 +162,19 @@ class DataverseApp:
 
     @property
     def requests(self) -> Sequence[RequestRecord]:
-        """Every request so far, in the order of their responses; only ever appended to."""
+        """Every request so far, in the order of the responses; the list only grows."""
         return self._requests
 
     @contextmanager
     def session(self, caller: Caller | None = None) -> Iterator[Session]:
-        """Work on the rows directly, in one transaction: as the platform, or as a user."""
+        """Yield a session on the rows, in one transaction: as the platform, or as a user."""
         with self.store.writing() as transaction:
             yield self._session(
                 transaction, caller or platform(transaction, self.organization.id), RequestInfo(NO_ID, NO_ID)
             )
 
     def run_due_jobs(self) -> int:
-        """Post what is due now; returns how many jobs succeeded."""
+        """Run the jobs that are due now; return how many succeeded."""
         return self.organization.pipeline.run_due_jobs(self.store)
 
     def close(self) -> None:
@@ -249,7 +249,7 @@ class DataverseApp:
             return None
 
     def _caller(self, client_id: str) -> Caller:
-        """Return the application user; its roles are read again after any change to them."""
+        """Return the application user; read its roles again if any have changed."""
         version = self.store.version(_SECURITY_TABLES)
         known = self._callers.get(client_id)
         if known is None or known[0] != version:
@@ -307,7 +307,7 @@ class DataverseApp:
     def _status_of_stop(
         self, exchange: _Exchange, item: Operation | ChangeSet, *, goes_on: bool
     ) -> HTTPStatus | None:
-        """Return the batch's status where a failure ends it, None where it goes on."""
+        """Return the batch's status if a failure ends the batch, None if the batch continues."""
         if not goes_on:
             return HTTPStatus.BAD_REQUEST
         if not isinstance(item, ChangeSet):
@@ -334,7 +334,7 @@ class DataverseApp:
     def _change_set(
         self, change_set: ChangeSet, caller: Caller, info: RequestInfo, prefer: str
     ) -> list[ResponsePart]:
-        """Carry out a change set in one transaction; the first refusal undoes all of it."""
+        """Carry out a change set in one transaction; the first refusal rolls it back."""
         made: dict[str, str] = {}
         parts = []
         with self.store.writing() as transaction:
@@ -369,13 +369,13 @@ class DataverseApp:
 
 
 def platform(transaction: Transaction, organization_id: str) -> Caller:
-    """Return the platform itself: the SYSTEM user, bound by no privilege."""
+    """Return the platform itself: the SYSTEM user, which needs no privileges."""
     user = transaction.rows(TABLES["systemuser"], "fullname = 'SYSTEM'")[0]
     return Caller(user["systemuserid"], user["businessunitid"], organization_id, "SYSTEM", is_platform=True)
 
 
 def _resolved(operation: Operation, made: Mapping[str, str]) -> Operation:
-    """Put the rows that were made earlier in the change set in place of `$content-id`."""
+    """Replace each `$content-id` with the URL of the row that an earlier operation of the change set created."""
     match = _CREATED_IN_BATCH.match(operation.url)
     url = operation.url
     if match and match[1] in made:

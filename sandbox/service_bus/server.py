@@ -1,7 +1,8 @@
-"""The broker over AMQP 1.0, as Microsoft's client libraries speak it.
+"""Serves the broker over AMQP 1.0, the protocol of Microsoft's client libraries.
 
-`amqp` is the protocol engine, asyncio moves the bytes, in a thread of the server's own. These layers (`client_socket`,
-`client`, `links`, `nodes`, `dispatch`) only translate: every rule is the broker's, every right the authenticator's.
+`amqp` is the protocol engine. An asyncio loop in the server's own thread reads and writes the bytes. `client_socket`,
+`client`, `links`, `nodes` and `dispatch` only translate between the two: the broker has the rules, and the
+authenticator decides who may do what.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ _STOP_WITHIN = 5.0
 _PRODUCT = {"product": "Service Bus emulator"}
 _LIMITS = Limits(
     container_id="sandbox-service-bus",
-    # Microsoft's .NET client asks for MSSBCBS.
+    # Microsoft's .NET client requires MSSBCBS.
     mechanisms=("MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL"),
     properties=_PRODUCT,
     info=_PRODUCT,
@@ -42,10 +43,10 @@ T = TypeVar("T")
 class ServiceBusServer:
     """Serves a broker's entities on one loopback address, plain or, with `ssl_context`, over TLS.
 
-    `port` 0 takes a free one. Several servers may share one broker (plain and TLS), and a new server over the
-    same broker finds its messages and locks as they were. `interceptor` decides how calls are carried out, for
-    faults. `https_context` lets a plain server refuse management over HTTPS with a text rather than with an alert of
-    TLS. Usable as a context manager.
+    `port` 0 takes a free port. Several servers may share one broker (plain and TLS). A new server for the same broker
+    finds its messages and locks unchanged. `interceptor` decides how calls are carried out; faults use it. With
+    `https_context`, a plain server refuses management over HTTPS with a text; without it, with a TLS alert. The server
+    is a context manager.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ServiceBusServer:
         self.stop()
 
     def start(self) -> None:
-        """Listen; return when connections are taken. Raises OSError where the port is not free."""
+        """Listen; return when the server accepts connections. Raises OSError if the port is not free."""
         if self._thread is not None:
             raise RuntimeError("the server was started already")
         started: Future[int] = Future()
@@ -119,7 +120,7 @@ class ServiceBusServer:
         self._ask(Dispatcher.tick, None)
 
     def drop_connections(self) -> None:
-        """Cut every connection without a word, as a broken network does; new ones are taken."""
+        """Abort every connection without an AMQP close, as a broken network does; accept new ones."""
         self._ask(lambda _dispatcher: self._clients.abort(), None)
 
     def waiting_receivers(self, entity: str) -> int:
@@ -128,7 +129,7 @@ class ServiceBusServer:
         return self._ask(lambda dispatcher: dispatcher.waiting(path), 0)
 
     def _unexpected_tls(self, loop: asyncio.AbstractEventLoop) -> UnexpectedTls | None:
-        """Return what clients get that come with HTTPS to a plain port: those of the management over HTTP."""
+        """Return how to refuse a client that opens TLS on a plain port, as clients of the HTTPS management do."""
         if self._ssl_context is not None:
             return None
         if self._https_context is None:
@@ -136,7 +137,7 @@ class ServiceBusServer:
         return UnexpectedTls(lambda: HttpRefusal(loop), self._https_context)
 
     def _ask(self, what: Callable[[Dispatcher], T], otherwise: T) -> T:
-        """Run something in the server's thread and wait for its result; a stopped server has none."""
+        """Run `what` in the server's thread and return its result, or `otherwise` if the server is stopped."""
         loop, dispatcher = self._loop, self._dispatcher
         if self._thread is None or loop is None or dispatcher is None:
             return otherwise
@@ -145,7 +146,7 @@ class ServiceBusServer:
         def run() -> None:
             try:
                 result.set_result(what(dispatcher))
-            except BaseException as error:  # noqa: BLE001 - raised again where it was asked
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 result.set_exception(error)
 
         loop.call_soon_threadsafe(run)

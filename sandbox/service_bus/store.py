@@ -1,6 +1,6 @@
 """What the broker stores: messages with their state, in the order of their sequence numbers.
 
-Nothing here knows time passing or rules of delivery; `lifecycle` does.
+`lifecycle` has the rules of delivery and of time.
 """
 
 import heapq
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class StoredMessage:
-    """A message with what the broker keeps about it."""
+    """A message with its state in the broker."""
 
     __slots__ = (
         "available",
@@ -52,24 +52,24 @@ class StoredMessage:
         self.dead_letter_source: str | None = None
 
     def copied(self, sequence_number: int, now: datetime) -> "StoredMessage":
-        """Return the message as it is stored anew, in another entity or after its schedule."""
+        """Return a copy with a new sequence number: for another entity, or for when its scheduled time comes."""
         copy = StoredMessage(self.message, sequence_number, now)
         copy.enqueued_sequence_number = self.enqueued_sequence_number
         copy.dead_letter_source = self.dead_letter_source
         return copy
 
     def is_expired(self, now: datetime) -> bool:
-        """Return whether the message is too old."""
+        """Return whether the message has outlived its time to live."""
         return self.expires_at is not None and self.expires_at <= now
 
     def modify(self, properties: Mapping[str, Any] | None) -> None:
-        """Change application properties."""
+        """Set some application properties; keep the others."""
         if properties:
             merged = {**self.message.application_properties, **properties}
             self.message = replace(self.message, application_properties=merged)
 
     def brokered(self, path: str) -> BrokeredMessage:
-        """Return the message as it is handed out."""
+        """Return the message as a receiver gets it."""
         return BrokeredMessage(
             message=self.message,
             entity=path,
@@ -100,9 +100,9 @@ class Store:
         self.status = settings.status
         self.max_message_size = settings.max_message_size
         self.dead_letters = dead_letters
-        # Those of a topic; None for what messages are received from.
+        # The stores of a topic's subscriptions; None for an entity that messages are received from.
         self.subscriptions = subscriptions
-        # Those of a subscription: by name, with the time at which each was created.
+        # The rules of a subscription, by name, with the time at which each was created.
         self.rules: dict[str, tuple[Rule, datetime]] = {}
         self.messages: dict[int, StoredMessage] = {}
         self.locked: dict[UUID, StoredMessage] = {}
@@ -134,13 +134,13 @@ class Store:
         stored.lock_token = stored.locked_until = None
 
     def make_available(self, stored: StoredMessage) -> None:
-        """Let a message be handed out."""
+        """Make a message available for delivery."""
         if not stored.available:
             stored.available = True
             heapq.heappush(self._available, stored.sequence_number)
 
     def next_available(self) -> StoredMessage | None:
-        """Take the available message with the lowest sequence number; None where there is none."""
+        """Take the available message with the lowest sequence number; None if there is none."""
         while self._available:
             stored = self.messages.get(heapq.heappop(self._available))
             if stored is not None and stored.available:
@@ -154,7 +154,7 @@ class Store:
             yield self.messages[self._order[position]]
 
     def is_duplicate(self, message: Message, now: datetime) -> bool:
-        """Return whether this id was accepted within the window, and remember it if not."""
+        """Return whether this id was accepted within the window; remember it if not."""
         window = self.settings.duplicate_detection_window
         if window is None or message.message_id is None:
             return False
