@@ -144,7 +144,7 @@ def _refusal(run: Run, name: str, right: Right) -> ServiceBusError | None:
             closing.enter_context(link(name))
 
     try:
-        with _other_errors(name):
+        with _errors_as_findings(name):
             # The SDK can block without end.
             _calls.run(open_link, run.deadline.remaining)
     except _REFUSALS as error:
@@ -215,7 +215,7 @@ def _peeking(run: Run, name: str) -> Iterator[NamespaceClient]:
     seconds = max(run.deadline.remaining, 1.0)
     namespace = NamespaceClient(context.service_bus, lambda: _client(context), seconds)
     try:
-        with _other_errors(name):
+        with _errors_as_findings(name):
             yield namespace
     except (ServiceBusAuthenticationError, ServiceBusAuthorizationError) as error:
         whose = "the function" if run[service_bus_token].is_function else "your login"
@@ -225,8 +225,8 @@ def _peeking(run: Run, name: str) -> Iterator[NamespaceClient]:
 
 
 @contextmanager
-def _other_errors(name: str) -> Iterator[None]:
-    """Raise what an error of the SDK means for a check, except for a refusal: what that means, the caller knows."""
+def _errors_as_findings(name: str) -> Iterator[None]:
+    """Raise the finding that an error of the SDK is; a refusal, which can also mean less, is raised as it is."""
     try:
         yield
     except (CallTimeout, ServiceBusTimeout) as error:
