@@ -251,8 +251,8 @@ class _BrokenConnection(DataverseUnreachable):
 class _Throttle:
     """What a 429 asks of all threads of the process: no request before its time, and not all of them then.
 
-    After the wait one request goes first, and with each one that has ended one more may be under way: up to half of what
-    was too much, then slowly. Other processes share the limits, and are not known to this one.
+    After the wait one request goes first, and with each one that has ended one more may be under way: up to half of
+    what was too much, then slowly. Other processes share the limits, and are not known to this one.
     """
 
     def __init__(self, clock: Clock, random: Callable[[], float], tracing: Tracing) -> None:
@@ -266,7 +266,7 @@ class _Throttle:
         self._grows_fast_to = math.inf
         self._under_way = 0
         # A period begins with each 429.
-        self._period = 0
+        self._period = object()
 
     def note(self, response: Response) -> None:
         """Let everybody wait if a whole response is a 429; the status of a batch may be that of one of its parts."""
@@ -287,7 +287,7 @@ class _Throttle:
             if self._permitted > 1:
                 self._grows_fast_to = self._under_way / 2
             self._permitted = 1.0
-            self._period += 1
+            self._period = object()
 
     def wait(self, deadline: Deadline) -> None:
         """Wait in place within the deadline; raises DataverseThrottled with what is left if that is not enough."""
@@ -304,7 +304,7 @@ class _Throttle:
             with self._lock:
                 self._under_way -= 1
                 # What was under way before the last 429 shows nothing.
-                if begun_in == self._period:
+                if begun_in is self._period:
                     grows_fast = self._permitted < self._grows_fast_to
                     self._permitted += 1 if grows_fast else _SLOW_GROWTH / self._permitted
 

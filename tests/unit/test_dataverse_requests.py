@@ -466,6 +466,13 @@ def test_after_a_429_one_request_goes_first_and_their_number_grows_fast_to_half_
     assert [at_once(stage) for _ in range(5)] == [6, 6, 7, 7, 7]
 
 
+def test_what_is_too_much_is_learned_anew_with_each_429(stage: Stage) -> None:
+    at_once(stage, most=12, in_the_last=lambda: throttled(stage.dataverse, 5))
+    at_once(stage)
+    at_once(stage, most=2, in_the_last=lambda: throttled(stage.dataverse, 5))
+    assert [at_once(stage) for _ in range(3)] == [1, 1, 1]
+
+
 def test_a_429_to_the_request_that_goes_first_keeps_what_was_learned(stage: Stage) -> None:
     at_once(stage, most=8, in_the_last=lambda: throttled(stage.dataverse, 5))
     at_once(stage, in_the_last=lambda: throttled(stage.dataverse, 5), most=1)
