@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from azure.servicebus.exceptions import ServiceBusError
 
-from operations.messages import MessageInfo, body_of, text_properties
+from operations.messages import MessageInfo, aware, body_of, text_properties
 from operations.namespace import AUDIT, Source, sequence_number
 from shared.message import ORIGINAL_MESSAGE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import datetime
 
     from azure.servicebus import ServiceBusReceivedMessage
 
@@ -155,12 +156,13 @@ class ReplayTracker:
 
 @dataclass(frozen=True)
 class PublishedEvent:
-    """What a published "invoice created" says."""
+    """What a published "invoice created" says, and when Service Bus took it."""
 
     event_id: str
     opportunity_id: str
     invoice_id: str
     invoice_number: str | None
+    published_at: datetime | None
 
 
 def published_event(message: ServiceBusReceivedMessage) -> PublishedEvent | None:
@@ -174,6 +176,7 @@ def published_event(message: ServiceBusReceivedMessage) -> PublishedEvent | None
             str(data["opportunityId"]),
             str(data["invoiceId"]),
             None if number is None else str(number),
+            aware(message.enqueued_time_utc),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -85,11 +85,11 @@ class MessageInfo:
             reason=str(reason or UNKNOWN),
             description=str(description or ""),
             opportunity_id=opportunity_of(message),
-            since=_time(properties.get(FIRST_SEEN)) or _aware(message.enqueued_time_utc),
+            since=_time(properties.get(FIRST_SEEN)) or aware(message.enqueued_time_utc),
             # The first try counts. A message that never was rescheduled has the broker's count.
             attempts=attempt + 1 if isinstance(attempt, int) else message.delivery_count or 0,
-            enqueued=_aware(message.enqueued_time_utc),
-            due=_aware(message.scheduled_enqueue_time_utc) if is_scheduled else None,
+            enqueued=aware(message.enqueued_time_utc),
+            due=aware(message.scheduled_enqueue_time_utc) if is_scheduled else None,
         )
 
 
@@ -159,7 +159,7 @@ def document_of(message: ServiceBusReceivedMessage) -> dict[str, object]:
         "correlationId": _json(message.correlation_id),
         "subject": _json(message.subject),
         "contentType": _json(message.content_type),
-        "enqueued": _aware(message.enqueued_time_utc),
+        "enqueued": aware(message.enqueued_time_utc),
         "deadLetterReason": properties.get(DEAD_LETTER_REASON),
         "deadLetterDescription": properties.get(DEAD_LETTER_DESCRIPTION),
         "deadLetterSource": _json(message.dead_letter_source),
@@ -264,13 +264,14 @@ def _json(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _aware(time: datetime | None) -> datetime | None:
+def aware(time: datetime | None) -> datetime | None:
+    """Return a time of the SDK, which is in UTC, with its time zone."""
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
 def _time(value: object) -> datetime | None:
     try:
-        time = _aware(datetime.fromisoformat(value)) if isinstance(value, str) else None
+        time = aware(datetime.fromisoformat(value)) if isinstance(value, str) else None
         # A time in the year 1 or 9999 may not exist in UTC.
         return None if time is None else time.astimezone(UTC)
     except (ValueError, OverflowError):

@@ -108,20 +108,12 @@ class QueuedMessage:
 
 
 @dataclass(frozen=True)
-class Published:
-    """An event about the opportunity in the audit subscription."""
-
-    time: datetime | None
-    event: PublishedEvent
-
-
-@dataclass(frozen=True)
 class Messages:
     """What Service Bus holds about an opportunity. `not_seen`: what could not be read, a sentence for each."""
 
     queued: tuple[QueuedMessage, ...] = ()
     failed: tuple[FailedMessage, ...] = ()
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedEvent, ...] = ()
     not_seen: tuple[str, ...] = ()
     queues_are_seen: bool = True
 
@@ -266,16 +258,13 @@ class _Reader:
             if each.seen.opportunity_id == self._opportunity_id
         ]
 
-    def published(self) -> list[Published]:
-        found = []
-        for message in self._namespace.peek_all(Source(self._settings.invoice_created_topic, AUDIT)):
-            event = published_event(message)
-            if event is not None and event.opportunity_id == self._opportunity_id:
-                time = message.enqueued_time_utc
-                found.append(
-                    Published(time if time is None or time.tzinfo else time.replace(tzinfo=UTC), event)
-                )
-        return found
+    def published(self) -> list[PublishedEvent]:
+        messages = self._namespace.peek_all(Source(self._settings.invoice_created_topic, AUDIT))
+        return [
+            event
+            for event in map(published_event, messages)
+            if event is not None and event.opportunity_id == self._opportunity_id
+        ]
 
 
 # ---------------------------------------------------------------------------------------------- the verdict
@@ -450,9 +439,9 @@ def _from_messages(messages: Messages) -> list[TimelineEntry]:
     ]
     entries += [
         TimelineEntry(
-            each.time,
+            each.published_at,
             "event published",
-            f"{each.event.event_id}, invoice {each.event.invoice_number or each.event.invoice_id}",
+            f"{each.event_id}, invoice {each.invoice_number or each.invoice_id}",
         )
         for each in messages.published
     ]

@@ -140,11 +140,10 @@ class Collector:
         published: dict[str, datetime] = {}
         count = 0
         for message in namespace.peek_all(Source(namespace.settings.invoice_created_topic, AUDIT)):
-            enqueued = message.enqueued_time_utc
             event = published_event(message)
-            if enqueued is not None and event is not None and enqueued >= since:
+            if event is not None and event.published_at is not None and event.published_at >= since:
                 count += 1
-                published[event.opportunity_id] = enqueued
+                published[event.opportunity_id] = event.published_at
         seconds = self._seconds_to_event(published)
         return count / (_RATE_WINDOW.total_seconds() / 60), median(seconds) if seconds else None
 
