@@ -19,15 +19,13 @@ from click.testing import CliRunner
 from operations.__main__ import operations
 from operations.namespace import CLOSING
 from sandbox.clock import SystemClock
+from sandbox.cloud.settings import entity_settings
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from click.testing import Result
-
-QUEUE = "opportunity-won"
-FAILED = "opportunity-won-failed"
 
 
 @dataclass
@@ -139,8 +137,6 @@ def namespace(collects_links: None) -> Iterator[Namespace]:  # noqa: ARG001 - fo
             client,
             {
                 "ServiceBusConnection": connection_string,
-                "OPPORTUNITY_WON_QUEUE": QUEUE,
-                "OPPORTUNITY_WON_FAILED_QUEUE": FAILED,
-                "INVOICE_CREATED_TOPIC": "invoice-created",
+                **entity_settings(configuration),
             },
         )

@@ -18,6 +18,7 @@ from operations.privileges import PRIVILEGES, needed_privileges
 from operations.web_api import WebApi
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import SystemClock
+from sandbox.cloud.settings import entity_settings
 from sandbox.dataverse import DataverseApp, DataverseServer, Depth, Limits, ServiceProtection, seed
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
@@ -106,9 +107,7 @@ def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Or
             "DATAVERSE_URL": server.url,
             "AZURE_CLIENT_ID": ADMINISTRATOR.client_id,
             "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
-            "OPPORTUNITY_WON_QUEUE": "opportunity-won",
-            "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won-failed",
-            "INVOICE_CREATED_TOPIC": "invoice-created",
+            **entity_settings(Configuration.load()),
         }
         # The libraries read where identities and trusted certificates are from the process's environment.
         for name, value in environment.items():

@@ -18,6 +18,7 @@ from operations.messages import plain_message
 from operations.namespace import open_namespace
 from sandbox.certificates import CertificateAuthority
 from sandbox.cloud.namespace import NamespaceServer
+from sandbox.cloud.settings import entity_settings
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import (
     Authenticator,
@@ -70,7 +71,7 @@ def environment(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Serve the broker over TLS; give the environment of a command, except its login."""
     certificates, tokens = CertificateAuthority(tmp_path), TokenAuthority()
     authenticator = Authenticator(
-        Configuration.load(), verify_token=tokens.verify, role_assignments=assigned()
+        broker.configuration, verify_token=tokens.verify, role_assignments=assigned()
     )
     with ExitStack() as stack:
         identities = stack.enter_context(IdentityServer(tokens, list(PEOPLE.values())))
@@ -84,9 +85,7 @@ def environment(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             **certificates.settings,
             **identities.settings,
             "ServiceBusConnection__fullyQualifiedNamespace": namespace.address,
-            "OPPORTUNITY_WON_QUEUE": QUEUE,
-            "OPPORTUNITY_WON_FAILED_QUEUE": FAILED,
-            "INVOICE_CREATED_TOPIC": TOPIC,
+            **entity_settings(broker.configuration),
         }
 
 

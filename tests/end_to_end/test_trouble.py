@@ -24,6 +24,7 @@ from operations.environment import (
 )
 from sandbox.certificates import CertificateAuthority
 from sandbox.cloud.namespace import NamespaceServer
+from sandbox.cloud.settings import entity_settings
 from sandbox.dataverse import DataverseApp, DataverseServer
 from sandbox.identity import TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration
@@ -91,9 +92,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             **certificates.settings,
             "DATAVERSE_URL": dataverse.url,
             "ServiceBusConnection__fullyQualifiedNamespace": namespace.address,
-            "OPPORTUNITY_WON_QUEUE": "opportunity-won",
-            "OPPORTUNITY_WON_FAILED_QUEUE": "opportunity-won-failed",
-            "INVOICE_CREATED_TOPIC": "invoice-created",
+            **entity_settings(configuration),
             "OPERATIONS_RESPONSE_SECONDS": "30",
         }
     app.close()
