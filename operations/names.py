@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from operations.environment import dataverse_settings_of
 from operations.web_api import WebApi
 from shared.clock import Deadline, SystemClock
 from shared.dataverse import Read
@@ -48,7 +47,6 @@ class Names:
         if not ids:
             return cls({})
         try:
-            dataverse_settings_of(environment)
             api = WebApi.of(environment).until(Deadline.after(SystemClock(), _SECONDS))
             return cls(dict(_names(api, ids)))
         except InvoicingFailure as error:
