@@ -50,8 +50,12 @@ class Organization:
     # They are taken, and not found afterwards.
     forgets_endpoints: bool = False
 
-    def run(self, *arguments: str, **environment: str) -> Result:
-        return CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
+    def run(self, *arguments: str, stdin: str | None = None, **environment: str) -> Result:
+        return CliRunner().invoke(operations, arguments, stdin, env={**self.environment, **environment})
+
+    def connect_with(self, stdin: str) -> Result:
+        identity = ("--application-id", FUNCTION.client_id)
+        return self.run("connect", *identity, "--yes", "--sas-key-stdin", stdin=stdin)
 
     def connect(self, *arguments: str, key: str = KEY) -> dict[str, str]:
         result = self.run(
@@ -246,12 +250,7 @@ def test_without_a_key_nothing_is_registered(organization: Organization) -> None
 
 
 def test_the_key_may_come_from_standard_input(organization: Organization) -> None:
-    result = CliRunner().invoke(
-        operations,
-        ["connect", "--application-id", FUNCTION.client_id, "--yes", "--sas-key-stdin"],
-        env=organization.environment,
-        input=f"{KEY}\n",
-    )
+    result = organization.connect_with(f"{KEY}\n")
     assert result.exit_code == 0, result.output
     assert KEY not in result.output
     assert organization.rows("serviceendpoint")[0]["saskey"] == KEY
@@ -261,12 +260,7 @@ def test_the_key_may_come_from_standard_input(organization: Organization) -> Non
 def test_an_empty_key_on_standard_input_is_an_error(organization: Organization, text: str) -> None:
     """The program before the pipe failed. Keeping the old key would hide that, and it expires next."""
     organization.connect()
-    result = CliRunner().invoke(
-        operations,
-        ["connect", "--application-id", FUNCTION.client_id, "--yes", "--sas-key-stdin"],
-        env=organization.environment,
-        input=text,
-    )
+    result = organization.connect_with(text)
     assert result.exit_code == 2
     assert "There is no key on standard input" in result.output
     assert organization.rows("serviceendpoint")[0]["saskey"] == KEY

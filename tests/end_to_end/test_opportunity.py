@@ -68,7 +68,7 @@ class Office:
         invoice = self.api.invoice(str(made["invoiceid"])).id
         with self.cloud.dataverse.session() as session:
             owner = session.find(TABLES["opportunity"], opportunity)["ownerid"]
-            session.transaction.update(TABLES["invoice"], invoice, {"ownerid": owner})
+        self.overwrite("invoice", invoice, ownerid=owner)
         return invoice
 
     def message(self, entity: str, opportunity: str, due: timedelta | None = None, **properties: str) -> None:
@@ -86,6 +86,11 @@ class Office:
     def row(self, table: str, row_id: str, **values: object) -> None:
         with self.cloud.dataverse.session() as session:
             session.change(TABLES[table], row_id, values)
+
+    def overwrite(self, table: str, row_id: str, **values: object) -> None:
+        """Change a row of the database without what follows from a change."""
+        with self.cloud.dataverse.session() as session:
+            session.transaction.update(TABLES[table], row_id, values)
 
     def invoke(self, *arguments: str, **environment: str) -> Result:
         return CliRunner().invoke(operations, arguments, env={**self.environment, **environment})
@@ -153,8 +158,7 @@ def _outdated(office: Office, opportunity: str) -> str:
     office.win(opportunity)
     invoice = office.invoice(opportunity)
     # Dataverse's times have seconds: the second win is later.
-    with office.cloud.dataverse.session() as session:
-        session.transaction.update(TABLES["invoice"], invoice, {"createdon": "2026-01-01T00:00:00Z"})
+    office.overwrite("invoice", invoice, createdon="2026-01-01T00:00:00Z")
     office.salesperson.reopen(opportunity)
     office.salesperson.change(opportunity, OpportunityChange(freight=Decimal("12.34")))
     office.win(opportunity)
@@ -378,9 +382,7 @@ def test_a_list_without_dataverse_shows_ids_and_says_why(office: Office) -> None
 
 def _pricing_error(office: Office, opportunity: str) -> str:
     office.win(opportunity)
-    invoice = office.invoice(opportunity)
-    with office.cloud.dataverse.session() as session:
-        session.transaction.update(TABLES["invoice"], invoice, {"pricingerrorcode": 1})
+    office.overwrite("invoice", office.invoice(opportunity), pricingerrorcode=1)
     return ""
 
 
@@ -403,7 +405,7 @@ def _totals_disagree(office: Office, opportunity: str) -> str:
     with office.cloud.dataverse.session() as session:
         rows = session.transaction.rows(TABLES["invoicedetail"], "invoiceid = ?", (invoice,))
         line = next(row for row in rows if row["producttypecode"] != 3)
-        session.transaction.update(TABLES["invoicedetail"], line["invoicedetailid"], {"extendedamount": 1})
+    office.overwrite("invoicedetail", line["invoicedetailid"], extendedamount=1)
     return "INV-"
 
 
@@ -412,7 +414,7 @@ def _not_assigned(office: Office, opportunity: str) -> str:
     invoice = office.invoice(opportunity)
     with office.cloud.dataverse.session() as session:
         creator = session.find(TABLES["invoice"], invoice)["createdby"]
-        session.transaction.update(TABLES["invoice"], invoice, {"ownerid": creator})
+    office.overwrite("invoice", invoice, ownerid=creator)
     return "INV-"
 
 
