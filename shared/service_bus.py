@@ -470,7 +470,6 @@ def connect(
         "retry_total": retries,
         "retry_backoff_factor": 0.1,
         "try_timeout": _TRY_SECONDS,
-        "logging_enable": False,
         # Otherwise the SDK trusts its own list of authorities and ignores SSL_CERT_FILE.
         "ssl_context": deadline_tls_context(),
     }
