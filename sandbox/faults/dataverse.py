@@ -121,7 +121,12 @@ class DataverseService(Service):
             )
         boundary = _boundary(request.environ.get("CONTENT_TYPE", ""))
         response = run(request.again(_join(boundary, parts)))
-        content_type = {name.lower(): value for name, value in response.headers.items()}["content-type"]
+        content_type = {name.lower(): value for name, value in response.headers.items()}.get(
+            "content-type", ""
+        )
+        if not content_type.startswith("multipart/"):
+            # Another fault struck the batch as a whole: there is no part to replace.
+            return response
         responses = _split(content_type, response.body)
         responses[index : index + (1 if fault.after else 0)] = [replacement]
         status = response.status if fault.stop is None else fault.stop

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from sandbox.service_bus import BrokeredMessage
+    from shared.handler import Handler
 
 APP = Path(__file__).parents[3]
 # 50 threads on four processes.
@@ -190,13 +191,12 @@ def _function_user(cloud: Cloud) -> str:
 
 
 def _work(settings: dict[str, str], threads: int, barrier: Barrier, connection: Connection) -> None:
-    """Be a worker process: build the handler once, and handle each message on all threads at once."""
+    """Be a worker process: handle each message on all threads at once."""
     # What the SDKs read themselves: the identity's endpoint, and which authorities to trust.
     os.environ.update(settings)
     logging.disable(logging.CRITICAL)
-    handler = build(settings)
 
-    def handle(message: Message) -> str | None:
+    def handle(message: Message, handler: Handler) -> str | None:
         barrier.wait(_PATIENCE)
         try:
             handler.handle(message)
@@ -206,5 +206,6 @@ def _work(settings: dict[str, str], threads: int, barrier: Barrier, connection: 
 
     with ThreadPoolExecutor(threads) as pool:
         while (message := connection.recv()) is not None:
-            problems = pool.map(handle, [message] * threads)
+            # A new one: after a round that was throttled, the old one would let few requests go at once.
+            problems = pool.map(handle, [message] * threads, [build(settings)] * threads)
             connection.send([problem for problem in problems if problem is not None])

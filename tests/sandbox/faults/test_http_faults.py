@@ -306,6 +306,20 @@ def test_a_missing_part_strikes_the_whole_batch(world: World) -> None:
     assert world.batch(operation("GET", "accounts")).status_code == 429
 
 
+def test_a_batch_that_a_second_plan_strikes_has_no_part_to_replace(world: World) -> None:
+    inner = FaultPlan([Rule(Dependency.DATAVERSE, Fault(Kind.REDIRECT))])
+    outer = FaultPlan([Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, part=0, after=True))])
+    redirecting = faulty_dataverse(world.app, inner, lambda _: None)
+    world.session.mount(URL, FaultyAdapter(faulty_dataverse(redirecting, outer, lambda _: None)))
+    response = world.session.post(
+        f"{URL}/api/data/v9.2/$batch",
+        data=f"--b\r\n{operation('GET', 'accounts')}--b--\r\n",
+        headers={"Content-Type": "multipart/mixed; boundary=b"},
+        allow_redirects=False,
+    )
+    assert response.status_code == 302
+
+
 @pytest.mark.parametrize("kind", [Kind.RESET, Kind.CUT, Kind.REFUSE])
 def test_broken_connections_over_sockets(kind: Kind, tmp_path: Path) -> None:
     """Under the server, a fault ends the connection, and the next call is carried out on a new one."""
