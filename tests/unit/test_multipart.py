@@ -96,6 +96,7 @@ def test_what_has_no_end_or_no_part_is_truncated(body: bytes) -> None:
 def test_a_delimiter_stands_on_a_line_of_its_own(line_end: bytes) -> None:
     body = line_end.join([b"--b \t", b"", b"a --b", b"--bc", b"--b--c", b"", b"--b-- "])
     assert bodies(CONTENT_TYPE, body) == [line_end.join([b"a --b", b"--bc", b"--b--c", b""])]
+    assert bodies(CONTENT_TYPE, line_end.join([b"--b", b"", b"one", b"--b--"])) == [b"one"]
 
 
 def test_after_any_byte_but_a_line_end_a_delimiter_is_content() -> None:
