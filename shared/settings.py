@@ -329,7 +329,7 @@ def _check_connection_string(read: _Reader, value: str) -> None:
     looks_like = (
         "a connection string of the namespace: Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…"
     )
-    pairs = [part.partition("=") for part in value.strip().rstrip(";").split(";")]
+    pairs = [part.partition("=") for part in value.rstrip(";").split(";")]
     # The SDK accepts no white space around names, and not both a key and a signature.
     by_name = {name.lower(): text for name, _, text in pairs}
     endpoint = _Address.of(by_name.get("endpoint", ""))

@@ -41,6 +41,7 @@ _OWN_TESTS = {
     "invoice": ("invoice", "invoicing"),
     "open_telemetry": ("tracing",),
     "sales": ("invoicing",),
+    "tracing": ("tracing", "settings"),
     "service_bus": ("service_bus", "amqp_deadlines", "handler", "tracing"),
     "__init__": ("generate_invoice_function",),
 }

@@ -380,6 +380,7 @@ def test_a_connection_string_that_cannot_work_is_found_before_anything_is_billed
     "value",
     [
         f"{CONNECTION_STRING};",
+        "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=X",
         f"Endpoint=sb://localhost:5672;SharedAccessKeyName=n;SharedAccessKey={KEY};UseDevelopmentEmulator=true;",
         f"endpoint=sb://CONTOSO.servicebus.windows.net;SHAREDACCESSKEYNAME=n;sharedaccesskey={KEY};;",
         "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessSignature=SharedAccessSignature sr=a&sig=b&se=1",
