@@ -13,6 +13,7 @@ import pytest
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 from azure.identity import AzureCliCredential, CredentialUnavailableError
+from azure.servicebus._common.constants import JWT_TOKEN_SCOPE
 
 from shared.clock import Deadline, SystemClock
 from shared.credential import SERVICE_BUS_SCOPE, Identities, Identity, build_credential
@@ -301,6 +302,10 @@ def test_a_refused_token_stays_in_use_while_there_is_no_other(
     assert identity.token(SCOPE, BOUND) == refused
 
 
+def test_the_scope_for_service_bus_is_the_one_that_the_sdk_asks_for() -> None:
+    assert SERVICE_BUS_SCOPE == JWT_TOKEN_SCOPE
+
+
 def test_a_token_that_service_bus_refuses_is_replaced_once(identity: Identity, authority: Authority) -> None:
     """Many links may be refused at the same time."""
     identity.renew(SERVICE_BUS_SCOPE, BOUND)
@@ -509,7 +514,8 @@ def test_a_token_that_no_header_can_hold_is_an_outage(
     caplog.set_level(logging.INFO, "shared")
     body = json.dumps({"access_token": token, "expires_on": str(int(time.time() + HOUR))}).encode()
     endpoint.serve = lambda connection: endpoint.respond(connection, body)
-    with pytest.raises(TokenUnavailable) as raised:
+    says = f"gave a token for {SCOPE} that no header can hold" if token else f"gave no token for {SCOPE}"
+    with pytest.raises(TokenUnavailable, match=says) as raised:
         managed().token(SCOPE, BOUND)
     assert secrets_in(raised.value, caplog) == []
 
