@@ -38,6 +38,7 @@ _OWN_TESTS = {
     "bootstrap": ("bootstrap", "tracing"),
     "dataverse": ("dataverse", "tracing"),
     "handler": ("handler", "tracing"),
+    "http_exchange": ("http_exchange", "credential"),
     "invoice": ("invoice", "invoicing"),
     "open_telemetry": ("tracing",),
     "sales": ("invoicing",),
