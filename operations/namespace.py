@@ -46,8 +46,7 @@ _PAGE = 250
 # Seconds to wait for a response, and for more messages before a queue counts as empty.
 RESPONSE = 60.0
 _QUIET = 5.0
-# How often a message that is there is asked for: a broker under load may send nothing for a while, and a lock may
-# expire before its message is deferred.
+# How often a message that is there is asked for: a broker under load may send nothing for a while.
 _LOCK_TRIES = 2
 # Closed sockets are enough. The SDK then waits a second for a receiver's keep-alive thread, which nobody else has to.
 _CLOSING = 0.3
@@ -278,8 +277,9 @@ class NamespaceClient:
                 continue
             if not page:
                 return
-            deferred = [sequence_number(message) for message in page if self._defer(source, message)]
-            if deferred and max(deferred) >= number:
+            is_deferred = {sequence_number(message): self._defer(source, message) for message in page}
+            # Where it is not in the page, a later message shows that it has left, or that somebody else holds it.
+            if is_deferred.get(number, max(is_deferred) > number):
                 return
 
     def _defer(self, source: Source, message: ServiceBusReceivedMessage) -> bool:

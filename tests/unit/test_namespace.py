@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from azure.servicebus.exceptions import MessageLockLostError, MessageNotFoundError, ServiceBusError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from operations.namespace import NamespaceClient, Source
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from azure.servicebus import ServiceBusClient
 
     from shared.settings import ServiceBusSettings
@@ -30,7 +34,7 @@ class FakeQueue:
         self._deferred: list[FakeMessage] = []
         self.peeks = 0
         self.lost: list[int] = []
-        self.silent = 0
+        self.silent: Collection[int] = ()
         self.receives = 0
 
     def get_queue_receiver(self, *_: object, **__: object) -> FakeQueue:
@@ -45,7 +49,7 @@ class FakeQueue:
 
     def receive_messages(self, *_: object, **__: object) -> list[FakeMessage]:
         self.receives += 1
-        if self.receives <= self.silent:
+        if self.receives in self.silent:
             return []
         return [each for each in self._messages if each not in self._deferred]
 
@@ -122,14 +126,14 @@ def test_of_a_page_the_wanted_message_alone_may_have_lost_its_lock() -> None:
 
 def test_a_broker_that_sends_nothing_for_a_while_is_asked_again_for_a_message_that_is_there() -> None:
     queue = FakeQueue(FakeMessage(1))
-    queue.silent = 1
+    queue.silent = [1]
     assert locked_number(queue, 1) == 1
     assert queue.receives == 2
 
 
 def test_a_message_that_somebody_else_holds_is_waited_for_with_a_bound() -> None:
     queue = FakeQueue(FakeMessage(1))
-    queue.silent = 1000
+    queue.silent = range(1, 1000)
     assert locked_number(queue, 1) is None
     assert queue.receives == 2
 
@@ -138,3 +142,19 @@ def test_a_message_that_has_left_costs_the_others_nothing() -> None:
     queue = FakeQueue(FakeMessage(1), FakeMessage(3))
     assert locked_number(queue, 2) is None
     assert queue.receives == 0
+
+
+@given(
+    numbers=st.sets(st.integers(1, 20), min_size=1),
+    wanted=st.integers(1, 20),
+    lost=st.lists(st.integers(1, 20), max_size=10),
+    silent=st.integers(0, 5),
+)
+def test_a_message_is_locked_exactly_if_it_is_there(
+    numbers: set[int], wanted: int, lost: list[int], silent: int
+) -> None:
+    """Whichever locks expire how often, and whenever the broker sends nothing for a while."""
+    queue = FakeQueue(*map(FakeMessage, sorted(numbers)))
+    queue.lost = [number for number in lost if number in numbers]
+    queue.silent = [silent]
+    assert locked_number(queue, wanted) == (wanted if wanted in numbers else None)
