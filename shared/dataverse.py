@@ -50,9 +50,9 @@ _RESPONSE_LIMIT = 125.0
 _MAX_WAIT_IN_PLACE = 60.0
 # Seconds by which such a thread may go on later than it was asked to, so that not all continue at once.
 _MAX_JITTER = 1.0
-# By how much the number of requests that may be under way grows while so many end.
-_SLOW_GROWTH = 0.25
-# Seconds until a thread looks again whether one more request may be under way.
+# After slow start: when as many requests have ended as may be under way, a quarter of a request more may be.
+_ADDITIVE_INCREASE = 0.25
+# Seconds after which a thread checks again whether one more request may be under way.
 _NEXT_TURN = 0.2
 _RETRY_AFTER_ABSENT = 10.0
 # Characters of a name or an id in a log line.
@@ -249,10 +249,11 @@ class _BrokenConnection(DataverseUnreachable):
 
 
 class _Throttle:
-    """What a 429 asks of all threads of the process: no request before its time, and not all of them then.
+    """What a 429 asks of all threads of the process: no request before its time, and then not all at once.
 
-    After the wait one request goes first, and with each one that has ended one more may be under way: up to half of
-    what was too much, then slowly. Other processes share the limits, and are not known to this one.
+    Other processes share the limits and are unknown to this one. So it does what TCP does after a loss. Slow start: one
+    request goes first, and with each that ends, one more may be under way, up to half of the number at the 429. From
+    there on, additive increase.
     """
 
     def __init__(self, clock: Clock, random: Callable[[], float], tracing: Tracing) -> None:
@@ -261,11 +262,10 @@ class _Throttle:
         self._random = random
         self._lock = threading.Lock()
         self._until = 0.0
-        # How many requests may be under way, and up to how many that number grows fast.
-        self._permitted = math.inf
-        self._grows_fast_to = math.inf
         self._under_way = 0
-        # A period begins with each 429.
+        self._max_under_way = math.inf
+        self._slow_start_threshold = math.inf
+        # Another object after each 429.
         self._period = object()
 
     def note(self, response: Response) -> None:
@@ -284,9 +284,10 @@ class _Throttle:
         seconds = bounded(response.retry_after or _RETRY_AFTER_ABSENT)
         with self._lock:
             self._until = max(self._until, self._clock.monotonic() + seconds)
-            if self._permitted > 1:
-                self._grows_fast_to = self._under_way / 2
-            self._permitted = 1.0
+            # Only by the first 429 of several: the next ones meet fewer requests under way.
+            if self._max_under_way > 1:
+                self._slow_start_threshold = self._under_way / 2
+            self._max_under_way = 1.0
             self._period = object()
 
     def wait(self, deadline: Deadline) -> None:
@@ -295,22 +296,23 @@ class _Throttle:
 
     @contextmanager
     def turn(self, deadline: Deadline) -> Iterator[None]:
-        """Wait as `wait` does, and until one more request may be under way: the one that is made within."""
+        """Make a request within: wait as `wait` does, and until one more request may be under way."""
         self._sleep_until(self._begins, deadline)
-        begun_in = self._period
+        period = self._period
         try:
             yield
         finally:
             with self._lock:
                 self._under_way -= 1
-                # What was under way before the last 429 shows nothing.
-                if begun_in is self._period:
-                    grows_fast = self._permitted < self._grows_fast_to
-                    self._permitted += 1 if grows_fast else _SLOW_GROWTH / self._permitted
+                # A request that began before the last 429 says nothing about the limits now.
+                if period is self._period:
+                    in_slow_start = self._max_under_way < self._slow_start_threshold
+                    self._max_under_way += 1 if in_slow_start else _ADDITIVE_INCREASE / self._max_under_way
 
     def _begins(self) -> bool:
+        """Count a request as under way if it may begin; return whether it may."""
         with self._lock:
-            begins = self._until <= self._clock.monotonic() and self._under_way + 1 <= self._permitted
+            begins = self._until <= self._clock.monotonic() and self._under_way + 1 <= self._max_under_way
             self._under_way += begins
             return begins
 
