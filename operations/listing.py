@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from operations.console import Column, Overflow, age_text, note, printable, say, say_indented, say_table
 from operations.messages import body_as_text, text_properties
@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
     from azure.servicebus import ServiceBusReceivedMessage
 
-    from operations.failed import FailedMessage
     from operations.messages import MessageInfo
     from operations.names import Names
-    from operations.waiting import WaitingMessage
 
-Listed = TypeVar("Listed", bound="FailedMessage | WaitingMessage")
+
+class _Message(Protocol):
+    @property
+    def seen(self) -> MessageInfo: ...
+
+
+Listed = TypeVar("Listed", bound=_Message)
 
 AGE = Column("Age", "ageText", number=True)
 _COLUMNS = (
