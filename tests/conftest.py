@@ -113,10 +113,10 @@ def package_of(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Call
     Building takes seconds: the processes of pytest -n share what one of them built.
     """
     base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
+    common = base if worker_id == "master" else base.parent
 
     def build_once(python: str, telemetry: str) -> Package:
-        folder = shared / f"package-{python}-{telemetry}"
+        folder = common / f"package-{python}-{telemetry}"
         folder.mkdir(exist_ok=True)
         described = folder / "package.pickle"
         with (folder / "lock").open("w") as lock:

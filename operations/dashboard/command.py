@@ -22,7 +22,7 @@ def dashboard(environment: Mapping[str, str], port: int, *, opens: bool) -> None
 
     The address has a random token in it: everybody who has it can replay and discard with your login.
     """
-    # Of the time that every other command takes to start, the web framework would be a quarter.
+    # Here, so that no other command waits for the import of a web framework.
     from operations.dashboard.application import Dashboard  # noqa: PLC0415
     from operations.dashboard.server import Server  # noqa: PLC0415
 
