@@ -8,12 +8,10 @@ number, and is fetched by it.
 from __future__ import annotations
 
 import struct
-import threading
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from azure.servicebus import ServiceBusSubQueue
 from azure.servicebus.exceptions import MessageLockLostError, MessageNotFoundError, ServiceBusError
@@ -48,9 +46,14 @@ RESPONSE = 60.0
 _QUIET = 5.0
 # How often a message that is there is asked for: a broker under load may send nothing for a while.
 _LOCK_TRIES = 2
-# Closed sockets are enough. The SDK then waits a second for a receiver's keep-alive thread, which nobody else has to.
-_CLOSING = 0.3
-CLOSING = "closing a link"
+# Nothing depends on it: what is received and not used is locked for a minute at most.
+_CLOSING = 2.0
+# The SDK's keep-alive is a thread that reads from the link's own connection, without a lock: two messages that arrive
+# together can be confused, and the one that stays is locked for a minute. Each call here reads for itself.
+_NO_KEEP_ALIVE = 0
+# A receiver that prefetches nothing ignores that option. And nothing is prefetched before the first receive, so a
+# receiver that only peeks locks nothing.
+_PEEKS_ONLY = 1
 _DECODER_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 # Numbers that are tried one by one before the steps double: in larger steps, a message between two of the kind could be
 # passed over.
@@ -130,6 +133,7 @@ class NamespaceClient:
         self._seconds = seconds
         self._client: ServiceBusClient | None = None
         self._receivers: dict[Source, ServiceBusReceiver] = {}
+        self._locking_receivers: dict[Source, ServiceBusReceiver] = {}
         self._senders: dict[str, ServiceBusSender] = {}
         self._undecodable_in: dict[Source, int] = {}
         self._hangs = False
@@ -238,16 +242,17 @@ class NamespaceClient:
         return True
 
     def close(self) -> None:
-        """Close the links, all at once: nothing depends on it, so it may take only a moment."""
+        """Close the links; the broker gets back what was received on them and not used."""
         if self._hangs:
             return
-        links = [*self._receivers.values(), *self._senders.values()]
-        closing = [threading.Thread(target=_close, args=(link,), name=CLOSING, daemon=True) for link in links]
-        for thread in closing:
-            thread.start()
-        end = time.monotonic() + _CLOSING
-        for thread in closing:
-            thread.join(max(end - time.monotonic(), 0.0))
+        with suppress(CallTimeout):
+            _calls.run(self._close_links, _CLOSING)
+
+    def _close_links(self) -> None:
+        for link in (*self._locking_receivers.values(), *self._receivers.values(), *self._senders.values()):
+            # A connection that is broken by now has nothing left to close.
+            with suppress(ServiceBusError, OSError):
+                link.close()
 
     def _deferred(self, source: Source, number: int) -> ServiceBusReceivedMessage | None:
         try:
@@ -266,26 +271,28 @@ class NamespaceClient:
         while True:
             try:
                 page = self._bounded(
-                    lambda: self._receiver(source).receive_messages(most, max_wait_time=_QUIET), quiet=_QUIET
+                    lambda: self._locking_receiver(source, most).receive_messages(most, max_wait_time=_QUIET),
+                    quiet=_QUIET,
                 )
             except ServiceBusError as error:
                 if not (undecodable and isinstance(error.__context__, _DECODER_ERRORS)):
                     raise
                 # It stays locked for a minute, and does not come again meanwhile.
                 undecodable -= 1
-                self._reopen(source)
+                self._bounded(self._locking_receivers.pop(source).close)
                 continue
             if not page:
                 return
-            is_deferred = {sequence_number(message): self._defer(source, message) for message in page}
+            receiver = self._locking_receiver(source, most)
+            is_deferred = {sequence_number(message): self._defer(receiver, message) for message in page}
             # Where it is not in the page, a later message shows that it has left, or that somebody else holds it.
             if is_deferred.get(number, max(is_deferred) > number):
                 return
 
-    def _defer(self, source: Source, message: ServiceBusReceivedMessage) -> bool:
+    def _defer(self, receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> bool:
         """Defer a received message; False if it waited on the link for longer than its lock: it comes again."""
         try:
-            self._bounded(lambda: self._receiver(source).defer_message(message))
+            self._bounded(lambda: receiver.defer_message(message))
         except MessageLockLostError:
             return False
         return True
@@ -300,24 +307,32 @@ class NamespaceClient:
         return self._undecodable_in[source]
 
     def _receiver(self, source: Source) -> ServiceBusReceiver:
+        """Return a receiver that peeks, and fetches deferred messages."""
         if source not in self._receivers:
-            sub_queue = ServiceBusSubQueue.DEAD_LETTER if source.dead_letters else None
-            client = self._opened()
-            receiver = (
-                client.get_queue_receiver(source.entity, sub_queue=sub_queue)
-                if source.subscription is None
-                else client.get_subscription_receiver(source.entity, source.subscription, sub_queue=sub_queue)
-            )
-            self._receivers[source] = receiver
+            self._receivers[source] = self._open_receiver(source, _PEEKS_ONLY)
         return self._receivers[source]
 
-    def _reopen(self, source: Source) -> None:
-        self._bounded(self._receivers.pop(source).close)
+    def _locking_receiver(self, source: Source, most: int) -> ServiceBusReceiver:
+        """Return a receiver for so many messages at a time: the SDK asks for one more than are to be prefetched."""
+        if source not in self._locking_receivers:
+            self._locking_receivers[source] = self._open_receiver(source, most - 1)
+        return self._locking_receivers[source]
+
+    def _open_receiver(self, source: Source, prefetch: int) -> ServiceBusReceiver:
+        client = self._opened()
+        options: dict[str, Any] = {
+            "sub_queue": ServiceBusSubQueue.DEAD_LETTER if source.dead_letters else None,
+            "prefetch_count": prefetch,
+            "keep_alive": _NO_KEEP_ALIVE,
+        }
+        if source.subscription is None:
+            return client.get_queue_receiver(source.entity, **options)
+        return client.get_subscription_receiver(source.entity, source.subscription, **options)
 
     def _sender(self, entity: str) -> ServiceBusSender:
         if entity not in self._senders:
             # Queues and topics have the same address for a sender.
-            self._senders[entity] = self._opened().get_queue_sender(entity, keep_alive=0)
+            self._senders[entity] = self._opened().get_queue_sender(entity, keep_alive=_NO_KEEP_ALIVE)
         return self._senders[entity]
 
     def _opened(self) -> ServiceBusClient:
@@ -335,12 +350,6 @@ class NamespaceClient:
                 f"Service Bus did not respond within {self._seconds + quiet:g} s; what was not finished is "
                 "unchanged. Something between here and the namespace may drop connections."
             ) from error
-
-
-def _close(link: ServiceBusReceiver | ServiceBusSender) -> None:
-    # A connection that is broken by now has nothing left to close.
-    with suppress(ServiceBusError, OSError):
-        link.close()
 
 
 @contextmanager

@@ -273,7 +273,10 @@ class Consumer:
                 self._stopping.wait(_RECEIVE_SECONDS)
 
     def _receiver(self, client: ServiceBusClient) -> ServiceBusReceiver:
-        return client.get_subscription_receiver(CREATED_TOPIC, self._subscription)
+        # Without both options, the SDK has a second thread that reads from the connection, and takes a second to end.
+        return client.get_subscription_receiver(
+            CREATED_TOPIC, self._subscription, prefetch_count=1, keep_alive=0
+        )
 
     def _receive(self, receiver: ServiceBusReceiver) -> None:
         while not self._stopping.is_set():

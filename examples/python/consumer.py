@@ -37,10 +37,14 @@ def main() -> None:
     subscription = os.environ.get("LEDGER_SUBSCRIPTION", "ledger")
     validator = event_validator()
     span = tracing() if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ else nullcontext
-    with client() as service_bus, service_bus.get_subscription_receiver(topic, subscription) as receiver:
-        for message in receiver:
-            with span(message):
-                handle(message, receiver, validator, ledger)
+    with client() as service_bus:
+        # Without both options, the library has a second thread that reads from the same connection every few seconds.
+        # It can confuse two messages, so that the one that was not booked is completed.
+        receiver = service_bus.get_subscription_receiver(topic, subscription, prefetch_count=1, keep_alive=0)
+        with receiver:
+            for message in receiver:
+                with span(message):
+                    handle(message, receiver, validator, ledger)
 
 
 def client() -> ServiceBusClient:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import threading
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +14,6 @@ from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from click.testing import CliRunner
 
 from operations.__main__ import operations
-from operations.namespace import CLOSING
 from sandbox.clock import SystemClock
 from sandbox.cloud.settings import entity_settings
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
@@ -102,27 +98,8 @@ class Namespace:
         )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Commands do not wait until the SDK has closed its links: nothing is said about what they leave behind."""
-    for item in items:
-        if "collects_links" in getattr(item, "fixturenames", ()):
-            for warning in ("pytest.PytestUnraisableExceptionWarning", "ResourceWarning"):
-                item.add_marker(pytest.mark.filterwarnings(f"ignore::{warning}"))
-
-
 @pytest.fixture
-def collects_links() -> Iterator[None]:
-    """Wait until the SDK has closed its links, and collect what it leaves behind here, where it is known why."""
-    yield
-    end = time.monotonic() + 10
-    for thread in threading.enumerate():
-        if thread.name == CLOSING:
-            thread.join(max(end - time.monotonic(), 0.0))
-    gc.collect()
-
-
-@pytest.fixture
-def namespace(collects_links: None) -> Iterator[Namespace]:  # noqa: ARG001 - for what it does afterwards
+def namespace() -> Iterator[Namespace]:
     configuration = Configuration.load()
     broker = Broker(configuration, SystemClock())
     with ExitStack() as stack:

@@ -267,6 +267,26 @@ def test_selecting_messages_costs_the_others_no_delivery(namespace: Namespace) -
         assert receiver.peek_messages() == []
 
 
+def test_a_link_is_read_by_the_call_that_waits_and_by_no_other_thread(namespace: Namespace) -> None:
+    """The SDK's keep-alive thread can give a message the lock of another that arrives at the same time."""
+
+    def keep_alive_threads() -> int:
+        return sum("keep_alive" in thread.name for thread in threading.enumerate())
+
+    namespace.send(FAILED, [namespace.parked(number) for number in range(3)])
+    with open_namespace(namespace.environment) as opened:
+        source = Place.FAILED.source(opened.settings)
+        assert [each.number for each in opened.peek_every(source)] == [1, 2, 3]
+        assert namespace.broker.counts(FAILED).locked == 0, "peeking locks nothing"
+        locked = opened.lock(source, 2)
+        assert locked is not None
+        assert keep_alive_threads() == 0
+        opened.complete(source, locked)
+    with namespace.client.get_queue_receiver(FAILED) as receiver:
+        assert [message.delivery_count for message in receiver.peek_messages(3)] == [0, 0]
+        assert keep_alive_threads() == 1, "otherwise this test would not see one"
+
+
 def test_a_message_leaves_the_failed_queue_only_after_its_copy_is_accepted(namespace: Namespace) -> None:
     """The queue does not exist, so the copy is refused and the original stays."""
     namespace.send(FAILED, [namespace.parked(1)])
@@ -355,9 +375,9 @@ def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(
 
 def test_a_command_ends_also_where_service_bus_falls_silent_under_way(namespace: Namespace) -> None:
     """The message is found and locked, and the link for its copy is never opened: it stays."""
-    second = Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.SILENT), When(first=2), operation="connect")
+    third = Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.SILENT), When(first=3), operation="connect")
     namespace.send(FAILED, [namespace.parked(1)])
-    with behind(namespace, second) as environment:
+    with behind(namespace, third) as environment:
         environment["OPERATIONS_RESPONSE_SECONDS"] = "4"
         with started(environment, "failed", "replay", "1") as process:
             _, said = process.communicate(timeout=60)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SINCE = ("reconcile", "--since", "2000-01-01")
-pytestmark = pytest.mark.usefixtures("collects_links")
 
 
 class Office:
