@@ -14,8 +14,8 @@ from sandbox.actors import Consumer, ReceivedEvent, Salesperson
 from sandbox.cloud import FAILED_QUEUE, WON_QUEUE, Cloud
 from sandbox.cloud.entities import entity_names
 from sandbox.dataverse.columns import Row
+from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.store import Store, Transaction
 
 # For all events to come, after the last win: some seconds, and more for each opportunity.
 PATIENCE_SECONDS = 30.0
@@ -135,11 +135,11 @@ def run(
             consumer.wait_for(len(consumer.events) + 1, timeout=0.2)
             report(Progress(total, len(won_at), len(consumer.events)))
         events = consumer.events
-    return compare(cloud.dataverse.store, won_at, events, _pending(cloud, won_at))
+    return compare(cloud.dataverse.database, won_at, events, _pending(cloud, won_at))
 
 
 def compare(
-    store: Store,
+    database: Database,
     won_at: Mapping[str, float],
     events: Sequence[ReceivedEvent],
     pending: Mapping[str, Pending] | None = None,
@@ -148,7 +148,7 @@ def compare(
     by_opportunity: dict[str, list[ReceivedEvent]] = {opportunity: [] for opportunity in won_at}
     for event in events:
         by_opportunity.setdefault(str(event.content["data"]["opportunityId"]), []).append(event)
-    with store.reading() as transaction:
+    with database.reading() as transaction:
         records = _Records(transaction)
         wins = tuple(
             _with_pending(

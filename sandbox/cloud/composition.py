@@ -39,7 +39,7 @@ from sandbox.dataverse import DataverseApp, DataverseServer, Post, ServiceEndpoi
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.identity import faulty_identity
-from sandbox.faults.plan import Dependency, Kind
+from sandbox.faults.plan import Dependency, FaultKind
 from sandbox.faults.service_bus import PlannedFaults
 from sandbox.functions_host import FunctionsHost
 from sandbox.functions_host.configuration import Settings, read_host
@@ -60,8 +60,8 @@ class Cloud:
     """Azure on this machine, from `start` to `stop`; a context manager.
 
     Its parts are attributes, to be read and changed: `broker`, `broker_clock` (move it with `move_broker_clock`),
-    `dataverse` (the application with its store), `demo` (what was seeded), `authority`, `function_identity`, `operator`
-    (may do everything on both sides), `host`; with faults, `proxies`; with traces, `spans`.
+    `dataverse` (the application with its database), `demo` (what was seeded), `authority`, `function_identity`,
+    `operator` (may do everything on both sides), `host`; with faults, `proxies`; with traces, `spans`.
     """
 
     def __init__(self, options: CloudOptions) -> None:
@@ -383,8 +383,8 @@ class Cloud:
         if plan is None:
             return
         closing.callback(plan.clear)
-        plan.provide(Kind.KILL, self.kill_workers)
-        plan.provide(Kind.RESTART, self.restart_service_bus)
+        plan.provide(FaultKind.KILL, self.kill_workers)
+        plan.provide(FaultKind.RESTART, self.restart_service_bus)
         dataverse_url = self._sales.server.url if self._sales else None
         targets = Targets(self.identity_server.endpoint, dataverse_url, self._namespace)
         self.proxies = start_proxies(plan, targets, closing)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandbox.dataverse import Limits
+from sandbox.dataverse import ServiceProtectionLimits
 from sandbox.faults.plan import FaultPlan
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES
 
@@ -78,7 +78,7 @@ class CloudOptions:
     dataverse: bool = True
     opportunities: int = 20
     seed: int = 1
-    limits: Limits | None = None
+    limits: ServiceProtectionLimits | None = None
     connected: bool = True
     connect_with: Sequence[str] = ()
     functions_host: bool = True

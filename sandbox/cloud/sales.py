@@ -14,9 +14,9 @@ from sandbox.cloud.options import WON_QUEUE, CannotStart
 from sandbox.dataverse import (
     DataverseApp,
     DataverseServer,
-    Limits,
     Post,
     ServiceProtection,
+    ServiceProtectionLimits,
     VerifyToken,
     seed,
 )
@@ -46,7 +46,7 @@ def start_sales(  # noqa: PLR0913 - what Dataverse depends on, by name
     post: Post,
     ssl_context: ssl.SSLContext,
     folder: Path,
-    limits: Limits | None,
+    limits: ServiceProtectionLimits | None,
     opportunities: int,
     random_seed: int,
     middleware: "Callable[[WSGIApplication], WSGIApplication]",

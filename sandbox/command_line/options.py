@@ -12,7 +12,7 @@ import click
 
 from sandbox.cloud import CannotStart, Cloud, CloudOptions, Mode, NoTlsAddress, StartInterrupted
 from sandbox.command_line.unknown_settings import hints
-from sandbox.faults import Rule
+from sandbox.faults import FaultRule
 from sandbox.faults.syntax import InvalidRule, parse_rule
 from sandbox.functions_host import InvalidAppConfiguration, WorkerDied
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES
@@ -33,7 +33,7 @@ class Common:
     mode: str
     settings: Mapping[str, str]
     settings_file: Mapping[str, str]
-    rules: Sequence[Rule]
+    rules: Sequence[FaultRule]
     entities: Path
     published_keys: bool
     connect_with: Sequence[str]
@@ -81,7 +81,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict
     return dict(value.partition("=")[::2] for value in values)
 
 
-def _rules(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[Rule]:
+def _rules(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[FaultRule]:
     try:
         return [parse_rule(value) for value in values]
     except InvalidRule as error:

@@ -21,7 +21,7 @@ from sandbox.command_line.struck import show_struck
 from sandbox.control.client import Control
 from sandbox.control.panel import ControlPanel
 from sandbox.control.server import ControlServer
-from sandbox.dataverse import Limits
+from sandbox.dataverse import ServiceProtectionLimits
 from sandbox.faults import FaultPlan
 from sandbox.stopping import Stop
 
@@ -88,7 +88,7 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
         common.options,
         opportunities=opportunities,
         dataverse=dataverse,
-        limits=Limits() if limits else None,
+        limits=ServiceProtectionLimits() if limits else None,
         functions_host=functions_host,
         debug_port=debug_port,
         traces=traces,

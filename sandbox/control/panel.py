@@ -21,8 +21,8 @@ from sandbox.cloud import Cloud, NotInThisSandbox
 from sandbox.control.journal import Journal
 from sandbox.dataverse import DataverseApp, RequestRecord
 from sandbox.dataverse.columns import Row
+from sandbox.dataverse.database import Transaction
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.store import Transaction
 from sandbox.faults import FaultPlan
 from sandbox.faults.syntax import InvalidRule, parse_rule
 from sandbox.service_bus import EventKind, Message, Observation
@@ -279,7 +279,7 @@ class ControlPanel:
             raise Refused(str(error)) from error
 
     def _reading(self) -> AbstractContextManager[Transaction]:
-        return self._dataverse().store.reading()
+        return self._dataverse().database.reading()
 
     def _plan(self) -> FaultPlan:
         if self._cloud.options.faults is None:

@@ -20,38 +20,38 @@ In-process, without sockets or threads; `app.organization.url` is the host to us
     session.mount(app.organization.url, WsgiAdapter(app))
     app.run_due_jobs()                                                    # posts the due events
 
-`app.requests` has every request and `app.store.commits` every committed change. Faults wrap the application as WSGI
+`app.requests` has every request and `app.database.commits` every committed change. Faults wrap the application as WSGI
 middleware; `ResponseLost`, raised before or after the application is called, breaks the connection.
 `app.organization` has two switches: `duplicate_response`, for a primary key that already exists, and
 `failed_change_set`, for the rest of a batch. `sales_tables` and `platform_tables` declare the tables. A request for
 anything that is not supported is refused with 501 and a text that names it.
 """
 
+from sandbox.dataverse.database import Change, Commit, Database
 from sandbox.dataverse.events import EventPipeline, Post, Poster, ServiceEndpoint
-from sandbox.dataverse.limits import Limits, ServiceProtection
+from sandbox.dataverse.limits import ServiceProtection, ServiceProtectionLimits
 from sandbox.dataverse.organization import DuplicateResponse, FailedChangeSet
 from sandbox.dataverse.security import Depth
 from sandbox.dataverse.server import DataverseServer, ResponseLost, WsgiAdapter
-from sandbox.dataverse.store import Change, Commit, Store
 from sandbox.dataverse.web_api import DataverseApp, RequestRecord, VerifyToken
 
 __all__ = [
     "Change",
     "Commit",
+    "Database",
     "DataverseApp",
     "DataverseServer",
     "Depth",
     "DuplicateResponse",
     "EventPipeline",
     "FailedChangeSet",
-    "Limits",
     "Post",
     "Poster",
     "RequestRecord",
     "ResponseLost",
     "ServiceEndpoint",
     "ServiceProtection",
-    "Store",
+    "ServiceProtectionLimits",
     "VerifyToken",
     "WsgiAdapter",
 ]

@@ -10,8 +10,8 @@ from typing import Final
 
 from sandbox.dataverse.columns import InvalidValue, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, invalid_argument
-from sandbox.dataverse.execution_context import Entity, Event, OptionSet
-from sandbox.dataverse.messages import EntityResult, Message, Parameters
+from sandbox.dataverse.execution_context import Entity, MessageExecution, OptionSet
+from sandbox.dataverse.messages import EntityResult, Parameters, UnboundMessage
 from sandbox.dataverse.payload import parse_entity
 from sandbox.dataverse.pricing import TOTALS
 from sandbox.dataverse.sales_rules import (
@@ -73,7 +73,7 @@ def _close_opportunity(session: Session, parameters: Parameters, closing: _Closi
         ("OpportunityClose", Entity(TABLES["opportunityclose"], close["activityid"], dict(close))),
         ("Status", OptionSet(reason)),
     ]
-    event = Event(closing.message, "opportunity", opportunity["opportunityid"], inputs)
+    event = MessageExecution(closing.message, "opportunity", opportunity["opportunityid"], inputs)
     session.parents.append(event)
     _write_close(session, opportunity, close, closing.state, reason)
     session.parents.pop()
@@ -156,7 +156,9 @@ def _close_order(session: Session, parameters: Parameters, closing: _Closing) ->
         # The real service's text and code are not known.
         raise invalid_argument("The sales order is already closed.")
     reason = _reason(parameters, table, closing)
-    event = Event(closing.message, "salesorder", order["salesorderid"], [("Status", OptionSet(reason))])
+    event = MessageExecution(
+        closing.message, "salesorder", order["salesorderid"], [("Status", OptionSet(reason))]
+    )
     session.parents.append(event)
     session.create(TABLES["orderclose"], {"actualend": session.now[:10], **close})
     session.change(table, order["salesorderid"], {"statecode": closing.state, "statuscode": reason})
@@ -223,7 +225,7 @@ def _generate(session: Session, parameters: Parameters, source: Document, target
     columns = _column_set(target.header, parameters.get("ColumnSet"))
     row = _readable_source(session, source, target, source_id)
     made = _convert(session, row, source, target)
-    session.fire(Event(message, "none", None, [(name, source_id)]))
+    session.fire(MessageExecution(message, "none", None, [(name, source_id)]))
     return EntityResult(target.header, made, columns)
 
 
@@ -332,7 +334,7 @@ def _copy_lines(session: Session, source: Document, target: Document, made: Row,
 def _fire_create(session: Session, table: Table, made: Row, values: Row) -> None:
     shown = {name: value for name, value in values.items() if not table.columns[name].secret}
     target = session.entity(table, made[table.key], shown)
-    session.fire(Event("Create", table.name, made[table.key], [("Target", target)]))
+    session.fire(MessageExecution("Create", table.name, made[table.key], [("Target", target)]))
 
 
 def _column_set(table: Table, column_set: object) -> tuple[str, ...]:
@@ -360,14 +362,18 @@ def _column_set(table: Table, column_set: object) -> tuple[str, ...]:
     return tuple(name for name in every if name in names or name == table.key)
 
 
-SALES_ACTIONS: Final[Mapping[str, Message]] = {
-    "WinOpportunity": Message(win_opportunity, frozenset({"OpportunityClose", "Status"})),
-    "LoseOpportunity": Message(lose_opportunity, frozenset({"OpportunityClose", "Status"})),
-    "CancelSalesOrder": Message(cancel_order, frozenset({"OrderClose", "Status"})),
-    "FulfillSalesOrder": Message(fulfill_order, frozenset({"OrderClose", "Status"})),
-    "GenerateInvoiceFromOpportunity": Message(generate_invoice, frozenset({"OpportunityId", "ColumnSet"})),
-    "GenerateSalesOrderFromOpportunity": Message(generate_order, frozenset({"OpportunityId", "ColumnSet"})),
-    "GenerateQuoteFromOpportunity": Message(generate_quote, frozenset({"OpportunityId", "ColumnSet"})),
-    "ConvertQuoteToSalesOrder": Message(convert_quote, frozenset({"QuoteId", "ColumnSet"})),
-    "ConvertSalesOrderToInvoice": Message(convert_order, frozenset({"SalesOrderId", "ColumnSet"})),
+SALES_ACTIONS: Final[Mapping[str, UnboundMessage]] = {
+    "WinOpportunity": UnboundMessage(win_opportunity, frozenset({"OpportunityClose", "Status"})),
+    "LoseOpportunity": UnboundMessage(lose_opportunity, frozenset({"OpportunityClose", "Status"})),
+    "CancelSalesOrder": UnboundMessage(cancel_order, frozenset({"OrderClose", "Status"})),
+    "FulfillSalesOrder": UnboundMessage(fulfill_order, frozenset({"OrderClose", "Status"})),
+    "GenerateInvoiceFromOpportunity": UnboundMessage(
+        generate_invoice, frozenset({"OpportunityId", "ColumnSet"})
+    ),
+    "GenerateSalesOrderFromOpportunity": UnboundMessage(
+        generate_order, frozenset({"OpportunityId", "ColumnSet"})
+    ),
+    "GenerateQuoteFromOpportunity": UnboundMessage(generate_quote, frozenset({"OpportunityId", "ColumnSet"})),
+    "ConvertQuoteToSalesOrder": UnboundMessage(convert_quote, frozenset({"QuoteId", "ColumnSet"})),
+    "ConvertSalesOrderToInvoice": UnboundMessage(convert_order, frozenset({"SalesOrderId", "ColumnSet"})),
 }

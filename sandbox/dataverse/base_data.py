@@ -8,9 +8,9 @@ from typing import Final
 
 from sandbox.clock import MovableClock
 from sandbox.dataverse.columns import Row, format_datetime, stable_id
+from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.schema import ACT_ON_BEHALF, MESSAGES, PRIVILEGES, TABLES, VERBS
 from sandbox.dataverse.security import Depth
-from sandbox.dataverse.store import Store, Transaction
 
 ORGANIZATION_ID: Final = stable_id("organization")
 ADMINISTRATOR_ROLE: Final = "System Administrator"
@@ -48,11 +48,11 @@ CURRENCIES: Final = (
 @lru_cache(maxsize=16)
 def base_image(organization_id: str) -> bytes:
     """Return a database with the rows that every new organization has."""
-    store = Store(MovableClock(EPOCH))
-    with store.writing() as transaction:
+    database = Database(MovableClock(EPOCH))
+    with database.writing() as transaction:
         _write_base(transaction, organization_id)
-    image = store.image()
-    store.close()
+    image = database.image()
+    database.close()
     return image
 
 

@@ -21,7 +21,7 @@ _DATE_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
 _INT32 = range(-(2**31), 2**31)
 
 
-class Kind(Enum):
+class ColumnKind(Enum):
     """What a column holds."""
 
     ID = "Edm.Guid"
@@ -38,7 +38,7 @@ class Kind(Enum):
 
 
 # Exact amounts are stored as scaled 64-bit integers, as SQL Server's `money` is: they sort, compare and add up.
-_SCALE: Final = {Kind.MONEY: 4, Kind.DECIMAL: 10}
+_SCALE: Final = {ColumnKind.MONEY: 4, ColumnKind.DECIMAL: 10}
 # The base currency of the organization is the euro.
 _BASE_UNIT: Final = Decimal("0.01")
 
@@ -68,7 +68,7 @@ class Column:
     """
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     writable: bool = True
     secret: bool = False
     unique: bool = False
@@ -81,7 +81,7 @@ class Column:
     @property
     def property_name(self) -> str:
         """The name of the column's property in the Web API."""
-        return f"_{self.name}_value" if self.kind is Kind.LOOKUP else self.name
+        return f"_{self.name}_value" if self.kind is ColumnKind.LOOKUP else self.name
 
     def of(self, row: Row) -> object:
         """Return the column's value in a row; an amount has all the decimal places of its kind."""
@@ -106,7 +106,7 @@ class Column:
             return None
         if self.kind in _SCALE:
             return Decimal(value).scaleb(-_SCALE[self.kind])
-        return bool(value) if self.kind is Kind.BOOLEAN else value
+        return bool(value) if self.kind is ColumnKind.BOOLEAN else value
 
 
 def _in_base_currency(row: Row, name: str) -> Decimal | None:
@@ -132,7 +132,7 @@ class Table:
     @cached_property
     def key(self) -> str:
         """The primary key."""
-        return next(column.name for column in self.columns.values() if column.kind is Kind.ID)
+        return next(column.name for column in self.columns.values() if column.kind is ColumnKind.ID)
 
     @cached_property
     def stored(self) -> Mapping[str, Column]:
@@ -156,7 +156,7 @@ class Table:
     @cached_property
     def converted(self) -> tuple[Column, ...]:
         """The columns whose form in SQLite differs from that in a row."""
-        return tuple(c for c in self.stored.values() if c.kind in _SCALE or c.kind is Kind.BOOLEAN)
+        return tuple(c for c in self.stored.values() if c.kind in _SCALE or c.kind is ColumnKind.BOOLEAN)
 
 
 def guid(text: object) -> str:
@@ -214,18 +214,18 @@ def _parse_amount(column: Column, value: object) -> Decimal:
     return amount.quantize(Decimal(1).scaleb(-_SCALE[column.kind]))
 
 
-_PARSERS: Final[Mapping[Kind, Any]] = {
-    Kind.ID: lambda _, value: guid(value),
-    Kind.LOOKUP: lambda _, value: guid(value),
-    Kind.TEXT: _parse_text,
-    Kind.INTEGER: _parse_integer,
-    Kind.VERSION: _parse_integer,
-    Kind.CHOICE: _parse_integer,
-    Kind.BOOLEAN: _parse_boolean,
-    Kind.MONEY: _parse_amount,
-    Kind.DECIMAL: _parse_amount,
-    Kind.DATE: lambda _, value: parse_datetime(value)[:10],
-    Kind.DATETIME: lambda _, value: parse_datetime(value),
+_PARSERS: Final[Mapping[ColumnKind, Any]] = {
+    ColumnKind.ID: lambda _, value: guid(value),
+    ColumnKind.LOOKUP: lambda _, value: guid(value),
+    ColumnKind.TEXT: _parse_text,
+    ColumnKind.INTEGER: _parse_integer,
+    ColumnKind.VERSION: _parse_integer,
+    ColumnKind.CHOICE: _parse_integer,
+    ColumnKind.BOOLEAN: _parse_boolean,
+    ColumnKind.MONEY: _parse_amount,
+    ColumnKind.DECIMAL: _parse_amount,
+    ColumnKind.DATE: lambda _, value: parse_datetime(value)[:10],
+    ColumnKind.DATETIME: lambda _, value: parse_datetime(value),
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
-from sandbox.dataverse.columns import Column, Kind, Table
+from sandbox.dataverse.columns import Column, ColumnKind, Table
 from sandbox.dataverse.errors import no_segment, not_supported
 from sandbox.dataverse.operation import Operation, Reply, Segment
 from sandbox.dataverse.schema import TABLES
@@ -13,17 +13,17 @@ from sandbox.dataverse.security import Caller, require_metadata
 
 _NAMESPACE: Final = "Microsoft.Dynamics.CRM."
 _TYPES: Final = {
-    Kind.ID: "Uniqueidentifier",
-    Kind.LOOKUP: "Lookup",
-    Kind.TEXT: "String",
-    Kind.INTEGER: "Integer",
-    Kind.VERSION: "BigInt",
-    Kind.CHOICE: "Picklist",
-    Kind.BOOLEAN: "Boolean",
-    Kind.MONEY: "Money",
-    Kind.DECIMAL: "Decimal",
-    Kind.DATE: "DateTime",
-    Kind.DATETIME: "DateTime",
+    ColumnKind.ID: "Uniqueidentifier",
+    ColumnKind.LOOKUP: "Lookup",
+    ColumnKind.TEXT: "String",
+    ColumnKind.INTEGER: "Integer",
+    ColumnKind.VERSION: "BigInt",
+    ColumnKind.CHOICE: "Picklist",
+    ColumnKind.BOOLEAN: "Boolean",
+    ColumnKind.MONEY: "Money",
+    ColumnKind.DECIMAL: "Decimal",
+    ColumnKind.DATE: "DateTime",
+    ColumnKind.DATETIME: "DateTime",
 }
 _TYPES_OF: Final = {
     "statecode": "State",
@@ -114,5 +114,5 @@ def _picklists(table: Table) -> list[dict[str, object]]:
             },
         }
         for column in table.columns.values()
-        if column.kind is Kind.CHOICE and column.name not in ("statecode", "statuscode")
+        if column.kind is ColumnKind.CHOICE and column.name not in ("statecode", "statuscode")
     ]

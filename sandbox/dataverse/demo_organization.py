@@ -1,6 +1,7 @@
 """A company that sells: customers, a product catalog, salespeople, and open opportunities with lines.
 
-Rows are written to the store directly, so that thousands of them take little time. The same seed gives the same rows.
+Rows are written to the database directly, so that thousands of them take little time. The same seed gives the same
+rows.
 """
 
 import random
@@ -12,10 +13,10 @@ from typing import Final
 
 from sandbox.dataverse.base_data import CURRENCIES, SALESPERSON_ROLE, Currency, Inserter
 from sandbox.dataverse.columns import Row, format_datetime
+from sandbox.dataverse.database import Transaction
 from sandbox.dataverse.pricing import Pricing
 from sandbox.dataverse.sales_tables import BUNDLE, OPTIONAL_PART, PRODUCT, REQUIRED_PART
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.store import Transaction
 from sandbox.dataverse.web_api import DataverseApp
 
 # fmt: off

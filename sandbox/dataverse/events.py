@@ -18,17 +18,17 @@ from typing import Final, Self
 
 from sandbox.clock import Clock
 from sandbox.dataverse.columns import Row, format_datetime
+from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.execution_context import (
     CONTENT_TYPES,
     JSON,
     Entity,
-    Event,
     ExecutionContext,
+    MessageExecution,
     RequestContext,
 )
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.store import Store, Transaction
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class EventPipeline:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {len(self._running)} jobs under way>"
 
-    def fire(self, transaction: Transaction, event: Event, request: RequestContext) -> None:
+    def fire(self, transaction: Transaction, event: MessageExecution, request: RequestContext) -> None:
         """Run every enabled step that is registered for an event. Raises RequestRefused if a synchronous one fails."""
         for step, endpoint in _steps(transaction, event):
             operation_id = self._new_id()
@@ -93,30 +93,32 @@ class EventPipeline:
 
     def check_endpoint(self, transaction: Transaction, endpoint: Row, request: RequestContext) -> None:
         """Post the test message of an endpoint, asynchronously. The contents of the real one are not confirmed."""
-        event = Event("TriggerServiceEndpointCheck", "serviceendpoint", endpoint["serviceendpointid"], [])
+        event = MessageExecution(
+            "TriggerServiceEndpointCheck", "serviceendpoint", endpoint["serviceendpointid"], []
+        )
         step: Row = {"sdkmessageprocessingstepid": None, "eventhandler": endpoint["serviceendpointid"]}
         step |= {"name": "ServiceEndpointCheck", "stage": 40, "mode": 1, "asyncautodelete": False}
         context = ExecutionContext(event, request, step, self._new_id(), self._clock.now())
         self._write_job(transaction, context)
 
-    def run_due_jobs(self, store: Store) -> int:
+    def run_due_jobs(self, database: Database) -> int:
         """Run each due job once; return how many posted."""
         posted = 0
-        for job_id in self._due(store):
+        for job_id in self._due(database):
             with self._running_lock:
                 if job_id in self._running:
                     continue
                 self._running.add(job_id)
             try:
-                posted += self._run(store, job_id)
+                posted += self._run(database, job_id)
             finally:
                 with self._running_lock:
                     self._running.discard(job_id)
         return posted
 
-    def _due(self, store: Store) -> list[str]:
+    def _due(self, database: Database) -> list[str]:
         now = format_datetime(self._clock.now())
-        with store.reading() as transaction:
+        with database.reading() as transaction:
             jobs = transaction.rows(
                 TABLES["asyncoperation"],
                 "statecode IN (0, 1) AND (postponeuntil IS NULL OR postponeuntil <= ?)",
@@ -125,8 +127,8 @@ class EventPipeline:
             )
         return [job["asyncoperationid"] for job in jobs]
 
-    def _run(self, store: Store, job_id: str) -> int:
-        with store.reading() as transaction:
+    def _run(self, database: Database, job_id: str) -> int:
+        with database.reading() as transaction:
             job = transaction.get(TABLES["asyncoperation"], job_id)
             if job is None or job["statecode"] not in (0, 1):
                 return 0
@@ -137,9 +139,9 @@ class EventPipeline:
             # Read the endpoint again: its key may have been rotated since the job was written.
             self._send(endpoint, base64.b64decode(prepared["body"]), prepared["properties"])
         except Exception as error:  # noqa: BLE001 - the job records any failure of a post, and is retried
-            self._record_failure(store, job, error)
+            self._record_failure(database, job, error)
             return 0
-        self._record_success(store, job_id, delete=bool(step and step["asyncautodelete"]))
+        self._record_success(database, job_id, delete=bool(step and step["asyncautodelete"]))
         return 1
 
     def _send(self, endpoint: Row | None, body: bytes, properties: Mapping[str, str]) -> None:
@@ -198,9 +200,9 @@ class EventPipeline:
         )
         transaction.after_commit.append(self.jobs_written.set)
 
-    def _record_success(self, store: Store, job_id: str, *, delete: bool) -> None:
+    def _record_success(self, database: Database, job_id: str, *, delete: bool) -> None:
         now = format_datetime(self._clock.now())
-        with store.writing() as transaction:
+        with database.writing() as transaction:
             job = transaction.get(TABLES["asyncoperation"], job_id)
             if job is None:
                 return
@@ -213,7 +215,7 @@ class EventPipeline:
                 {"statecode": 3, "statuscode": 30, "completedon": now, "modifiedon": now, "message": None},
             )
 
-    def _record_failure(self, store: Store, job: Row, error: Exception) -> None:
+    def _record_failure(self, database: Database, job: Row, error: Exception) -> None:
         now = self._clock.now()
         tries = int(job["retrycount"])
         values: dict[str, object] = {
@@ -228,17 +230,19 @@ class EventPipeline:
         else:
             values |= {"statecode": 3, "statuscode": 31, "completedon": format_datetime(now)}
         _log.warning("The post of system job %s failed: %s", job["asyncoperationid"], type(error).__name__)
-        with store.writing() as transaction:
+        with database.writing() as transaction:
             if transaction.get(TABLES["asyncoperation"], job["asyncoperationid"]):
                 transaction.update(TABLES["asyncoperation"], job["asyncoperationid"], values)
 
 
 class Poster:
-    """Runs the due jobs of a store in the background, on `threads` threads, until it is stopped."""
+    """Runs the due jobs of a database in the background, on `threads` threads, until it is stopped."""
 
-    def __init__(self, pipeline: EventPipeline, store: Store, threads: int = 4, poll: float = 0.2) -> None:
+    def __init__(
+        self, pipeline: EventPipeline, database: Database, threads: int = 4, poll: float = 0.2
+    ) -> None:
         self._pipeline = pipeline
-        self._store = store
+        self._database = database
         self._poll = poll
         self._stopping = threading.Event()
         self._threads = [
@@ -265,10 +269,10 @@ class Poster:
             self._pipeline.jobs_written.wait(self._poll)
             self._pipeline.jobs_written.clear()
             if not self._stopping.is_set():
-                self._pipeline.run_due_jobs(self._store)
+                self._pipeline.run_due_jobs(self._database)
 
 
-def _steps(transaction: Transaction, event: Event) -> list[tuple[Row, Row]]:
+def _steps(transaction: Transaction, event: MessageExecution) -> list[tuple[Row, Row]]:
     steps = transaction.rows(
         TABLES["sdkmessageprocessingstep"],
         "t.statecode = 0 AND t.sdkmessageid IN (SELECT sdkmessageid FROM sdkmessage WHERE name = ?) AND"
@@ -285,7 +289,7 @@ def _steps(transaction: Transaction, event: Event) -> list[tuple[Row, Row]]:
     return wanted
 
 
-def _concerns(step: Row, event: Event) -> bool:
+def _concerns(step: Row, event: MessageExecution) -> bool:
     """Return whether an Update changes one of the step's filtering columns."""
     names = {name.strip() for name in (step["filteringattributes"] or "").split(",")} - {""}
     if event.message != "Update" or not names:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Final
 from xml.sax.saxutils import escape
 
-from sandbox.dataverse.columns import Kind, Row, Table, parse_datetime
+from sandbox.dataverse.columns import ColumnKind, Row, Table, parse_datetime
 from sandbox.dataverse.security import Caller
 
 CLAIMS: Final = "http://schemas.microsoft.com/xrm/2011/Claims/"
@@ -25,14 +25,14 @@ CONTENT_TYPES: Final = {
 
 
 @dataclass(frozen=True)
-class Event:
+class MessageExecution:
     """A message that was executed: on which row, with which parameters, and within which other message."""
 
     message: str
     table: str
     record_id: str | None
     inputs: Sequence[tuple[str, object]]
-    parent: "Event | None" = None
+    parent: "MessageExecution | None" = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RequestContext:
 class ExecutionContext:
     """An event as one step posts it."""
 
-    event: Event
+    event: MessageExecution
     request: RequestContext
     step: Row
     operation_id: str
@@ -108,7 +108,7 @@ class ExecutionContext:
             f"{CLAIMS}InitiatingUserAgent": self.request.user_agent,
         }
 
-    def _fields(self, event: Event) -> dict[str, object]:
+    def _fields(self, event: MessageExecution) -> dict[str, object]:
         request, user = self.request, self.request.caller.user_id
         return {
             "BusinessUnitId": request.caller.business_unit_id,
@@ -207,12 +207,12 @@ def _attribute(table: Table, name: str, value: object) -> object:
     match value:
         case str() if column.lookup:
             return _value(Reference(next(iter(column.lookup.targets)), value))
-        case str() if column.kind in (Kind.DATE, Kind.DATETIME):
+        case str() if column.kind in (ColumnKind.DATE, ColumnKind.DATETIME):
             return _date(datetime.fromisoformat(parse_datetime(value)))
-        case int() if column.kind is Kind.CHOICE:
+        case int() if column.kind is ColumnKind.CHOICE:
             return _value(OptionSet(value))
         case Decimal():
-            return _typed("Money", Value=float(value)) if column.kind is Kind.MONEY else float(value)
+            return _typed("Money", Value=float(value)) if column.kind is ColumnKind.MONEY else float(value)
         case _:
             return _value(value)
 

@@ -14,7 +14,7 @@ from typing import Any
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedInput, VisitError
 
-from sandbox.dataverse.columns import Column, InvalidValue, Kind, Table
+from sandbox.dataverse.columns import Column, ColumnKind, InvalidValue, Table
 from sandbox.dataverse.errors import RequestRefused, bad_request, no_property, not_supported
 from sandbox.dataverse.schema import TABLES
 
@@ -165,7 +165,7 @@ class _ToSql(Transformer[Token, Any]):
     def text_match(self, parts: list[Token]) -> Condition:
         function, path, literal = parts
         sql, column = _column_sql(str(path), self._table)
-        if column.kind is not Kind.TEXT:
+        if column.kind is not ColumnKind.TEXT:
             raise bad_request(f"{function} works on text, which '{path}' is not.")
         text = self.string([literal])
         for special in "\\%_":

@@ -33,7 +33,7 @@ _EXECUTION = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServiceProtectionLimits:
     """The limits of one user on one web server: requests and execution seconds per window, concurrent requests."""
 
     requests: int = 6000
@@ -57,9 +57,12 @@ class ServiceProtection:
     """Counts requests and refuses with 429. `timer` measures execution in seconds. Thread-safe."""
 
     def __init__(
-        self, clock: Clock, limits: Limits | None = None, timer: Callable[[], float] = time.monotonic
+        self,
+        clock: Clock,
+        limits: ServiceProtectionLimits | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or ServiceProtectionLimits()
         self._clock = clock
         self._timer = timer
         self._lock = threading.Lock()

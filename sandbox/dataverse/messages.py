@@ -23,7 +23,7 @@ Result = EntityResult | dict[str, object] | None
 
 
 @dataclass(frozen=True)
-class Message:
+class UnboundMessage:
     """An action (POST, may change things) or a function (GET), and the parameters that it takes."""
 
     run: Callable[[Session, Parameters], Result]

@@ -7,9 +7,9 @@ from http import HTTPStatus
 
 from sandbox.clock import Clock
 from sandbox.dataverse.columns import Table
+from sandbox.dataverse.database import Database
 from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.events import EventPipeline
-from sandbox.dataverse.store import Store
 
 
 class DuplicateResponse(Enum):
@@ -61,7 +61,7 @@ class Organization:
     unique_name: str
     url: str
     clock: Clock
-    store: Store
+    database: Database
     pipeline: EventPipeline
     new_id: Callable[[], str]
     duplicate_response: DuplicateResponse = DuplicateResponse.DUPLICATE_412

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Protocol
 
-from sandbox.dataverse.columns import Column, InvalidValue, Kind, Row, Table, guid
+from sandbox.dataverse.columns import Column, ColumnKind, InvalidValue, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, no_property, not_supported
 from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
 
@@ -102,7 +102,7 @@ def parse_entity(table: Table, body: Mapping[str, object]) -> Row:
 
 def _writable(table: Table, name: str, value: object) -> Column:
     column = table.columns.get(name)
-    if column is None or column.kind is Kind.LOOKUP:
+    if column is None or column.kind is ColumnKind.LOOKUP:
         if name in COLLECTIONS[table.name] or isinstance(value, dict | list):
             raise not_supported("creating related rows within another (deep insert)")
         raise bad_payload(
@@ -213,7 +213,7 @@ def _annotations(
         target, row = found
         annotations = {LOOKUP_NAME: target.name, NAVIGATION: column.lookup.targets[target.name]}
         formatted = row[target.primary_name]
-    elif column.kind is Kind.MONEY and isinstance(value, Decimal):
+    elif column.kind is ColumnKind.MONEY and isinstance(value, Decimal):
         formatted = _format_money(value, *_currency(rows, owner, column))
     else:
         formatted = _format(column, value)
@@ -243,7 +243,7 @@ def _format_money(amount: Decimal, symbol: str, digits: int) -> str:
 
 def _format(column: Column, value: object) -> str | None:
     """Write a value as a form shows it to a user in the United States."""
-    if column.kind is Kind.CHOICE:
+    if column.kind is ColumnKind.CHOICE:
         return column.labels.get(int(str(value)))
     write = _FORMATS.get(column.kind)
     return write(value) if write else None
@@ -259,10 +259,10 @@ def _format_datetime(value: object) -> str:
     return f"{_format_date(value)} {moment.hour % 12 or 12}:{moment:%M %p}"
 
 
-_FORMATS: Mapping[Kind, Callable[[object], str]] = {
-    Kind.BOOLEAN: lambda value: "Yes" if value else "No",
-    Kind.DATE: _format_date,
-    Kind.DATETIME: _format_datetime,
-    Kind.INTEGER: "{:,}".format,
-    Kind.DECIMAL: "{:,.2f}".format,
+_FORMATS: Mapping[ColumnKind, Callable[[object], str]] = {
+    ColumnKind.BOOLEAN: lambda value: "Yes" if value else "No",
+    ColumnKind.DATE: _format_date,
+    ColumnKind.DATETIME: _format_datetime,
+    ColumnKind.INTEGER: "{:,}".format,
+    ColumnKind.DECIMAL: "{:,.2f}".format,
 }

@@ -6,7 +6,7 @@ from typing import Final
 
 from sandbox.dataverse.columns import Row
 from sandbox.dataverse.errors import bad_payload, bad_request, no_record
-from sandbox.dataverse.messages import BoundMessage, Message, Parameters, guid_parameter
+from sandbox.dataverse.messages import BoundMessage, Parameters, UnboundMessage, guid_parameter
 from sandbox.dataverse.payload import parse_reference
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Depth, check_access, load_caller, role_privileges
@@ -108,9 +108,9 @@ PLATFORM_ACTIONS: Final[Mapping[str, BoundMessage]] = {
     "RemovePrivilegeRole": BoundMessage("role", remove_privilege_role, frozenset({"PrivilegeId"})),
     "TriggerServiceEndpointCheck": BoundMessage("serviceendpoint", trigger_service_endpoint_check),
 }
-PLATFORM_FUNCTIONS: Final[Mapping[str, Message]] = {
-    "WhoAmI": Message(who_am_i),
-    "RetrieveRolePrivilegesRole": Message(retrieve_role_privileges, frozenset({"RoleId"})),
+PLATFORM_FUNCTIONS: Final[Mapping[str, UnboundMessage]] = {
+    "WhoAmI": UnboundMessage(who_am_i),
+    "RetrieveRolePrivilegesRole": UnboundMessage(retrieve_role_privileges, frozenset({"RoleId"})),
 }
 USER_FUNCTIONS: Final[Mapping[str, BoundMessage]] = {
     "RetrieveUserSetOfPrivilegesByNames": BoundMessage(

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sandbox.dataverse.columns import Column, Kind, Lookup
+from sandbox.dataverse.columns import Column, ColumnKind, Lookup
 from sandbox.dataverse.declaring import choice, lookup, plain, states, table, text
 
 _DEPTHS = {1: "Basic", 2: "Local", 4: "Deep", 8: "Global"}
@@ -12,23 +12,23 @@ PLATFORM: Final = (
     table(
         "organization", "organizations",
         text("name friendlyname uniquename schemanameprefix"), lookup("basecurrencyid", "transactioncurrency"),
-        plain(Kind.INTEGER, "pricingdecimalprecision", default=4),
+        plain(ColumnKind.INTEGER, "pricingdecimalprecision", default=4),
         choice("discountcalculationmethod", {0: "Line item", 1: "Per unit"}, 0),
-        plain(Kind.BOOLEAN, "oobpricecalculationenabled", default=True),
-        plain(Kind.BOOLEAN, "sharetopreviousowneronassign", default=False),
+        plain(ColumnKind.BOOLEAN, "oobpricecalculationenabled", default=True),
+        plain(ColumnKind.BOOLEAN, "sharetopreviousowneronassign", default=False),
         privilege="Organization", code=1019,
     ),
     table(
         "businessunit", "businessunits",
         text("name"), lookup("parentbusinessunitid", "businessunit", "business_unit_parent_business_unit"),
-        plain(Kind.BOOLEAN, "isdisabled", default=False),
+        plain(ColumnKind.BOOLEAN, "isdisabled", default=False),
         privilege="BusinessUnit", code=10,
     ),
     table(
         "systemuser", "systemusers",
         text("fullname firstname lastname domainname internalemailaddress"),
-        plain(Kind.ID, "applicationid", unique=True), plain(Kind.ID, "azureactivedirectoryobjectid"),
-        plain(Kind.BOOLEAN, "isdisabled", default=False),
+        plain(ColumnKind.ID, "applicationid", unique=True), plain(ColumnKind.ID, "azureactivedirectoryobjectid"),
+        plain(ColumnKind.BOOLEAN, "isdisabled", default=False),
         choice("azurestate", {0: "Exists", 1: "Soft deleted", 2: "Not found or hard deleted"}, 0),
         choice("accessmode", {0: "Read-Write", 1: "Administrative", 4: "Non-interactive"}, 4),
         lookup("businessunitid", "businessunit", "business_unit_system_users"),
@@ -37,7 +37,7 @@ PLATFORM: Final = (
     table(
         "team", "teams",
         text("name description"), choice("teamtype", {0: "Owner", 1: "Access"}, 0),
-        plain(Kind.BOOLEAN, "isdefault", default=False),
+        plain(ColumnKind.BOOLEAN, "isdefault", default=False),
         lookup("businessunitid", "businessunit", "business_unit_teams"),
         privilege="Team", code=9,
     ),
@@ -48,8 +48,8 @@ PLATFORM: Final = (
     ),
     table(
         "privilege", "privileges",
-        text("name"), plain(Kind.INTEGER, "accessright"),
-        plain(Kind.BOOLEAN, "canbebasic canbelocal canbedeep canbeglobal", default=True),
+        text("name"), plain(ColumnKind.INTEGER, "accessright"),
+        plain(ColumnKind.BOOLEAN, "canbebasic canbelocal canbedeep canbeglobal", default=True),
         privilege="Privilege", code=1023, history=False,
     ),
     table(
@@ -80,14 +80,14 @@ PLATFORM: Final = (
     table(
         "sdkmessagefilter", "sdkmessagefilters",
         text("name primaryobjecttypecode secondaryobjecttypecode"),
-        plain(Kind.BOOLEAN, "iscustomprocessingstepallowed", default=True),
+        plain(ColumnKind.BOOLEAN, "iscustomprocessingstepallowed", default=True),
         lookup("sdkmessageid", "sdkmessage", "sdkmessageid_sdkmessagefilter"),
         privilege="SdkMessageFilter", code=4607,
     ),
     table(
         "serviceendpoint", "serviceendpoints",
         text("name description namespaceaddress solutionnamespace path saskeyname url"),
-        text("saskey", secret=True), plain(Kind.BOOLEAN, "issaskeyset", writable=False, default=False),
+        text("saskey", secret=True), plain(ColumnKind.BOOLEAN, "issaskeyset", writable=False, default=False),
         choice("contract", {1: "OneWay", 2: "Queue", 3: "Rest", 4: "TwoWay", 5: "Topic",
                              6: "Queue (Persistent)", 7: "Event Hub", 8: "Webhook"}),
         choice("connectionmode", {1: "Normal", 2: "Federated"}, 1),
@@ -103,8 +103,8 @@ PLATFORM: Final = (
         choice("mode", {0: "Synchronous", 1: "Asynchronous"}, 0),
         choice("stage", {10: "Pre-validation", 20: "Pre-operation", 40: "Post-operation"}, 40),
         choice("supporteddeployment", {0: "Server Only", 1: "Outlook Client Only", 2: "Both"}, 0),
-        plain(Kind.INTEGER, "rank", default=1), plain(Kind.BOOLEAN, "asyncautodelete", default=False),
-        [Column("eventhandler", Kind.LOOKUP, lookup=Lookup(
+        plain(ColumnKind.INTEGER, "rank", default=1), plain(ColumnKind.BOOLEAN, "asyncautodelete", default=False),
+        [Column("eventhandler", ColumnKind.LOOKUP, lookup=Lookup(
             {"serviceendpoint": "eventhandler_serviceendpoint"},
             {"serviceendpoint": "serviceendpoint_sdkmessageprocessingstep"}, "restrict"))],
         lookup("sdkmessageid", "sdkmessage", "sdkmessageid_sdkmessageprocessingstep"),
@@ -117,12 +117,12 @@ PLATFORM: Final = (
         text("name message friendlymessage correlationid messagename primaryentitytype requestid"),
         text("_post", secret=True),
         choice("operationtype", {1: "System Event"}, 1),
-        plain(Kind.INTEGER, "errorcode"), plain(Kind.INTEGER, "retrycount", default=0),
-        plain(Kind.DATETIME, "startedon completedon postponeuntil"),
-        [Column("owningextensionid", Kind.LOOKUP, lookup=Lookup(
+        plain(ColumnKind.INTEGER, "errorcode"), plain(ColumnKind.INTEGER, "retrycount", default=0),
+        plain(ColumnKind.DATETIME, "startedon completedon postponeuntil"),
+        [Column("owningextensionid", ColumnKind.LOOKUP, lookup=Lookup(
             {"sdkmessageprocessingstep": "owningextensionid"},
             {"sdkmessageprocessingstep": "SdkMessageProcessingStep_AsyncOperations"}))],
-        [Column("regardingobjectid", Kind.LOOKUP, lookup=Lookup(
+        [Column("regardingobjectid", ColumnKind.LOOKUP, lookup=Lookup(
             {"opportunity": "regardingobjectid_opportunity", "serviceendpoint": "regardingobjectid_serviceendpoint"},
             {"opportunity": "Opportunity_AsyncOperations"}))],
         states({

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from sandbox.dataverse.actions import SALES_ACTIONS
-from sandbox.dataverse.columns import Kind, Table
+from sandbox.dataverse.columns import ColumnKind, Table
 from sandbox.dataverse.definitions import definitions
 from sandbox.dataverse.errors import (
     RequestRefused,
@@ -141,7 +141,7 @@ class _Execution:
     def _change_property(self, table: Table, row_id: str, name: str) -> Reply:
         """Set a single property, or set it to null."""
         column = table.by_property.get(name)
-        if column is None or self._method not in ("PUT", "DELETE") or column.kind is Kind.LOOKUP:
+        if column is None or self._method not in ("PUT", "DELETE") or column.kind is ColumnKind.LOOKUP:
             raise method_not_allowed(self._method)
         value = None
         if self._method == "PUT":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from sandbox.dataverse.columns import Column, Kind, Lookup
+from sandbox.dataverse.columns import Column, ColumnKind, Lookup
 from sandbox.dataverse.declaring import (
     ACTIVE,
     choice,
@@ -24,7 +24,7 @@ _PRICING_ERRORS: Final = {
 }  # fmt: skip
 _CURRENCY: Final = [
     *lookup("transactioncurrencyid", "transactioncurrency"),
-    *plain(Kind.DECIMAL, "exchangerate", writable=False),
+    *plain(ColumnKind.DECIMAL, "exchangerate", writable=False),
 ]
 _TOTALS: Final = money(
     "totalamount totalamountlessfreight totaldiscountamount totallineitemamount totallineitemdiscountamount "
@@ -33,7 +33,7 @@ _TOTALS: Final = money(
 )
 _TERMS: Final = [
     *money("discountamount freightamount"),
-    *plain(Kind.DECIMAL, "discountpercentage"),
+    *plain(ColumnKind.DECIMAL, "discountpercentage"),
     *choice("pricingerrorcode", _PRICING_ERRORS, 0),
     *lookup("pricelevelid", "pricelevel"),
     *_CURRENCY,
@@ -49,9 +49,9 @@ _LINE: Final = [
     *text("productname", writable=False),
     *money("priceperunit manualdiscountamount tax"),
     *money("volumediscountamount baseamount extendedamount", writable=False),
-    *plain(Kind.DECIMAL, "quantity"),
-    *plain(Kind.INTEGER, "lineitemnumber sequencenumber"),
-    *plain(Kind.BOOLEAN, "isproductoverridden ispriceoverridden", default=False),
+    *plain(ColumnKind.DECIMAL, "quantity"),
+    *plain(ColumnKind.INTEGER, "lineitemnumber sequencenumber"),
+    *plain(ColumnKind.BOOLEAN, "isproductoverridden ispriceoverridden", default=False),
     *choice(
         "producttypecode",
         {
@@ -64,7 +64,7 @@ _LINE: Final = [
         PRODUCT,
     ),
     *choice("pricingerrorcode", _PRICING_ERRORS, 0),
-    *plain(Kind.ID, "parentbundleid productassociationid"),
+    *plain(ColumnKind.ID, "parentbundleid productassociationid"),
     *lookup("productid", "product"),
     *lookup("uomid", "uom"),
     *_CURRENCY,
@@ -74,11 +74,11 @@ _CUSTOM: Final = [
     *text("new_costcenter"),
     *money("new_commission"),
     *choice("new_channel", {100000000: "Direct", 100000001: "Partner", 100000002: "Web"}),
-    *plain(Kind.DATE, "new_handoverdate"),
-    *plain(Kind.DATETIME, "new_approvedon"),
-    *plain(Kind.BOOLEAN, "new_isrenewal", default=False),
-    *plain(Kind.INTEGER, "new_warrantymonths"),
-    Column("new_project", Kind.LOOKUP, lookup=Lookup({"new_project": "new_Project"})),
+    *plain(ColumnKind.DATE, "new_handoverdate"),
+    *plain(ColumnKind.DATETIME, "new_approvedon"),
+    *plain(ColumnKind.BOOLEAN, "new_isrenewal", default=False),
+    *plain(ColumnKind.INTEGER, "new_warrantymonths"),
+    Column("new_project", ColumnKind.LOOKUP, lookup=Lookup({"new_project": "new_Project"})),
 ]
 CUSTOM_COLUMNS: Final = tuple(column.name for column in _CUSTOM)
 
@@ -106,9 +106,9 @@ SALES: Final = (
         "opportunity", "opportunities",
         text("name description emailaddress stepname"),
         money("estimatedvalue actualvalue budgetamount"), _TOTALS, _TERMS,
-        plain(Kind.DATE, "estimatedclosedate actualclosedate"),
-        plain(Kind.INTEGER, "closeprobability"),
-        plain(Kind.BOOLEAN, "isrevenuesystemcalculated", default=True),
+        plain(ColumnKind.DATE, "estimatedclosedate actualclosedate"),
+        plain(ColumnKind.INTEGER, "closeprobability"),
+        plain(ColumnKind.BOOLEAN, "isrevenuesystemcalculated", default=True),
         _customer("opportunity_customer"),
         lookup("parentaccountid", "account"), lookup("parentcontactid", "contact"), _CUSTOM,
         states({
@@ -125,7 +125,7 @@ SALES: Final = (
     ),
     table(
         "opportunityclose", "opportunitycloses",
-        text("subject description"), money("actualrevenue"), plain(Kind.DATE, "actualend"),
+        text("subject description"), money("actualrevenue"), plain(ColumnKind.DATE, "actualend"),
         # 1 won, 2 lost: the opportunity's state, repeated in a choice of the activity.
         choice("opportunitystatecode", {0: "Open", 1: "Won", 2: "Lost"}),
         choice("opportunitystatuscode", {1: "In Progress", 2: "On Hold", 3: "Won", 4: "Canceled", 5: "Out-Sold"}),
@@ -153,7 +153,7 @@ SALES: Final = (
     table(
         "salesorder", "salesorders",
         text("name ordernumber description"), _TOTALS, _TERMS, _ADDRESSES, _PAYMENT, _customer("order_customer"),
-        plain(Kind.DATE, "datefulfilled requestdeliveryby"),
+        plain(ColumnKind.DATE, "datefulfilled requestdeliveryby"),
         lookup("opportunityid", "opportunity", "opportunity_sales_orders"),
         lookup("quoteid", "quote", "quote_orders"),
         states({
@@ -172,7 +172,7 @@ SALES: Final = (
     ),
     table(
         "orderclose", "ordercloses",
-        text("subject description ordernumber"), plain(Kind.DATE, "actualend"),
+        text("subject description ordernumber"), plain(ColumnKind.DATE, "actualend"),
         lookup("salesorderid", "salesorder", "SalesOrder_OrderClose", "cascade"), states(_CLOSED_ACTIVITY),
         privilege="Activity", code=4209, owned=True, key="activityid", primary_name="subject",
     ),
@@ -180,12 +180,12 @@ SALES: Final = (
         "invoice", "invoices",
         text("name invoicenumber description emailaddress"), _TOTALS, _TERMS, _ADDRESSES, _PAYMENT,
         _customer("invoice_customer"),
-        [Column(f"{name}id", Kind.LOOKUP, writable=False, lookup=Lookup({name: f"{name}id"}))
+        [Column(f"{name}id", ColumnKind.LOOKUP, writable=False, lookup=Lookup({name: f"{name}id"}))
          for name in ("account", "contact")],
-        plain(Kind.DATE, "duedate"), plain(Kind.DATETIME, "datedelivered lastbackofficesubmit"),
-        plain(Kind.BOOLEAN, "ispricelocked", default=False),
+        plain(ColumnKind.DATE, "duedate"), plain(ColumnKind.DATETIME, "datedelivered lastbackofficesubmit"),
+        plain(ColumnKind.BOOLEAN, "ispricelocked", default=False),
         # Marks that the totals are calculated when the invoice is next retrieved by its id. Callers cannot see it.
-        [Column("_totalspending", Kind.BOOLEAN, writable=False, secret=True, default=False)],
+        [Column("_totalspending", ColumnKind.BOOLEAN, writable=False, secret=True, default=False)],
         lookup("opportunityid", "opportunity", "opportunity_invoices", "restrict"),
         lookup("salesorderid", "salesorder", "order_invoices"), _CUSTOM,
         states({
@@ -207,7 +207,7 @@ SALES: Final = (
         "account", "accounts",
         text("name accountnumber emailaddress1 telephone1 websiteurl description "
              "address1_line1 address1_line2 address1_city address1_postalcode address1_country"),
-        money("revenue"), plain(Kind.INTEGER, "numberofemployees"),
+        money("revenue"), plain(ColumnKind.INTEGER, "numberofemployees"),
         lookup("primarycontactid", "contact"), lookup("transactioncurrencyid", "transactioncurrency"), ACTIVE,
         privilege="Account", code=1, owned=True,
     ),
@@ -221,8 +221,8 @@ SALES: Final = (
     ),
     table(
         "transactioncurrency", "transactioncurrencies",
-        text("currencyname isocurrencycode currencysymbol"), plain(Kind.INTEGER, "currencyprecision"),
-        plain(Kind.DECIMAL, "exchangerate"), ACTIVE,
+        text("currencyname isocurrencycode currencysymbol"), plain(ColumnKind.INTEGER, "currencyprecision"),
+        plain(ColumnKind.DECIMAL, "exchangerate"), ACTIVE,
         privilege="TransactionCurrency", code=9105, primary_name="currencyname",
     ),
     # The privileges on products also apply to price lists and units.
@@ -237,13 +237,14 @@ SALES: Final = (
     ),
     table(
         "uom", "uoms",
-        text("name"), plain(Kind.DECIMAL, "quantity"), plain(Kind.BOOLEAN, "isschedulebaseuom", default=False),
+        text("name"), plain(ColumnKind.DECIMAL, "quantity"),
+        plain(ColumnKind.BOOLEAN, "isschedulebaseuom", default=False),
         lookup("uomscheduleid", "uomschedule", "unit_of_measurement_schedule"), lookup("baseuom", "uom"),
         privilege="Product", code=1055,
     ),
     table(
         "product", "products",
-        text("name productnumber description"), money("price"), plain(Kind.INTEGER, "quantitydecimal", default=2),
+        text("name productnumber description"), money("price"), plain(ColumnKind.INTEGER, "quantitydecimal", default=2),
         choice("productstructure", {1: "Product", 2: "Product Family", 3: "Product Bundle"}, 1),
         lookup("pricelevelid", "pricelevel"), lookup("defaultuomid", "uom"),
         lookup("defaultuomscheduleid", "uomschedule"),
@@ -253,7 +254,7 @@ SALES: Final = (
     table(
         "annotation", "annotations",
         text("subject notetext objecttypecode filename mimetype documentbody"),
-        plain(Kind.BOOLEAN, "isdocument", default=False),
+        plain(ColumnKind.BOOLEAN, "isdocument", default=False),
         polymorphic(
             "objectid", "opportunity account contact quote salesorder invoice",
             {"opportunity": "Opportunity_Annotation", "account": "Account_Annotation",

@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Final
 
 from sandbox.dataverse.columns import Row, Table, stable_id
+from sandbox.dataverse.database import Transaction
 from sandbox.dataverse.errors import RequestRefused, privilege_denied, user_disabled
 from sandbox.dataverse.filters import Condition
 from sandbox.dataverse.schema import ACT_ON_BEHALF, TABLES
-from sandbox.dataverse.store import Transaction
 
 # The headers by which a request acts as another user, and the column that each names the user by.
 _IMPERSONATION: Final = {"callerobjectid": "azureactivedirectoryobjectid", "mscrmcallerid": "systemuserid"}

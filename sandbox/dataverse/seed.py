@@ -38,7 +38,7 @@ def add_administrator(app: DataverseApp, client_id: str, object_id: str | None =
 
 def find_role(app: DataverseApp, name: str) -> str:
     """Return the id of the role with this name."""
-    with app.store.reading() as transaction:
+    with app.database.reading() as transaction:
         return str(transaction.rows(TABLES["role"], "name = ?", (name,))[0]["roleid"])
 
 

@@ -71,7 +71,7 @@ class DataverseServer(HttpServer):
         server.max_request_body_size = _MAX_BODY
         server.max_request_header_size = _MAX_HEADERS
         super().__init__("dataverse", server)
-        self._poster = Poster(app.organization.pipeline, app.store)
+        self._poster = Poster(app.organization.pipeline, app.database)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.app!r}>"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from sandbox.dataverse.columns import Column, Row, Table, format_datetime
+from sandbox.dataverse.database import DuplicateKey, Transaction
 from sandbox.dataverse.errors import (
     RequestRefused,
     bad_payload,
@@ -17,7 +18,7 @@ from sandbox.dataverse.errors import (
     user_disabled,
     version_mismatch,
 )
-from sandbox.dataverse.execution_context import Entity, Event, OptionSet, Reference, RequestContext
+from sandbox.dataverse.execution_context import Entity, MessageExecution, OptionSet, Reference, RequestContext
 from sandbox.dataverse.filters import Condition
 from sandbox.dataverse.organization import DuplicateResponse, Organization, RequestInfo
 from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES
@@ -30,7 +31,6 @@ from sandbox.dataverse.security import (
     require,
     visible,
 )
-from sandbox.dataverse.store import DuplicateKey, Transaction
 
 _ACCESS_TEAM = 1
 
@@ -74,7 +74,7 @@ class Session:
     # The rules of the tables, by the tables' names.
     rules: Mapping[str, TableRules]
     # The messages that are being executed: an Update that a Win causes has the Win as its parent.
-    parents: list[Event] = field(default_factory=list)
+    parents: list[MessageExecution] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.transaction.user_id = self.caller.user_id
@@ -142,7 +142,11 @@ class Session:
         rules = self._rules(table)
         row = self.add(table, {**given, **rules.on_create(self, given)})
         rules.after(self, row, row)
-        self.fire(Event("Create", table.name, row[table.key], self._target(table, row[table.key], values)))
+        self.fire(
+            MessageExecution(
+                "Create", table.name, row[table.key], self._target(table, row[table.key], values)
+            )
+        )
         return row
 
     def add(self, table: Table, values: Mapping[str, object]) -> Row:
@@ -186,7 +190,7 @@ class Session:
         self.transaction.update(table, record_id, known)
         if "statecode" in values:
             self._fire_set_state(table, record_id, values)
-        self.fire(Event("Update", table.name, record_id, self._target(table, record_id, values)))
+        self.fire(MessageExecution("Update", table.name, record_id, self._target(table, record_id, values)))
 
     def delete(self, table: Table, record_id: str, if_match: str | None = None) -> None:
         """Delete a row and the rows that belong to it. Raises 403, 404, 412, and 400 if other rows need it."""
@@ -196,7 +200,7 @@ class Session:
         self._remove(table, row)
         self._rules(table).after(self, row, {})
         self.fire(
-            Event("Delete", table.name, record_id, [("Target", Reference(table.name, record_id))]),
+            MessageExecution("Delete", table.name, record_id, [("Target", Reference(table.name, record_id))]),
         )
 
     def _remove(self, table: Table, row: Row) -> None:
@@ -272,7 +276,7 @@ class Session:
             ("Target", Reference(table.name, record_id)),
             ("Assignee", Reference(owner_table.name, owner_id)),
         ]
-        self.fire(Event("Assign", table.name, record_id, inputs))
+        self.fire(MessageExecution("Assign", table.name, record_id, inputs))
 
     # --- users and roles ---
 
@@ -304,10 +308,10 @@ class Session:
 
     # --- events ---
 
-    def fire(self, event: Event) -> None:
+    def fire(self, event: MessageExecution) -> None:
         """Run the steps that are registered for a message."""
         parent = self.parents[-1] if self.parents else None
-        placed = Event(event.message, event.table, event.record_id, event.inputs, parent)
+        placed = MessageExecution(event.message, event.table, event.record_id, event.inputs, parent)
         self.organization.pipeline.fire(self.transaction, placed, self.request_context)
 
     @property
@@ -346,7 +350,7 @@ class Session:
             ("Status", OptionSet(int(str(values.get("statuscode", -1))))),
         ]
         for message in ("SetState", "SetStateDynamicEntity"):
-            self.fire(Event(message, table.name, record_id, inputs))
+            self.fire(MessageExecution(message, table.name, record_id, inputs))
 
     # --- checks ---
 

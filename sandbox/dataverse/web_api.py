@@ -17,6 +17,7 @@ from werkzeug.wrappers import Request
 from sandbox.clock import Clock, SystemClock
 from sandbox.dataverse.base_data import ORGANIZATION_ID, base_image
 from sandbox.dataverse.batch import ChangeSet, ResponsePart, parse_batch, write_batch
+from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.errors import RequestRefused, no_segment
 from sandbox.dataverse.events import RETRY_DELAYS, EventPipeline, Post
 from sandbox.dataverse.execution_context import NO_ID
@@ -30,7 +31,6 @@ from sandbox.dataverse.sales_rules import RULES as SALES_RULES
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Caller, acting, application_user
 from sandbox.dataverse.service import Session, TableRules
-from sandbox.dataverse.store import Store, Transaction
 from sandbox.identity import Claims, InvalidToken
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class DataverseApp:
     """The Dataverse of one organization as a WSGI application, for `DataverseServer` or for calls in-process.
 
     `verify_token` decides which tokens are valid for `url`. Rows are in memory, or in a file in `directory`. With an
-    `image` (from `Store.image`) it need not be seeded again. `post` sends events; without it every job fails.
+    `image` (from `Database.image`) it need not be seeded again. `post` sends events; without it every job fails.
     `protection` switches service-protection limits on, counted per user on each of `servers`. `new_id` creates ids;
     histories replace it so that every run has the same ids. Thread-safe. Close it after use.
     """
@@ -137,12 +137,12 @@ class DataverseApp:
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         clock = clock or SystemClock()
-        store = Store(clock, image or base_image(ORGANIZATION_ID), directory)
-        with store.reading() as transaction:
+        database = Database(clock, image or base_image(ORGANIZATION_ID), directory)
+        with database.reading() as transaction:
             row = transaction.rows(TABLES["organization"])[0]
         pipeline = EventPipeline(clock, new_id, post, retry_delays)
         self.organization = Organization(
-            row["organizationid"], row["uniquename"], url, clock, store, pipeline, new_id
+            row["organizationid"], row["uniquename"], url, clock, database, pipeline, new_id
         )
         self.protection = protection
         self._verify_token = verify_token
@@ -156,9 +156,9 @@ class DataverseApp:
         return f"<{type(self).__name__} {self.organization.url} {self.organization.id}>"
 
     @property
-    def store(self) -> Store:
+    def database(self) -> Database:
         """The rows, and the log of commits."""
-        return self.organization.store
+        return self.organization.database
 
     @property
     def requests(self) -> Sequence[RequestRecord]:
@@ -168,18 +168,18 @@ class DataverseApp:
     @contextmanager
     def session(self, caller: Caller | None = None) -> Iterator[Session]:
         """Yield a session on the rows, in one transaction: as the platform, or as a user."""
-        with self.store.writing() as transaction:
+        with self.database.writing() as transaction:
             yield self._session(
                 transaction, caller or platform(transaction, self.organization.id), RequestInfo(NO_ID, NO_ID)
             )
 
     def run_due_jobs(self) -> int:
         """Run the jobs that are due now; return how many succeeded."""
-        return self.organization.pipeline.run_due_jobs(self.store)
+        return self.organization.pipeline.run_due_jobs(self.database)
 
     def close(self) -> None:
         """Close the database."""
-        self.store.close()
+        self.database.close()
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Respond to one request."""
@@ -250,10 +250,10 @@ class DataverseApp:
 
     def _caller(self, client_id: str) -> Caller:
         """Return the application user; read its roles again if any have changed."""
-        version = self.store.version(_SECURITY_TABLES)
+        version = self.database.version(_SECURITY_TABLES)
         known = self._callers.get(client_id)
         if known is None or known[0] != version:
-            with self.store.reading() as transaction:
+            with self.database.reading() as transaction:
                 known = version, application_user(transaction, client_id, self.organization.id)
             self._callers[client_id] = known
         return known[1]
@@ -271,7 +271,7 @@ class DataverseApp:
         return _Response(part.status, part.headers, part.body)
 
     def _execute(self, operation: Operation, caller: Caller, info: RequestInfo) -> Reply:
-        transaction = self.store.writing if operation.may_write else self.store.reading
+        transaction = self.database.writing if operation.may_write else self.database.reading
         with transaction() as opened:
             user = acting(opened, caller, operation.headers)
             return execute(self._session(opened, user, info), operation)
@@ -285,7 +285,7 @@ class DataverseApp:
         self, exchange: _Exchange, headers: Mapping[str, str], caller: Caller, info: RequestInfo
     ) -> _Response:
         items = parse_batch(headers.get("content-type", ""), exchange.request.get_data())
-        with self.store.reading() as transaction:
+        with self.database.reading() as transaction:
             caller = acting(transaction, caller, headers)
         goes_on = "odata.continue-on-error" in headers.get("prefer", "")
         status = HTTPStatus.OK
@@ -337,7 +337,7 @@ class DataverseApp:
         """Carry out a change set in one transaction; the first refusal rolls it back."""
         made: dict[str, str] = {}
         parts = []
-        with self.store.writing() as transaction:
+        with self.database.writing() as transaction:
             for operation in change_set.operations:
                 try:
                     user = acting(transaction, caller, operation.headers)

@@ -2,15 +2,15 @@
 
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.http import FaultyAdapter
-from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind, Rule, Struck, When
+from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan, FaultRule, Struck, When
 
 __all__ = [
     "Dependency",
     "Fault",
+    "FaultKind",
     "FaultPlan",
+    "FaultRule",
     "FaultyAdapter",
-    "Kind",
-    "Rule",
     "Struck",
     "When",
     "faulty_dataverse",

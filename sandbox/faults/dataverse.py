@@ -11,7 +11,7 @@ from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.payload import included_annotations
 from sandbox.dataverse.web_api import FAILED_CHANGE_SET
 from sandbox.faults.http import PAGE, SIGN_IN, FaultyApplication, Request, Response, Run, Service, retry_after
-from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
+from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,16 +68,16 @@ class DataverseService(Service):
     def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
         """Return a response as Dataverse words it, or a gateway's where the fault has no code."""
         match fault.kind:
-            case Kind.HTML:
+            case FaultKind.HTML:
                 return PAGE
-            case Kind.REDIRECT:
+            case FaultKind.REDIRECT:
                 return Response(302, {"Location": fault.location or SIGN_IN})
-            case Kind.UNAUTHORIZED:
+            case FaultKind.UNAUTHORIZED:
                 return Response(401, {"WWW-Authenticate": "Bearer authorization_uri=https://login.invalid/"})
-            case Kind.EMPTY:
+            case FaultKind.EMPTY:
                 return Response(fault.http_status)
         headers = _retry_after(fault, plan)
-        if not fault.error_code and fault.kind is not Kind.ERROR:
+        if not fault.error_code and fault.kind is not FaultKind.ERROR:
             page = b"<html><body>The gateway says no.</body></html>"
             return Response(fault.http_status, {**headers, **PAGE.headers}, page)
         error = RequestRefused(
@@ -94,7 +94,7 @@ class DataverseService(Service):
 
     def changed(self, fault: Fault, request: Request) -> "WSGIEnvironment | None":
         """Let a change set that fails end its batch."""
-        if fault.kind is not Kind.BATCH_STOPS:
+        if fault.kind is not FaultKind.BATCH_STOPS:
             return None
         with_200 = fault.http_status == HTTPStatus.OK
         mode = FailedChangeSet.STOPS_WITH_200 if with_200 else FailedChangeSet.STOPS_WITH_400
@@ -135,7 +135,7 @@ class DataverseService(Service):
 
 def _retry_after(fault: Fault, plan: FaultPlan) -> "Mapping[str, str]":
     """Return the header of a throttled call; a plug-in's 429 has none unless the fault names it."""
-    wanted = fault.kind is Kind.THROTTLED or (fault.kind is Kind.ERROR and fault.retry_after)
+    wanted = fault.kind is FaultKind.THROTTLED or (fault.kind is FaultKind.ERROR and fault.retry_after)
     return retry_after(fault, plan) if wanted else {}
 
 
@@ -150,7 +150,7 @@ def _replacement(fault: Fault, part: bytes, struck: Response) -> bytes:
     if b"multipart/mixed" not in part:
         return _part(struck, ids[0] if ids else None)
     # The first write has created its row already; a plug-in or SQL refuses the last one.
-    failed = (ids[0] if fault.kind is Kind.CONFLICT else ids[-1]) if ids else None
+    failed = (ids[0] if fault.kind is FaultKind.CONFLICT else ids[-1]) if ids else None
     inner = _join(b"changesetresponse_fault", [_part(struck, failed)])
     return b"Content-Type: multipart/mixed; boundary=changesetresponse_fault\r\n\r\n" + inner
 

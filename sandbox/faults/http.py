@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from sandbox.dataverse.server import SOCKET, ResponseLost, WsgiAdapter
-from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
+from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -167,14 +167,14 @@ class FaultyApplication:
     ) -> "Callable[[Response, StartResponse], Iterable[bytes]] | None":
         """Return how a fault changes the service's own response; None where it replaces it."""
         match fault.kind:
-            case Kind.DELAY:
+            case FaultKind.DELAY:
                 self._wait(fault.seconds)
                 return _respond
-            case Kind.DRIBBLE:
+            case FaultKind.DRIBBLE:
                 return lambda response, start: self._dribble(response, start, fault.seconds)
-            case Kind.CUT:
+            case FaultKind.CUT:
                 return _cut
-            case Kind.TRUNCATED:
+            case FaultKind.TRUNCATED:
                 return lambda response, start: _respond(_halved(response), start)
             case _:
                 return None
@@ -194,11 +194,11 @@ class FaultyApplication:
 
     def _break(self, fault: Fault, request: Request) -> None:
         how = How.RESET
-        if fault.kind is Kind.KILL:
-            self._plan.carry_out(Kind.KILL)
-        elif fault.kind is Kind.REFUSE:
+        if fault.kind is FaultKind.KILL:
+            self._plan.carry_out(FaultKind.KILL)
+        elif fault.kind is FaultKind.REFUSE:
             how = How.REFUSED
-        elif fault.kind in (Kind.SILENT, Kind.SWALLOW):
+        elif fault.kind in (FaultKind.SILENT, FaultKind.SWALLOW):
             self._wait(fault.seconds)
             how = How.TIMED_OUT
         connection = request.environ.get(SOCKET)
@@ -217,7 +217,9 @@ class FaultyApplication:
             yield response.body[position : position + size]
 
 
-_BREAKING = frozenset({Kind.REFUSE, Kind.RESET, Kind.SILENT, Kind.SWALLOW, Kind.KILL})
+_BREAKING = frozenset(
+    {FaultKind.REFUSE, FaultKind.RESET, FaultKind.SILENT, FaultKind.SWALLOW, FaultKind.KILL}
+)
 
 PAGE = Response(
     200,

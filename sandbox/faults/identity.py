@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from sandbox.faults.http import PAGE, SIGN_IN, FaultyApplication, Request, Response, Run, Service, retry_after
-from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
+from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,14 +30,14 @@ class IdentityService(Service):
 
     def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:  # noqa: ARG002 - there is but one
         """Return an error with a correlation id, like the endpoint."""
-        if fault.kind is Kind.HTML:
+        if fault.kind is FaultKind.HTML:
             return PAGE
-        if fault.kind is Kind.REDIRECT:
+        if fault.kind is FaultKind.REDIRECT:
             return Response(302, {"Location": fault.location or SIGN_IN})
-        if fault.kind is Kind.EMPTY:
+        if fault.kind is FaultKind.EMPTY:
             return Response(fault.http_status)
         status = fault.http_status
-        headers = retry_after(fault, plan) if fault.kind is Kind.THROTTLED else {}
+        headers = retry_after(fault, plan) if fault.kind is FaultKind.THROTTLED else {}
         error = {"statusCode": status, "message": "A fault of the sandbox.", "correlationId": "0" * 8}
         return Response(status, {**headers, "Content-Type": "application/json"}, json.dumps(error).encode())
 

@@ -1,6 +1,6 @@
 """One plan of faults, for every connection of the function.
 
-A `Rule` says where (a connection and an operation on it), what (a `Fault`) and when (the n-th call, for a time, at
+A `FaultRule` says where (a connection and an operation on it), what (a `Fault`) and when (the n-th call, for a time, at
 random with a seed). Each server asks the plan about every call before it carries it out, and causes the fault that it
 gets; the plan keeps a log. `dataverse`, `identity`, `proxy` and `service_bus` cause the faults.
 """
@@ -38,7 +38,7 @@ OPERATIONS = {
 }
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """A kind of fault; `KINDS` says to which connections each applies."""
 
     # The connection.
@@ -87,76 +87,86 @@ _AMQP = frozenset({Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT})
 _DATAVERSE = frozenset({Dependency.DATAVERSE})
 
 KINDS = {
-    Kind.REFUSE: Description("the connection is refused: it is reset as soon as it is made", _HTTP | _AMQP),
-    Kind.RESET: Description(
+    FaultKind.REFUSE: Description(
+        "the connection is refused: it is reset as soon as it is made", _HTTP | _AMQP
+    ),
+    FaultKind.RESET: Description(
         "the connection is reset: before the call is carried out or, with after, without its response",
         _HTTP | _AMQP,
         ("after", "bytes"),
     ),
-    Kind.SILENT: Description(
+    FaultKind.SILENT: Description(
         "the peer accepts and stays silent for so many seconds; with after, once the call is carried out",
         _HTTP | _AMQP,
         ("after", "seconds"),
     ),
-    Kind.CUT: Description("the connection closes in the middle of the response", _HTTP | _AMQP, ("bytes",)),
-    Kind.DRIBBLE: Description(
+    FaultKind.CUT: Description(
+        "the connection closes in the middle of the response", _HTTP | _AMQP, ("bytes",)
+    ),
+    FaultKind.DRIBBLE: Description(
         "the response arrives in small pieces, over so many seconds", _HTTP | _AMQP, ("seconds",)
     ),
-    Kind.DELAY: Description("everything takes so many seconds longer", _HTTP | _AMQP, ("seconds",)),
-    Kind.SWALLOW: Description(
+    FaultKind.DELAY: Description("everything takes so many seconds longer", _HTTP | _AMQP, ("seconds",)),
+    FaultKind.SWALLOW: Description(
         "packets are dropped: nothing passes in either direction, the connection stays open",
         _HTTP | _AMQP,
         ("seconds",),
     ),
-    Kind.REDIRECT: Description("302 to a sign-in page, or to another location", _HTTP, ("location", "after")),
-    Kind.UNAUTHORIZED: Description("401", _HTTP, ("after",)),
-    Kind.FORBIDDEN: Description(
+    FaultKind.REDIRECT: Description(
+        "302 to a sign-in page, or to another location", _HTTP, ("location", "after")
+    ),
+    FaultKind.UNAUTHORIZED: Description("401", _HTTP, ("after",)),
+    FaultKind.FORBIDDEN: Description(
         "403: no application user, or another code", _HTTP, ("code", "after", "part", "stop")
     ),
-    Kind.NOT_FOUND: Description(
+    FaultKind.NOT_FOUND: Description(
         "404: of a gateway or, with code=0x80040217, of Dataverse itself",
         _HTTP,
         ("code", "after", "part", "stop"),
     ),
-    Kind.CONFLICT: Description(
+    FaultKind.CONFLICT: Description(
         "412: a duplicate key (code=0x80040237) or a row version (code=0x80060882)",
         _DATAVERSE,
         ("code", "after", "part", "stop"),
     ),
-    Kind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, ("after", "part", "stop")),
-    Kind.THROTTLED: Description(
+    FaultKind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, ("after", "part", "stop")),
+    FaultKind.THROTTLED: Description(
         "429; retry_after is the value of the header, date+7 for a date, none for no header",
         _HTTP,
         ("retry_after", "code", "after", "part", "stop"),
     ),
-    Kind.UNAVAILABLE: Description(
+    FaultKind.UNAVAILABLE: Description(
         "503, or another status from 500", _HTTP, ("status", "after", "part", "stop")
     ),
-    Kind.ERROR: Description(
+    FaultKind.ERROR: Description(
         "Dataverse's error as a plug-in or the platform raises it: 400 and 0x80040265, or any status, code (code= for "
         "none), text and name of the plug-in (source)",
         _DATAVERSE,
         ("code", "status", "text", "source", "retry_after", "after", "part", "stop"),
     ),
-    Kind.SQL_TIMEOUT: Description(
+    FaultKind.SQL_TIMEOUT: Description(
         "500 with 0x80044151, SQL's timeout", _DATAVERSE, ("after", "part", "stop")
     ),
-    Kind.ADMIN_MODE: Description("403: the environment is in administration mode", _DATAVERSE),
-    Kind.EMPTY: Description("403, or another status, without a body: an IP firewall's", _HTTP, ("status",)),
-    Kind.BATCH_STOPS: Description(
+    FaultKind.ADMIN_MODE: Description("403: the environment is in administration mode", _DATAVERSE),
+    FaultKind.EMPTY: Description(
+        "403, or another status, without a body: an IP firewall's", _HTTP, ("status",)
+    ),
+    FaultKind.BATCH_STOPS: Description(
         "a change set that fails ends its batch, against the preference of the request: with 400, or with status=200",
         _DATAVERSE,
         ("status",),
     ),
-    Kind.HTML: Description("200 with a page instead of JSON", _HTTP, ("after",)),
-    Kind.TRUNCATED: Description("a well-formed HTTP response whose body ends too early", _HTTP),
-    Kind.REJECT: Description(
+    FaultKind.HTML: Description("200 with a page instead of JSON", _HTTP, ("after",)),
+    FaultKind.TRUNCATED: Description("a well-formed HTTP response whose body ends too early", _HTTP),
+    FaultKind.REJECT: Description(
         "the broker refuses, with an AMQP condition such as com.microsoft:server-busy", _AMQP, ("code",)
     ),
-    Kind.LOCK_LOST: Description("the message's lock expires at once", frozenset({Dependency.SERVICE_BUS_IN})),
-    Kind.DUPLICATE: Description("the message is there twice", frozenset({Dependency.SERVICE_BUS_IN})),
-    Kind.RESTART: Description("the broker restarts; its messages stay", _AMQP, ("after",)),
-    Kind.KILL: Description(
+    FaultKind.LOCK_LOST: Description(
+        "the message's lock expires at once", frozenset({Dependency.SERVICE_BUS_IN})
+    ),
+    FaultKind.DUPLICATE: Description("the message is there twice", frozenset({Dependency.SERVICE_BUS_IN})),
+    FaultKind.RESTART: Description("the broker restarts; its messages stay", _AMQP, ("after",)),
+    FaultKind.KILL: Description(
         "the function's worker process is killed: before the call is carried out or, with after, afterwards",
         frozenset(Dependency),
         ("after",),
@@ -166,46 +176,46 @@ KINDS = {
 # What a proxy does, which knows connections only.
 _OF_CONNECTIONS = frozenset(
     {
-        Kind.REFUSE,
-        Kind.RESET,
-        Kind.SILENT,
-        Kind.CUT,
-        Kind.DRIBBLE,
-        Kind.DELAY,
-        Kind.SWALLOW,
-        Kind.KILL,
+        FaultKind.REFUSE,
+        FaultKind.RESET,
+        FaultKind.SILENT,
+        FaultKind.CUT,
+        FaultKind.DRIBBLE,
+        FaultKind.DELAY,
+        FaultKind.SWALLOW,
+        FaultKind.KILL,
     }
 )
 _STATUS = {
-    Kind.UNAUTHORIZED: 401,
-    Kind.FORBIDDEN: 403,
-    Kind.NOT_FOUND: 404,
-    Kind.CONFLICT: 412,
-    Kind.THROTTLED: 429,
-    Kind.DEADLOCK: 500,
-    Kind.UNAVAILABLE: 503,
-    Kind.ERROR: 400,
-    Kind.SQL_TIMEOUT: 500,
-    Kind.ADMIN_MODE: 403,
-    Kind.EMPTY: 403,
-    Kind.BATCH_STOPS: 400,
+    FaultKind.UNAUTHORIZED: 401,
+    FaultKind.FORBIDDEN: 403,
+    FaultKind.NOT_FOUND: 404,
+    FaultKind.CONFLICT: 412,
+    FaultKind.THROTTLED: 429,
+    FaultKind.DEADLOCK: 500,
+    FaultKind.UNAVAILABLE: 503,
+    FaultKind.ERROR: 400,
+    FaultKind.SQL_TIMEOUT: 500,
+    FaultKind.ADMIN_MODE: 403,
+    FaultKind.EMPTY: 403,
+    FaultKind.BATCH_STOPS: 400,
 }
 # What only a proxy does to AMQP, where one connection carries everything.
-_OF_AMQP_CONNECTIONS = frozenset({Kind.REFUSE, Kind.CUT, Kind.DRIBBLE})
+_OF_AMQP_CONNECTIONS = frozenset({FaultKind.REFUSE, FaultKind.CUT, FaultKind.DRIBBLE})
 # What is done to a message that a client has.
-_OF_LOCKED_MESSAGES = frozenset({Kind.LOCK_LOST, Kind.DUPLICATE})
+_OF_LOCKED_MESSAGES = frozenset({FaultKind.LOCK_LOST, FaultKind.DUPLICATE})
 
 # Dataverse's own code where a fault has none of its own.
 _DEFAULT_CODES = {
-    Kind.FORBIDDEN: "0x80072560",
-    Kind.CONFLICT: "0x80040237",
-    Kind.DEADLOCK: "0x80044150",
-    Kind.THROTTLED: "0x80072322",
-    Kind.ERROR: "0x80040265",
-    Kind.SQL_TIMEOUT: "0x80044151",
+    FaultKind.FORBIDDEN: "0x80072560",
+    FaultKind.CONFLICT: "0x80040237",
+    FaultKind.DEADLOCK: "0x80044150",
+    FaultKind.THROTTLED: "0x80072322",
+    FaultKind.ERROR: "0x80040265",
+    FaultKind.SQL_TIMEOUT: "0x80044151",
     # Several codes may mean it; which one an environment in this mode has is not confirmed.
-    Kind.ADMIN_MODE: "0x8004A113",
-    Kind.REJECT: "com.microsoft:server-busy",
+    FaultKind.ADMIN_MODE: "0x8004A113",
+    FaultKind.REJECT: "com.microsoft:server-busy",
 }
 
 
@@ -222,7 +232,7 @@ class Fault:
     before its connection is reset or cut.
     """
 
-    kind: Kind
+    kind: FaultKind
     after: bool = False
     part: int | None = None
     stop: int | None = None
@@ -258,7 +268,7 @@ def _shown(value: object) -> str:
     return "yes" if value is True else f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
 
 
-_DEFAULT = Fault(Kind.RESET)
+_DEFAULT = Fault(FaultKind.RESET)
 _DEFAULTS_OF_KIND = {(kind, "status"): status for kind, status in _STATUS.items()}
 
 
@@ -317,7 +327,7 @@ ALWAYS = When()
 
 
 @dataclass(frozen=True)
-class Rule:
+class FaultRule:
     """A fault, where it strikes and when.
 
     `operation`: one of `OPERATIONS`, or a pattern of them as file names have. A pattern means those to which the fault
@@ -357,7 +367,7 @@ class Struck:
 class ActiveRule:
     """A rule that is active now; `until` None: until the plan is cleared."""
 
-    rule: Rule
+    rule: FaultRule
     until: datetime | None
 
 
@@ -365,7 +375,7 @@ class ActiveRule:
 class _Standing:
     """A rule with its counters."""
 
-    rule: Rule
+    rule: FaultRule
     since: datetime
     random: random.Random
     matched: int = 0
@@ -375,7 +385,7 @@ class _Standing:
 class FaultPlan:
     """The rules, in their order, and the log. Safe under many threads; rules can be added and removed at any time."""
 
-    rules: Iterable[Rule] = ()
+    rules: Iterable[FaultRule] = ()
     clock: Clock = field(default_factory=SystemClock)
 
     def __post_init__(self) -> None:
@@ -383,7 +393,7 @@ class FaultPlan:
         self._lock = threading.Lock()
         self._standing: list[_Standing] = []
         self._log: list[Struck] = []
-        self._actions: dict[Kind, Callable[[], None]] = {}
+        self._actions: dict[FaultKind, Callable[[], None]] = {}
         self._released = threading.Event()
         self._is_suspended = False
         for rule in self.rules:
@@ -410,7 +420,7 @@ class FaultPlan:
             ]
         return tuple(each for each in active if each.until is None or now < each.until)
 
-    def add(self, *rules: Rule) -> None:
+    def add(self, *rules: FaultRule) -> None:
         """Add rules; the first that applies to a call strikes it."""
         with self._lock:
             now = self.clock.now()
@@ -440,7 +450,7 @@ class FaultPlan:
                 for standing in self._standing:
                     standing.since = now
 
-    def provide(self, kind: Kind, action: Callable[[], None]) -> None:
+    def provide(self, kind: FaultKind, action: Callable[[], None]) -> None:
         """Call `action` for each fault of this kind: for what a server cannot do by itself.
 
         The owner of the worker processes provides KILL, the owner of the broker's servers RESTART.
@@ -448,7 +458,7 @@ class FaultPlan:
         with self._lock:
             self._actions[kind] = action
 
-    def carry_out(self, kind: Kind) -> None:
+    def carry_out(self, kind: FaultKind) -> None:
         """Do what was provided for this kind; raises LookupError where nothing was."""
         with self._lock:
             action = self._actions.get(kind)
@@ -513,12 +523,12 @@ def _hits(standing: _Standing, dependency: Dependency, operation: str, now: date
     return in_turn and lot < when.chance
 
 
-def _can_strike(rule: Rule, operation: str) -> bool:
+def _can_strike(rule: FaultRule, operation: str) -> bool:
     kind = rule.fault.kind
     proxied_only = rule.dependency in _AMQP and kind in _OF_AMQP_CONNECTIONS
     if operation == "connect":
         return kind in _OF_CONNECTIONS and (rule.operation == "connect" or proxied_only)
-    if kind is Kind.BATCH_STOPS:
+    if kind is FaultKind.BATCH_STOPS:
         return operation in ("change-set", "update")
     if kind in _OF_LOCKED_MESSAGES:
         return operation.startswith(("deliver:", "settle:"))

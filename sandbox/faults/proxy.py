@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Self
 
-from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
+from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 from sandbox.listener import Listener, run_listening
 
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -164,15 +164,15 @@ class TcpProxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
     ) -> None:
         kind = fault.kind if fault else None
-        if fault is not None and kind is Kind.KILL:
-            await asyncio.to_thread(self._plan.carry_out, Kind.KILL)
-        if kind in (Kind.REFUSE, Kind.KILL):
+        if fault is not None and kind is FaultKind.KILL:
+            await asyncio.to_thread(self._plan.carry_out, FaultKind.KILL)
+        if kind in (FaultKind.REFUSE, FaultKind.KILL):
             _reset(writer)
             return
-        if fault is not None and kind is Kind.SILENT and not fault.after:
+        if fault is not None and kind is FaultKind.SILENT and not fault.after:
             await self._silence(fault, writer)
             return
-        if kind is Kind.RESET and fault is not None and not fault.after and not fault.bytes:
+        if kind is FaultKind.RESET and fault is not None and not fault.after and not fault.bytes:
             await reader.read(_CHUNK)
             _reset(writer)
             return
@@ -206,9 +206,9 @@ class TcpProxy:
         self, reader: asyncio.StreamReader, up: asyncio.StreamWriter, fault: Fault | None
     ) -> None:
         while data := await reader.read(_CHUNK):
-            if fault is not None and fault.kind is Kind.DELAY:
+            if fault is not None and fault.kind is FaultKind.DELAY:
                 await self._pause(fault.seconds)
-            if fault is not None and fault.kind is Kind.SWALLOW:
+            if fault is not None and fault.kind is FaultKind.SWALLOW:
                 continue
             up.write(data)
             await up.drain()
@@ -219,16 +219,16 @@ class TcpProxy:
         passed = 0
         while data := await upstream.read(_CHUNK):
             match fault and fault.kind:
-                case Kind.RESET | Kind.CUT | Kind.SILENT if fault is not None:
+                case FaultKind.RESET | FaultKind.CUT | FaultKind.SILENT if fault is not None:
                     room = max(0, fault.bytes - passed)
                     writer.write(data[:room])
                     await writer.drain()
                     if len(data) > room:
                         await self._end(fault, writer)
                         return
-                case Kind.DRIBBLE if fault is not None:
+                case FaultKind.DRIBBLE if fault is not None:
                     await self._dribble(data, writer, fault.seconds)
-                case Kind.SWALLOW:
+                case FaultKind.SWALLOW:
                     pass
                 case _:
                     writer.write(data)
@@ -236,9 +236,9 @@ class TcpProxy:
             passed += len(data)
 
     async def _end(self, fault: Fault, writer: asyncio.StreamWriter) -> None:
-        if fault.kind is Kind.SILENT:
+        if fault.kind is FaultKind.SILENT:
             await self._silence(fault, writer)
-        elif fault.kind is Kind.RESET:
+        elif fault.kind is FaultKind.RESET:
             _reset(writer)
         else:
             writer.close()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from sandbox.faults.plan import Dependency, Fault, FaultPlan, Kind
+from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.errors import MessageLockLost, Refusal
 from sandbox.service_bus.interception import Call, Direction
@@ -40,15 +40,15 @@ class PlannedFaults:
             return
         self._change_message(fault, call)
         match fault.kind:
-            case Kind.LOCK_LOST | Kind.DUPLICATE:
+            case FaultKind.LOCK_LOST | FaultKind.DUPLICATE:
                 call.carry_out()
-            case Kind.REJECT:
+            case FaultKind.REJECT:
                 call.refuse(refusal(fault))
-            case Kind.DELAY:
+            case FaultKind.DELAY:
                 call.client.call_later(fault.seconds, call.carry_out)
-            case Kind.SWALLOW:
+            case FaultKind.SWALLOW:
                 call.client.go_silent()
-            case Kind.SILENT:
+            case FaultKind.SILENT:
                 if fault.after:
                     call.carry_out_unconfirmed()
             case _:
@@ -68,20 +68,20 @@ class PlannedFaults:
             return
         # A lock that is lost already cannot be lost again.
         with suppress(MessageLockLost):
-            if fault.kind is Kind.LOCK_LOST:
+            if fault.kind is FaultKind.LOCK_LOST:
                 self._broker.lose_lock(call.entity, call.lock_token)
-            elif fault.kind is Kind.DUPLICATE:
+            elif fault.kind is FaultKind.DUPLICATE:
                 self._broker.duplicate(call.entity, call.lock_token)
 
     def _break(self, fault: Fault, call: Call) -> None:
         """Cut the connection before the call is carried out or afterwards, and kill or restart what the fault names."""
         if fault.after:
             call.carry_out()
-        if fault.kind is Kind.KILL:
-            self._plan.carry_out(Kind.KILL)
-        elif fault.kind is Kind.RESTART:
+        if fault.kind is FaultKind.KILL:
+            self._plan.carry_out(FaultKind.KILL)
+        elif fault.kind is FaultKind.RESTART:
             # A server cannot wait for its own end.
-            threading.Thread(target=self._plan.carry_out, args=(Kind.RESTART,), daemon=True).start()
+            threading.Thread(target=self._plan.carry_out, args=(FaultKind.RESTART,), daemon=True).start()
         call.client.abort()
 
 

@@ -17,7 +17,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from sandbox.faults.plan import KINDS, OPERATIONS, Dependency, Fault, Kind, Rule, When
+from sandbox.faults.plan import KINDS, OPERATIONS, Dependency, Fault, FaultKind, FaultRule, When
 
 WHEN = {
     "nth": "of the calls that match, from 1: 3, or 2-4, or 2-",
@@ -37,13 +37,13 @@ class InvalidRule(ValueError):
     """The text is not a rule; the message lists what is valid."""
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str) -> FaultRule:
     """Return the rule; raises InvalidRule."""
     words = _words(text)
     where, kind_name = [*words, "", ""][:2]
     name, _, operation = where.partition("/")
     dependency = _member(Dependency, name, "connection", list(Dependency))
-    kind = _member(Kind, kind_name, f"fault on the connection {dependency}", kinds_of(dependency))
+    kind = _member(FaultKind, kind_name, f"fault on the connection {dependency}", kinds_of(dependency))
     values = dict(_pair(word) for word in words[2:])
     fields = KINDS[kind].fields
     unknown = sorted(values.keys() - {*fields, *WHEN})
@@ -53,7 +53,7 @@ def parse_rule(text: str) -> Rule:
     given: dict[str, Any] = {
         name: _read(_FIELDS[name], name, values[name]) for name in fields if name in values
     }
-    return Rule(dependency, Fault(kind, **given), _when(values), operation or "*")
+    return FaultRule(dependency, Fault(kind, **given), _when(values), operation or "*")
 
 
 def _words(text: str) -> list[str]:
@@ -63,7 +63,7 @@ def _words(text: str) -> list[str]:
         raise InvalidRule(f"a quotation mark is missing in {text!r}") from error
 
 
-def kinds_of(dependency: Dependency) -> list[Kind]:
+def kinds_of(dependency: Dependency) -> list[FaultKind]:
     """Return the faults of a connection."""
     return [kind for kind, description in KINDS.items() if dependency in description.dependencies]
 

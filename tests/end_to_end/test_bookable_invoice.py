@@ -40,7 +40,7 @@ def won(watch_topic: Callable[[Broker], list[Message]]) -> Iterator[tuple[Cloud,
 
 
 def rows(cloud: Cloud, table: str) -> dict[str, dict[str, Any]]:
-    with cloud.dataverse.store.reading() as transaction:
+    with cloud.dataverse.database.reading() as transaction:
         return {str(row[TABLES[table].key]): dict(row) for row in transaction.rows(TABLES[table])}
 
 

@@ -19,7 +19,14 @@ from operations.web_api import WebApi
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import SystemClock
 from sandbox.cloud.settings import entity_settings
-from sandbox.dataverse import DataverseApp, DataverseServer, Depth, Limits, ServiceProtection, seed
+from sandbox.dataverse import (
+    DataverseApp,
+    DataverseServer,
+    Depth,
+    ServiceProtection,
+    ServiceProtectionLimits,
+    seed,
+)
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
@@ -409,7 +416,7 @@ def test_reconcile_waits_where_dataverse_throttles(organization: Organization) -
         won = {"statecode": 1, "actualclosedate": "2026-03-01"}
         session.change(TABLES["opportunity"], demo.opportunities[0], won)
     organization.app.protection = ServiceProtection(
-        SystemClock(), Limits(requests=1, window=timedelta(seconds=1))
+        SystemClock(), ServiceProtectionLimits(requests=1, window=timedelta(seconds=1))
     )
     result = organization.run("reconcile", "--since", "2026-01-01", "--json")
     assert [row["opportunity"] for row in json.loads(result.stdout)] == list(demo.opportunities)

@@ -485,14 +485,14 @@ def test_it_only_reads(sandbox: Sandbox) -> None:
     """Nothing is changed in Dataverse, and no message is locked, counted as delivered, or sent."""
     broker = sandbox.broker
     broker.send(QUEUE, Message(b"{}", message_id=str(uuid4())))
-    commits = len(sandbox.organization.store.commits)
+    commits = len(sandbox.organization.database.commits)
     observed: list[Observation] = []
     stop = broker.observe(observed.append)
     sandbox.doctor({}, *sandbox.arm)
     sandbox.doctor({"OPERATIONS_CLIENT_ID": ""})
     stop()
     broker.receive(QUEUE, 1, ReceiveMode.RECEIVE_AND_DELETE)
-    assert len(sandbox.organization.store.commits) == commits
+    assert len(sandbox.organization.database.commits) == commits
     assert observed == []
 
 

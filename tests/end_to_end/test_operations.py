@@ -23,7 +23,7 @@ from operations.dashboard.application import Dashboard
 from operations.failed import Outcome, discard_messages, replay_copy, select
 from operations.namespace import MessageId, Place, open_namespace
 from operations.selection import Selection
-from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import (
     EventKind,
@@ -332,7 +332,7 @@ def test_retry_now_sends_the_copy_and_cancels_the_scheduled_one(namespace: Names
 
 
 @contextmanager
-def behind(namespace: Namespace, *rules: Rule) -> Iterator[dict[str, str]]:
+def behind(namespace: Namespace, *rules: FaultRule) -> Iterator[dict[str, str]]:
     """Put a proxy with faults before the broker; give the environment of a command that connects through it."""
     connection_string = namespace.environment["ServiceBusConnection"]
     address = urlsplit(connection_string.partition(";")[0].partition("=")[2])
@@ -357,7 +357,7 @@ def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess
 
 def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(namespace: Namespace) -> None:
     """The SDK would wait without end: each command reports the timeout, and what to do."""
-    silent = Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.SILENT), operation="connect")
+    silent = FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.SILENT), operation="connect")
     commands = (
         ("failed", "list"),
         ("failed", "replay", "1"),
@@ -375,7 +375,7 @@ def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(
 
 def test_a_command_ends_also_where_service_bus_falls_silent_under_way(namespace: Namespace) -> None:
     """The message is found and locked, and the link for its copy is never opened: it stays."""
-    third = Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.SILENT), When(first=3), operation="connect")
+    third = FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.SILENT), When(first=3), operation="connect")
     namespace.send(FAILED, [namespace.parked(1)])
     with behind(namespace, third) as environment:
         environment["OPERATIONS_RESPONSE_SECONDS"] = "4"

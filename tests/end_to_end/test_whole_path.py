@@ -18,7 +18,7 @@ from sandbox import demo
 from sandbox.actors import Consumer, ReceivedEvent, Salesperson
 from sandbox.cloud import CONNECTION, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions, Mode
 from sandbox.dataverse import ResponseLost
-from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import EventKind, Observation
 
@@ -69,7 +69,7 @@ def win(cloud: Cloud, opportunities: Iterable[str]) -> tuple[dict[str, float], l
 
 def assert_good(cloud: Cloud, won_at: dict[str, float], events: list[ReceivedEvent]) -> None:
     """Check that each win came to one invoice and one event, and that the event is equal to the invoice."""
-    outcome = demo.compare(cloud.dataverse.store, won_at, events)
+    outcome = demo.compare(cloud.dataverse.database, won_at, events)
     assert outcome.is_good, (str(outcome), [win.problems for win in outcome.wins])
 
 
@@ -190,7 +190,7 @@ def test_a_win_is_invoiced_after_a_peer_accepted_and_stayed_silent(
     dependency: Dependency, watch_topic: WatchTopic
 ) -> None:
     """The function's first connection there is accepted and gets no response, for longer than the test lasts."""
-    silence = Rule(dependency, Fault(Kind.SILENT, seconds=10 * PATIENCE), When.once(), "connect")
+    silence = FaultRule(dependency, Fault(FaultKind.SILENT, seconds=10 * PATIENCE), When.once(), "connect")
     plan = FaultPlan([silence])
     with ExitStack() as stack:
 

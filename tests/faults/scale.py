@@ -32,7 +32,7 @@ from proofs.rig import START, Shape, World, organization, quiet
 from rich.console import Console
 from rich.table import Table
 
-from sandbox.dataverse import Limits, ServiceProtection
+from sandbox.dataverse import ServiceProtection, ServiceProtectionLimits
 from sandbox.service_bus import Message
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Result:
 class _Executing(ServiceProtection):
     """Service protection where a request takes (virtual) time on the server, and counts as executing meanwhile."""
 
-    def __init__(self, simulation: Simulation, limits: Limits, execution: float) -> None:
+    def __init__(self, simulation: Simulation, limits: ServiceProtectionLimits, execution: float) -> None:
         super().__init__(simulation, limits, timer=simulation.monotonic)
         self._simulation = simulation
         self._execution = execution
@@ -95,9 +95,9 @@ class _Executing(ServiceProtection):
             yield headers
 
 
-def run(load: Load, limits: Limits | None = None, seed: int = 1) -> Result:
+def run(load: Load, limits: ServiceProtectionLimits | None = None, seed: int = 1) -> Result:
     """Handle a backlog and return how it went."""
-    limits = limits or Limits()
+    limits = limits or ServiceProtectionLimits()
     image = organization(load.wins, won=True)
     shape = Shape(image, workers=load.processes, concurrency=CONCURRENCY, latency=load.network, tick=_TICK)
     with quiet():
@@ -116,7 +116,7 @@ def run(load: Load, limits: Limits | None = None, seed: int = 1) -> Result:
             world.close()
 
 
-def _result(load: Load, limits: Limits, world: World) -> Result:
+def _result(load: Load, limits: ServiceProtectionLimits, world: World) -> Result:
     requests = world.app.requests
     accepted = [each for each in requests if each.status != HTTPStatus.TOO_MANY_REQUESTS]
     published = {event.message_id: event.at for event in world.watch.published}
@@ -137,7 +137,7 @@ def _result(load: Load, limits: Limits, world: World) -> Result:
     )
 
 
-def _shortest(requests: int, load: Load, limits: Limits) -> tuple[float, str]:
+def _shortest(requests: int, load: Load, limits: ServiceProtectionLimits) -> tuple[float, str]:
     """Return the seconds that so many requests take at least, and what limits them for most of the time."""
     window, running = limits.window.total_seconds(), load.processes * CONCURRENCY
     allowed = min(limits.requests, int(limits.execution.total_seconds() / load.execution))
@@ -199,7 +199,7 @@ def main(*, wins: int, processes: str, execution: float, smaller: int, as_json: 
     """Run every number of processes and judge."""
     stay_on(0)
     loads = [Load(wins // smaller, int(number), execution) for number in processes.split(",")]
-    whole = Limits()
+    whole = ServiceProtectionLimits()
     limits = replace(whole, requests=whole.requests // smaller, execution=whole.execution / smaller)
     started = time.monotonic()
     results = [run(load, limits) for load in follow(loads, "Backlogs", len(loads))]

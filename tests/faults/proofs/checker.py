@@ -6,7 +6,7 @@ be left behind because of that.
 
     watch = Watch(broker, validate_event)                   # before anything is sent
     …                                                       # the history, then enough time
-    evidence = watch.evidence(app.store.commits, function_user, read_opportunities(app.store, function_user))
+    evidence = watch.evidence(app.database.commits, function_user, read_opportunities(app.database, function_user))
     violations = judge(evidence, Expectations(invoiced=…))
 """
 

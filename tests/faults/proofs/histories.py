@@ -56,8 +56,8 @@ def _outcome(seed: int, history: History) -> Outcome:
     except NoRest as error:
         violations.append(Violation("a history comes to rest", str(error)))
     user = history.organization.function_user
-    opportunities = read_opportunities(world.app.store, user)
-    evidence = world.watch.evidence(world.app.store.commits, user, opportunities)
+    opportunities = read_opportunities(world.app.database, user)
+    evidence = world.watch.evidence(world.app.database.commits, user, opportunities)
     violations += judge(evidence, history.expectations(opportunities))
     violations += judge_requests(world.requests)
     violations += world.violations
@@ -79,7 +79,7 @@ def _counts(history: History) -> Counter[str]:
     )
     counts["invoices generated"] = sum(
         change.table == "invoice" and change.kind == "create"
-        for commit in world.app.store.commits
+        for commit in world.app.database.commits
         if commit.user_id == history.organization.function_user
         for change in commit.changes
     )
@@ -94,5 +94,7 @@ def _counts(history: History) -> Counter[str]:
 def _digest(history: History) -> str:
     world = history.world
     happened = [world.simulation.trace, [str(struck) for struck in world.plan.log]]
-    happened.append([(c.at, [(x.kind, x.table, x.id) for x in c.changes]) for c in world.app.store.commits])
+    happened.append(
+        [(c.at, [(x.kind, x.table, x.id) for x in c.changes]) for c in world.app.database.commits]
+    )
     return hashlib.blake2b(repr(happened).encode(), digest_size=8).hexdigest()

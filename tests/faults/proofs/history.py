@@ -19,7 +19,7 @@ from proofs.scenario import Scenario, expected_of
 from sandbox.dataverse import DuplicateResponse, FailedChangeSet
 from sandbox.dataverse.actions import lose_opportunity, win_opportunity
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Dependency, Fault, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 from sandbox.service_bus import Message as BrokerMessage
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ class History:
                 self._revoke(session, _ASSIGN_PRIVILEGE, self.organization.function_user)
             elif impediment == "a plug-in refuses":
                 text = "Invoices of this business unit are not assigned."
-                self.world.add_assign_plug_in(Fault(Kind.ERROR, part=0, text=text))
+                self.world.add_assign_plug_in(Fault(FaultKind.ERROR, part=0, text=text))
             elif impediment == "a plug-in takes too long":
-                self.world.add_assign_plug_in(Fault(Kind.SILENT, seconds=600))
+                self.world.add_assign_plug_in(Fault(FaultKind.SILENT, seconds=600))
             for owner in sorted(owners):
                 team = transaction.get(TABLES["team"], owner) is not None
                 if impediment == "the owner is disabled" and not team:
@@ -405,7 +405,7 @@ class History:
     def replay_into_a_fault(self, scenario: Scenario) -> bool:
         """Replay, and let something fail meanwhile, so that the retry of a replayed message is tested, too."""
         last = self.random.choice((1, 3))
-        self.world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.UNAVAILABLE), When(last=last)))
+        self.world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.UNAVAILABLE), When(last=last)))
         return bool(self.replay(scenario.id))
 
     def replay(self, opportunity_id: str) -> int:
@@ -448,7 +448,7 @@ class History:
         self._session(lambda session: session.update(TABLES[table], id_, values))
 
     def _rows(self, table: str, column: str, value: str) -> list[dict[str, Any]]:
-        with self.world.app.store.reading() as transaction:
+        with self.world.app.database.reading() as transaction:
             return transaction.rows(
                 TABLES[table], f't."{column}" = ?', (value,), f"ORDER BY {TABLES[table].key}"
             )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations
 from proofs.sockets import Stage, broken
-from sandbox.faults import Dependency, Fault, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +43,19 @@ class Boundary(StrEnum):
     COMPLETE = "complete"
 
 
+# What waits for somebody who is silent: seconds each.
+SLOW = frozenset(
+    {
+        FaultKind.SILENT,
+        FaultKind.SWALLOW,
+        FaultKind.KILL,
+        FaultKind.RESTART,
+        FaultKind.DELAY,
+        FaultKind.DRIBBLE,
+    }
+)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One fault at one boundary.
@@ -53,7 +66,7 @@ class Cell:
     """
 
     boundary: Boundary
-    rule: Rule
+    rule: FaultRule
     far: bool = False
     cut: bool = False
     anew: bool = False
@@ -103,40 +116,40 @@ _RETRY_AFTER_SHORT = ("1", "date+2", "none", "-5", "soon", "0.5")
 _RETRY_AFTER_FAR = ("60", "date+120", "99999999")
 # Of one fault at a time: each is what a response to the whole request may be.
 _RESPONSES = (
-    Fault(Kind.ADMIN_MODE),
-    Fault(Kind.EMPTY),
-    Fault(Kind.REDIRECT),
-    Fault(Kind.UNAUTHORIZED),
-    Fault(Kind.FORBIDDEN),
-    Fault(Kind.FORBIDDEN, code="0x80040220"),
-    Fault(Kind.NOT_FOUND),
-    Fault(Kind.NOT_FOUND, code="0x80040217"),
-    Fault(Kind.CONFLICT),
-    Fault(Kind.CONFLICT, code="0x80060882"),
-    Fault(Kind.DEADLOCK),
-    Fault(Kind.UNAVAILABLE, status=502),
-    Fault(Kind.UNAVAILABLE, status=503),
-    Fault(Kind.UNAVAILABLE, status=504),
-    Fault(Kind.HTML),
+    Fault(FaultKind.ADMIN_MODE),
+    Fault(FaultKind.EMPTY),
+    Fault(FaultKind.REDIRECT),
+    Fault(FaultKind.UNAUTHORIZED),
+    Fault(FaultKind.FORBIDDEN),
+    Fault(FaultKind.FORBIDDEN, code="0x80040220"),
+    Fault(FaultKind.NOT_FOUND),
+    Fault(FaultKind.NOT_FOUND, code="0x80040217"),
+    Fault(FaultKind.CONFLICT),
+    Fault(FaultKind.CONFLICT, code="0x80060882"),
+    Fault(FaultKind.DEADLOCK),
+    Fault(FaultKind.UNAVAILABLE, status=502),
+    Fault(FaultKind.UNAVAILABLE, status=503),
+    Fault(FaultKind.UNAVAILABLE, status=504),
+    Fault(FaultKind.HTML),
 )
 # Of one part of a batch.
 _PARTS = (
-    Fault(Kind.CONFLICT),
-    Fault(Kind.CONFLICT, code="0x80060892"),
-    Fault(Kind.DEADLOCK),
-    Fault(Kind.THROTTLED, retry_after="1"),
-    Fault(Kind.FORBIDDEN, code="0x80040220"),
-    Fault(Kind.NOT_FOUND, code="0x80040217"),
-    Fault(Kind.UNAVAILABLE, status=503),
-    Fault(Kind.SQL_TIMEOUT),
+    Fault(FaultKind.CONFLICT),
+    Fault(FaultKind.CONFLICT, code="0x80060892"),
+    Fault(FaultKind.DEADLOCK),
+    Fault(FaultKind.THROTTLED, retry_after="1"),
+    Fault(FaultKind.FORBIDDEN, code="0x80040220"),
+    Fault(FaultKind.NOT_FOUND, code="0x80040217"),
+    Fault(FaultKind.UNAVAILABLE, status=503),
+    Fault(FaultKind.SQL_TIMEOUT),
     # A plug-in refuses, throttles its record, or reports that its backend fails.
-    Fault(Kind.ERROR),
-    Fault(Kind.ERROR, status=403, code="0x80048d06"),
-    Fault(Kind.ERROR, status=429, code="0x80048d04"),
-    Fault(Kind.ERROR, status=500, code="0x80048d0a"),
+    Fault(FaultKind.ERROR),
+    Fault(FaultKind.ERROR, status=403, code="0x80048d06"),
+    Fault(FaultKind.ERROR, status=429, code="0x80048d04"),
+    Fault(FaultKind.ERROR, status=500, code="0x80048d0a"),
     # The batch ends with this part: those behind it are missing.
-    Fault(Kind.UNAVAILABLE, stop=200),
-    Fault(Kind.UNAVAILABLE, stop=400),
+    Fault(FaultKind.UNAVAILABLE, stop=200),
+    Fault(FaultKind.UNAVAILABLE, stop=400),
 )
 
 
@@ -148,55 +161,55 @@ def cells() -> list[Cell]:
 
 def _receive() -> Iterator[Cell]:
     def cell(fault: Fault, operation: str, when: When = _ONCE, *, cut: bool = False) -> Cell:
-        rule = Rule(Dependency.SERVICE_BUS_IN, fault, when, operation)
+        rule = FaultRule(Dependency.SERVICE_BUS_IN, fault, when, operation)
         return Cell(Boundary.RECEIVE, rule, cut=cut)
 
-    for kind in (Kind.REFUSE, Kind.RESET):
+    for kind in (FaultKind.REFUSE, FaultKind.RESET):
         yield cell(Fault(kind), "connect", _FOUR, cut=True)
-    yield cell(Fault(Kind.SILENT, seconds=3), "connect", cut=True)
-    yield cell(Fault(Kind.CUT, bytes=200), "connect", cut=True)
-    yield cell(Fault(Kind.DRIBBLE, seconds=2), "connect", cut=True)
-    yield cell(Fault(Kind.REJECT, code="amqp:unauthorized-access"), f"attach:{QUEUE}", _FOUR, cut=True)
+    yield cell(Fault(FaultKind.SILENT, seconds=3), "connect", cut=True)
+    yield cell(Fault(FaultKind.CUT, bytes=200), "connect", cut=True)
+    yield cell(Fault(FaultKind.DRIBBLE, seconds=2), "connect", cut=True)
+    yield cell(Fault(FaultKind.REJECT, code="amqp:unauthorized-access"), f"attach:{QUEUE}", _FOUR, cut=True)
     deliver = f"deliver:{QUEUE}"
-    yield cell(Fault(Kind.RESET), deliver)
-    yield cell(Fault(Kind.RESET, after=True), deliver)
-    yield cell(Fault(Kind.SILENT), deliver)
-    yield cell(Fault(Kind.SWALLOW), deliver)
-    yield cell(Fault(Kind.DELAY, seconds=0.5), deliver)
-    yield cell(Fault(Kind.LOCK_LOST), deliver)
-    yield cell(Fault(Kind.DUPLICATE), deliver)
-    yield cell(Fault(Kind.DUPLICATE), deliver, When(last=3))
-    yield cell(Fault(Kind.RESTART), deliver)
-    yield Cell(Boundary.RECEIVE, Rule(Dependency.FUNCTIONS_HOST, Fault(Kind.KILL), _ONCE, "invoke"))
+    yield cell(Fault(FaultKind.RESET), deliver)
+    yield cell(Fault(FaultKind.RESET, after=True), deliver)
+    yield cell(Fault(FaultKind.SILENT), deliver)
+    yield cell(Fault(FaultKind.SWALLOW), deliver)
+    yield cell(Fault(FaultKind.DELAY, seconds=0.5), deliver)
+    yield cell(Fault(FaultKind.LOCK_LOST), deliver)
+    yield cell(Fault(FaultKind.DUPLICATE), deliver)
+    yield cell(Fault(FaultKind.DUPLICATE), deliver, When(last=3))
+    yield cell(Fault(FaultKind.RESTART), deliver)
+    yield Cell(Boundary.RECEIVE, FaultRule(Dependency.FUNCTIONS_HOST, Fault(FaultKind.KILL), _ONCE, "invoke"))
 
 
 def _token() -> Iterator[Cell]:
     def cell(fault: Fault, operation: str = "token", when: When = _ONCE) -> Cell:
-        rule = Rule(Dependency.IDENTITY, fault, when, operation)
+        rule = FaultRule(Dependency.IDENTITY, fault, when, operation)
         return Cell(Boundary.TOKEN, rule, cut=operation == "connect", anew=True)
 
-    yield cell(Fault(Kind.REFUSE), "connect", _FOUR)
-    yield cell(Fault(Kind.RESET), "connect", _FOUR)
+    yield cell(Fault(FaultKind.REFUSE), "connect", _FOUR)
+    yield cell(Fault(FaultKind.RESET), "connect", _FOUR)
     for fault in (
-        Fault(Kind.REFUSE),
-        Fault(Kind.RESET),
-        Fault(Kind.RESET, after=True),
-        Fault(Kind.CUT),
-        Fault(Kind.TRUNCATED),
-        Fault(Kind.REDIRECT),
-        Fault(Kind.UNAUTHORIZED),
-        Fault(Kind.FORBIDDEN),
-        Fault(Kind.NOT_FOUND),
-        Fault(Kind.THROTTLED, retry_after="1"),
-        Fault(Kind.UNAVAILABLE, status=500),
-        Fault(Kind.UNAVAILABLE),
-        Fault(Kind.HTML),
+        Fault(FaultKind.REFUSE),
+        Fault(FaultKind.RESET),
+        Fault(FaultKind.RESET, after=True),
+        Fault(FaultKind.CUT),
+        Fault(FaultKind.TRUNCATED),
+        Fault(FaultKind.REDIRECT),
+        Fault(FaultKind.UNAUTHORIZED),
+        Fault(FaultKind.FORBIDDEN),
+        Fault(FaultKind.NOT_FOUND),
+        Fault(FaultKind.THROTTLED, retry_after="1"),
+        Fault(FaultKind.UNAVAILABLE, status=500),
+        Fault(FaultKind.UNAVAILABLE),
+        Fault(FaultKind.HTML),
     ):
         yield cell(fault, when=_FOUR)
-    yield cell(Fault(Kind.SILENT))
-    yield cell(Fault(Kind.DRIBBLE, seconds=1))
-    yield cell(Fault(Kind.DELAY, seconds=1))
-    yield cell(Fault(Kind.KILL))
+    yield cell(Fault(FaultKind.SILENT))
+    yield cell(Fault(FaultKind.DRIBBLE, seconds=1))
+    yield cell(Fault(FaultKind.DELAY, seconds=1))
+    yield cell(Fault(FaultKind.KILL))
 
 
 def _dataverse() -> Iterator[Cell]:
@@ -211,7 +224,7 @@ def _dataverse() -> Iterator[Cell]:
     yield from _calls(Boundary.COMMITTED, "change-set", after=True)
     # The error of the change set's own part is false; with the others, its reads fail.
     yield from _parts(Boundary.COMMITTED, "change-set", range(3), after=True)
-    for fault in (Fault(Kind.CUT), Fault(Kind.TRUNCATED), Fault(Kind.DRIBBLE, seconds=1)):
+    for fault in (Fault(FaultKind.CUT), Fault(FaultKind.TRUNCATED), Fault(FaultKind.DRIBBLE, seconds=1)):
         yield _of_dataverse(Boundary.COMMITTED, "change-set", fault)
     yield from _assignments()
     yield from _connections()
@@ -225,9 +238,9 @@ def _parts(boundary: Boundary, operation: str, parts: range, *, after: bool) -> 
 def _assignments() -> Iterator[Cell]:
     """Let the assignment fail, alone or with its batch: the event is published in spite of it."""
     refusals = (
-        Fault(Kind.FORBIDDEN, code="0x80040299"),
-        Fault(Kind.FORBIDDEN, code="0x80042f09"),
-        Fault(Kind.CONFLICT, code="0x80060882"),
+        Fault(FaultKind.FORBIDDEN, code="0x80040299"),
+        Fault(FaultKind.FORBIDDEN, code="0x80042f09"),
+        Fault(FaultKind.CONFLICT, code="0x80060882"),
         *_PARTS,
     )
     for after, boundary in ((False, Boundary.ASSIGN), (True, Boundary.ASSIGNED)):
@@ -241,43 +254,43 @@ def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
         return _of_dataverse(boundary, operation, replace(fault, after=after), when)
 
     if not after:
-        yield cell(Fault(Kind.REFUSE), _FOUR)
-        yield cell(Fault(Kind.DELAY, seconds=1))
+        yield cell(Fault(FaultKind.REFUSE), _FOUR)
+        yield cell(Fault(FaultKind.DELAY, seconds=1))
         if boundary is not Boundary.CLAIM:
             # Of the claim these are after the commit.
-            yield cell(Fault(Kind.CUT), _FOUR)
-            yield cell(Fault(Kind.TRUNCATED))
-            yield cell(Fault(Kind.DRIBBLE, seconds=1))
-    yield cell(Fault(Kind.RESET))
-    yield cell(Fault(Kind.RESET), _FOUR)
-    yield cell(Fault(Kind.SILENT))
-    yield cell(Fault(Kind.KILL))
+            yield cell(Fault(FaultKind.CUT), _FOUR)
+            yield cell(Fault(FaultKind.TRUNCATED))
+            yield cell(Fault(FaultKind.DRIBBLE, seconds=1))
+    yield cell(Fault(FaultKind.RESET))
+    yield cell(Fault(FaultKind.RESET), _FOUR)
+    yield cell(Fault(FaultKind.SILENT))
+    yield cell(Fault(FaultKind.KILL))
     for fault in _RESPONSES:
         yield cell(fault)
     # Every form where something is carried out or nothing is; one where that is no different.
     every_form = boundary in (Boundary.CHECK, Boundary.COMMITTED)
     for form in _RETRY_AFTER_SHORT if every_form else _RETRY_AFTER_SHORT[:1]:
-        yield cell(Fault(Kind.THROTTLED, retry_after=form))
+        yield cell(Fault(FaultKind.THROTTLED, retry_after=form))
     for form in _RETRY_AFTER_FAR if every_form else _RETRY_AFTER_FAR[:1]:
-        yield replace(cell(Fault(Kind.THROTTLED, retry_after=form)), far=True)
+        yield replace(cell(Fault(FaultKind.THROTTLED, retry_after=form)), far=True)
 
 
 def _of_dataverse(boundary: Boundary, operation: str, fault: Fault, when: When = _ONCE) -> Cell:
-    return Cell(boundary, Rule(Dependency.DATAVERSE, fault, when, operation))
+    return Cell(boundary, FaultRule(Dependency.DATAVERSE, fault, when, operation))
 
 
 def _connections() -> Iterator[Cell]:
     """Faults of Dataverse's connections, which the check meets first."""
     for fault, when in (
-        (Fault(Kind.REFUSE), _FOUR),
-        (Fault(Kind.RESET), _FOUR),
-        (Fault(Kind.RESET, bytes=6000), _FOUR),
-        (Fault(Kind.CUT, bytes=2000), _FOUR),
-        (Fault(Kind.SILENT), _ONCE),
-        (Fault(Kind.SILENT, after=True), _ONCE),
-        (Fault(Kind.SWALLOW), _ONCE),
-        (Fault(Kind.DRIBBLE, seconds=1), _ONCE),
-        (Fault(Kind.DELAY, seconds=0.3), _ONCE),
+        (Fault(FaultKind.REFUSE), _FOUR),
+        (Fault(FaultKind.RESET), _FOUR),
+        (Fault(FaultKind.RESET, bytes=6000), _FOUR),
+        (Fault(FaultKind.CUT, bytes=2000), _FOUR),
+        (Fault(FaultKind.SILENT), _ONCE),
+        (Fault(FaultKind.SILENT, after=True), _ONCE),
+        (Fault(FaultKind.SWALLOW), _ONCE),
+        (Fault(FaultKind.DRIBBLE, seconds=1), _ONCE),
+        (Fault(FaultKind.DELAY, seconds=0.3), _ONCE),
     ):
         yield replace(_of_dataverse(Boundary.CHECK, "connect", fault, when), cut=True)
 
@@ -287,16 +300,16 @@ def _publish() -> Iterator[Cell]:
     yield from _sends(Boundary.ACCEPTED, f"send:{TOPIC}", after=True)
     out = Dependency.SERVICE_BUS_OUT
     for fault, when in (
-        (Fault(Kind.REFUSE), _FOUR),
-        (Fault(Kind.RESET), _FOUR),
-        (Fault(Kind.SILENT), _ONCE),
-        (Fault(Kind.SWALLOW), _ONCE),
-        (Fault(Kind.CUT, bytes=200), _FOUR),
-        (Fault(Kind.DRIBBLE, seconds=1), _ONCE),
+        (Fault(FaultKind.REFUSE), _FOUR),
+        (Fault(FaultKind.RESET), _FOUR),
+        (Fault(FaultKind.SILENT), _ONCE),
+        (Fault(FaultKind.SWALLOW), _ONCE),
+        (Fault(FaultKind.CUT, bytes=200), _FOUR),
+        (Fault(FaultKind.DRIBBLE, seconds=1), _ONCE),
     ):
-        yield Cell(Boundary.PUBLISH, Rule(out, fault, when, "connect"), cut=True)
-    unauthorized = Fault(Kind.REJECT, code="amqp:unauthorized-access")
-    yield Cell(Boundary.PUBLISH, Rule(out, unauthorized, When(last=2), f"attach:{TOPIC}"), cut=True)
+        yield Cell(Boundary.PUBLISH, FaultRule(out, fault, when, "connect"), cut=True)
+    unauthorized = Fault(FaultKind.REJECT, code="amqp:unauthorized-access")
+    yield Cell(Boundary.PUBLISH, FaultRule(out, unauthorized, When(last=2), f"attach:{TOPIC}"), cut=True)
 
 
 def _copies() -> Iterator[Cell]:
@@ -315,68 +328,78 @@ def _sends(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]
     def cell(fault: Fault, when: When = _ONCE) -> Cell:
         return Cell(
             boundary,
-            Rule(Dependency.SERVICE_BUS_OUT, replace(fault, after=after), when, operation),
+            FaultRule(Dependency.SERVICE_BUS_OUT, replace(fault, after=after), when, operation),
         )
 
-    yield cell(Fault(Kind.RESET))
-    yield cell(Fault(Kind.RESET), _FOUR)
-    yield cell(Fault(Kind.SILENT))
-    yield cell(Fault(Kind.KILL))
-    yield cell(Fault(Kind.RESTART))
+    yield cell(Fault(FaultKind.RESET))
+    yield cell(Fault(FaultKind.RESET), _FOUR)
+    yield cell(Fault(FaultKind.SILENT))
+    yield cell(Fault(FaultKind.KILL))
+    yield cell(Fault(FaultKind.RESTART))
     if not after:
-        yield cell(Fault(Kind.REJECT), _FOUR)
-        yield cell(Fault(Kind.REJECT, code="amqp:unauthorized-access"), _FOUR)
-        yield cell(Fault(Kind.REJECT, code="amqp:internal-error"))
-        yield cell(Fault(Kind.DELAY, seconds=1))
-        yield cell(Fault(Kind.SWALLOW))
+        yield cell(Fault(FaultKind.REJECT), _FOUR)
+        yield cell(Fault(FaultKind.REJECT, code="amqp:unauthorized-access"), _FOUR)
+        yield cell(Fault(FaultKind.REJECT, code="amqp:internal-error"))
+        yield cell(Fault(FaultKind.DELAY, seconds=1))
+        yield cell(Fault(FaultKind.SWALLOW))
 
 
 def _complete() -> Iterator[Cell]:
     def cell(fault: Fault) -> Cell:
-        return Cell(Boundary.COMPLETE, Rule(Dependency.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"))
+        return Cell(Boundary.COMPLETE, FaultRule(Dependency.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"))
 
-    yield cell(Fault(Kind.RESET))
-    yield cell(Fault(Kind.RESET, after=True))
-    yield cell(Fault(Kind.SILENT))
-    yield cell(Fault(Kind.SILENT, after=True))
-    yield cell(Fault(Kind.SWALLOW))
-    yield cell(Fault(Kind.LOCK_LOST))
-    yield cell(Fault(Kind.REJECT, code="com.microsoft:message-lock-lost"))
-    yield cell(Fault(Kind.DELAY, seconds=0.5))
-    yield cell(Fault(Kind.RESTART))
-    yield cell(Fault(Kind.RESTART, after=True))
-    yield cell(Fault(Kind.KILL))
+    yield cell(Fault(FaultKind.RESET))
+    yield cell(Fault(FaultKind.RESET, after=True))
+    yield cell(Fault(FaultKind.SILENT))
+    yield cell(Fault(FaultKind.SILENT, after=True))
+    yield cell(Fault(FaultKind.SWALLOW))
+    yield cell(Fault(FaultKind.LOCK_LOST))
+    yield cell(Fault(FaultKind.REJECT, code="com.microsoft:message-lock-lost"))
+    yield cell(Fault(FaultKind.DELAY, seconds=0.5))
+    yield cell(Fault(FaultKind.RESTART))
+    yield cell(Fault(FaultKind.RESTART, after=True))
+    yield cell(Fault(FaultKind.KILL))
 
 
 def _permanent() -> Iterator[Cell]:
     """Let what never passes be parked with its reason, once the time of the retry policy is over."""
     for boundary, operation, fault, reason in (
-        (Boundary.CHECK, "*", Fault(Kind.REFUSE), "DataverseUnreachable"),
-        (Boundary.CHECK, "*", Fault(Kind.UNAVAILABLE), "DataverseUnavailable"),
-        (Boundary.CHECK, "*", Fault(Kind.HTML), "DataverseUnavailable"),
-        (Boundary.CHECK, "*", Fault(Kind.UNAUTHORIZED), "DataverseUnauthorized"),
-        (Boundary.CHECK, "*", Fault(Kind.FORBIDDEN), "DataverseForbidden"),
-        (Boundary.CHECK, "*", Fault(Kind.NOT_FOUND), "DataverseNotFound"),
-        (Boundary.CHECK, "batch", Fault(Kind.NOT_FOUND, code="0x80040217", part=0), "OpportunityNotFound"),
+        (Boundary.CHECK, "*", Fault(FaultKind.REFUSE), "DataverseUnreachable"),
+        (Boundary.CHECK, "*", Fault(FaultKind.UNAVAILABLE), "DataverseUnavailable"),
+        (Boundary.CHECK, "*", Fault(FaultKind.HTML), "DataverseUnavailable"),
+        (Boundary.CHECK, "*", Fault(FaultKind.UNAUTHORIZED), "DataverseUnauthorized"),
+        (Boundary.CHECK, "*", Fault(FaultKind.FORBIDDEN), "DataverseForbidden"),
+        (Boundary.CHECK, "*", Fault(FaultKind.NOT_FOUND), "DataverseNotFound"),
+        (
+            Boundary.CHECK,
+            "batch",
+            Fault(FaultKind.NOT_FOUND, code="0x80040217", part=0),
+            "OpportunityNotFound",
+        ),
         (
             Boundary.CLAIM,
             "change-set",
-            Fault(Kind.FORBIDDEN, code="0x80040220", part=0),
+            Fault(FaultKind.FORBIDDEN, code="0x80040220", part=0),
             "DataverseForbidden",
         ),
-        (Boundary.CLAIM, "change-set", Fault(Kind.ERROR, part=0), "InvoiceRefused"),
-        (Boundary.CLAIM, "change-set", Fault(Kind.ERROR, status=404, code="0x80048d02"), "InvoiceRefused"),
-        (Boundary.CLAIM, "change-set", Fault(Kind.ERROR, code="", part=0, stop=400), "InvoiceRefused"),
-        (Boundary.CLAIM, "change-set", Fault(Kind.SQL_TIMEOUT, part=0), "DataverseUnavailable"),
+        (Boundary.CLAIM, "change-set", Fault(FaultKind.ERROR, part=0), "InvoiceRefused"),
+        (
+            Boundary.CLAIM,
+            "change-set",
+            Fault(FaultKind.ERROR, status=404, code="0x80048d02"),
+            "InvoiceRefused",
+        ),
+        (Boundary.CLAIM, "change-set", Fault(FaultKind.ERROR, code="", part=0, stop=400), "InvoiceRefused"),
+        (Boundary.CLAIM, "change-set", Fault(FaultKind.SQL_TIMEOUT, part=0), "DataverseUnavailable"),
     ):
-        yield Cell(boundary, Rule(Dependency.DATAVERSE, fault, When(), operation), reason=reason)
-    refused = Fault(Kind.UNAVAILABLE)
-    token = Rule(Dependency.IDENTITY, refused, When(), "token")
+        yield Cell(boundary, FaultRule(Dependency.DATAVERSE, fault, When(), operation), reason=reason)
+    refused = Fault(FaultKind.UNAVAILABLE)
+    token = FaultRule(Dependency.IDENTITY, refused, When(), "token")
     yield Cell(Boundary.TOKEN, token, anew=True, reason="TokenUnavailable")
-    rejected = Fault(Kind.REJECT, code="amqp:unauthorized-access")
+    rejected = Fault(FaultKind.REJECT, code="amqp:unauthorized-access")
     yield Cell(
         Boundary.PUBLISH,
-        Rule(Dependency.SERVICE_BUS_OUT, rejected, When(), f"send:{TOPIC}"),
+        FaultRule(Dependency.SERVICE_BUS_OUT, rejected, When(), f"send:{TOPIC}"),
         reason="PublishFailed",
     )
 
@@ -387,15 +410,12 @@ def short() -> list[Cell]:
     for boundary, group in itertools.groupby(
         sorted(cells(), key=lambda cell: list(Boundary).index(cell.boundary)), key=lambda cell: cell.boundary
     ):
-        quick = [
-            cell for cell in group if cell.rule.fault.kind not in _SLOW and not cell.cut and not cell.far
-        ]
+        quick = [cell for cell in group if cell.rule.fault.kind not in SLOW and not cell.cut and not cell.far]
         kinds = {cell.rule.fault.kind: cell for cell in reversed(quick)}
         chosen += list(kinds.values())[-_EACH_DAY[boundary] :]
     return chosen
 
 
-_SLOW = frozenset({Kind.SILENT, Kind.SWALLOW, Kind.KILL, Kind.RESTART, Kind.DELAY, Kind.DRIBBLE})
 _EACH_DAY = dict.fromkeys(Boundary, 2) | {Boundary.CLAIM: 3, Boundary.COMMITTED: 5}
 
 
@@ -424,7 +444,7 @@ class Matrix:
         unread = "park" in cell.boundary
         stage.plan.add(cell.rule)
         if "schedul" in cell.boundary:
-            stage.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.UNAVAILABLE), _ONCE, "batch"))
+            stage.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.UNAVAILABLE), _ONCE, "batch"))
         mark = self._unreadable(cell) if unread else self._won(cell)
         rests = self._to_rest(cell, seen, mark)
         stage.plan.clear()
@@ -489,7 +509,7 @@ class Matrix:
 
 _TRIES = 3
 _PATIENCE = 30.0
-_DEAD = frozenset({Kind.SILENT, Kind.SWALLOW, Kind.DRIBBLE})
+_DEAD = frozenset({FaultKind.SILENT, FaultKind.SWALLOW, FaultKind.DRIBBLE})
 
 
 def _path(seen: Seen, cell: Cell) -> str:

@@ -19,8 +19,8 @@ from azure.servicebus import ServiceBusClient, TransportType
 
 from proofs.checker import FAILED_QUEUE, QUEUE, Expectations, Violation, judge, judge_requests
 from proofs.rig import SETTINGS, START, Shape, World, organization, quiet
-from sandbox.dataverse import Limits, ServiceProtection
-from sandbox.faults import Dependency, Fault, Kind, Rule, When
+from sandbox.dataverse import ServiceProtection, ServiceProtectionLimits
+from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 from sandbox.service_bus import Message
 from shared.bootstrap import build
 from shared.deadline_socket import deadline_tls_context
@@ -71,19 +71,19 @@ class Report:
 
 def dataverse_away(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
     """Dataverse refuses every connection, from before the first win is handled."""
-    return _dataverse_fails(Kind.REFUSE, f"Dataverse away for {hours:g} h", wins, hours, seed)
+    return _dataverse_fails(FaultKind.REFUSE, f"Dataverse away for {hours:g} h", wins, hours, seed)
 
 
 def dataverse_silent(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
     """Dataverse accepts every connection and never responds, so that each try lasts as long as it may."""
-    return _dataverse_fails(Kind.SILENT, f"Dataverse silent for {hours:g} h", wins, hours, seed)
+    return _dataverse_fails(FaultKind.SILENT, f"Dataverse silent for {hours:g} h", wins, hours, seed)
 
 
-def _dataverse_fails(kind: Kind, name: str, wins: int, hours: float, seed: int) -> Report:
+def _dataverse_fails(kind: FaultKind, name: str, wins: int, hours: float, seed: int) -> Report:
     away = timedelta(hours=hours)
     with quiet():
         scene = _Scene(wins, seed)
-        scene.world.plan.add(Rule(Dependency.DATAVERSE, Fault(kind), When.during(away)))
+        scene.world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(kind), When.during(away)))
         return _in_time(scene.play(name, ends=away))
 
 
@@ -94,8 +94,8 @@ def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Repo
         scene = _Scene(wins, seed)
         world = scene.world
         for dependency in (Dependency.SERVICE_BUS_OUT, Dependency.SERVICE_BUS_IN):
-            fault = Fault(Kind.REFUSE if dependency is Dependency.SERVICE_BUS_OUT else Kind.RESET)
-            world.plan.add(Rule(dependency, fault, When.during(away, begins)))
+            fault = Fault(FaultKind.REFUSE if dependency is Dependency.SERVICE_BUS_OUT else FaultKind.RESET)
+            world.plan.add(FaultRule(dependency, fault, When.during(away, begins)))
         world.simulation.at(begins.total_seconds(), lambda: _close(world, closed=True))
         world.simulation.at((begins + away).total_seconds(), lambda: _close(world, closed=False))
         return _in_time(scene.play(f"Service Bus away for {minutes:g} min", ends=begins + away))
@@ -106,7 +106,9 @@ def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
     away = timedelta(minutes=minutes)
     with quiet():
         scene = _Scene(wins, seed)
-        scene.world.plan.add(Rule(Dependency.SERVICE_BUS_OUT, Fault(Kind.REJECT), When.during(away)))
+        scene.world.plan.add(
+            FaultRule(Dependency.SERVICE_BUS_OUT, Fault(FaultKind.REJECT), When.during(away))
+        )
         return _in_time(scene.play(f"Service Bus takes nothing for {minutes:g} min", ends=away))
 
 
@@ -124,7 +126,7 @@ def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int 
     with quiet():
         scene = _Scene(wins, seed, lambda simulation: _protection(simulation, limit))
         scene.world.plan.add(
-            Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, retry_after="60"), When.during(storm))
+            FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, retry_after="60"), When.during(storm))
         )
         report = scene.play(
             f"429 with Retry-After 60 for {minutes:g} min, then {limit:,} requests per 5 min", ends=storm
@@ -161,7 +163,9 @@ def shortest(requests: int, limit: int) -> float:
 
 def _protection(simulation: Simulation, limit: int) -> ServiceProtection:
     # What a request takes is the simulation's: the limit on execution time is not what this is about.
-    return ServiceProtection(simulation, Limits(requests=limit, window=_WINDOW), timer=lambda: 0.0)
+    return ServiceProtection(
+        simulation, ServiceProtectionLimits(requests=limit, window=_WINDOW), timer=lambda: 0.0
+    )
 
 
 def a_send_that_never_returns() -> Report:
@@ -232,7 +236,7 @@ class _Scene:
         ids = self.organization.demo.opportunities
         try:
             world.run(turns=_TURNS)
-            evidence = world.watch.evidence(world.app.store.commits, self.organization.function_user)
+            evidence = world.watch.evidence(world.app.database.commits, self.organization.function_user)
             violations = [
                 *judge(evidence, Expectations(invoiced=ids)),
                 *judge_requests(world.requests),

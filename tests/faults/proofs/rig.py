@@ -32,7 +32,7 @@ from proofs.simulation import Killed, Simulation
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, Depth, ServiceProtection, seed
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.http import FaultyAdapter
 from sandbox.identity import Claims
@@ -118,7 +118,7 @@ def organization(opportunities: int, *, lesser_depth: bool = False, won: bool = 
             session.transaction.update(TABLES["sdkmessageprocessingstep"], step, {"statecode": 1})
         for opportunity in demo.opportunities if won else ():
             session.transaction.update(TABLES["opportunity"], opportunity, {"statecode": 1, "statuscode": 3})
-    image = app.store.image()
+    image = app.database.image()
     app.close()
     return Organization(image, user, demo, steps)
 
@@ -162,7 +162,7 @@ class World:
         self.shape = shape
         self.simulation = Simulation(random, START, shape.tick)
         self.plan = FaultPlan(clock=self.simulation)
-        self.plan.provide(Kind.KILL, self._kill_current)
+        self.plan.provide(FaultKind.KILL, self._kill_current)
         self.broker = Broker(_configuration(), self.simulation, new_lock_token=lambda: UUID(self.new_id()))
         self.watch = Watch(self.broker, validate_event)
         self.app = DataverseApp(
@@ -245,13 +245,13 @@ class World:
     def add_plug_in(self, opportunity_id: str, fault: Fault, when: When) -> FaultPlan:
         """Let a plug-in fail when the invoice of this opportunity is generated; before the first worker starts."""
         marks = (b"GenerateInvoiceFromOpportunity", opportunity_id.encode())
-        return self._add_plug_in(marks, Rule(Dependency.DATAVERSE, fault, when))
+        return self._add_plug_in(marks, FaultRule(Dependency.DATAVERSE, fault, when))
 
     def add_assign_plug_in(self, fault: Fault) -> None:
         """Let a plug-in fail when an invoice is assigned; before the first worker starts."""
-        self._add_plug_in((_ASSIGNMENT,), Rule(Dependency.DATAVERSE, fault))
+        self._add_plug_in((_ASSIGNMENT,), FaultRule(Dependency.DATAVERSE, fault))
 
-    def _add_plug_in(self, marks: Sequence[bytes], rule: Rule) -> FaultPlan:
+    def _add_plug_in(self, marks: Sequence[bytes], rule: FaultRule) -> FaultPlan:
         plan = FaultPlan([rule], clock=self.simulation)
 
         def concerns(environ: WSGIEnvironment) -> bool:
@@ -339,7 +339,7 @@ class _IdentityEndpoint:
         world = self._world
         fault = world.plan.strike(Dependency.IDENTITY, "token")
         if fault is not None:
-            self.silent = fault.seconds if fault.kind is Kind.SILENT else 0.0
+            self.silent = fault.seconds if fault.kind is FaultKind.SILENT else 0.0
             raise ClientAuthenticationError("The sandbox's identity endpoint issues no token.")
         self._issued += 1
         expires = world.simulation.now() + world.shape.token_lifetime
@@ -554,13 +554,13 @@ class _Sender:
 
     def _strike(self, fault: Fault, entity: str, outgoing: Outgoing, patience: float) -> None:
         world = self._world
-        if fault.after or fault.kind is Kind.DELAY:
+        if fault.after or fault.kind is FaultKind.DELAY:
             self._accept(entity, outgoing)
-        if fault.kind is Kind.KILL:
-            world.plan.carry_out(Kind.KILL)
-        if fault.kind in (Kind.SILENT, Kind.SWALLOW, Kind.DELAY):
+        if fault.kind is FaultKind.KILL:
+            world.plan.carry_out(FaultKind.KILL)
+        if fault.kind in (FaultKind.SILENT, FaultKind.SWALLOW, FaultKind.DELAY):
             world.simulation.sleep(min(fault.seconds, patience))
-        if fault.kind is not Kind.DELAY or fault.seconds > patience:
+        if fault.kind is not FaultKind.DELAY or fault.seconds > patience:
             raise NotSent(f"the sandbox's fault: {fault}")
 
     def _accept(self, entity: str, outgoing: Outgoing) -> None:
@@ -654,9 +654,9 @@ class _Host:
         )
         invocation = _Invocation(actor, worker, message, world.simulation.now())
         self.invocations.append(invocation)
-        if fault is not None and fault.kind is Kind.LOCK_LOST:
+        if fault is not None and fault.kind is FaultKind.LOCK_LOST:
             world.broker.abandon(QUEUE, _token(message))
-        elif fault is not None and fault.kind is Kind.DUPLICATE:
+        elif fault is not None and fault.kind is FaultKind.DUPLICATE:
             world.broker.send(QUEUE, replace(message.message, message_id=None, scheduled_enqueue_time=None))
         world.simulation.at(
             _RENEW_EVERY, lambda: self._renew(invocation), lambda: invocation in self.invocations

@@ -1,6 +1,6 @@
 """What Dataverse holds of an opportunity once a history is at rest: its state, amounts, owner, orders and invoices.
 
-Read from the store, past privileges and past the deployed code. What it should be is left to `checker`.
+Read from the database, past privileges and past the deployed code. What it should be is left to `checker`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-    from sandbox.dataverse import Store
+    from sandbox.dataverse import Database
 
 _WON, _CANCELED_ORDER, _CANCELED_INVOICE, _COMPLETED = 1, 2, 3, 1
 
@@ -72,9 +72,9 @@ class OpportunityState:
         return None if self.won_on == newest else True
 
 
-def read_opportunities(store: Store, function_user: str) -> dict[str, OpportunityState]:
+def read_opportunities(database: Database, function_user: str) -> dict[str, OpportunityState]:
     """Return every opportunity by its id."""
-    with store.reading() as transaction:
+    with database.reading() as transaction:
         rows = transaction.rows(TABLES["opportunity"])
         tables = {
             name: _by(transaction.rows(TABLES[name]), column)

@@ -120,10 +120,10 @@ def run(rounds: int) -> Outcome:
             problems += [problem for worker in workers for problem in worker.recv()]
         for worker in workers:
             worker.send(None)
-        evidence = watch.evidence(cloud.dataverse.store.commits, _function_user(cloud))
+        evidence = watch.evidence(cloud.dataverse.database.commits, _function_user(cloud))
         violations = judge(evidence, Expectations(invoiced=cloud.demo.opportunities))
         problems += [str(violation) for violation in violations]
-        with cloud.dataverse.store.reading() as transaction:
+        with cloud.dataverse.database.reading() as transaction:
             invoices = transaction.count(TABLES["invoice"])
         if len(gate.met) != rounds * sum(THREADS):
             problems.append(f"{len(gate.met)} change sets met at the gate, not {rounds * sum(THREADS)}")
@@ -183,7 +183,7 @@ def _as_shown(brokered: BrokeredMessage) -> Message:
 
 
 def _function_user(cloud: Cloud) -> str:
-    with cloud.dataverse.store.reading() as transaction:
+    with cloud.dataverse.database.reading() as transaction:
         client_id = cloud.function_identity.client_id
         return str(
             transaction.rows(TABLES["systemuser"], "t.applicationid = ?", (client_id,))[0]["systemuserid"]

@@ -15,7 +15,7 @@ from proofs.checker import Cause, Refusal
 from proofs.history import LAST_FAULT
 from proofs.random_faults import draw_rule
 from proofs.refusals import OUTAGES, REFUSALS, REJECTIONS
-from sandbox.faults import Dependency, Fault, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -263,7 +263,7 @@ def _draw_faults(history: History) -> None:
 def _locked_out(history: History) -> None:
     """Nobody has created the application user: everything is parked. Then it is created, and everything replayed."""
     plan = history.world.plan
-    plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.FORBIDDEN)))
+    plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.FORBIDDEN)))
     scenarios = history.opportunities(history.random.choice((1, 1, 2)))
 
     def fix() -> bool:
@@ -314,7 +314,13 @@ def _fault_of(error: ErrorResponse, random: Random) -> Fault:
         part = 0
     source = random.choice(("", "Contoso.CreditCheck"))
     return Fault(
-        Kind.ERROR, status=error.status, code=error.code, text=error.text, part=part, stop=stop, source=source
+        FaultKind.ERROR,
+        status=error.status,
+        code=error.code,
+        text=error.text,
+        part=part,
+        stop=stop,
+        source=source,
     )
 
 
@@ -331,9 +337,9 @@ def _ids_reused(history: History) -> None:
     for number, scenario in enumerate(history.opportunities(4)):
         world.simulation.at(number * gap, functools.partial(_commit_and_report, history, scenario))
     starts, lasts = random.choice((0.0, 300.0)), random.uniform(2, 8)
-    kind = random.choice((Kind.UNAVAILABLE, Kind.REFUSE, Kind.ADMIN_MODE))
+    kind = random.choice((FaultKind.UNAVAILABLE, FaultKind.REFUSE, FaultKind.ADMIN_MODE))
     world.plan.add(
-        Rule(
+        FaultRule(
             Dependency.DATAVERSE, Fault(kind), When.during(timedelta(hours=lasts), timedelta(seconds=starts))
         )
     )
@@ -351,7 +357,7 @@ def _plug_in_throttles(history: History) -> None:
     history.faults_end = False
     throttled, *others = history.opportunities(4)
     fault = Fault(
-        Kind.ERROR,
+        FaultKind.ERROR,
         status=429,
         code=random.choice(("0x80048d04", "0x80040265", "")),
         text="Slow down.",
@@ -376,9 +382,9 @@ def _identity_away(history: History) -> None:
     # A token is valid for a day at most, and may be as old as that.
     lasts = world.shape.token_lifetime.total_seconds()
     starts = random.uniform(0.01, 0.5) * lasts
-    fault = random.choice((Fault(Kind.SILENT, seconds=30), Fault(Kind.UNAVAILABLE)))
+    fault = random.choice((Fault(FaultKind.SILENT, seconds=30), Fault(FaultKind.UNAVAILABLE)))
     away = When.during(timedelta(seconds=lasts * 0.98 - starts), timedelta(seconds=starts))
-    world.plan.add(Rule(Dependency.IDENTITY, fault, away))
+    world.plan.add(FaultRule(Dependency.IDENTITY, fault, away))
     # With more workers, one of them may have no token yet.
     is_prompt = world.shape.workers == 1
     for scenario in others:

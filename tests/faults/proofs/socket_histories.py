@@ -17,12 +17,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from proofs.checker import QUEUE, Expectations, body_of, judge
-from proofs.matrix import cells
+from proofs.matrix import SLOW, cells
 from proofs.scenario import Scenario, expected_of
 from sandbox.cloud import Mode
 from sandbox.dataverse import DuplicateResponse, FailedChangeSet
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Dependency, Fault, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,8 +43,7 @@ _LATER = timedelta(minutes=11)
 _HOUR = timedelta(hours=1)
 _CHANGES = ("amount", "currency", "customer", "name", "nothing")
 _POLL = 0.02
-# What takes long: a few of them, or nothing else would happen in a minute.
-_SLOW = frozenset({Kind.SILENT, Kind.SWALLOW, Kind.KILL, Kind.RESTART, Kind.DELAY, Kind.DRIBBLE})
+# How many of the faults are slow: with more of them, nothing else would happen in a minute.
 _SLOW_SHARE = 0.12
 
 
@@ -96,12 +95,12 @@ class Histories:
 
 
 @functools.lru_cache(maxsize=1)
-def _rules() -> tuple[Sequence[Rule], Sequence[Rule]]:
+def _rules() -> tuple[Sequence[FaultRule], Sequence[FaultRule]]:
     """Return the faults of the matrix that pass, quick ones and slow ones."""
     passing = [cell.rule for cell in cells() if cell.reason is None and not cell.far]
     return (
-        [rule for rule in passing if rule.fault.kind not in _SLOW],
-        [rule for rule in passing if rule.fault.kind in _SLOW],
+        [rule for rule in passing if rule.fault.kind not in SLOW],
+        [rule for rule in passing if rule.fault.kind in SLOW],
     )
 
 
@@ -153,31 +152,36 @@ class _History:
 
     # --- what is drawn ---
 
-    def _faults(self) -> list[Rule]:
+    def _faults(self) -> list[FaultRule]:
         random = self._random
         quick, slow = _rules()
         drawn = []
         for _ in range(random.choice((0, 1, 2, 2, 3, 4))):
             rule = random.choice(slow if random.random() < _SLOW_SHARE else quick)
             first = random.choice((1, 1, 1, 2, 3))
-            last = first + random.choice((0, 0, 1, 3)) if rule.fault.kind not in _SLOW else first
+            last = first + random.choice((0, 0, 1, 3)) if rule.fault.kind not in SLOW else first
             drawn.append(replace(rule, when=replace(rule.when, first=first, last=last)))
         if random.random() < 0.1:
             # Everything is away for a moment.
             dependency = random.choice((Dependency.DATAVERSE, Dependency.SERVICE_BUS_OUT))
-            away = Fault(Kind.UNAVAILABLE if dependency is Dependency.DATAVERSE else Kind.REJECT)
-            drawn.append(Rule(dependency, away, When.during(timedelta(seconds=random.choice((1, 2, 4))))))
+            away = Fault(FaultKind.UNAVAILABLE if dependency is Dependency.DATAVERSE else FaultKind.REJECT)
+            drawn.append(
+                FaultRule(dependency, away, When.during(timedelta(seconds=random.choice((1, 2, 4)))))
+            )
         if random.random() < 0.1:
             # Who has a valid token does not notice.
             self._draws["identity: away all the time"] += 1
             drawn.append(
-                Rule(Dependency.IDENTITY, random.choice((Fault(Kind.SILENT), Fault(Kind.UNAVAILABLE))))
+                FaultRule(
+                    Dependency.IDENTITY,
+                    random.choice((Fault(FaultKind.SILENT), Fault(FaultKind.UNAVAILABLE))),
+                )
             )
         if random.random() < 0.1:
             drawn += self._hung_connections()
         return drawn
 
-    def _hung_connections(self) -> list[Rule]:
+    def _hung_connections(self) -> list[FaultRule]:
         """Let many connections in a row hang, at one stage or another; then the peer is healthy."""
         random, stage = self._random, self._stage
         dependency = Dependency.DATAVERSE
@@ -187,8 +191,10 @@ class _History:
         count = random.randint(4, 12)
         self._draws[f"hung connections: {dependency}"] += count
         stage.cut(dependency)
-        fault = random.choice((Fault(Kind.SILENT), Fault(Kind.SWALLOW), Fault(Kind.SILENT, after=True)))
-        return [Rule(dependency, fault, When(last=count), "connect")]
+        fault = random.choice(
+            (Fault(FaultKind.SILENT), Fault(FaultKind.SWALLOW), Fault(FaultKind.SILENT, after=True))
+        )
+        return [FaultRule(dependency, fault, When(last=count), "connect")]
 
     def _scripts(self) -> list[Callable[[], None]]:
         """Return what happens at the same time: one script for each opportunity."""
@@ -434,5 +440,5 @@ class _History:
         return any(scenario.id.encode() in body_of(message) for message in waiting)
 
     def _row(self, table: str, column: str, scenario: Scenario) -> dict[str, Any]:
-        with self._stage.cloud.dataverse.store.reading() as transaction:
+        with self._stage.cloud.dataverse.database.reading() as transaction:
             return transaction.rows(TABLES[table], f't."{column}" = ?', (scenario.id,))[0]

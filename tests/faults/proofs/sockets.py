@@ -113,7 +113,7 @@ class Stage:
     def __enter__(self) -> Self:
         self.cloud.start()
         self._fresh = iter(self.cloud.demo.opportunities)
-        with self.cloud.dataverse.store.reading() as transaction:
+        with self.cloud.dataverse.database.reading() as transaction:
             users = transaction.rows(
                 TABLES["systemuser"], "t.applicationid = ?", (self.cloud.function_identity.client_id,)
             )
@@ -138,7 +138,7 @@ class Stage:
 
     def unassigned(self, opportunity_id: str) -> list[str]:
         """Say which invoices of an opportunity do not belong to its owner."""
-        with self.cloud.dataverse.store.reading() as transaction:
+        with self.cloud.dataverse.database.reading() as transaction:
             opportunity = transaction.get(TABLES["opportunity"], opportunity_id)
             invoices = transaction.rows(TABLES["invoice"], "opportunityid = ?", (opportunity_id,))
         owner = opportunity["ownerid"] if opportunity else None
@@ -226,9 +226,9 @@ class Stage:
 
     def evidence(self) -> Evidence:
         """Return what there is to see from outside."""
-        store = self.cloud.dataverse.store
-        opportunities = read_opportunities(store, self.function_user)
-        return self.watch.evidence(store.commits, self.function_user, opportunities)
+        database = self.cloud.dataverse.database
+        opportunities = read_opportunities(database, self.function_user)
+        return self.watch.evidence(database.commits, self.function_user, opportunities)
 
     def _observe(self, observation: Observation) -> None:
         seen = self.seen

@@ -128,7 +128,7 @@ def test_what_is_committed_can_be_read_while_somebody_writes() -> None:
         (opportunity,) = cloud.demo.opportunities
         session.trust_env = False
         token = cloud.authority.issue(cloud.operator, cloud.dataverse.organization.url)
-        with cloud.dataverse.store.writing() as transaction:
+        with cloud.dataverse.database.writing() as transaction:
             transaction.update(TABLES["opportunity"], opportunity, {"name": "not yet"})
             response = session.get(
                 f"{cloud.dataverse_server.url}/api/data/v9.2/opportunities({opportunity})?$select=name",

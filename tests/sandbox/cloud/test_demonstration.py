@@ -53,12 +53,12 @@ class _Sales:
             self.session.get(f"{self._url}/api/data/v9.2/invoices({row['invoiceid']})", timeout=5)
 
     def invoices(self) -> list[dict[str, Any]]:
-        with self.app.store.reading() as transaction:
+        with self.app.database.reading() as transaction:
             return [dict(row) for row in transaction.rows(TABLES["invoice"])]
 
     def event(self, **changes: object) -> ReceivedEvent:
         (invoice, *_) = self.invoices()
-        with self.app.store.reading() as transaction:
+        with self.app.database.reading() as transaction:
             currency = transaction.get(TABLES["transactioncurrency"], invoice["transactioncurrencyid"])
             is_account = transaction.get(TABLES["account"], invoice["customerid"]) is not None
         assert currency is not None
@@ -76,7 +76,7 @@ class _Sales:
 
     def outcome(self, *events: ReceivedEvent, pending: demo.Pending | None = None) -> demo.Outcome:
         waiting = {self.opportunity: pending} if pending else {}
-        return demo.compare(self.app.store, {self.opportunity: WON_AT}, events, waiting)
+        return demo.compare(self.app.database, {self.opportunity: WON_AT}, events, waiting)
 
 
 @pytest.fixture

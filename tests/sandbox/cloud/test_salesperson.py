@@ -35,14 +35,14 @@ def salesperson(cloud: Cloud) -> Iterator[Salesperson]:
 
 
 def row(cloud: Cloud, table: str, record_id: str) -> dict[str, Any]:
-    with cloud.dataverse.store.reading() as transaction:
+    with cloud.dataverse.database.reading() as transaction:
         found = transaction.get(TABLES[table], record_id)
     assert found is not None
     return found
 
 
 def closes(cloud: Cloud, opportunity: str) -> list[int]:
-    with cloud.dataverse.store.reading() as transaction:
+    with cloud.dataverse.database.reading() as transaction:
         rows = transaction.rows(TABLES["opportunityclose"], "opportunityid = ?", (opportunity,))
     return sorted(close["statecode"] for close in rows)
 
@@ -72,7 +72,7 @@ def test_a_line_is_removed_and_a_customer_changed(cloud: Cloud, salesperson: Sal
     opportunity = cloud.demo.opportunities[1]
     before = row(cloud, "opportunity", opportunity)
     salesperson.change(opportunity, OpportunityChange(added=[WriteIn("Packaging", Decimal(1000))]))
-    with cloud.dataverse.store.reading() as transaction:
+    with cloud.dataverse.database.reading() as transaction:
         lines = transaction.rows(TABLES["opportunityproduct"], "opportunityid = ?", (opportunity,))
     last = max(line["lineitemnumber"] for line in lines)
     contact = cloud.demo.contacts[0]
@@ -86,7 +86,7 @@ def test_a_currency_is_changed_with_its_lines(cloud: Cloud, salesperson: Salespe
     yen = cloud.demo.currencies["JPY"]
     salesperson.change(opportunity, OpportunityChange(currency=yen))
     assert row(cloud, "opportunity", opportunity)["totalamount"] % 1 == 0
-    with cloud.dataverse.store.reading() as transaction:
+    with cloud.dataverse.database.reading() as transaction:
         lines = transaction.rows(TABLES["opportunityproduct"], "opportunityid = ?", (opportunity,))
     assert {line["transactioncurrencyid"] for line in lines} == {yen}
 

@@ -13,7 +13,15 @@ import requests
 
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock
-from sandbox.dataverse import DataverseApp, DataverseServer, Depth, ServiceEndpoint, Store, WsgiAdapter, seed
+from sandbox.dataverse import (
+    Database,
+    DataverseApp,
+    DataverseServer,
+    Depth,
+    ServiceEndpoint,
+    WsgiAdapter,
+    seed,
+)
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.identity import Identity, TokenAuthority
 
@@ -180,7 +188,7 @@ def seeded() -> tuple[bytes, DemoOrganization]:
     clock = MovableClock(datetime(2026, 3, 1, tzinfo=UTC))
     app = DataverseApp(_AUTHORITY.verify, clock=clock)
     demo = seed.demo_organization(app, 8)
-    image = app.store.image()
+    image = app.database.image()
     app.close()
     return image, demo
 
@@ -253,8 +261,8 @@ def make_world(
 
 
 @pytest.fixture
-def store() -> Iterator[Store]:
+def database() -> Iterator[Database]:
     """Empty tables."""
-    store = Store(MovableClock())
-    yield store
-    store.close()
+    database = Database(MovableClock())
+    yield database
+    database.close()

@@ -61,13 +61,13 @@ def test_a_change_set_happens_once_and_its_reads_tell(world: World) -> None:
 def test_a_change_set_that_fails_leaves_nothing_behind(world: World, claim_first: bool) -> None:  # noqa: FBT001
     client, opportunity = world.function, world.demo.opportunities[0]
     parts = [claim(client, opportunity), generate(client, opportunity), claim(client, opportunity)]
-    before = len(world.app.store.commits)
+    before = len(world.app.database.commits)
     ordered = parts if claim_first else [parts[1], parts[0], parts[2]]
     (failed,) = client.responses(client.batch(client.change_set(*ordered)))
     assert [part.status for part in failed.nested] == [412]
     assert not world.admin.rows(invoices(opportunity))
     world.admin.get(f"annotations({KEY})", status=404)
-    assert len(world.app.store.commits) == before
+    assert len(world.app.database.commits) == before
 
 
 def test_the_first_failure_ends_a_batch_unless_it_may_go_on(world: World) -> None:

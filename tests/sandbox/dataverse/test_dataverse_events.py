@@ -299,7 +299,7 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
     app = DataverseApp(never, directory=tmp_path, post=post, retry_delays=[timedelta()] * 5)
     demo = seed.demo_organization(app, 10)
     seed.add_step(app, seed.add_service_endpoint(app, namespace_address="sb://sandbox/", path="q"))
-    poster = Poster(app.organization.pipeline, app.store).start()
+    poster = Poster(app.organization.pipeline, app.database).start()
     with app.session() as session:
         for opportunity in demo.opportunities:
             close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
@@ -307,7 +307,7 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
     for _ in demo.opportunities:
         assert arrived.acquire(timeout=10)
     poster.stop()
-    with app.store.reading() as transaction:
+    with app.database.reading() as transaction:
         assert not transaction.rows(TABLES["asyncoperation"])
     app.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataverse-poster")]

@@ -14,7 +14,7 @@ from sandbox.dataverse.filters import parse_filter
 from sandbox.dataverse.schema import TABLES
 
 if TYPE_CHECKING:
-    from sandbox.dataverse import Store
+    from sandbox.dataverse import Database
     from tests.sandbox.dataverse.conftest import World
 
 GUID = "11111111-2222-4333-8444-555555555555"
@@ -47,14 +47,14 @@ many = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCh
 
 @many
 @given(text=st.one_of(filters, st.text(max_size=40)))
-def test_every_filter_runs_or_is_refused(store: Store, text: str) -> None:
+def test_every_filter_runs_or_is_refused(database: Database, text: str) -> None:
     table = TABLES["opportunity"]
     try:
         condition = parse_filter(text, table)
     except RequestRefused as error:
         assert error.status in (400, 501)  # noqa: PT017 - either outcome is right
         return
-    with store.reading() as transaction:
+    with database.reading() as transaction:
         transaction.rows(table, condition.sql, condition.parameters)
 
 
@@ -91,11 +91,11 @@ def test_a_filter_that_is_nested_too_deeply_is_refused(text: str) -> None:
         parse_filter(text, TABLES["opportunity"])
 
 
-def test_a_filter_has_five_hundred_conditions_at_most(store: Store) -> None:
+def test_a_filter_has_five_hundred_conditions_at_most(database: Database) -> None:
     table = TABLES["opportunity"]
     terms = [f"statecode eq {number}" for number in range(501)]
     condition = parse_filter(" or ".join(terms[:500]), table)
-    with store.reading() as transaction:
+    with database.reading() as transaction:
         assert transaction.rows(table, condition.sql, condition.parameters) == []
     with pytest.raises(RequestRefused) as refused:
         parse_filter(" or ".join(terms), table)

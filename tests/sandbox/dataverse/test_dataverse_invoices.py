@@ -84,7 +84,7 @@ def test_the_amounts_of_every_invoice_agree(https_world: World, number: int) -> 
 
 
 def test_the_seed_has_lines_of_every_kind(https_world: World) -> None:
-    with https_world.app.store.reading() as transaction:
+    with https_world.app.database.reading() as transaction:
         lines = transaction.rows(TABLES["opportunityproduct"])
     assert {line["producttypecode"] for line in lines} == {1, 2, 3, 4}
     assert {line["isproductoverridden"] for line in lines} == {True, False}

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from sandbox.clock import MovableClock
-from sandbox.dataverse import DataverseApp, Limits, ServiceProtection, WsgiAdapter, seed
+from sandbox.dataverse import DataverseApp, ServiceProtection, ServiceProtectionLimits, WsgiAdapter, seed
 from sandbox.dataverse.errors import RequestRefused
 from sandbox.identity import Identity, TokenAuthority
 
@@ -47,7 +47,7 @@ def refusal(protection: ServiceProtection) -> tuple[str, int]:
 
 
 def test_the_window_of_requests_slides(clock: MovableClock) -> None:
-    protection = ServiceProtection(clock, Limits(requests=3))
+    protection = ServiceProtection(clock, ServiceProtectionLimits(requests=3))
     for _ in range(3):
         ask(protection)
         clock.advance(timedelta(seconds=100))
@@ -66,7 +66,7 @@ def test_the_default_lets_6000_in(clock: MovableClock) -> None:
 
 def test_going_on_prolongs_the_wait(clock: MovableClock) -> None:
     """A refused request counts like one that was admitted; those of one moment count once."""
-    protection = ServiceProtection(clock, Limits(requests=2))
+    protection = ServiceProtection(clock, ServiceProtectionLimits(requests=2))
     ask(protection)
     clock.advance(timedelta(seconds=100))
     ask(protection)
@@ -84,7 +84,7 @@ def test_going_on_prolongs_the_wait(clock: MovableClock) -> None:
 
 def test_who_obeys_is_served_whatever_others_do(clock: MovableClock) -> None:
     """Two clients with one identity know nothing of each other: the first is not punished for the second for long."""
-    protection = ServiceProtection(clock, Limits(requests=10))
+    protection = ServiceProtection(clock, ServiceProtectionLimits(requests=10))
     for _ in range(10):
         ask(protection)
     clock.advance(timedelta(seconds=10))
@@ -119,7 +119,7 @@ def test_so_many_at_once(clock: MovableClock) -> None:
 
 
 def test_a_request_that_fails_is_over_too(clock: MovableClock) -> None:
-    protection = ServiceProtection(clock, Limits(concurrent=1))
+    protection = ServiceProtection(clock, ServiceProtectionLimits(concurrent=1))
     for _ in range(3):
         with pytest.raises(KeyError), protection.admitted("u", 0):
             raise KeyError
@@ -127,7 +127,7 @@ def test_a_request_that_fails_is_over_too(clock: MovableClock) -> None:
 
 
 def test_users_and_servers_are_counted_apart(clock: MovableClock) -> None:
-    protection = ServiceProtection(clock, Limits(requests=1))
+    protection = ServiceProtection(clock, ServiceProtectionLimits(requests=1))
     ask(protection)
     ask(protection, user="another")
     ask(protection, server=1)
@@ -135,7 +135,7 @@ def test_users_and_servers_are_counted_apart(clock: MovableClock) -> None:
 
 
 def test_a_refused_request_was_not_executed(world: World) -> None:
-    world.app.protection = ServiceProtection(world.clock, Limits(requests=1))
+    world.app.protection = ServiceProtection(world.clock, ServiceProtectionLimits(requests=1))
     done = world.admin.call("POST", "accounts", {"name": "first"})
     assert done.headers["x-ms-ratelimit-burst-remaining-xrm-requests"] == "0"
     assert done.headers["x-ms-dop-hint"]
@@ -147,7 +147,7 @@ def test_a_refused_request_was_not_executed(world: World) -> None:
 
 
 def test_a_batch_is_one_request(world: World) -> None:
-    world.app.protection = ServiceProtection(world.clock, Limits(requests=1))
+    world.app.protection = ServiceProtection(world.clock, ServiceProtectionLimits(requests=1))
     client = world.admin
     parts = client.responses(client.batch(*[client.operation("GET", "WhoAmI")] * 5))
     assert [part.status for part in parts] == [200] * 5

@@ -195,6 +195,6 @@ def test_an_update_names_the_table_of_its_owner(world: World) -> None:
 
 
 def test_opportunities_have_different_owners(https_world: World) -> None:
-    with https_world.app.store.reading() as transaction:
+    with https_world.app.database.reading() as transaction:
         owners = {row["ownerid"] for row in transaction.rows(TABLES["opportunity"])}
     assert len(owners) > 1

@@ -159,10 +159,10 @@ def test_references_set_and_clear_a_lookup(world: World) -> None:
 def test_a_body_that_does_not_fit_is_refused_and_nothing_is_made(
     world: World, body: dict[str, object], status: int, code: str
 ) -> None:
-    before = len(world.app.store.commits)
+    before = len(world.app.database.commits)
     refused = world.admin.post("opportunities", body, status)
     assert refused.json()["error"]["code"] == code
-    assert len(world.app.store.commits) == before
+    assert len(world.app.database.commits) == before
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000])
@@ -194,13 +194,13 @@ def test_notes_go_with_their_opportunity_and_orders_stay(world: World) -> None:
 
 
 def test_the_log_shows_who_changed_what_in_which_request(world: World) -> None:
-    start = len(world.app.store.commits)
+    start = len(world.app.database.commits)
     account = world.admin.create("accounts", {"name": "A"})
     world.admin.call(
         "PATCH", f"accounts({account})", {"name": "B"}, {"x-ms-client-request-id": str(uuid.UUID(int=7))}
     )
     world.admin.call("DELETE", f"accounts({account})")
-    commits = world.app.store.commits[start:]
+    commits = world.app.database.commits[start:]
     assert [(change.kind, change.id) for commit in commits for change in commit.changes] == [
         ("create", account),
         ("update", account),

@@ -20,7 +20,7 @@ CLOCK = MovableClock()
 def opportunities(number: int) -> dict[str, Row]:
     app = DataverseApp(TokenAuthority(CLOCK).verify, clock=CLOCK)
     demo = seed.demo_organization(app, 30, seed=number)
-    with app.store.reading() as transaction:
+    with app.database.reading() as transaction:
         rows = {row["opportunityid"]: row for row in transaction.rows(TABLES["opportunity"])}
     app.close()
     assert rows.keys() == set(demo.opportunities)

@@ -189,7 +189,7 @@ def test_a_change_set_of_the_official_sdk_is_one_transaction(sdk: DataverseClien
     assert [response.status_code for response in result.responses] == [204, 204, 204, 200]
     assert result.responses[-1].data
     assert len(result.responses[-1].data["value"]) == 1
-    before = len(served.app.store.commits)
+    before = len(served.app.database.commits)
     batch = sdk.batch.new()
     with batch.changeset() as changes:
         changes.records.create("account", {"name": "undone"})
@@ -200,7 +200,7 @@ def test_a_change_set_of_the_official_sdk_is_one_transaction(sdk: DataverseClien
     assert [(response.status_code, response.error_code) for response in result.responses] == [
         (404, "0x80040217")
     ]
-    assert len(served.app.store.commits) == before
+    assert len(served.app.database.commits) == before
 
 
 def claim_and_call(opportunity: str) -> bytes:
@@ -239,7 +239,7 @@ def test_of_many_simultaneous_claims_one_commits(served: Served, response: Dupli
     assert sum(f"HTTP/1.1 {response.value.split()[0]}" in text for text in texts) == 15
     made = [
         change
-        for commit in served.app.store.commits
+        for commit in served.app.database.commits
         for change in commit.changes
         if change.table == "invoice" and change.kind == "create"
     ]

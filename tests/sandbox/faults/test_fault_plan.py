@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sandbox.clock import MovableClock
-from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.plan import KINDS, OPERATIONS
 
-RESET = Fault(Kind.RESET)
+RESET = Fault(FaultKind.RESET)
 READ = (Dependency.DATAVERSE, "read")
 
 
@@ -19,7 +19,7 @@ def struck(
     return [n for n in range(1, calls + 1) if plan.strike(dependency, operation) is not None]
 
 
-def plan_of(*rules: Rule, clock: MovableClock | None = None) -> FaultPlan:
+def plan_of(*rules: FaultRule, clock: MovableClock | None = None) -> FaultPlan:
     return FaultPlan(rules, clock or MovableClock(datetime(2026, 1, 1, tzinfo=UTC)))
 
 
@@ -38,11 +38,11 @@ def test_nothing_is_struck_without_rules() -> None:
     ],
 )
 def test_calls_are_struck_by_their_number(when: When, expected: list[int]) -> None:
-    assert struck(plan_of(Rule(Dependency.DATAVERSE, RESET, when)), 5) == expected
+    assert struck(plan_of(FaultRule(Dependency.DATAVERSE, RESET, when)), 5) == expected
 
 
 def test_only_matching_calls_are_counted_and_struck() -> None:
-    plan = plan_of(Rule(Dependency.DATAVERSE, RESET, When.nth(2), "read"))
+    plan = plan_of(FaultRule(Dependency.DATAVERSE, RESET, When.nth(2), "read"))
     assert struck(plan, 1) == []
     assert struck(plan, 5, operation="batch") == []
     assert struck(plan, 5, dependency=Dependency.IDENTITY) == []
@@ -50,7 +50,7 @@ def test_only_matching_calls_are_counted_and_struck() -> None:
 
 
 def test_a_pattern_names_several_operations() -> None:
-    plan = plan_of(Rule(Dependency.SERVICE_BUS_OUT, RESET, operation="send:*"))
+    plan = plan_of(FaultRule(Dependency.SERVICE_BUS_OUT, RESET, operation="send:*"))
     assert plan.strike(Dependency.SERVICE_BUS_OUT, "send:invoice-created") == RESET
     assert plan.strike(Dependency.SERVICE_BUS_OUT, "schedule:opportunity-won") is None
 
@@ -58,7 +58,9 @@ def test_a_pattern_names_several_operations() -> None:
 def test_a_window_of_time_opens_and_closes_by_the_plan_s_clock() -> None:
     clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
     plan = plan_of(
-        Rule(Dependency.DATAVERSE, RESET, When.during(timedelta(seconds=10), start=timedelta(seconds=5))),
+        FaultRule(
+            Dependency.DATAVERSE, RESET, When.during(timedelta(seconds=10), start=timedelta(seconds=5))
+        ),
         clock=clock,
     )
     seen = []
@@ -69,24 +71,24 @@ def test_a_window_of_time_opens_and_closes_by_the_plan_s_clock() -> None:
 
 
 def test_chance_is_the_same_for_the_same_seed_and_near_its_probability() -> None:
-    rule = Rule(Dependency.DATAVERSE, RESET, When.at_random(0.3, seed=7))
+    rule = FaultRule(Dependency.DATAVERSE, RESET, When.at_random(0.3, seed=7))
     one, other = struck(plan_of(rule), 1000), struck(plan_of(rule), 1000)
     assert one == other
     assert 250 < len(one) < 350
-    assert one != struck(plan_of(Rule(Dependency.DATAVERSE, RESET, When.at_random(0.3, seed=8))), 1000)
+    assert one != struck(plan_of(FaultRule(Dependency.DATAVERSE, RESET, When.at_random(0.3, seed=8))), 1000)
 
 
 def test_every_rule_counts_a_call_that_another_one_strikes() -> None:
-    delay = Fault(Kind.DELAY)
+    delay = Fault(FaultKind.DELAY)
     plan = plan_of(
-        Rule(Dependency.DATAVERSE, RESET, When.nth(1)),
-        Rule(Dependency.DATAVERSE, delay, When.nth(2)),
+        FaultRule(Dependency.DATAVERSE, RESET, When.nth(1)),
+        FaultRule(Dependency.DATAVERSE, delay, When.nth(2)),
     )
     assert [plan.strike(*READ), plan.strike(*READ), plan.strike(*READ)] == [RESET, delay, None]
 
 
 def test_what_struck_is_logged_and_stays_logged_when_the_rules_are_gone() -> None:
-    plan = plan_of(Rule(Dependency.DATAVERSE, Fault(Kind.UNAVAILABLE, status=502, after=True)))
+    plan = plan_of(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.UNAVAILABLE, status=502, after=True)))
     plan.strike(Dependency.DATAVERSE, "read", "GET /invoices")
     plan.clear()
     assert plan.strike(*READ) is None
@@ -108,19 +110,19 @@ def test_a_pause_ends_when_the_plan_is_cleared() -> None:
 def test_what_a_connection_cannot_do_is_provided_by_its_owner() -> None:
     plan, killed = plan_of(), []
     with pytest.raises(LookupError, match="kill"):
-        plan.carry_out(Kind.KILL)
-    plan.provide(Kind.KILL, lambda: killed.append("worker"))
-    plan.carry_out(Kind.KILL)
+        plan.carry_out(FaultKind.KILL)
+    plan.provide(FaultKind.KILL, lambda: killed.append("worker"))
+    plan.carry_out(FaultKind.KILL)
     assert killed == ["worker"]
 
 
 def test_a_fault_that_a_connection_cannot_have_is_refused() -> None:
     with pytest.raises(ValueError, match="no deadlock on the connection identity"):
-        Rule(Dependency.IDENTITY, Fault(Kind.DEADLOCK))
+        FaultRule(Dependency.IDENTITY, Fault(FaultKind.DEADLOCK))
 
 
 def test_every_kind_and_dependency_is_described() -> None:
-    assert set(KINDS) == set(Kind)
+    assert set(KINDS) == set(FaultKind)
     assert set(OPERATIONS) == set(Dependency)
     assert all(hasattr(RESET, name) for description in KINDS.values() for name in description.fields)
 
@@ -128,25 +130,25 @@ def test_every_kind_and_dependency_is_described() -> None:
 @pytest.mark.parametrize(
     ("rule", "operation", "strikes"),
     [
-        (Rule(Dependency.DATAVERSE, RESET), "connect", False),
-        (Rule(Dependency.DATAVERSE, RESET, operation="connect"), "connect", True),
-        (Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED), operation="connect"), "connect", False),
-        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "connect", True),
-        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.REFUSE)), "deliver:queue", False),
-        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "deliver:queue", True),
-        (Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST)), "attach:queue", False),
+        (FaultRule(Dependency.DATAVERSE, RESET), "connect", False),
+        (FaultRule(Dependency.DATAVERSE, RESET, operation="connect"), "connect", True),
+        (FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED), operation="connect"), "connect", False),
+        (FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.REFUSE)), "connect", True),
+        (FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.REFUSE)), "deliver:queue", False),
+        (FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.LOCK_LOST)), "deliver:queue", True),
+        (FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.LOCK_LOST)), "attach:queue", False),
     ],
     ids=str,
 )
-def test_a_pattern_means_what_can_be_struck(rule: Rule, operation: str, strikes: bool) -> None:  # noqa: FBT001 - pytest's
+def test_a_pattern_means_what_can_be_struck(rule: FaultRule, operation: str, strikes: bool) -> None:  # noqa: FBT001 - pytest's
     """A connection is struck where it is named, or where nothing but a connection can be."""
     assert (plan_of(rule).strike(rule.dependency, operation) is not None) is strikes
 
 
 def test_a_suspended_plan_strikes_nothing_and_counts_nothing() -> None:
     clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
-    nth = Rule(Dependency.DATAVERSE, RESET, When.nth(2))
-    timed = Rule(Dependency.IDENTITY, RESET, When.during(timedelta(seconds=10)))
+    nth = FaultRule(Dependency.DATAVERSE, RESET, When.nth(2))
+    timed = FaultRule(Dependency.IDENTITY, RESET, When.during(timedelta(seconds=10)))
     plan = plan_of(nth, timed, clock=clock)
     with plan.suspended():
         assert struck(plan, 5) == []
@@ -160,9 +162,9 @@ def test_a_suspended_plan_strikes_nothing_and_counts_nothing() -> None:
 def test_active_rules_are_those_that_may_still_strike() -> None:
     clock = MovableClock(datetime(2026, 1, 1, tzinfo=UTC))
     once, timed, always = (
-        Rule(Dependency.DATAVERSE, RESET, When.once()),
-        Rule(Dependency.DATAVERSE, RESET, When.during(timedelta(seconds=10), timedelta(seconds=5))),
-        Rule(Dependency.IDENTITY, RESET),
+        FaultRule(Dependency.DATAVERSE, RESET, When.once()),
+        FaultRule(Dependency.DATAVERSE, RESET, When.during(timedelta(seconds=10), timedelta(seconds=5))),
+        FaultRule(Dependency.IDENTITY, RESET),
     )
     plan = plan_of(once, timed, always, clock=clock)
     assert [(each.rule, each.until) for each in plan.active] == [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.faults import Dependency, Fault, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 from sandbox.faults.plan import KINDS
 from sandbox.faults.syntax import _FIELDS, InvalidRule, parse_rule
 
@@ -14,54 +14,62 @@ from sandbox.faults.syntax import _FIELDS, InvalidRule, parse_rule
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("dataverse refuse", Rule(Dependency.DATAVERSE, Fault(Kind.REFUSE))),
+        ("dataverse refuse", FaultRule(Dependency.DATAVERSE, Fault(FaultKind.REFUSE))),
         (
             "dataverse/change-set reset after=yes nth=2",
-            Rule(Dependency.DATAVERSE, Fault(Kind.RESET, after=True), When.nth(2), "change-set"),
+            FaultRule(Dependency.DATAVERSE, Fault(FaultKind.RESET, after=True), When.nth(2), "change-set"),
         ),
         (
             "dataverse throttled retry-after=date+7 part=0 from=1m for=30s",
-            Rule(
+            FaultRule(
                 Dependency.DATAVERSE,
-                Fault(Kind.THROTTLED, retry_after="date+7", part=0),
+                Fault(FaultKind.THROTTLED, retry_after="date+7", part=0),
                 When.during(timedelta(seconds=30), start=timedelta(minutes=1)),
             ),
         ),
         (
             "service-bus-out/send:invoice-created reject code=com.microsoft:server-busy chance=0.2 seed=7",
-            Rule(
+            FaultRule(
                 Dependency.SERVICE_BUS_OUT,
-                Fault(Kind.REJECT, code="com.microsoft:server-busy"),
+                Fault(FaultKind.REJECT, code="com.microsoft:server-busy"),
                 When.at_random(0.2, 7),
                 "send:invoice-created",
             ),
         ),
         (
             "service-bus-in/deliver:* lock-lost nth=2-4",
-            Rule(Dependency.SERVICE_BUS_IN, Fault(Kind.LOCK_LOST), When(2, 4), "deliver:*"),
+            FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.LOCK_LOST), When(2, 4), "deliver:*"),
         ),
         (
             "identity/connect cut bytes=100 nth=3-",
-            Rule(Dependency.IDENTITY, Fault(Kind.CUT, bytes=100), When(3), "connect"),
+            FaultRule(Dependency.IDENTITY, Fault(FaultKind.CUT, bytes=100), When(3), "connect"),
         ),
-        ("dataverse unavailable status=502", Rule(Dependency.DATAVERSE, Fault(Kind.UNAVAILABLE, status=502))),
+        (
+            "dataverse unavailable status=502",
+            FaultRule(Dependency.DATAVERSE, Fault(FaultKind.UNAVAILABLE, status=502)),
+        ),
         (
             "dataverse silent seconds=0.5 after=no",
-            Rule(Dependency.DATAVERSE, Fault(Kind.SILENT, seconds=0.5)),
+            FaultRule(Dependency.DATAVERSE, Fault(FaultKind.SILENT, seconds=0.5)),
         ),
         (
             'dataverse/change-set error code= status=403 part=0 text="Not so much." source=Plugin/Contoso nth=1',
-            Rule(
+            FaultRule(
                 Dependency.DATAVERSE,
-                Fault(Kind.ERROR, code="", status=403, part=0, text="Not so much.", source="Plugin/Contoso"),
+                Fault(
+                    FaultKind.ERROR, code="", status=403, part=0, text="Not so much.", source="Plugin/Contoso"
+                ),
                 When.once(),
                 "change-set",
             ),
         ),
-        ("functions-host kill nth=3", Rule(Dependency.FUNCTIONS_HOST, Fault(Kind.KILL), When.nth(3))),
+        (
+            "functions-host kill nth=3",
+            FaultRule(Dependency.FUNCTIONS_HOST, Fault(FaultKind.KILL), When.nth(3)),
+        ),
     ],
 )
-def test_a_rule_is_read_as_it_is_written(text: str, rule: Rule) -> None:
+def test_a_rule_is_read_as_it_is_written(text: str, rule: FaultRule) -> None:
     assert parse_rule(text) == rule
 
 
@@ -90,14 +98,16 @@ def test_what_is_no_rule_is_refused_with_what_there_is(text: str, says: str) -> 
 
 
 def test_what_a_rule_says_of_itself_can_be_read_again() -> None:
-    rule = Rule(
+    rule = FaultRule(
         Dependency.DATAVERSE,
-        Fault(Kind.THROTTLED, retry_after="9", after=True),
+        Fault(FaultKind.THROTTLED, retry_after="9", after=True),
         When(2, 5, timedelta(seconds=3), timedelta(seconds=9), 0.25, 4),
         "change-set",
     )
     assert parse_rule(str(rule)) == rule
-    quoted = Rule(Dependency.DATAVERSE, Fault(Kind.ERROR, code="", status=429, text='It isn\'t "there".'))
+    quoted = FaultRule(
+        Dependency.DATAVERSE, Fault(FaultKind.ERROR, code="", status=429, text='It isn\'t "there".')
+    )
     assert parse_rule(str(quoted)) == quoted
 
 
@@ -109,7 +119,7 @@ def test_the_page_shows_every_fault_by_an_example() -> None:
         if text.partition(" ")[0].partition("/")[0] in list(Dependency)
     ]
     rules = [parse_rule(text) for text in shown if " " in text]
-    assert {rule.fault.kind for rule in rules} == set(Kind)
+    assert {rule.fault.kind for rule in rules} == set(FaultKind)
     assert {rule.dependency for rule in rules} == set(Dependency)
 
 

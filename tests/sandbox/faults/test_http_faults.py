@@ -15,7 +15,16 @@ from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, DataverseServer, seed
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Dependency, Fault, FaultPlan, FaultyAdapter, Kind, Rule, When, faulty_dataverse
+from sandbox.faults import (
+    Dependency,
+    Fault,
+    FaultKind,
+    FaultPlan,
+    FaultRule,
+    FaultyAdapter,
+    When,
+    faulty_dataverse,
+)
 from sandbox.identity import Identity, TokenAuthority
 
 if TYPE_CHECKING:
@@ -43,7 +52,7 @@ class Service:
 
     def get(self, fault: Fault, **headers: str) -> requests.Response:
         """Call it once, struck by `fault`."""
-        self.plan.add(Rule(Dependency.DATAVERSE, fault, When.once()))
+        self.plan.add(FaultRule(Dependency.DATAVERSE, fault, When.once()))
         session = requests.Session()
         session.mount("https://", FaultyAdapter(faulty_dataverse(self, self.plan, self.waited.append)))
         return session.get(f"{URL}/api/data/v9.2/accounts", headers=headers, allow_redirects=False)
@@ -57,13 +66,13 @@ def service() -> Service:
 @pytest.mark.parametrize(
     ("fault", "error", "carried_out"),
     [
-        (Fault(Kind.REFUSE), requests.ConnectionError, 0),
-        (Fault(Kind.RESET), requests.ConnectionError, 0),
-        (Fault(Kind.RESET, after=True), requests.ConnectionError, 1),
-        (Fault(Kind.SILENT, seconds=7), requests.ReadTimeout, 0),
-        (Fault(Kind.SILENT, after=True, seconds=7), requests.ReadTimeout, 1),
-        (Fault(Kind.SWALLOW), requests.ReadTimeout, 0),
-        (Fault(Kind.CUT), requests.exceptions.ChunkedEncodingError, 1),
+        (Fault(FaultKind.REFUSE), requests.ConnectionError, 0),
+        (Fault(FaultKind.RESET), requests.ConnectionError, 0),
+        (Fault(FaultKind.RESET, after=True), requests.ConnectionError, 1),
+        (Fault(FaultKind.SILENT, seconds=7), requests.ReadTimeout, 0),
+        (Fault(FaultKind.SILENT, after=True, seconds=7), requests.ReadTimeout, 1),
+        (Fault(FaultKind.SWALLOW), requests.ReadTimeout, 0),
+        (Fault(FaultKind.CUT), requests.exceptions.ChunkedEncodingError, 1),
     ],
     ids=str,
 )
@@ -77,27 +86,27 @@ def test_broken_connections(service: Service, fault: Fault, error: type[Exceptio
 @pytest.mark.parametrize(
     ("fault", "status", "code"),
     [
-        (Fault(Kind.UNAUTHORIZED), 401, None),
-        (Fault(Kind.FORBIDDEN), 403, "0x80072560"),
-        (Fault(Kind.FORBIDDEN, code="0x80040220"), 403, "0x80040220"),
-        (Fault(Kind.NOT_FOUND), 404, None),
-        (Fault(Kind.NOT_FOUND, code="0x80040217"), 404, "0x80040217"),
-        (Fault(Kind.CONFLICT), 412, "0x80040237"),
-        (Fault(Kind.CONFLICT, code="0x80060882"), 412, "0x80060882"),
-        (Fault(Kind.DEADLOCK), 500, "0x80044150"),
-        (Fault(Kind.THROTTLED), 429, "0x80072322"),
-        (Fault(Kind.UNAVAILABLE), 503, None),
-        (Fault(Kind.UNAVAILABLE, status=502), 502, None),
-        (Fault(Kind.UNAVAILABLE, status=504, after=True), 504, None),
-        (Fault(Kind.ERROR), 400, "0x80040265"),
-        (Fault(Kind.ERROR, code="0x80048d06", status=403), 403, "0x80048d06"),
-        (Fault(Kind.ERROR, code="", status=409), 409, ""),
-        (Fault(Kind.SQL_TIMEOUT), 500, "0x80044151"),
-        (Fault(Kind.ADMIN_MODE), 403, "0x8004A113"),
-        (Fault(Kind.EMPTY), 403, None),
-        (Fault(Kind.EMPTY, status=502), 502, None),
-        (Fault(Kind.HTML), 200, None),
-        (Fault(Kind.REDIRECT), 302, None),
+        (Fault(FaultKind.UNAUTHORIZED), 401, None),
+        (Fault(FaultKind.FORBIDDEN), 403, "0x80072560"),
+        (Fault(FaultKind.FORBIDDEN, code="0x80040220"), 403, "0x80040220"),
+        (Fault(FaultKind.NOT_FOUND), 404, None),
+        (Fault(FaultKind.NOT_FOUND, code="0x80040217"), 404, "0x80040217"),
+        (Fault(FaultKind.CONFLICT), 412, "0x80040237"),
+        (Fault(FaultKind.CONFLICT, code="0x80060882"), 412, "0x80060882"),
+        (Fault(FaultKind.DEADLOCK), 500, "0x80044150"),
+        (Fault(FaultKind.THROTTLED), 429, "0x80072322"),
+        (Fault(FaultKind.UNAVAILABLE), 503, None),
+        (Fault(FaultKind.UNAVAILABLE, status=502), 502, None),
+        (Fault(FaultKind.UNAVAILABLE, status=504, after=True), 504, None),
+        (Fault(FaultKind.ERROR), 400, "0x80040265"),
+        (Fault(FaultKind.ERROR, code="0x80048d06", status=403), 403, "0x80048d06"),
+        (Fault(FaultKind.ERROR, code="", status=409), 409, ""),
+        (Fault(FaultKind.SQL_TIMEOUT), 500, "0x80044151"),
+        (Fault(FaultKind.ADMIN_MODE), 403, "0x8004A113"),
+        (Fault(FaultKind.EMPTY), 403, None),
+        (Fault(FaultKind.EMPTY, status=502), 502, None),
+        (Fault(FaultKind.HTML), 200, None),
+        (Fault(FaultKind.REDIRECT), 302, None),
     ],
     ids=str,
 )
@@ -126,14 +135,14 @@ def test_responses_of_faults(service: Service, fault: Fault, status: int, code: 
     ],
 )
 def test_every_form_of_retry_after(service: Service, form: str, header: str | None) -> None:
-    assert service.get(Fault(Kind.THROTTLED, retry_after=form)).headers.get("Retry-After") == header
+    assert service.get(Fault(FaultKind.THROTTLED, retry_after=form)).headers.get("Retry-After") == header
 
 
 def test_a_redirect_leads_to_a_page_that_looks_like_success(service: Service) -> None:
     """A client that follows the redirect with its token takes the page for a response."""
     session = requests.Session()
     session.mount("https://", FaultyAdapter(faulty_dataverse(service, service.plan)))
-    service.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.REDIRECT), When.once()))
+    service.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.REDIRECT), When.once()))
     response = session.get(f"{URL}/api/data/v9.2/accounts")
     assert response.status_code == 200
     assert "Sign in" in response.text
@@ -142,11 +151,11 @@ def test_a_redirect_leads_to_a_page_that_looks_like_success(service: Service) ->
 
 def test_a_redirect_may_lead_elsewhere(service: Service) -> None:
     elsewhere = "https://contoso-new.crm4.dynamics.com/"
-    assert service.get(Fault(Kind.REDIRECT, location=elsewhere)).headers["Location"] == elsewhere
+    assert service.get(Fault(FaultKind.REDIRECT, location=elsewhere)).headers["Location"] == elsewhere
 
 
 def test_a_plug_ins_error_names_it_where_asked(service: Service) -> None:
-    fault = Fault(Kind.ERROR, text="Not so much.", source="Plugin/Contoso.CreditCheck")
+    fault = Fault(FaultKind.ERROR, text="Not so much.", source="Plugin/Contoso.CreditCheck")
     assert service.get(fault).json() == {"error": {"code": "0x80040265", "message": "Not so much."}}
     details = "Microsoft.PowerApps.CDS.ErrorDetails*"
     error = service.get(fault, Prefer=f'odata.include-annotations="{details}"').json()["error"]
@@ -159,19 +168,19 @@ def test_a_plug_ins_error_names_it_where_asked(service: Service) -> None:
 
 
 def test_a_plug_ins_429_has_no_retry_after_unless_it_is_asked_for(service: Service) -> None:
-    assert "Retry-After" not in service.get(Fault(Kind.ERROR, status=429)).headers
-    assert service.get(Fault(Kind.ERROR, status=429, retry_after="7")).headers["Retry-After"] == "7"
+    assert "Retry-After" not in service.get(Fault(FaultKind.ERROR, status=429)).headers
+    assert service.get(Fault(FaultKind.ERROR, status=429, retry_after="7")).headers["Retry-After"] == "7"
 
 
 def test_late_responses_are_whole(service: Service) -> None:
-    for fault in (Fault(Kind.DELAY, seconds=3), Fault(Kind.DRIBBLE, seconds=4)):
+    for fault in (Fault(FaultKind.DELAY, seconds=3), Fault(FaultKind.DRIBBLE, seconds=4)):
         assert len(service.get(fault).json()["value"]) == 100
     assert service.waited[0] == 3
     assert sum(service.waited[1:]) == pytest.approx(4, rel=0.2)
 
 
 def test_a_truncated_response_is_whole_for_http_only(service: Service) -> None:
-    response = service.get(Fault(Kind.TRUNCATED))
+    response = service.get(Fault(FaultKind.TRUNCATED))
     assert int(response.headers["Content-Length"]) == len(response.content)
     with pytest.raises(requests.exceptions.JSONDecodeError):
         response.json()
@@ -199,7 +208,7 @@ class World:
     @property
     def notes(self) -> int:
         """How many notes there are."""
-        with self.app.store.reading() as transaction:
+        with self.app.database.reading() as transaction:
             return transaction.count(TABLES["annotation"])
 
 
@@ -236,7 +245,7 @@ def world() -> Iterator[World]:
 def test_operations_are_distinguished(world: World) -> None:
     """A read, a write, a batch of reads and one with a change set are operations of their own."""
     for name in ("read", "write", "batch", "change-set", "update"):
-        world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.RESET), operation=name))
+        world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.RESET), operation=name))
     note = operation("POST", "annotations", '{"subject": "x"}')
     for call in (
         partial(world.session.get, f"{URL}/api/data/v9.2/accounts"),
@@ -253,7 +262,9 @@ def test_operations_are_distinguished(world: World) -> None:
 @pytest.mark.parametrize("after", [False, True])
 def test_one_part_of_a_batch_is_struck(world: World, after: bool) -> None:  # noqa: FBT001 - pytest's
     """The others get their own responses; without after the part that is struck is not carried out."""
-    world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, part=0, after=after, retry_after="9")))
+    world.plan.add(
+        FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, part=0, after=after, retry_after="9"))
+    )
     note = operation(
         "POST",
         "annotations",
@@ -277,8 +288,8 @@ def claim(opportunity: str) -> str:
 
 @pytest.mark.parametrize("stop", [None, 200, 400])
 def test_a_refused_change_set_is_nested_and_may_end_the_batch(world: World, stop: int | None) -> None:
-    fault = Fault(Kind.ERROR, status=429, part=0, stop=stop, text="The tax service is busy.")
-    world.plan.add(Rule(Dependency.DATAVERSE, fault))
+    fault = Fault(FaultKind.ERROR, status=429, part=0, stop=stop, text="The tax service is busy.")
+    world.plan.add(FaultRule(Dependency.DATAVERSE, fault))
     response = world.batch(change_set(claim(world.opportunity)), operation("GET", "annotations"))
     assert response.status_code == (stop or 200)
     assert "multipart/mixed; boundary=changesetresponse" in response.text
@@ -291,7 +302,7 @@ def test_a_refused_change_set_is_nested_and_may_end_the_batch(world: World, stop
 
 @pytest.mark.parametrize("stop", [200, 400])
 def test_a_change_set_that_fails_by_itself_may_end_the_batch(world: World, stop: int) -> None:
-    world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.BATCH_STOPS, status=stop)))
+    world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.BATCH_STOPS, status=stop)))
     items = (change_set(claim(world.opportunity)), operation("GET", "annotations?$select=annotationid"))
     assert world.batch(*items).text.count("HTTP/1.1 ") == 2
     refused = world.batch(*items)
@@ -302,13 +313,13 @@ def test_a_change_set_that_fails_by_itself_may_end_the_batch(world: World, stop:
 
 
 def test_a_missing_part_strikes_the_whole_batch(world: World) -> None:
-    world.plan.add(Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, part=5)))
+    world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, part=5)))
     assert world.batch(operation("GET", "accounts")).status_code == 429
 
 
 def test_a_batch_that_a_second_plan_strikes_has_no_part_to_replace(world: World) -> None:
-    inner = FaultPlan([Rule(Dependency.DATAVERSE, Fault(Kind.REDIRECT))])
-    outer = FaultPlan([Rule(Dependency.DATAVERSE, Fault(Kind.THROTTLED, part=0, after=True))])
+    inner = FaultPlan([FaultRule(Dependency.DATAVERSE, Fault(FaultKind.REDIRECT))])
+    outer = FaultPlan([FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, part=0, after=True))])
     redirecting = faulty_dataverse(world.app, inner, lambda _: None)
     world.session.mount(URL, FaultyAdapter(faulty_dataverse(redirecting, outer, lambda _: None)))
     response = world.session.post(
@@ -320,8 +331,8 @@ def test_a_batch_that_a_second_plan_strikes_has_no_part_to_replace(world: World)
     assert response.status_code == 302
 
 
-@pytest.mark.parametrize("kind", [Kind.RESET, Kind.CUT, Kind.REFUSE])
-def test_broken_connections_over_sockets(kind: Kind, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [FaultKind.RESET, FaultKind.CUT, FaultKind.REFUSE])
+def test_broken_connections_over_sockets(kind: FaultKind, tmp_path: Path) -> None:
     """Under the server, a fault ends the connection, and the next call is carried out on a new one."""
     certificates = CertificateAuthority(tmp_path)
     authority = TokenAuthority()
@@ -338,7 +349,7 @@ def test_broken_connections_over_sockets(kind: Kind, tmp_path: Path) -> None:
         session.trust_env = False
         session.verify = str(certificates.bundle)
         session.headers["Authorization"] = f"Bearer {authority.issue(identity, server.url)}"
-        plan.add(Rule(Dependency.DATAVERSE, Fault(kind), When.once()))
+        plan.add(FaultRule(Dependency.DATAVERSE, Fault(kind), When.once()))
         with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
             session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10)
         assert session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10).status_code == 200

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.identity import faulty_identity
 from sandbox.faults.plan import KINDS
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
@@ -27,7 +27,7 @@ class World:
     def ask(self, fault: Fault | None = None) -> requests.Response:
         """Ask for a token, struck by `fault`."""
         if fault is not None:
-            self.plan.add(Rule(Dependency.IDENTITY, fault, When.once()))
+            self.plan.add(FaultRule(Dependency.IDENTITY, fault, When.once()))
         return requests.get(
             self.server.endpoint,
             params={
@@ -52,13 +52,13 @@ def world() -> Iterator[World]:
 @pytest.mark.parametrize(
     ("fault", "status"),
     [
-        (Fault(Kind.UNAUTHORIZED), 401),
-        (Fault(Kind.FORBIDDEN), 403),
-        (Fault(Kind.NOT_FOUND), 404),
-        (Fault(Kind.THROTTLED, retry_after="3"), 429),
-        (Fault(Kind.UNAVAILABLE, status=500), 500),
-        (Fault(Kind.UNAVAILABLE), 503),
-        (Fault(Kind.REDIRECT), 302),
+        (Fault(FaultKind.UNAUTHORIZED), 401),
+        (Fault(FaultKind.FORBIDDEN), 403),
+        (Fault(FaultKind.NOT_FOUND), 404),
+        (Fault(FaultKind.THROTTLED, retry_after="3"), 429),
+        (Fault(FaultKind.UNAVAILABLE, status=500), 500),
+        (Fault(FaultKind.UNAVAILABLE), 503),
+        (Fault(FaultKind.REDIRECT), 302),
     ],
     ids=str,
 )
@@ -66,12 +66,12 @@ def test_a_refusal_has_no_token(world: World, fault: Fault, status: int) -> None
     refused = world.ask(fault)
     assert refused.status_code == status
     assert "access_token" not in refused.text
-    assert refused.headers.get("Retry-After") == ("3" if fault.kind is Kind.THROTTLED else None)
+    assert refused.headers.get("Retry-After") == ("3" if fault.kind is FaultKind.THROTTLED else None)
     assert world.ask().json()["access_token"]
 
 
-@pytest.mark.parametrize("kind", [Kind.HTML, Kind.TRUNCATED])
-def test_a_response_that_is_not_json(world: World, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [FaultKind.HTML, FaultKind.TRUNCATED])
+def test_a_response_that_is_not_json(world: World, kind: FaultKind) -> None:
     response = world.ask(Fault(kind))
     assert response.status_code == 200
     with pytest.raises(requests.exceptions.JSONDecodeError):
@@ -79,7 +79,7 @@ def test_a_response_that_is_not_json(world: World, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault(Kind.REFUSE), Fault(Kind.RESET), Fault(Kind.RESET, after=True)], ids=str
+    "fault", [Fault(FaultKind.REFUSE), Fault(FaultKind.RESET), Fault(FaultKind.RESET, after=True)], ids=str
 )
 def test_a_connection_that_breaks(world: World, fault: Fault) -> None:
     with pytest.raises(requests.ConnectionError):
@@ -88,14 +88,14 @@ def test_a_connection_that_breaks(world: World, fault: Fault) -> None:
 
 def test_silence_ends_with_the_plan(world: World) -> None:
     with pytest.raises(requests.ReadTimeout):
-        world.ask(Fault(Kind.SILENT))
+        world.ask(Fault(FaultKind.SILENT))
     world.plan.clear()
     assert world.ask().status_code == 200
 
 
 def test_every_fault_of_the_connection_can_be_caused(world: World) -> None:
     """Each kind ends in a response or in an exception of the client, and never in a crash."""
-    world.plan.provide(Kind.KILL, lambda: None)
+    world.plan.provide(FaultKind.KILL, lambda: None)
     for kind, description in KINDS.items():
         if Dependency.IDENTITY in description.dependencies:
             fault = Fault(kind, seconds=0.05)

@@ -17,7 +17,7 @@ from azure.servicebus import (
 from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
 
 from sandbox.clock import MovableClock
-from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.service_bus import PlannedFaults
 from sandbox.service_bus import Broker, Configuration, ServiceBusServer
 
@@ -54,9 +54,14 @@ class World:
         self.restarted += 1
 
     def fault(
-        self, dependency: Dependency, operation: str, kind: Kind, when: When | None = None, **fields: object
+        self,
+        dependency: Dependency,
+        operation: str,
+        kind: FaultKind,
+        when: When | None = None,
+        **fields: object,
     ) -> None:
-        self.plan.add(Rule(dependency, Fault(kind, **fields), when or When.once(), operation))  # type: ignore[arg-type]
+        self.plan.add(FaultRule(dependency, Fault(kind, **fields), when or When.once(), operation))  # type: ignore[arg-type]
 
     @contextmanager
     def client(self, retries: int = 0) -> Iterator[ServiceBusClient]:
@@ -105,18 +110,18 @@ def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "accepted"),
     [
-        (Kind.RESET, {}, 0),
-        (Kind.RESET, {"after": True}, 1),
-        (Kind.SILENT, {}, 0),
-        (Kind.SILENT, {"after": True}, 1),
-        (Kind.SWALLOW, {}, 0),
-        (Kind.REJECT, {}, 0),
-        (Kind.REJECT, {"code": "amqp:unauthorized-access"}, 0),
+        (FaultKind.RESET, {}, 0),
+        (FaultKind.RESET, {"after": True}, 1),
+        (FaultKind.SILENT, {}, 0),
+        (FaultKind.SILENT, {"after": True}, 1),
+        (FaultKind.SWALLOW, {}, 0),
+        (FaultKind.REJECT, {}, 0),
+        (FaultKind.REJECT, {"code": "amqp:unauthorized-access"}, 0),
     ],
     ids=str,
 )
 def test_a_send_that_fails_for_its_sender(
-    world: World, kind: Kind, fields: dict[str, Any], accepted: int
+    world: World, kind: FaultKind, fields: dict[str, Any], accepted: int
 ) -> None:
     """It may have been accepted all the same."""
     world.fault(Dependency.SERVICE_BUS_OUT, SEND, kind, **fields)
@@ -128,7 +133,7 @@ def test_a_send_that_fails_for_its_sender(
 
 
 def test_a_late_confirmation_is_waited_for(world: World) -> None:
-    world.fault(Dependency.SERVICE_BUS_OUT, SEND, Kind.DELAY, seconds=0.2)
+    world.fault(Dependency.SERVICE_BUS_OUT, SEND, FaultKind.DELAY, seconds=0.2)
     started = time.monotonic()
     world.send()
     assert time.monotonic() - started >= 0.2
@@ -136,7 +141,7 @@ def test_a_late_confirmation_is_waited_for(world: World) -> None:
 
 
 def test_scheduling_is_an_operation_of_its_own(world: World) -> None:
-    world.fault(Dependency.SERVICE_BUS_OUT, f"schedule:{QUEUE}", Kind.RESET)
+    world.fault(Dependency.SERVICE_BUS_OUT, f"schedule:{QUEUE}", FaultKind.RESET)
     world.send()
     with pytest.raises(ServiceBusError):
         world.send(due=datetime.now(UTC) + timedelta(hours=1))
@@ -144,7 +149,9 @@ def test_scheduling_is_an_operation_of_its_own(world: World) -> None:
 
 
 def test_a_link_is_refused(world: World) -> None:
-    world.fault(Dependency.SERVICE_BUS_OUT, f"attach:{QUEUE}", Kind.REJECT, code="amqp:unauthorized-access")
+    world.fault(
+        Dependency.SERVICE_BUS_OUT, f"attach:{QUEUE}", FaultKind.REJECT, code="amqp:unauthorized-access"
+    )
     with pytest.raises(ServiceBusError):
         world.send()
     world.send()
@@ -152,10 +159,15 @@ def test_a_link_is_refused(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "after"),
-    [(Kind.RESET, False), (Kind.SILENT, False), (Kind.SWALLOW, False), (Kind.RESET, True)],
+    [
+        (FaultKind.RESET, False),
+        (FaultKind.SILENT, False),
+        (FaultKind.SWALLOW, False),
+        (FaultKind.RESET, True),
+    ],
     ids=str,
 )
-def test_a_delivery_that_is_lost_keeps_its_lock(world: World, kind: Kind, after: bool) -> None:  # noqa: FBT001 - pytest's
+def test_a_delivery_that_is_lost_keeps_its_lock(world: World, kind: FaultKind, after: bool) -> None:  # noqa: FBT001 - pytest's
     """The message comes again when the lock expires, as a second delivery."""
     world.send()
     world.fault(Dependency.SERVICE_BUS_IN, DELIVER, kind, after=after)
@@ -174,7 +186,7 @@ def test_a_delivery_that_is_lost_keeps_its_lock(world: World, kind: Kind, after:
 
 def test_a_lost_lock_hands_the_message_out_again_while_it_is_worked_on(world: World) -> None:
     world.send()
-    world.fault(Dependency.SERVICE_BUS_IN, DELIVER, Kind.LOCK_LOST)
+    world.fault(Dependency.SERVICE_BUS_IN, DELIVER, FaultKind.LOCK_LOST)
     with world.received() as (one, first), world.received() as (other, second):
         assert first[0].message_id == second[0].message_id
         with pytest.raises(MessageLockLostError):
@@ -185,7 +197,7 @@ def test_a_lost_lock_hands_the_message_out_again_while_it_is_worked_on(world: Wo
 
 def test_a_duplicate_is_a_message_of_its_own(world: World) -> None:
     world.send()
-    world.fault(Dependency.SERVICE_BUS_IN, DELIVER, Kind.DUPLICATE)
+    world.fault(Dependency.SERVICE_BUS_IN, DELIVER, FaultKind.DUPLICATE)
     with world.received() as (one, first), world.received() as (other, second):
         one.complete_message(first[0])
         other.complete_message(second[0])
@@ -197,7 +209,7 @@ def test_a_duplicate_is_a_message_of_its_own(world: World) -> None:
 def test_a_completion_that_is_not_confirmed(world: World, after: bool, left: int) -> None:  # noqa: FBT001 - pytest's
     """The message is gone, or comes again; its receiver cannot tell."""
     world.send()
-    world.fault(Dependency.SERVICE_BUS_IN, SETTLE, Kind.RESET, after=after)
+    world.fault(Dependency.SERVICE_BUS_IN, SETTLE, FaultKind.RESET, after=after)
     with world.received() as (receiver, messages), pytest.raises(ServiceBusError):
         receiver.complete_message(messages[0])
     world.clock.advance(timedelta(minutes=1))
@@ -205,8 +217,8 @@ def test_a_completion_that_is_not_confirmed(world: World, after: bool, left: int
 
 
 def test_a_broker_restarts_and_keeps_its_messages(world: World) -> None:
-    world.plan.provide(Kind.RESTART, world.restart)
-    world.fault(Dependency.SERVICE_BUS_OUT, SEND, Kind.RESTART, after=True)
+    world.plan.provide(FaultKind.RESTART, world.restart)
+    world.fault(Dependency.SERVICE_BUS_OUT, SEND, FaultKind.RESTART, after=True)
     with pytest.raises(ServiceBusError):
         world.send()
     until(lambda: world.restarted == 1)
@@ -216,8 +228,8 @@ def test_a_broker_restarts_and_keeps_its_messages(world: World) -> None:
 
 def test_a_worker_is_killed_while_it_sends(world: World) -> None:
     killed: list[int] = []
-    world.plan.provide(Kind.KILL, lambda: killed.append(world.active))
-    world.fault(Dependency.SERVICE_BUS_OUT, SEND, Kind.KILL, after=True)
+    world.plan.provide(FaultKind.KILL, lambda: killed.append(world.active))
+    world.fault(Dependency.SERVICE_BUS_OUT, SEND, FaultKind.KILL, after=True)
     with pytest.raises(ServiceBusError):
         world.send()
     assert killed == [1]

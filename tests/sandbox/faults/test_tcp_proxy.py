@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from sandbox.faults import Dependency, Fault, FaultPlan, Kind, Rule, When
+from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.proxy import TcpProxy
 
 GREETING = bytes(range(256)) * 4
@@ -46,9 +46,9 @@ class World:
         with socket.create_connection((self.proxy.host, self.proxy.port), timeout=timeout) as connection:
             yield connection
 
-    def fault(self, kind: Kind, **fields: float) -> None:
+    def fault(self, kind: FaultKind, **fields: float) -> None:
         """Let the next connection be struck."""
-        self.plan.add(Rule(Dependency.DATAVERSE, Fault(kind, **fields), When.once(), "connect"))  # type: ignore[arg-type]
+        self.plan.add(FaultRule(Dependency.DATAVERSE, Fault(kind, **fields), When.once(), "connect"))  # type: ignore[arg-type]
 
     def asked(self, timeout: float = 5) -> bytes:
         """Send a word; return what comes until the connection ends or is silent for a moment."""
@@ -91,7 +91,7 @@ def test_bytes_pass_both_ways(world: World) -> None:
 
 
 def test_a_refused_connection_is_reset_and_nothing_arrives(world: World) -> None:
-    world.fault(Kind.REFUSE)
+    world.fault(FaultKind.REFUSE)
     with pytest.raises(ConnectionResetError):
         world.asked()
     assert world.received == []
@@ -99,29 +99,30 @@ def test_a_refused_connection_is_reset_and_nothing_arrives(world: World) -> None
 
 
 def test_a_reset_comes_before_the_server_hears_anything(world: World) -> None:
-    world.fault(Kind.RESET)
+    world.fault(FaultKind.RESET)
     with pytest.raises(ConnectionResetError):
         world.asked()
     assert world.received == []
 
 
 def test_a_reset_comes_after_the_server_has_acted(world: World) -> None:
-    world.fault(Kind.RESET, after=True)
+    world.fault(FaultKind.RESET, after=True)
     with pytest.raises(ConnectionResetError):
         world.asked()
     assert world.received == [b"hello"]
 
 
 def test_a_response_is_cut_after_so_many_bytes(world: World) -> None:
-    world.fault(Kind.CUT, bytes=100)
+    world.fault(FaultKind.CUT, bytes=100)
     assert world.asked() == GREETING[:100]
     assert world.received == [b"hello"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "after", "heard"), [(Kind.SILENT, False, 0), (Kind.SILENT, True, 1), (Kind.SWALLOW, False, 0)]
+    ("kind", "after", "heard"),
+    [(FaultKind.SILENT, False, 0), (FaultKind.SILENT, True, 1), (FaultKind.SWALLOW, False, 0)],
 )
-def test_a_silent_peer_keeps_the_connection(world: World, kind: Kind, after: bool, heard: int) -> None:  # noqa: FBT001 - pytest's
+def test_a_silent_peer_keeps_the_connection(world: World, kind: FaultKind, after: bool, heard: int) -> None:  # noqa: FBT001 - pytest's
     world.fault(kind, after=after)
     with pytest.raises(TimeoutError):
         world.asked(timeout=0.3)
@@ -129,16 +130,16 @@ def test_a_silent_peer_keeps_the_connection(world: World, kind: Kind, after: boo
 
 
 def test_a_silence_ends_after_its_time(world: World) -> None:
-    world.fault(Kind.SILENT, seconds=0.05)
+    world.fault(FaultKind.SILENT, seconds=0.05)
     with pytest.raises(ConnectionResetError):
         world.asked()
 
 
 def test_late_and_dribbled_responses_are_complete(world: World) -> None:
-    for kind in (Kind.DELAY, Kind.DRIBBLE):
+    for kind in (FaultKind.DELAY, FaultKind.DRIBBLE):
         world.fault(kind, seconds=0.05)
         assert world.asked() == GREETING + b"hello"
-    assert [entry.fault.kind for entry in world.plan.log] == [Kind.DELAY, Kind.DRIBBLE]
+    assert [entry.fault.kind for entry in world.plan.log] == [FaultKind.DELAY, FaultKind.DRIBBLE]
 
 
 def test_open_connections_are_cut_and_new_ones_taken(world: World) -> None:
@@ -151,10 +152,10 @@ def test_open_connections_are_cut_and_new_ones_taken(world: World) -> None:
     assert world.asked() == GREETING + b"hello"
 
 
-@pytest.mark.parametrize("kind", [None, Kind.SILENT, Kind.DRIBBLE, Kind.SWALLOW])
+@pytest.mark.parametrize("kind", [None, FaultKind.SILENT, FaultKind.DRIBBLE, FaultKind.SWALLOW])
 @pytest.mark.parametrize("way", ["stop", "cut"])
 def test_connections_that_end_with_the_proxy_are_no_error_of_it(
-    world: World, kind: Kind | None, way: str, caplog: pytest.LogCaptureFixture
+    world: World, kind: FaultKind | None, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In any state: asyncio reports the exception of a task to standard error."""
     if kind is not None:
@@ -164,7 +165,7 @@ def test_connections_that_end_with_the_proxy_are_no_error_of_it(
             connection = stack.enter_context(world.connected())
             connection.sendall(b"hello")
         # All three: one that comes after a cut is let in, and stays.
-        until(lambda: len(world.received) >= (2 if kind is Kind.SWALLOW else 3))
+        until(lambda: len(world.received) >= (2 if kind is FaultKind.SWALLOW else 3))
         getattr(world.proxy, way)()
         with pytest.raises(ConnectionResetError):
             _read(connection, enough=10**6)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.clock import MovableClock
-from sandbox.dataverse import Store
+from sandbox.dataverse import Database
 from sandbox.dataverse.columns import InvalidValue
+from sandbox.dataverse.database import DuplicateKey
 from sandbox.dataverse.schema import COLLECTIONS, PRIVILEGES, TABLES
-from sandbox.dataverse.store import DuplicateKey
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,47 +44,47 @@ def test_every_value_is_parsed_or_refused(value: object) -> None:
         assert not isinstance(stored, int) or abs(stored) < 2**63
 
 
-def test_a_transaction_that_fails_changes_nothing_and_is_not_logged(store: Store) -> None:
-    with store.writing() as transaction:
+def test_a_transaction_that_fails_changes_nothing_and_is_not_logged(database: Database) -> None:
+    with database.writing() as transaction:
         transaction.insert(ACCOUNT, {"accountid": "a", "name": "kept"})
 
     def change_and_fail() -> None:
-        with store.writing() as transaction:
+        with database.writing() as transaction:
             transaction.insert(ACCOUNT, {"accountid": "b"})
             transaction.update(ACCOUNT, "a", {"name": "changed"})
             raise KeyError
 
     with pytest.raises(KeyError):
         change_and_fail()
-    with store.reading() as transaction:
+    with database.reading() as transaction:
         assert [row["name"] for row in transaction.rows(ACCOUNT)] == ["kept"]
-    assert [commit.number for commit in store.commits] == [1]
+    assert [commit.number for commit in database.commits] == [1]
 
 
-def test_a_reader_changes_nothing(store: Store) -> None:
-    with store.reading() as transaction:
+def test_a_reader_changes_nothing(database: Database) -> None:
+    with database.reading() as transaction:
         transaction.insert(ACCOUNT, {"accountid": "a"})
-    with store.reading() as transaction:
+    with database.reading() as transaction:
         assert not transaction.rows(ACCOUNT)
-    assert not store.commits
+    assert not database.commits
 
 
-def test_a_primary_key_is_taken_once(store: Store) -> None:
+def test_a_primary_key_is_taken_once(database: Database) -> None:
     def take_twice() -> None:
-        with store.writing() as transaction:
+        with database.writing() as transaction:
             for _ in range(2):
                 transaction.insert(ACCOUNT, {"accountid": "a"})
 
     with pytest.raises(DuplicateKey):
         take_twice()
-    with store.reading() as transaction:
+    with database.reading() as transaction:
         assert not transaction.rows(ACCOUNT)
 
 
-def test_versions_grow_with_every_change(store: Store) -> None:
+def test_versions_grow_with_every_change(database: Database) -> None:
     versions: list[int] = []
     for name in ("one", "two", "three"):
-        with store.writing() as transaction:
+        with database.writing() as transaction:
             if versions:
                 transaction.update(ACCOUNT, "a", {"name": name})
             else:
@@ -93,16 +93,16 @@ def test_versions_grow_with_every_change(store: Store) -> None:
             assert row is not None
             versions.append(row["versionnumber"])
     assert versions == sorted(set(versions))
-    assert store.version(["account"]) == (3,)
-    assert store.version(["contact"]) == (0,)
+    assert database.version(["account"]) == (3,)
+    assert database.version(["contact"]) == (0,)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_copy_has_the_rows_and_is_independent(tmp_path: Path, on_disk: bool) -> None:  # noqa: FBT001
-    original = Store(MovableClock(), directory=tmp_path if on_disk else None)
+    original = Database(MovableClock(), directory=tmp_path if on_disk else None)
     with original.writing() as transaction:
         transaction.insert(ACCOUNT, {"accountid": "a"})
-    copy = Store(MovableClock(), original.image())
+    copy = Database(MovableClock(), original.image())
     with copy.writing() as transaction:
         assert transaction.get(ACCOUNT, "a")
         transaction.insert(ACCOUNT, {"accountid": "b"})

@@ -1,6 +1,6 @@
 """The organization's rows, in SQLite: transactions, row versions, and the log of what was committed.
 
-A store is either in memory (one connection; cheap enough for a new one in each history of a proof) or in a file
+A database is either in memory (one connection; cheap enough for a new one in each history of a proof) or in a file
 (readers see what is committed while a writer works, as with Dataverse's read-committed snapshots). Both serialise
 writers. Privileges, events and HTTP are left to other modules.
 """
@@ -16,10 +16,19 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 
 from sandbox.clock import Clock
-from sandbox.dataverse.columns import Column, Kind, Row, Table
+from sandbox.dataverse.columns import Column, ColumnKind, Row, Table
 from sandbox.dataverse.schema import TABLES
 
-_INTEGER_KINDS = frozenset({Kind.INTEGER, Kind.CHOICE, Kind.VERSION, Kind.BOOLEAN, Kind.MONEY, Kind.DECIMAL})
+_INTEGER_KINDS = frozenset(
+    {
+        ColumnKind.INTEGER,
+        ColumnKind.CHOICE,
+        ColumnKind.VERSION,
+        ColumnKind.BOOLEAN,
+        ColumnKind.MONEY,
+        ColumnKind.DECIMAL,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class DuplicateKey(Exception):
 
 
 class Transaction:
-    """Rows within one transaction; only `Store` creates it."""
+    """Rows within one transaction; only `Database` creates it."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -112,11 +121,11 @@ class Transaction:
         return int(updated.fetchone()[0])
 
 
-class Store:
+class Database:
     """The database of one organization. Close it after use.
 
-    `image` is the result of `image()` of another store, or None for empty tables. With a `directory`, the rows are in
-    a file there, otherwise in memory.
+    `image` is the result of `image()` of another one, or None for empty tables. With a `directory`, the rows are in a
+    file there, otherwise in memory.
     """
 
     def __init__(self, clock: Clock, image: bytes | None = None, directory: Path | None = None) -> None:
@@ -182,14 +191,14 @@ class Store:
             callback()
 
     def image(self) -> bytes:
-        """Return the whole database, as the `image` of another store."""
+        """Return all rows, as the `image` of another database."""
         with self._write_lock:
             image = self._writer.serialize()
         # Two bytes of the header say that there is a write-ahead log, which a database in memory cannot have.
         return image[:18] + b"\x01\x01" + image[20:]
 
     def close(self) -> None:
-        """Close every connection; the store cannot be used afterwards."""
+        """Close every connection; the database cannot be used afterwards."""
         with self._write_lock:
             for connection in self._connections:
                 connection.close()
@@ -285,4 +294,4 @@ def _column_ddl(column: Column) -> str:
     if column.kind in _INTEGER_KINDS:
         return f'"{column.name}" INTEGER'
     # Dataverse ignores case when it compares text. Ids and dates are stored in one form, so they need no collation.
-    return f'"{column.name}" TEXT' + (" COLLATE NOCASE" if column.kind is Kind.TEXT else "")
+    return f'"{column.name}" TEXT' + (" COLLATE NOCASE" if column.kind is ColumnKind.TEXT else "")
