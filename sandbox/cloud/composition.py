@@ -44,11 +44,10 @@ from sandbox.faults.service_bus import PlannedFaults
 from sandbox.functions_host import FunctionsHost
 from sandbox.functions_host.configuration import Settings, read_host
 from sandbox.functions_host.functions import Declaration, connection_names
-from sandbox.functions_host.trace_context import InvocationSpan
 from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Role, RoleAssignment, ServiceBusServer
-from sandbox.tracing import OtlpReceiver, Span, SpanStore
+from sandbox.tracing import OtlpReceiver, SpanStore
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -410,15 +409,11 @@ class Cloud:
             self.broker_clock,
             self._invoked,
             declared=self._declared,
-            export_span=self._export if self.spans is not None else None,
+            export_span=self.spans.add if self.spans is not None else None,
             debug_port=self.options.debug_port,
         )
         closing.callback(self.host.stop)
         self.host.start()
-
-    def _export(self, span: InvocationSpan) -> None:
-        if self.spans is not None:
-            self.spans.add(Span.of_invocation(span))
 
     def _invoked(self, worker: WorkerProcess) -> None:
         plan = self.options.faults

@@ -19,13 +19,7 @@ from sandbox.clock import Clock
 from sandbox.functions_host.configuration import HostConfiguration
 from sandbox.functions_host.connection import Connector, NoToken
 from sandbox.functions_host.functions import Function, Queue
-from sandbox.functions_host.trace_context import (
-    InvocationSpan,
-    SpanContext,
-    SpanSink,
-    now_ns,
-    sent_trace_parent,
-)
+from sandbox.functions_host.trace_context import Span, SpanContext, SpanSink, sent_trace_parent
 from sandbox.functions_host.trigger import UnsupportedBody, application_properties, invocation_request
 from sandbox.functions_host.worker_pool import WorkerPool
 from sandbox.functions_host.worker_process import FunctionNotLoaded, WorkerDied, WorkerProcess, protocol
@@ -199,7 +193,7 @@ class _Tracing:
         self.failure = ""
 
     def __enter__(self) -> Self:
-        self._started = now_ns()
+        self._started = time.time_ns()
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -207,13 +201,14 @@ class _Tracing:
             return
         entity = self._function.trigger.source.path
         self._export(
-            InvocationSpan(
+            Span(
                 trace_id=self._context.trace_id,
                 span_id=self._context.span_id,
                 parent_id=self._parent.span_id if self._parent else "",
                 name=f"process {entity}",
+                service="functions-host",
                 started_ns=self._started,
-                ended_ns=now_ns(),
+                ended_ns=time.time_ns(),
                 attributes={
                     "faas.trigger": "pubsub",
                     "faas.name": self._function.name,
@@ -223,7 +218,7 @@ class _Tracing:
                     "messaging.message.id": self._message.message_id or "",
                     "messaging.servicebus.message.delivery_count": (self._message.delivery_count or 0) + 1,
                 },
-                failure=self.failure or (str(error) if error else ""),
+                error=self.failure or (str(error) if error else ""),
             )
         )
 

@@ -6,7 +6,6 @@ on. With one the host has a span of its own between the two and hands it to `Spa
 
 import re
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,20 +15,24 @@ _PROPERTIES = ("traceparent", "Diagnostic-Id")
 
 
 @dataclass(frozen=True)
-class InvocationSpan:
-    """A finished invocation as a span; ids are hexadecimal, `parent_id` "" for a root, times in nanoseconds."""
+class Span:
+    """A finished span; ids are hexadecimal, `parent_id` "" for a root, times in nanoseconds since 1970.
+
+    `error` is the status's text, "error" where it has none, and "" for a span without an error.
+    """
 
     trace_id: str
     span_id: str
     parent_id: str
     name: str
+    service: str
     started_ns: int
     ended_ns: int
-    attributes: Mapping[str, str | int] = field(default_factory=dict)
-    failure: str = ""
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    error: str = ""
 
 
-SpanSink = Callable[[InvocationSpan], None]
+SpanSink = Callable[[Span], None]
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,8 @@ class SpanContext:
     @classmethod
     def of(cls, properties: Mapping[str, object]) -> "SpanContext | None":
         """Return the sender's context in a message's application properties."""
-        for name in _PROPERTIES:
-            match = _TRACE_PARENT.fullmatch(str(properties.get(name, "")))
-            if match is not None:
-                return cls(match[1], match[2])
-        return None
+        match = _TRACE_PARENT.fullmatch(sent_trace_parent(properties))
+        return cls(match[1], match[2]) if match else None
 
     @classmethod
     def child_of(cls, parent: "SpanContext | None") -> "SpanContext":
@@ -67,8 +67,3 @@ def sent_trace_parent(properties: Mapping[str, object]) -> str:
         if _TRACE_PARENT.fullmatch(text):
             return text
     return ""
-
-
-def now_ns() -> int:
-    """Return the time of spans."""
-    return time.time_ns()

@@ -6,6 +6,6 @@ with OtlpReceiver(store) as receiver:           # OTEL_EXPORTER_OTLP_ENDPOINT=re
 """
 
 from sandbox.tracing.receiver import OtlpReceiver
-from sandbox.tracing.spans import Span, SpanStore
+from sandbox.tracing.spans import SpanStore
 
-__all__ = ["OtlpReceiver", "Span", "SpanStore"]
+__all__ = ["OtlpReceiver", "SpanStore"]

@@ -16,8 +16,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from sandbox.functions_host.trace_context import Span
 from sandbox.http_server import HttpServer, StartResponse
-from sandbox.tracing.spans import Span, SpanStore
+from sandbox.tracing.spans import SpanStore
 
 _log = logging.getLogger(__name__)
 

@@ -5,49 +5,15 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
-from sandbox.functions_host.trace_context import InvocationSpan, SpanContext
+from sandbox.functions_host.trace_context import Span, SpanContext
 
 _MAX_SPANS = 50_000
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A finished span; ids are hexadecimal, `parent_id` "" for a root, times in nanoseconds since 1970.
-
-    `error` is the status's text, "error" where it has none, and "" for a span without an error.
-    """
-
-    trace_id: str
-    span_id: str
-    parent_id: str
-    name: str
-    service: str
-    started_ns: int
-    ended_ns: int
-    attributes: Mapping[str, object] = field(default_factory=dict)
-    error: str = ""
-
-    @classmethod
-    def of_invocation(cls, invocation: InvocationSpan) -> "Span":
-        """Return the span that the Functions host made of an invocation."""
-        return cls(
-            trace_id=invocation.trace_id,
-            span_id=invocation.span_id,
-            parent_id=invocation.parent_id,
-            name=invocation.name,
-            service="functions-host",
-            started_ns=invocation.started_ns,
-            ended_ns=invocation.ended_ns,
-            attributes=invocation.attributes,
-            error=invocation.failure,
-        )
 
 
 class SpanStore:

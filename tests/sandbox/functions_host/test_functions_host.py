@@ -37,7 +37,7 @@ from sandbox.service_bus.messages import AmqpValue
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sandbox.functions_host.trace_context import InvocationSpan, SpanSink
+    from sandbox.functions_host.trace_context import Span, SpanSink
 
 RECORDER = Path(__file__).with_name("recorder")
 QUEUE = "work"
@@ -214,7 +214,7 @@ def test_the_function_gets_the_senders_trace_context_where_nobody_collects_spans
 
 
 def test_an_invocation_is_a_span_between_the_sender_and_the_function(stage: _Stage) -> None:
-    spans: list[InvocationSpan] = []
+    spans: list[Span] = []
     stage.export_span = spans.append
     stage.start()
     stage.send(
@@ -229,17 +229,17 @@ def test_an_invocation_is_a_span_between_the_sender_and_the_function(stage: _Sta
     assert seen == [f"00-{trace}-{span.span_id}-01" for span in spans]
     assert [span.attributes["messaging.servicebus.message.delivery_count"] for span in spans] == [1, 2, 3]
     assert {span.attributes["messaging.message.id"] for span in spans} == {"an-id"}
-    assert all("ValueError: as requested" in span.failure for span in spans)
+    assert all("ValueError: as requested" in span.error for span in spans)
     assert all(span.started_ns < span.ended_ns for span in spans)
 
 
 def test_without_a_senders_trace_the_invocation_starts_one(stage: _Stage) -> None:
-    spans: list[InvocationSpan] = []
+    spans: list[Span] = []
     stage.export_span = spans.append
     stage.start()
     stage.send(message=Message(application_properties={"traceparent": "nonsense"}))
     stage.wait(lambda: len(spans) == 1, "a span")
-    assert (spans[0].parent_id, spans[0].failure) == ("", "")
+    assert (spans[0].parent_id, spans[0].error) == ("", "")
     assert len(spans[0].trace_id) == 32
 
 

@@ -19,7 +19,8 @@ from sandbox.cloud import Cloud, CloudOptions
 from sandbox.command_line.play import traces_command
 from sandbox.control.panel import ControlPanel
 from sandbox.control.server import ControlServer
-from sandbox.tracing import OtlpReceiver, Span, SpanStore
+from sandbox.functions_host.trace_context import Span
+from sandbox.tracing import OtlpReceiver, SpanStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
