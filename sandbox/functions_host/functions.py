@@ -55,28 +55,16 @@ class DataType(StrEnum):
 
 
 @dataclass(frozen=True)
-class Queue:
-    """A queue that a function receives from."""
+class Source:
+    """What a function receives from: a queue, or a topic's subscription."""
 
-    name: str
-
-    @property
-    def path(self) -> str:
-        """The path of the entity."""
-        return self.name
-
-
-@dataclass(frozen=True)
-class Subscription:
-    """A subscription that a function receives from."""
-
-    topic: str
-    name: str
+    entity: str
+    subscription: str = ""
 
     @property
     def path(self) -> str:
         """The path of the entity."""
-        return f"{self.topic}/Subscriptions/{self.name}"
+        return f"{self.entity}/Subscriptions/{self.subscription}" if self.subscription else self.entity
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ class Trigger:
     """A Service Bus trigger: the parameter it fills, where it receives, and how."""
 
     parameter: str
-    source: Queue | Subscription
+    source: Source
     connection: ConnectionString | IdentityConnection
     data_type: DataType
 
@@ -106,13 +94,14 @@ class Trigger:
 class Function:
     """A function with its trigger; `disabled` ones are loaded but get no messages."""
 
-    name: str
-    function_id: str
-    directory: Path
-    script_file: Path
-    entry_point: str
+    declaration: Declaration
     trigger: Trigger
     disabled: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return self.declaration.name
 
 
 def declarations_of_v1(app_root: Path) -> tuple[Declaration, ...]:
@@ -162,7 +151,7 @@ def read_functions(declarations: Sequence[Declaration], settings: Settings) -> l
     return functions
 
 
-def sources(declarations: Sequence[Declaration], settings: Settings) -> list[Queue | Subscription]:
+def sources(declarations: Sequence[Declaration], settings: Settings) -> list[Source]:
     """Return where the functions that this host runs receive; raises InvalidAppConfiguration."""
     return [
         _source(_trigger_binding(declaration), settings, declaration.name)
@@ -213,18 +202,14 @@ def _function(declaration: Declaration, settings: Settings) -> Function:
     binding = _trigger_binding(declaration)
     _check_trigger(binding, declaration.name)
     return Function(
-        name=declaration.name,
-        function_id=declaration.function_id,
-        directory=declaration.directory,
-        script_file=declaration.script_file,
-        entry_point=declaration.entry_point,
-        trigger=Trigger(
+        declaration,
+        Trigger(
             parameter=str(binding["name"]),
             source=_source(binding, settings, declaration.name),
             connection=read_connection(_connection_name(binding), settings),
             data_type=_data_type(binding, declaration.name),
         ),
-        disabled=declaration.disabled or _is_disabled(declaration.name, settings),
+        declaration.disabled or _is_disabled(declaration.name, settings),
     )
 
 
@@ -243,15 +228,15 @@ def _check_trigger(binding: Mapping[str, object], where: str) -> None:
         )
 
 
-def _source(binding: Mapping[str, object], settings: Settings, where: str) -> Queue | Subscription:
+def _source(binding: Mapping[str, object], settings: Settings, where: str) -> Source:
     queue, topic, subscription = (
         settings.resolve(str(binding.get(name) or ""))
         for name in ("queueName", "topicName", "subscriptionName")
     )
     if queue and not topic and not subscription:
-        return Queue(queue)
+        return Source(queue)
     if topic and subscription and not queue:
-        return Subscription(topic, subscription)
+        return Source(topic, subscription)
     raise InvalidAppConfiguration(
         f"{where}: a trigger has a queueName, or a topicName and a subscriptionName"
     )

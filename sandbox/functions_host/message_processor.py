@@ -18,7 +18,7 @@ from azure.servicebus.exceptions import ServiceBusError
 from sandbox.clock import Clock
 from sandbox.functions_host.configuration import HostConfiguration
 from sandbox.functions_host.connection import Connector, NoToken
-from sandbox.functions_host.functions import Function, Queue
+from sandbox.functions_host.functions import Function
 from sandbox.functions_host.trace_context import Span, SpanContext, SpanSink, sent_trace_parent
 from sandbox.functions_host.trigger import UnsupportedBody, application_properties, invocation_request
 from sandbox.functions_host.worker_pool import WorkerPool
@@ -89,9 +89,9 @@ class MessageProcessor:
 
     def _receiver(self, client: ServiceBusClient) -> ServiceBusReceiver:
         source = self._function.trigger.source
-        if isinstance(source, Queue):
-            return client.get_queue_receiver(source.name)
-        return client.get_subscription_receiver(source.topic, source.name)
+        if source.subscription:
+            return client.get_subscription_receiver(source.entity, source.subscription)
+        return client.get_queue_receiver(source.entity)
 
     def _receive(self, receiver: ServiceBusReceiver) -> None:
         while not self._stopping.is_set():

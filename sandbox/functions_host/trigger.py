@@ -42,7 +42,7 @@ def invocation_request(
         data = protocol.TypedData(bytes=_binary_body(message))
     return protocol.InvocationRequest(
         invocation_id=str(uuid.uuid4()),
-        function_id=function.function_id,
+        function_id=function.declaration.function_id,
         input_data=[protocol.ParameterBinding(name=function.trigger.parameter, data=data)],
         trigger_metadata=metadata,
         trace_context={"trace_parent": trace_parent},

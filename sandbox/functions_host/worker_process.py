@@ -219,19 +219,19 @@ class WorkerProcess:
         )
 
     def _load_request(self, function: Function) -> object:
-        messages = self._protocol
+        messages, declaration = self._protocol, function.declaration
         binding = messages.BindingInfo(
             type="serviceBusTrigger",
             direction=getattr(messages.BindingInfo, "in"),
             data_type=getattr(messages.BindingInfo, function.trigger.data_type),
         )
         return messages.FunctionLoadRequest(
-            function_id=function.function_id,
+            function_id=declaration.function_id,
             metadata=messages.RpcFunctionMetadata(
-                name=function.name,
-                directory=str(function.directory),
-                script_file=str(function.script_file),
-                entry_point=function.entry_point,
+                name=declaration.name,
+                directory=str(declaration.directory),
+                script_file=str(declaration.script_file),
+                entry_point=declaration.entry_point,
                 bindings={function.trigger.parameter: binding},
             ),
         )

@@ -17,8 +17,7 @@ from sandbox.functions_host.functions import (
     DataType,
     Function,
     Model,
-    Queue,
-    Subscription,
+    Source,
     connection_names,
     declarations_of_v1,
     read_functions,
@@ -124,20 +123,17 @@ def test_client_retry_options_are_accepted_and_have_no_effect(app: Path) -> None
 def test_function_json_is_read(app: Path) -> None:
     change_binding(app, name="won")
     read = function(app)
-    assert (read.name, read.function_id, read.entry_point, read.disabled) == (
-        "record",
-        "record",
-        "main",
-        False,
-    )
-    assert (read.trigger.parameter, read.trigger.source) == ("won", Queue("opportunity-won"))
+    declared = read.declaration
+    assert (read.name, declared.function_id, declared.entry_point) == ("record", "record", "main")
+    assert not read.disabled
+    assert (read.trigger.parameter, read.trigger.source) == ("won", Source("opportunity-won"))
     assert read.trigger.data_type is DataType.BINARY
-    assert read.script_file == (app / "record" / "__init__.py").resolve()
+    assert declared.script_file == (app / "record" / "__init__.py").resolve()
 
 
 def test_the_queues_name_may_be_part_of_a_setting(app: Path) -> None:
     change_binding(app, queueName="pre-%queue%-post")
-    assert function(app).trigger.source == Queue("pre-opportunity-won-post")
+    assert function(app).trigger.source == Source("pre-opportunity-won-post")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +186,7 @@ def test_an_app_with_no_function_that_can_run_is_refused(tmp_path: Path) -> None
 def test_a_subscription_may_be_the_source(app: Path) -> None:
     change_binding(app, queueName=None, topicName="events-%QUEUE%", subscriptionName="all")
     source = function(app).trigger.source
-    assert source == Subscription("events-opportunity-won", "all")
+    assert source == Source("events-opportunity-won", "all")
     assert source.path == "events-opportunity-won/Subscriptions/all"
 
 

@@ -170,7 +170,7 @@ def test_a_v2_app_with_its_own_packages_sees_no_others(app: Path, records: Path)
     running = _Runner(app, records)
     try:
         process = running.start()
-        function_id = running.functions[0].function_id
+        function_id = running.functions[0].declaration.function_id
         response = process.invoke(running.functions[0], request(b"x", function_id)).result(20)
         assert response.invocation_response.result.status == protocol().StatusResult.Success
         assert str(installed) not in running.record()["path"]
