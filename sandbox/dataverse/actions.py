@@ -6,6 +6,7 @@ Each takes a session and the parameters from the JSON body.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
 from sandbox.dataverse.columns import InvalidValue, Row, Table, guid
@@ -17,7 +18,6 @@ from sandbox.dataverse.pricing import TOTALS
 from sandbox.dataverse.sales_rules import (
     INVOICE,
     LOST,
-    OPEN,
     OPPORTUNITY,
     ORDER,
     QUOTE,
@@ -37,90 +37,83 @@ _ZERO: Final = Decimal(0)
 _CANCELED, _FULFILLED, _INVOICED = 2, 3, 4
 
 
-# --- closing opportunities ----------------------------------------------------------------------------------
+# --- closing opportunities and orders -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Closing:
-    """How an opportunity or an order is closed; `reason` is the status reason if the caller names none."""
+    """How a row is closed, and the activity that closes it; `reason` is the status reason if the caller names none."""
 
     message: str
+    table: Table
+    activity: Table
+    parameter: str
     state: int
     reason: int
 
 
-def win_opportunity(session: Session, parameters: Parameters) -> None:
-    """Close an open opportunity as won."""
-    _close_opportunity(session, parameters, _Closing("Win", WON, 3))
-
-
-def lose_opportunity(session: Session, parameters: Parameters) -> None:
-    """Close an open opportunity as lost."""
-    _close_opportunity(session, parameters, _Closing("Lose", LOST, 4))
-
-
-def _close_opportunity(session: Session, parameters: Parameters, closing: _Closing) -> None:
-    table = TABLES["opportunity"]
-    close = _activity(parameters, "OpportunityClose", TABLES["opportunityclose"], table)
-    opportunity = session.find(table, str(close["opportunityid"]))
-    check_access(session.caller, table, "Write", opportunity)
-    if opportunity["statecode"] != OPEN:
-        # The text is the real service's; the code is not confirmed.
-        raise invalid_argument("The opportunity is already closed.", "0x80040203")
-    reason = _reason(parameters, table, closing)
+def _close(closing: _Closing, session: Session, parameters: Parameters) -> None:
+    """Close an open row, with an activity that names it."""
+    table = closing.table
+    close = _activity(closing, parameters)
+    row = session.find(table, str(close[table.key]))
+    check_access(session.caller, table, "Write", row)
+    if row["statecode"] in _CLOSED[table.name]:
+        # The text for opportunities is the real service's; the codes and the text for orders are not confirmed.
+        raise invalid_argument(f"The {_WORDS[table.name]} is already closed.")
+    reason = _reason(closing, parameters)
     close["activityid"] = close.get("activityid") or session.organization.new_id()
-    inputs: list[tuple[str, object]] = [
-        ("OpportunityClose", Entity(TABLES["opportunityclose"], close["activityid"], dict(close))),
+    inputs = [
+        (closing.parameter, Entity(closing.activity, close["activityid"], dict(close))),
         ("Status", OptionSet(reason)),
     ]
-    event = MessageExecution(closing.message, "opportunity", opportunity["opportunityid"], inputs)
+    event = MessageExecution(closing.message, table.name, row[table.key], inputs)
+    close["actualend"] = close.get("actualend") or session.now[:10]
+    change: Row = {"statecode": closing.state, "statuscode": reason}
+    if table is OPPORTUNITY.header:
+        _complete(close, change, row)
     session.parents.append(event)
-    _write_close(session, opportunity, close, closing.state, reason)
+    session.create(closing.activity, close)
+    session.change(table, row[table.key], change)
     session.parents.pop()
     session.fire(event)
 
 
-def _write_close(session: Session, opportunity: Row, close: Row, state: int, reason: int) -> None:
+def _complete(close: Row, change: Row, opportunity: Row) -> None:
+    """Add the columns that an opportunity and its closing activity have in common."""
+    is_won = change["statecode"] == WON
     revenue = close.get("actualrevenue")
-    if revenue is None and state == WON:
+    if revenue is None and is_won:
         revenue = opportunity["totalamount"] or opportunity["estimatedvalue"]
-    closed_on = close.get("actualend") or session.now[:10]
-    session.create(
-        TABLES["opportunityclose"],
-        {
-            "subject": f"Opportunity {'Win' if state == WON else 'Lose'}",
-            **close,
-            "actualend": closed_on,
-            "actualrevenue": revenue,
-            "opportunitystatecode": state,
-            "opportunitystatuscode": reason,
-            "transactioncurrencyid": opportunity["transactioncurrencyid"],
-            "exchangerate": opportunity["exchangerate"],
-        },
-    )
-    session.change(
-        TABLES["opportunity"],
-        opportunity["opportunityid"],
-        {"statecode": state, "statuscode": reason, "actualclosedate": closed_on, "actualvalue": revenue},
-    )
+    close.setdefault("subject", f"Opportunity {'Win' if is_won else 'Lose'}")
+    close |= {
+        "actualrevenue": revenue,
+        "opportunitystatecode": change["statecode"],
+        "opportunitystatuscode": change["statuscode"],
+        "transactioncurrencyid": opportunity["transactioncurrencyid"],
+        "exchangerate": opportunity["exchangerate"],
+    }
+    change |= {"actualclosedate": close["actualend"], "actualvalue": revenue}
 
 
-def _activity(parameters: Parameters, name: str, table: Table, closed: Table) -> Row:
+def _activity(closing: _Closing, parameters: Parameters) -> Row:
     """Read the activity that closes a row; it must name the row."""
-    body = parameters.get(name)
+    body = parameters.get(closing.parameter)
     if not isinstance(body, Mapping):
-        raise invalid_argument(f"Required field '{name}' is missing")
-    close = parse_entity(table, body)
-    if not close.get(closed.key):
-        raise invalid_argument(f"The {table.name} names no {closed.name}: {closed.key} is missing.")
+        raise invalid_argument(f"Required field '{closing.parameter}' is missing")
+    close = parse_entity(closing.activity, body)
+    if not close.get(closing.table.key):
+        raise invalid_argument(
+            f"The {closing.activity.name} names no {closing.table.name}: {closing.table.key} is missing."
+        )
     return close
 
 
-def _reason(parameters: Parameters, table: Table, closing: _Closing) -> int:
+def _reason(closing: _Closing, parameters: Parameters) -> int:
     reason = parameters.get("Status", -1)
-    if reason == -1 and not isinstance(reason, bool):
+    if reason == -1:
         return closing.reason
-    states = table.columns["statuscode"].states
+    states = closing.table.columns["statuscode"].states
     # The sandbox does not know reasons that an organization adds.
     if (
         isinstance(reason, bool)
@@ -128,104 +121,65 @@ def _reason(parameters: Parameters, table: Table, closing: _Closing) -> int:
         or states.get(reason, closing.state) != closing.state
     ):
         raise invalid_argument(
-            f"{reason} is not a valid status code for state code {closing.state} on {table.name}.",
+            f"{reason} is not a valid status code for state code {closing.state} on {closing.table.name}.",
             "0x80048408",
         )
     return reason
 
 
-# --- closing orders -----------------------------------------------------------------------------------------
-
-
-def cancel_order(session: Session, parameters: Parameters) -> None:
-    """Cancel a sales order."""
-    _close_order(session, parameters, _Closing("Cancel", _CANCELED, 4))
-
-
-def fulfill_order(session: Session, parameters: Parameters) -> None:
-    """Mark a sales order as fulfilled."""
-    _close_order(session, parameters, _Closing("Fulfill", _FULFILLED, 100001))
-
-
-def _close_order(session: Session, parameters: Parameters, closing: _Closing) -> None:
-    table = TABLES["salesorder"]
-    close = _activity(parameters, "OrderClose", TABLES["orderclose"], table)
-    order = session.find(table, str(close["salesorderid"]))
-    check_access(session.caller, table, "Write", order)
-    if order["statecode"] in (_CANCELED, _FULFILLED, _INVOICED):
-        # The real service's text and code are not known.
-        raise invalid_argument("The sales order is already closed.")
-    reason = _reason(parameters, table, closing)
-    event = MessageExecution(
-        closing.message, "salesorder", order["salesorderid"], [("Status", OptionSet(reason))]
-    )
-    session.parents.append(event)
-    session.create(TABLES["orderclose"], {"actualend": session.now[:10], **close})
-    session.change(table, order["salesorderid"], {"statecode": closing.state, "statuscode": reason})
-    session.parents.pop()
-    session.fire(event)
+_CLOSED: Final = {"opportunity": (WON, LOST), "salesorder": (_CANCELED, _FULFILLED, _INVOICED)}
+_WORDS: Final = {"opportunity": "opportunity", "salesorder": "sales order"}
+_BY_OPPORTUNITY_CLOSE: Final = (OPPORTUNITY.header, TABLES["opportunityclose"], "OpportunityClose")
+_BY_ORDER_CLOSE: Final = (ORDER.header, TABLES["orderclose"], "OrderClose")
+win_opportunity: Final = partial(_close, _Closing("Win", *_BY_OPPORTUNITY_CLOSE, WON, 3))
+lose_opportunity: Final = partial(_close, _Closing("Lose", *_BY_OPPORTUNITY_CLOSE, LOST, 4))
+_cancel_order: Final = partial(_close, _Closing("Cancel", *_BY_ORDER_CLOSE, _CANCELED, 4))
+_fulfill_order: Final = partial(_close, _Closing("Fulfill", *_BY_ORDER_CLOSE, _FULFILLED, 100001))
 
 
 # --- conversions --------------------------------------------------------------------------------------------
 
 
-def generate_invoice(session: Session, parameters: Parameters) -> EntityResult:
-    """Create an invoice from an opportunity. Like Dataverse, a second call creates a second invoice.
+@dataclass(frozen=True)
+class _Conversion:
+    """A message that creates a document from another one, whose id is its parameter."""
+
+    message: str
+    source: Document
+    target: Document
+
+    @property
+    def parameter(self) -> str:
+        return _ID_PARAMETERS[self.source.header.name]
+
+
+_ID_PARAMETERS: Final = {"opportunity": "OpportunityId", "quote": "QuoteId", "salesorder": "SalesOrderId"}
+_CONVERSIONS: Final = (
+    _Conversion("GenerateInvoiceFromOpportunity", OPPORTUNITY, INVOICE),
+    _Conversion("GenerateSalesOrderFromOpportunity", OPPORTUNITY, ORDER),
+    _Conversion("GenerateQuoteFromOpportunity", OPPORTUNITY, QUOTE),
+    _Conversion("ConvertQuoteToSalesOrder", QUOTE, ORDER),
+    _Conversion("ConvertSalesOrderToInvoice", ORDER, INVOICE),
+)
+
+
+def _generate(conversion: _Conversion, session: Session, parameters: Parameters) -> EntityResult:
+    """Create a document from another one. Like Dataverse, a second call creates a second one.
 
     The opportunity's state is not checked. Whether Dataverse refuses an opportunity that is not won is undocumented, so
     a caller must not rely on it.
     """
-    return _generate(session, parameters, OPPORTUNITY, INVOICE)
-
-
-def generate_order(session: Session, parameters: Parameters) -> EntityResult:
-    """Create a sales order from an opportunity."""
-    return _generate(session, parameters, OPPORTUNITY, ORDER)
-
-
-def generate_quote(session: Session, parameters: Parameters) -> EntityResult:
-    """Create a quote from an opportunity."""
-    return _generate(session, parameters, OPPORTUNITY, QUOTE)
-
-
-def convert_quote(session: Session, parameters: Parameters) -> EntityResult:
-    """Create a sales order from a quote."""
-    return _generate(session, parameters, QUOTE, ORDER)
-
-
-def convert_order(session: Session, parameters: Parameters) -> EntityResult:
-    """Create an invoice from a sales order, and set the order to Invoiced."""
-    result = _generate(session, parameters, ORDER, INVOICE)
-    closed = {"statecode": _INVOICED, "statuscode": 100003}
-    session.change(ORDER.header, result.row["salesorderid"], closed)
-    return result
-
-
-_ID_PARAMETERS: Final = {
-    OPPORTUNITY.header.name: "OpportunityId",
-    QUOTE.header.name: "QuoteId",
-    ORDER.header.name: "SalesOrderId",
-}
-_MESSAGES: Final = {
-    ("opportunity", "invoice"): "GenerateInvoiceFromOpportunity",
-    ("opportunity", "salesorder"): "GenerateSalesOrderFromOpportunity",
-    ("opportunity", "quote"): "GenerateQuoteFromOpportunity",
-    ("quote", "salesorder"): "ConvertQuoteToSalesOrder",
-    ("salesorder", "invoice"): "ConvertSalesOrderToInvoice",
-}
-
-
-def _generate(session: Session, parameters: Parameters, source: Document, target: Document) -> EntityResult:
-    name = _ID_PARAMETERS[source.header.name]
-    message = _MESSAGES[source.header.name, target.header.name]
+    source, target = conversion.source, conversion.target
     try:
-        source_id = guid(parameters.get(name))
+        source_id = guid(parameters.get(conversion.parameter))
     except InvalidValue as error:
-        raise bad_payload(message, str(error)) from error
+        raise bad_payload(conversion.message, str(error)) from error
     columns = _column_set(target.header, parameters.get("ColumnSet"))
     row = _readable_source(session, source, target, source_id)
     made = _convert(session, row, source, target)
-    session.fire(MessageExecution(message, "none", None, [(name, source_id)]))
+    session.fire(MessageExecution(conversion.message, "none", None, [(conversion.parameter, source_id)]))
+    if source is ORDER:
+        session.change(ORDER.header, source_id, {"statecode": _INVOICED, "statuscode": 100003})
     return EntityResult(target.header, made, columns)
 
 
@@ -365,15 +319,12 @@ def _column_set(table: Table, column_set: object) -> tuple[str, ...]:
 SALES_ACTIONS: Final[Mapping[str, UnboundMessage]] = {
     "WinOpportunity": UnboundMessage(win_opportunity, frozenset({"OpportunityClose", "Status"})),
     "LoseOpportunity": UnboundMessage(lose_opportunity, frozenset({"OpportunityClose", "Status"})),
-    "CancelSalesOrder": UnboundMessage(cancel_order, frozenset({"OrderClose", "Status"})),
-    "FulfillSalesOrder": UnboundMessage(fulfill_order, frozenset({"OrderClose", "Status"})),
-    "GenerateInvoiceFromOpportunity": UnboundMessage(
-        generate_invoice, frozenset({"OpportunityId", "ColumnSet"})
-    ),
-    "GenerateSalesOrderFromOpportunity": UnboundMessage(
-        generate_order, frozenset({"OpportunityId", "ColumnSet"})
-    ),
-    "GenerateQuoteFromOpportunity": UnboundMessage(generate_quote, frozenset({"OpportunityId", "ColumnSet"})),
-    "ConvertQuoteToSalesOrder": UnboundMessage(convert_quote, frozenset({"QuoteId", "ColumnSet"})),
-    "ConvertSalesOrderToInvoice": UnboundMessage(convert_order, frozenset({"SalesOrderId", "ColumnSet"})),
+    "CancelSalesOrder": UnboundMessage(_cancel_order, frozenset({"OrderClose", "Status"})),
+    "FulfillSalesOrder": UnboundMessage(_fulfill_order, frozenset({"OrderClose", "Status"})),
+    **{
+        conversion.message: UnboundMessage(
+            partial(_generate, conversion), frozenset({conversion.parameter, "ColumnSet"})
+        )
+        for conversion in _CONVERSIONS
+    },
 }
