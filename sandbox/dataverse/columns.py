@@ -11,7 +11,10 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from enum import Enum
 from functools import cached_property
+from http import HTTPStatus
 from typing import Any, Final
+
+from sandbox.dataverse.errors import RequestRefused
 
 Row = dict[str, Any]
 """A row by logical names: str, int, bool, Decimal or None; ids and dates are strings in one fixed form."""
@@ -22,19 +25,19 @@ _INT32 = range(-(2**31), 2**31)
 
 
 class ColumnKind(Enum):
-    """What a column holds."""
+    """What a column holds, by the names of AttributeType (a date has that of a time)."""
 
-    ID = "Edm.Guid"
-    LOOKUP = "Microsoft.Dynamics.CRM.lookup"
-    TEXT = "Edm.String"
-    INTEGER = "Edm.Int32"
-    VERSION = "Edm.Int64"
-    CHOICE = "Microsoft.Dynamics.CRM.choice"
-    BOOLEAN = "Edm.Boolean"
-    MONEY = "Microsoft.Dynamics.CRM.money"
-    DECIMAL = "Edm.Decimal"
-    DATE = "Edm.Date"
-    DATETIME = "Edm.DateTimeOffset"
+    ID = "Uniqueidentifier"
+    LOOKUP = "Lookup"
+    TEXT = "String"
+    INTEGER = "Integer"
+    VERSION = "BigInt"
+    CHOICE = "Picklist"
+    BOOLEAN = "Boolean"
+    MONEY = "Money"
+    DECIMAL = "Decimal"
+    DATE = "Date"
+    DATETIME = "DateTime"
 
 
 # Exact amounts are stored as scaled 64-bit integers, as SQL Server's `money` is: they sort, compare and add up.
@@ -43,8 +46,11 @@ _SCALE: Final = {ColumnKind.MONEY: 4, ColumnKind.DECIMAL: 10}
 _BASE_UNIT: Final = Decimal("0.01")
 
 
-class InvalidValue(ValueError):
+class InvalidValue(RequestRefused):
     """A value that does not fit its column; the text says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(HTTPStatus.BAD_REQUEST, "0x80060888", message)
 
 
 @dataclass(frozen=True)

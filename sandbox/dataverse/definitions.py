@@ -12,19 +12,6 @@ from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Caller, require_metadata
 
 _NAMESPACE: Final = "Microsoft.Dynamics.CRM."
-_TYPES: Final = {
-    ColumnKind.ID: "Uniqueidentifier",
-    ColumnKind.LOOKUP: "Lookup",
-    ColumnKind.TEXT: "String",
-    ColumnKind.INTEGER: "Integer",
-    ColumnKind.VERSION: "BigInt",
-    ColumnKind.CHOICE: "Picklist",
-    ColumnKind.BOOLEAN: "Boolean",
-    ColumnKind.MONEY: "Money",
-    ColumnKind.DECIMAL: "Decimal",
-    ColumnKind.DATE: "DateTime",
-    ColumnKind.DATETIME: "DateTime",
-}
 _TYPES_OF: Final = {
     "statecode": "State",
     "statuscode": "Status",
@@ -90,10 +77,11 @@ def _definition(table: Table) -> dict[str, object]:
 
 
 def _attribute(table: Table, column: Column) -> dict[str, object]:
+    kind = ColumnKind.DATETIME if column.kind is ColumnKind.DATE else column.kind
     described: dict[str, object] = {
         "LogicalName": column.name,
         "EntityLogicalName": table.name,
-        "AttributeType": _TYPES_OF.get(column.name, _TYPES[column.kind]),
+        "AttributeType": _TYPES_OF.get(column.name, kind.value),
         "IsPrimaryId": column.name == table.key,
         "IsCustomAttribute": column.name.startswith("new_"),
     }

@@ -14,7 +14,7 @@ from typing import Any
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedInput, VisitError
 
-from sandbox.dataverse.columns import Column, ColumnKind, InvalidValue, Table
+from sandbox.dataverse.columns import Column, ColumnKind, Table
 from sandbox.dataverse.errors import RequestRefused, bad_request, no_property, not_supported
 from sandbox.dataverse.schema import TABLES
 
@@ -156,11 +156,7 @@ class _ToSql(Transformer[Token, Any]):
             if operator not in ("eq", "ne"):
                 raise bad_request(f"null can be compared with eq and ne only, not with {operator}.")
             return Condition(f"{sql} IS {'NOT ' if operator == 'ne' else ''}NULL")
-        try:
-            value = column.to_sql(column.parse(literal))
-        except InvalidValue as error:
-            raise bad_request(str(error)) from error
-        return Condition(f"{sql} {_SQL_OPERATORS[operator]} ?", (value,))
+        return Condition(f"{sql} {_SQL_OPERATORS[operator]} ?", (column.to_sql(column.parse(literal)),))
 
     def text_match(self, parts: list[Token]) -> Condition:
         function, path, literal = parts

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox.dataverse.columns import InvalidValue, Row, Table, guid
-from sandbox.dataverse.errors import bad_request, no_property
+from sandbox.dataverse.columns import Row, Table
 from sandbox.dataverse.service import Session
 
 
@@ -37,18 +36,3 @@ class BoundMessage:
     table: str
     run: Callable[[Session, Row, Parameters], Result]
     parameters: frozenset[str] = frozenset()
-
-
-def check_known_parameters(name: str, known: frozenset[str], parameters: Parameters) -> None:
-    """Refuse parameters that the message does not have."""
-    for parameter in parameters:
-        if parameter not in known and not parameter.startswith("@odata."):
-            raise no_property(parameter, name)
-
-
-def guid_parameter(value: object) -> str:
-    """Read an id. Raises RequestRefused (400)."""
-    try:
-        return guid(value)
-    except InvalidValue as error:
-        raise bad_request(str(error)) from error

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from sandbox.dataverse.columns import Row
+from sandbox.dataverse.columns import Row, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, no_record
-from sandbox.dataverse.messages import BoundMessage, Parameters, UnboundMessage, guid_parameter
+from sandbox.dataverse.messages import BoundMessage, Parameters, UnboundMessage
 from sandbox.dataverse.payload import parse_reference
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Depth, check_access, load_caller, role_privileges
@@ -33,7 +33,7 @@ def add_privileges_role(session: Session, role: Row, parameters: Parameters) -> 
         depth = depths.get(str(item.get("Depth"))) if isinstance(item, Mapping) else None
         if depth is None:
             raise bad_payload("role", "Depth is one of 'Basic', 'Local', 'Deep' and 'Global'.")
-        privilege = session.find(TABLES["privilege"], guid_parameter(item.get("PrivilegeId")))
+        privilege = session.find(TABLES["privilege"], guid(item.get("PrivilegeId")))
         grant(session, role["roleid"], privilege["privilegeid"], depth)
 
 
@@ -51,7 +51,7 @@ def remove_privilege_role(session: Session, role: Row, parameters: Parameters) -
     """Take a privilege from a role."""
     check_access(session.caller, TABLES["role"], "Write", role)
     table = TABLES["roleprivileges"]
-    privilege_id = guid_parameter(parameters.get("PrivilegeId"))
+    privilege_id = guid(parameters.get("PrivilegeId"))
     for row in session.transaction.rows(
         table, "roleid = ? AND privilegeid = ?", (role["roleid"], privilege_id)
     ):
@@ -60,7 +60,7 @@ def remove_privilege_role(session: Session, role: Row, parameters: Parameters) -
 
 def retrieve_role_privileges(session: Session, parameters: Parameters) -> dict[str, object]:
     """List the privileges of a role."""
-    role = session.retrieve(TABLES["role"], guid_parameter(parameters.get("RoleId")))
+    role = session.retrieve(TABLES["role"], guid(parameters.get("RoleId")))
     return _privileges(session, role_privileges(session.transaction, role["roleid"]), role["businessunitid"])
 
 

@@ -11,7 +11,7 @@ from sandbox.dataverse.operation import MAX_PAGE, ROOT, Operation, Reply, named_
 from sandbox.dataverse.payload import Expansion, Shape, check_select, represent
 from sandbox.dataverse.sales_rules import INVOICE, reprice
 from sandbox.dataverse.schema import COLLECTIONS, TABLES
-from sandbox.dataverse.service import Query, Session, check_version, collection_of, etag
+from sandbox.dataverse.service import Session, check_version, collection_of, etag
 
 NAMESPACE: Final = "Microsoft.Dynamics.CRM."
 _OPTIONS: Final = frozenset({"$select", "$filter", "$orderby", "$top", "$expand", "$count", "$skiptoken"})
@@ -37,7 +37,7 @@ class Reader:
         order = parse_orderby(self._options["$orderby"], table) if "$orderby" in self._options else ()
         top, offset, size = self._operation.top, self._operation.offset, self._preferences.page_size
         left = size if top is None else min(size, max(top - offset, 0))
-        rows = self._session.query(table, Query(wanted, order, left + 1, offset))
+        rows = self._session.query(table, wanted, order, f"LIMIT {left + 1} OFFSET {offset}")
         content: dict[str, object] = {"@odata.context": self._context(table)}
         if self._options.get("$count") == "true":
             content["@odata.count"] = min(self._session.count(table, wanted), MAX_PAGE)
@@ -153,12 +153,12 @@ class Reader:
             conditions = [Condition(f't."{column.name}" = ?', (row[table.key],))]
             if expansion.filter:
                 conditions.append(parse_filter(expansion.filter, related))
-            rows = self._session.query(related, Query(conditions))
+            rows = self._session.query(related, conditions)
             return [self._represent(related, other, expansion.shape) for other in rows]
         column, targets = table.navigation[expansion.name]
         target = TABLES[targets[0]]
         conditions = [Condition(f't."{target.key}" = ?', (row[column.name],))]
-        found = self._session.query(target, Query(conditions))
+        found = self._session.query(target, conditions)
         return self._represent(target, found[0], expansion.shape) if found else None
 
 

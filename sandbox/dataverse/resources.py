@@ -15,12 +15,13 @@ from sandbox.dataverse.errors import (
     RequestRefused,
     bad_payload,
     bad_request,
+    no_property,
     no_record,
     no_segment,
     not_supported,
 )
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.messages import BoundMessage, EntityResult, Result, check_known_parameters
+from sandbox.dataverse.messages import BoundMessage, EntityResult, Parameters, Result
 from sandbox.dataverse.operation import Operation, Reply, Segment, literal, method_not_allowed, record_id
 from sandbox.dataverse.payload import parse_entity, parse_reference, read_json
 from sandbox.dataverse.platform_actions import PLATFORM_ACTIONS, PLATFORM_FUNCTIONS, USER_FUNCTIONS
@@ -215,7 +216,7 @@ class _Execution:
     def _body(self, name: str, known: frozenset[str]) -> dict[str, Any]:
         """Read an action's parameters."""
         parameters = read_json(self._operation.body or b"{}", name)
-        check_known_parameters(name, known, parameters)
+        _check_known(name, known, parameters)
         return parameters
 
     def _parameters(self, segment: Segment, known: frozenset[str]) -> dict[str, Any]:
@@ -228,7 +229,7 @@ class _Execution:
                     raise bad_request(f"The parameter alias '{value}' has no value.")
                 value = self._operation.aliases[value]
             parameters[name.strip()] = literal(value)
-        check_known_parameters(segment.name, known, parameters)
+        _check_known(segment.name, known, parameters)
         if missing := known - parameters.keys():
             raise bad_request(f"The parameter '{min(missing)}' of '{segment.name}' is missing.")
         return parameters
@@ -240,6 +241,13 @@ class _Execution:
             return self._reader.result(result)
         context = {"@odata.context": f"{self._reader.root}/$metadata#{NAMESPACE}ComplexType"}
         return Reply(HTTPStatus.OK, context | result)
+
+
+def _check_known(name: str, known: frozenset[str], parameters: Parameters) -> None:
+    """Refuse parameters that the message does not have."""
+    for parameter in parameters:
+        if parameter not in known and not parameter.startswith("@odata."):
+            raise no_property(parameter, name)
 
 
 def _unknown(name: str) -> RequestRefused:

@@ -35,16 +35,6 @@ from sandbox.dataverse.security import (
 _ACCESS_TEAM = 1
 
 
-@dataclass(frozen=True)
-class Query:
-    """Which rows to read from a table: a condition, terms of ORDER BY, and a window."""
-
-    where: Sequence[Condition] = ()
-    order: Sequence[str] = ()
-    limit: int | None = None
-    offset: int = 0
-
-
 class TableRules:
     """The rules that a table applies when its rows change; by default none."""
 
@@ -101,13 +91,16 @@ class Session:
         check_access(self.caller, table, "Read", row)
         return row
 
-    def query(self, table: Table, query: Query) -> list[Row]:
-        """Return the rows that the caller may read; others are missing without an error."""
-        where, parameters = self._condition(table, query.where)
-        order = ", ".join([*query.order, f't."{table.key}"'])
-        limit = -1 if query.limit is None else query.limit
-        tail = f"ORDER BY {order} LIMIT {limit} OFFSET {query.offset}"
-        return self.transaction.rows(table, where, parameters, tail)
+    def query(
+        self, table: Table, conditions: Sequence[Condition], order: Sequence[str] = (), window: str = ""
+    ) -> list[Row]:
+        """Return the rows that the caller may read; others are missing without an error.
+
+        `order` has terms of ORDER BY, `window` is LIMIT and OFFSET.
+        """
+        where, parameters = self._condition(table, conditions)
+        terms = ", ".join([*order, f't."{table.key}"'])
+        return self.transaction.rows(table, where, parameters, f"ORDER BY {terms} {window}")
 
     def count(self, table: Table, conditions: Sequence[Condition]) -> int:
         """Count the rows that the caller may read."""
@@ -223,11 +216,10 @@ class Session:
     # --- owners ---
 
     def _owner(self, owner_id: str) -> tuple[Table, Row]:
-        for name in ("systemuser", "team"):
-            row = self.transaction.get(TABLES[name], owner_id)
-            if row is not None:
-                return TABLES[name], row
-        raise no_record("systemuser", owner_id)
+        found = self.target(TABLES["invoice"].columns["ownerid"], owner_id)
+        if found is None:
+            raise no_record("systemuser", owner_id)
+        return found
 
     def _ownership(self, owner_id: str) -> dict[str, object]:
         table, owner = self._owner(owner_id)
@@ -282,24 +274,20 @@ class Session:
 
     def associate(self, table: Table, record_id: str, other: Table, other_id: str) -> None:
         """Give a user a role, from either side; idempotent. Raises 403, 404."""
-        for side, side_id in ((table, record_id), (other, other_id)):
-            check_access(
-                self.caller, side, "Write" if side.name == "systemuser" else "Read", self.find(side, side_id)
-            )
         pair = {table.key: record_id, other.key: other_id}
         if not self._assignments(pair):
             self.add(TABLES["systemuserroles"], pair)
 
     def disassociate(self, table: Table, record_id: str, other: Table, other_id: str) -> None:
         """Take a role from a user. Raises 403, 404."""
-        for side, side_id in ((table, record_id), (other, other_id)):
-            check_access(
-                self.caller, side, "Write" if side.name == "systemuser" else "Read", self.find(side, side_id)
-            )
         for row in self._assignments({table.key: record_id, other.key: other_id}):
             self.transaction.delete(TABLES["systemuserroles"], row)
 
     def _assignments(self, pair: Mapping[str, str]) -> list[Row]:
+        """Return the rows that give a user a role. Raises 403, 404."""
+        for name, verb in (("systemuser", "Write"), ("role", "Read")):
+            table = TABLES[name]
+            check_access(self.caller, table, verb, self.find(table, pair[table.key]))
         return self.transaction.rows(
             TABLES["systemuserroles"],
             "t.systemuserid = ? AND t.roleid = ?",

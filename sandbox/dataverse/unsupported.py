@@ -6,51 +6,22 @@ know it either. The lists are not complete.
 
 from typing import Final
 
-TABLES: Final = frozenset(
-    {
-        *(
-            "activityparties",
-            "activitypointers",
-            "appointments",
-            "emails",
-            "faxes",
-            "letters",
-            "phonecalls",
-            "tasks",
-        ),
-        *(
-            "campaigns",
-            "competitors",
-            "goals",
-            "incidents",
-            "leads",
-            "lists",
-            "territories",
-            "subjects",
-            "sites",
-        ),
-        *(
-            "quotecloses",
-            "contracts",
-            "discounts",
-            "discounttypes",
-            "productpricelevels",
-            "productassociations",
-        ),
-        *("customeraddresses", "connections", "duplicaterules", "queues", "queueitems", "sharepointsites"),
-        *("attributemaps", "entitymaps", "pluginassemblies", "plugintypes", "plugintracelogs", "solutions"),
-        *("publishers", "workflows", "savedqueries", "userqueries", "systemforms", "usersettingscollection"),
-        *("GlobalOptionSetDefinitions", "RelationshipDefinitions", "ManagedPropertyDefinitions"),
-    }
-)
-MESSAGES: Final = frozenset(
-    {
-        *("CreateMultiple", "UpdateMultiple", "DeleteMultiple", "UpsertMultiple", "BulkDelete"),
-        *("GrantAccess", "ModifyAccess", "RevokeAccess", "RetrieveSharedPrincipalsAndAccess"),
-        *("CalculatePrice", "LockInvoicePricing", "UnlockInvoicePricing", "LockSalesOrderPricing"),
-        *("WinQuote", "CloseQuote", "ReviseQuote", "GetInvoiceProductsFromOpportunity", "QualifyLead"),
-        *("AddMembersTeam", "RemoveMembersTeam", "SetBusinessSystemUser", "Merge", "InitializeFrom"),
-        *("RetrieveVersion", "RetrieveCurrentOrganization", "RetrieveUserPrivileges", "PublishXml"),
-        *("RetrieveEntityChanges", "RetrieveTotalRecordCount", "ExecuteWorkflow", "FormatAddress"),
-    }
-)
+TABLES: Final = frozenset({
+    "activityparties", "activitypointers", "appointments", "emails", "faxes", "letters", "phonecalls",
+    "tasks", "campaigns", "competitors", "goals", "incidents", "leads", "lists", "territories", "subjects",
+    "sites", "quotecloses", "contracts", "discounts", "discounttypes", "productpricelevels",
+    "productassociations", "customeraddresses", "connections", "duplicaterules", "queues", "queueitems",
+    "sharepointsites", "attributemaps", "entitymaps", "pluginassemblies", "plugintypes", "plugintracelogs",
+    "solutions", "publishers", "workflows", "savedqueries", "userqueries", "systemforms",
+    "usersettingscollection", "GlobalOptionSetDefinitions", "RelationshipDefinitions",
+    "ManagedPropertyDefinitions",
+})  # fmt: skip
+MESSAGES: Final = frozenset({
+    "CreateMultiple", "UpdateMultiple", "DeleteMultiple", "UpsertMultiple", "BulkDelete", "GrantAccess",
+    "ModifyAccess", "RevokeAccess", "RetrieveSharedPrincipalsAndAccess", "CalculatePrice",
+    "LockInvoicePricing", "UnlockInvoicePricing", "LockSalesOrderPricing", "WinQuote", "CloseQuote",
+    "ReviseQuote", "GetInvoiceProductsFromOpportunity", "QualifyLead", "AddMembersTeam",
+    "RemoveMembersTeam", "SetBusinessSystemUser", "Merge", "InitializeFrom", "RetrieveVersion",
+    "RetrieveCurrentOrganization", "RetrieveUserPrivileges", "PublishXml", "RetrieveEntityChanges",
+    "RetrieveTotalRecordCount", "ExecuteWorkflow", "FormatAddress",
+})  # fmt: skip
