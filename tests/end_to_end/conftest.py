@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,9 +20,20 @@ from sandbox.cloud.settings import entity_settings
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from click.testing import Result
+
+
+PATIENCE = 80.0
+
+
+def wait_until(condition: Callable[[], object], what: str | Callable[[], object]) -> None:
+    """Wait for a condition. `what`: what has not happened, if it fails; a function if it changes meanwhile."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what() if callable(what) else what
+        time.sleep(0.02)
 
 
 @dataclass
