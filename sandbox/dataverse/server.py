@@ -4,22 +4,24 @@ import errno
 import io
 import logging
 import ssl
-from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 from cheroot import wsgi
 from cheroot.makefile import StreamReader, StreamWriter
 from cheroot.server import HTTPConnection
-from requests.adapters import BaseAdapter
+from requests.adapters import HTTPAdapter
 from urllib3 import HTTPHeaderDict, HTTPResponse
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from sandbox.dataverse.events import Poster
 from sandbox.dataverse.web_api import DataverseApp
 from sandbox.http_server import HttpServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _typeshed.wsgi import WSGIApplication
 
 _log = logging.getLogger(__name__)
@@ -145,7 +147,7 @@ class _TlsAdapter:
         return (StreamReader if "r" in mode else StreamWriter)(sock, mode, bufsize)
 
 
-class WsgiAdapter(BaseAdapter):
+class WsgiAdapter(HTTPAdapter):
     """A transport for `requests` that calls a WSGI application instead of opening a socket.
 
     `session.mount("https://…", WsgiAdapter(app))`. If the application raises `ResponseLost`, the client
@@ -156,84 +158,27 @@ class WsgiAdapter(BaseAdapter):
         super().__init__()
         self._app = app
 
-    def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,  # noqa: ARG002, FBT001, FBT002
-        timeout: object = None,  # noqa: ARG002
-        verify: object = True,  # noqa: ARG002, FBT002
-        cert: object = None,  # noqa: ARG002
-        proxies: Mapping[str, str] | None = None,  # noqa: ARG002
-    ) -> requests.Response:
+    def send(self, request: requests.PreparedRequest, *_args: Any, **_kwargs: Any) -> requests.Response:  # noqa: ANN401
         """Call the application and wrap its response."""
-        started: list[tuple[str, list[tuple[str, str]]]] = []
-
-        def start_response(
-            status: str, headers: list[tuple[str, str]], _: object = None
-        ) -> Callable[[bytes], object]:
-            started.append((status, headers))
-            return lambda _: None
-
+        url = urlsplit(request.url or "")
+        builder = EnvironBuilder(
+            method=request.method or "",
+            base_url=f"{url.scheme}://{url.netloc}",
+            path=url.path,
+            query_string=url.query,
+            headers=list(request.headers.items()),
+            data=request.body,
+        )
         try:
-            body = b"".join(_call(self._app, _environ(request), start_response))
+            body, status, headers = run_wsgi_app(self._app, builder.get_environ(), buffered=True)
         except ResponseLost as error:
             raise requests.ConnectionError(error, request=request) from error
-        status, headers = started[-1]
-        return _response(request, status, headers, body)
-
-    def close(self) -> None:
-        """Do nothing: there is no connection."""
-
-
-def _call(app: "WSGIApplication", environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
-    return app(environ, start_response)
-
-
-def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
-    parts = urlsplit(request.url or "")
-    body = request.body or b""
-    data = body.encode() if isinstance(body, str) else bytes(body)
-    environ: dict[str, Any] = {
-        "REQUEST_METHOD": request.method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": unquote(parts.path).encode().decode("latin-1"),
-        "QUERY_STRING": parts.query,
-        "SERVER_NAME": parts.hostname,
-        "SERVER_PORT": str(parts.port or 443),
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "HTTP_HOST": parts.netloc,
-        "CONTENT_LENGTH": str(len(data)),
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": parts.scheme,
-        "wsgi.input": io.BytesIO(data),
-        "wsgi.errors": io.StringIO(),
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": False,
-        "wsgi.run_once": False,
-    }
-    for name, value in request.headers.items():
-        key = name.upper().replace("-", "_")
-        environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
-    return environ
-
-
-def _response(
-    request: requests.PreparedRequest, status: str, headers: list[tuple[str, str]], body: bytes
-) -> requests.Response:
-    code, _, reason = status.partition(" ")
-    raw = HTTPResponse(
-        body=io.BytesIO(body),
-        headers=HTTPHeaderDict(headers),
-        status=int(code),
-        reason=reason,
-        preload_content=False,
-    )
-    response = requests.Response()
-    response.status_code = int(code)
-    response.reason = reason
-    response.headers.update(headers)
-    response.url = request.url or ""
-    response.request = request
-    response.raw = raw
-    response.encoding = requests.utils.get_encoding_from_headers(response.headers)
-    return response
+        code, _, reason = status.partition(" ")
+        raw = HTTPResponse(
+            body=io.BytesIO(b"".join(body)),
+            headers=HTTPHeaderDict(headers),
+            status=int(code),
+            reason=reason,
+            preload_content=False,
+        )
+        return self.build_response(request, raw)
