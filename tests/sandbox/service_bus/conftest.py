@@ -7,7 +7,6 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -164,10 +163,11 @@ class Access:
 
     def sender(self, entity: str = "plain") -> ServiceBusSender:
         """Open a sender to a queue or topic."""
-        return self.opened.enter_context(self.one_client.get_queue_sender(entity))
+        return self.opened.enter_context(self.one_client.get_queue_sender(entity, keep_alive=0))
 
     def receiver(self, entity: str = "plain", subscription: str = "", **options: Any) -> ServiceBusReceiver:  # noqa: ANN401
         """Open a receiver of a queue or a topic's subscription."""
+        options = {**RECEIVER_OPTIONS, **options}
         if subscription:
             receiver = self.one_client.get_subscription_receiver(entity, subscription, **options)
         else:
@@ -202,29 +202,10 @@ class Access:
             time.sleep(0.005)
 
 
-# `keep_alive` 0 saves a thread that takes a second to end; without retries an error is seen at once.
-OPTIONS: dict[str, Any] = {
-    "retry_total": 0,
-    "retry_backoff_factor": 0.05,
-    "socket_timeout": 5.0,
-    "keep_alive": 0,
-}
-
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    """Give threads in which the SDK can take its time."""
-    with ThreadPoolExecutor(32) as each:
-        yield each
-
-
-@pytest.fixture(scope="session")
-def closing(pool: ThreadPoolExecutor) -> Iterator[Callable[[ExitStack], None]]:
-    """Close clients while the next test runs: the SDK's receivers take a second each."""
-    under_way = []
-    yield lambda stack: under_way.append(pool.submit(stack.close))
-    for each in under_way:
-        each.result(30)
+# Without retries an error is seen at once.
+OPTIONS: dict[str, Any] = {"retry_total": 0, "retry_backoff_factor": 0.05}
+# Without prefetching, or with `keep_alive`, the SDK has a thread for the link that takes up to a second to end.
+RECEIVER_OPTIONS: dict[str, Any] = {"prefetch_count": 1, "keep_alive": 0}
 
 
 @pytest.fixture
@@ -232,18 +213,15 @@ def plain(
     broker: Broker,
     authenticator: Authenticator,
     clock: MovableClock,
-    closing: Callable[[ExitStack], None],
 ) -> Iterator[Access]:
     """Plain AMQP with the emulator's kind of connection string."""
-    opened = ExitStack()
-    server = opened.enter_context(ServiceBusServer(broker, authenticator=authenticator))
 
     def new_client(key: str = KEY, **options: Any) -> ServiceBusClient:  # noqa: ANN401 - the SDK's
-        return ServiceBusClient.from_connection_string(opened_access.connection_string(key), **options)
+        return ServiceBusClient.from_connection_string(each.connection_string(key), **options)
 
-    opened_access = Access(server, broker, clock, new_client, opened)
-    yield opened_access
-    closing(opened)
+    with ServiceBusServer(broker, authenticator=authenticator) as server, ExitStack() as opened:
+        each = Access(server, broker, clock, new_client, opened)
+        yield each
 
 
 @pytest.fixture
@@ -265,16 +243,12 @@ def tls(
     clock: MovableClock,
     authority: trustme.CA,
     authority_file: Path,
-    closing: Callable[[ExitStack], None],
 ) -> Iterator[Access]:
     """TLS on port 5671 with an identity's token, or with a connection string where a key is given."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     host = free_address()
     authority.issue_cert(host).configure_cert(context)
-    opened = ExitStack()
-    server = opened.enter_context(
-        ServiceBusServer(broker, host=host, port=5671, ssl_context=context, authenticator=authenticator)
-    )
+    server = ServiceBusServer(broker, host=host, port=5671, ssl_context=context, authenticator=authenticator)
 
     def new_client(key: str = "", token: str = "good", **options: Any) -> ServiceBusClient:  # noqa: ANN401, S107
         options["connection_verify"] = str(authority_file)
@@ -282,8 +256,8 @@ def tls(
             return ServiceBusClient.from_connection_string(f"Endpoint=sb://{host};{key}", **options)
         return ServiceBusClient(host, Credential(token), **options)
 
-    yield Access(server, broker, clock, new_client, opened)
-    closing(opened)
+    with server, ExitStack() as opened:
+        yield Access(server, broker, clock, new_client, opened)
 
 
 @pytest.fixture(params=["plain", "tls"], ids=["plain with key", "TLS with token"])

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def links(access: "Access", pool: ThreadPoolExecutor) -> tuple[ServiceBusSender, ServiceBusReceiver]:
+def links(access: "Access") -> tuple[ServiceBusSender, ServiceBusReceiver]:
     """Open both at once: the SDK takes half a second for each."""
     assert access.one_client is not None
-    sender, receiver = pool.submit(access.sender), pool.submit(access.receiver)
-    return sender.result(20), receiver.result(20)
+    with ThreadPoolExecutor(2) as pool:
+        sender, receiver = pool.submit(access.sender), pool.submit(access.receiver)
+    return sender.result(), receiver.result()
 
 
 @pytest.fixture
