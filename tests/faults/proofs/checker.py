@@ -172,6 +172,10 @@ class Watch:
         """What subscribers got so far."""
         return self._published
 
+    def has_published(self, opportunity_id: str) -> bool:
+        """Whether subscribers got an event of an opportunity."""
+        return any(opportunity_id.encode() in event.body for event in self._published)
+
     @property
     def originals(self) -> Collection[bytes]:
         """The bodies of the messages that somebody else than the function has sent to the queue so far."""

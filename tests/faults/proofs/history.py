@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 from azure.servicebus import ServiceBusMessage
@@ -16,14 +15,13 @@ from operations.failed import replay_copy
 from proofs.checker import FAILED_QUEUE, QUEUE, Cause, Expectations, Refusal, mentions
 from proofs.rig import STEPS, Shape, World, organization
 from proofs.scenario import Scenario, expected_of
-from sandbox.dataverse import DuplicateResponse, FailedChangeSet
-from sandbox.dataverse.actions import lose_opportunity, win_opportunity
+from proofs.users import Users, draw_behaviour
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 from sandbox.service_bus import Message as BrokerMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from random import Random
     from uuid import UUID
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from sandbox.dataverse.service import Session
 
 OPPORTUNITIES = 6
-_OPEN, _WON = 0, 1
 # Faults end here, and users rest: what has not come to its end then must come there by itself.
 LAST_FAULT = 20 * 60.0
 # More than the longest retry policy, and crashes on top.
@@ -85,6 +82,7 @@ class History:
             token_lifetime=timedelta(hours=random.choice((1, 24, 24))),
         )
         self.world = World(random, shape)
+        self.users = Users(self.world.app, self.organization.demo, random, self.world.checks.may_call)
         self.scenarios: dict[str, Scenario] = {}
         self.acts: list[Act] = []
         self.log: list[str] = []
@@ -110,11 +108,7 @@ class History:
     def _draw_environment(self) -> None:
         """Draw where sources differ on what Dataverse does, and which steps are registered."""
         random, world = self.random, self.world
-        app_organization = world.app.organization
-        app_organization.duplicate_response = random.choice(list(DuplicateResponse))
-        modes = list(FailedChangeSet)
-        app_organization.failed_change_set = random.choice((modes[0], *modes))
-        world.counts[f"batch after a failed change set: {app_organization.failed_change_set.value}"] += 1
+        draw_behaviour(random, world.app, world.counts)
         if random.random() < 0.3:
             world.message_id = lambda: None
         names = [f"{message}/{table}" for message, table in STEPS]
@@ -221,7 +215,7 @@ class History:
         for scenario in self.scenarios.values():
             state = opportunities[scenario.id]
             ids = {scenario.id, *(invoice.id for invoice in state.invoices)}
-            is_published = any(scenario.id.encode() in event.body for event in self.world.watch.published)
+            is_published = self.world.watch.has_published(scenario.id)
             is_plain = scenario.must_be_invoiced and scenario.is_owner_fixed and not scenario.concurrent
             if is_plain and is_published and (keeps or not ids & self.world.disturbed):
                 owners[scenario.id] = user if keeps else state.owner
@@ -235,11 +229,9 @@ class History:
         self.acts.append(Act(name, turn, do, to))
 
     def win(self, scenario: Scenario) -> bool:
-        """Win an open opportunity."""
-        if self._state(scenario.id) != _OPEN:
+        """Win an open opportunity; the response to its post may be lost."""
+        if not self.users.win(scenario):
             return False
-        self._session(lambda session: win_opportunity(session, _closing(scenario.id)))
-        scenario.won = True
         if self.world.simulation.monotonic() >= LAST_FAULT and self.faults_end:
             self.world.counts["wins when the faults had ended"] += 1
         if self.random.random() < 0.1:
@@ -247,124 +239,17 @@ class History:
         self.world.deliver_posts()
         return True
 
-    def commit_win(self, scenario: Scenario) -> None:
-        """Commit a win without a post: the steps that are registered report nothing."""
-        self._session(
-            lambda session: session.transaction.update(
-                TABLES["opportunity"], scenario.id, {"statecode": _WON, "statuscode": 3}
-            )
-        )
-        scenario.won = True
-
     def lose(self, scenario: Scenario) -> bool:
         """Lose an open opportunity."""
-        self._session(lambda session: lose_opportunity(session, _closing(scenario.id)))
+        self.users.lose(scenario)
         self.world.deliver_posts()
         return True
 
     def reopen(self, scenario: Scenario) -> bool:
         """Reopen a won opportunity."""
-        if self._state(scenario.id) != _WON:
+        if not self.users.reopen(scenario):
             return False
-        # Until it is won again: then it must have its invoice like any other.
-        scenario.won = False
-        self.change("opportunity", scenario.id, {"statecode": _OPEN, "statuscode": 1})
         self.world.deliver_posts()
-        return True
-
-    def change_terms(self, scenario: Scenario, what: str) -> None:
-        """Change what an open opportunity is billed for, or something that is not billed."""
-        demo = self.organization.demo
-        row = self._rows("opportunity", "opportunityid", scenario.id)[0]
-        changes: dict[str, dict[str, object]] = {
-            "amount": {"freightamount": Decimal(self.random.randint(100, 900))},
-            "currency": {"transactioncurrencyid": _other(demo.currencies.values(), row)},
-            "customer": {"customerid": _other((*demo.accounts, *demo.contacts), row, "customerid")},
-            "name": {"name": "Renamed"},
-            "nothing": {},
-        }
-        if changes[what]:
-            self.change("opportunity", scenario.id, changes[what])
-
-    def create_invoice(self, scenario: Scenario) -> bool:
-        """Create an invoice by hand."""
-        scenario.concurrent = True
-        return self.create("invoice", scenario)
-
-    def order(self, scenario: Scenario) -> bool:
-        """Create a sales order."""
-        scenario.changed_by_user = scenario.ordered = True
-        return self.create("salesorder", scenario)
-
-    def cancel_orders(self, scenario: Scenario) -> bool:
-        """Cancel the sales orders of an opportunity."""
-        for order in self._rows("salesorder", "opportunityid", scenario.id):
-            self.change("salesorder", order["salesorderid"], {"statecode": 2, "statuscode": 4})
-        return True
-
-    def create(self, table: str, scenario: Scenario) -> bool:
-        """Create a row that refers to the opportunity."""
-        values = {"name": "by hand", "opportunityid": scenario.id}
-        self._session(lambda session: session.create(TABLES[table], values))
-        return True
-
-    def delete_invoice(self, scenario: Scenario) -> bool:
-        """Delete the first invoice."""
-        invoices = self._rows("invoice", "opportunityid", scenario.id)
-        if not invoices:
-            return False
-        self._invoice_goes(scenario)
-        # Deleted just before it is read, and that again when a replay or a deleted note has made another.
-        scenario.reasons.add("RecordNotFound")
-        self._session(lambda session: session.delete(TABLES["invoice"], invoices[0]["invoiceid"]))
-        return True
-
-    def cancel_invoice(self, scenario: Scenario) -> bool:
-        """Cancel the first invoice."""
-        invoices = [
-            row for row in self._rows("invoice", "opportunityid", scenario.id) if row["statecode"] != 3
-        ]
-        if not invoices:
-            return False
-        self._invoice_goes(scenario)
-        self.change("invoice", invoices[0]["invoiceid"], {"statecode": 3, "statuscode": 100003})
-        return True
-
-    def _invoice_goes(self, scenario: Scenario) -> None:
-        scenario.changed_by_user = True
-        scenario.reasons.add("ClaimedWithoutInvoice")
-
-    def correct_invoice(self, scenario: Scenario) -> bool:
-        """Correct an invoice, so that it differs from its opportunity."""
-        invoices = self._rows("invoice", "opportunityid", scenario.id)
-        if not invoices or invoices[0]["statecode"] != 0:
-            return False
-        self.change("invoice", invoices[0]["invoiceid"], {"freightamount": Decimal(77)})
-        return True
-
-    def delete_note(self, scenario: Scenario) -> bool:
-        """Delete the claim."""
-        notes = self._rows("annotation", "objectid", scenario.id)
-        if not notes:
-            return False
-        scenario.concurrent = True
-        if self.world.checks.may_call(scenario.id):
-            scenario.claim_deleted_under_way = True
-        self._session(lambda session: session.delete(TABLES["annotation"], notes[0]["annotationid"]))
-        return True
-
-    def reassign_invoice(self, scenario: Scenario) -> bool:
-        """Give the first invoice to another salesperson."""
-        invoices = self._rows("invoice", "opportunityid", scenario.id)
-        return bool(invoices) and self._reassign("invoice", invoices[0]["invoiceid"], scenario)
-
-    def reassign_opportunity(self, scenario: Scenario) -> bool:
-        """Give the opportunity to another salesperson."""
-        return self._reassign("opportunity", scenario.id, scenario)
-
-    def _reassign(self, table: str, id_: str, scenario: Scenario) -> bool:
-        scenario.is_owner_fixed = False
-        self.change(table, id_, {"ownerid": self.random.choice(self.organization.demo.sellers)})
         return True
 
     def report_win(self, opportunity_id: str) -> bool:
@@ -436,40 +321,6 @@ class History:
             count += 1
         self.world.counts["messages replayed"] += count
         return count
-
-    # --- rows ---
-
-    def _session(self, do: Callable[[Session], object]) -> None:
-        with self.world.app.session() as session:
-            do(session)
-
-    def change(self, table: str, id_: str, values: Mapping[str, object]) -> None:
-        """Change a row."""
-        self._session(lambda session: session.update(TABLES[table], id_, values))
-
-    def _rows(self, table: str, column: str, value: str) -> list[dict[str, Any]]:
-        with self.world.app.database.reading() as transaction:
-            return transaction.rows(
-                TABLES[table], f't."{column}" = ?', (value,), f"ORDER BY {TABLES[table].key}"
-            )
-
-    def _state(self, opportunity_id: str) -> int:
-        return int(self._rows("opportunity", "opportunityid", opportunity_id)[0]["statecode"])
-
-    def is_published(self, scenario: Scenario) -> bool:
-        """Whether subscribers have an event of the opportunity."""
-        return any(scenario.id.encode() in event.body for event in self.world.watch.published)
-
-
-def _other(ids: Iterable[str], row: Mapping[str, Any], column: str = "transactioncurrencyid") -> str:
-    return next(id_ for id_ in ids if id_ != row[column])
-
-
-def _closing(opportunity_id: str) -> dict[str, object]:
-    return {
-        "OpportunityClose": {"opportunityid@odata.bind": f"/opportunities({opportunity_id})"},
-        "Status": -1,
-    }
 
 
 def _text(value: str | bytes | UUID | None) -> str | None:

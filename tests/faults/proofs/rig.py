@@ -26,7 +26,7 @@ from adapter_exchange import AdapterExchange
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 
-from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Violation, Watch
+from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Violation, Watch, body_of
 from proofs.contract import validate_event
 from proofs.simulation import Killed, Simulation
 from sandbox.clock import MovableClock
@@ -624,7 +624,7 @@ class _Host:
 
     def in_flight(self, mark: bytes) -> bool:
         """Whether a message whose body holds this is being handled."""
-        return any(mark in _body(invocation.message) for invocation in self.invocations)
+        return any(mark in body_of(invocation.message) for invocation in self.invocations)
 
     def kill_worker_of(self, actor: Actor) -> None:
         """End the worker process in which an actor runs; the host abandons its messages."""
@@ -645,7 +645,7 @@ class _Host:
             self._handlers.append(world.worker(self._name()))
         worker = world.random.randrange(len(self._handlers))
         world.counts["deliveries"] += 1
-        if any(mark in _body(message) and self.in_flight(mark) for mark in world.marks):
+        if any(mark in body_of(message) and self.in_flight(mark) for mark in world.marks):
             world.counts["deliveries of a win while another is handled"] += 1
         fault = world.plan.strike(Dependency.SERVICE_BUS_IN, f"deliver:{QUEUE}")
         invocation: _Invocation
@@ -677,7 +677,7 @@ class _Host:
         invocation.begun = world.simulation.now()
         settle = world.broker.complete
         try:
-            handler.handle(_as_delivered(message))
+            handler.handle(as_delivered(message))
         except ServiceBusUnavailable:
             world.counts["invocations that raised"] += 1
             settle = world.broker.abandon
@@ -729,23 +729,19 @@ class _Host:
         )
 
 
-def _as_delivered(message: BrokeredMessage) -> Message:
+def as_delivered(message: BrokeredMessage) -> Message:
+    """Return a message of the broker as the Functions host shows it."""
     inner = message.message
     return Message(
-        body=_body(message),
+        body=body_of(message),
         message_id=inner.message_id,
         sequence_number=message.sequence_number,
         enqueued_at=message.enqueued_at,
         content_type=inner.content_type,
         correlation_id=inner.correlation_id,
         subject=inner.subject,
-        properties=inner.application_properties,
+        properties=dict(inner.application_properties),
     )
-
-
-def _body(message: BrokeredMessage) -> bytes:
-    body = message.message.body
-    return body if isinstance(body, bytes) else b""
 
 
 def _token(message: BrokeredMessage) -> UUID:

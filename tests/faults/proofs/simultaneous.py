@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 from proofs.checker import QUEUE, Expectations, Watch, judge
 from proofs.contract import validate_event
 from proofs.report import follow
+from proofs.rig import as_delivered
+from proofs.sockets import function_user
+from proofs.users import win
 from sandbox.cloud import Cloud, CloudOptions
 from sandbox.dataverse import DuplicateResponse
-from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.schema import TABLES
 from shared.bootstrap import build
-from shared.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from sandbox.service_bus import BrokeredMessage
     from shared.handler import Handler
+    from shared.message import Message
 
 APP = Path(__file__).parents[3]
 # 50 threads on four processes.
@@ -120,7 +121,7 @@ def run(rounds: int) -> Outcome:
             problems += [problem for worker in workers for problem in worker.recv()]
         for worker in workers:
             worker.send(None)
-        evidence = watch.evidence(cloud.dataverse.database.commits, _function_user(cloud))
+        evidence = watch.evidence(cloud.dataverse.database.commits, function_user(cloud))
         violations = judge(evidence, Expectations(invoiced=cloud.demo.opportunities))
         problems += [str(violation) for violation in violations]
         with cloud.dataverse.database.reading() as transaction:
@@ -154,40 +155,15 @@ def _start(cloud: Cloud, barrier: Barrier, stack: ExitStack) -> Sequence[Connect
 
 def _won(cloud: Cloud, opportunity: str) -> Message:
     """Win it, and return the message that Dataverse posted, as the Functions host shows it."""
-    with cloud.dataverse.session() as session:
-        closing = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
-        win_opportunity(session, {"OpportunityClose": closing, "Status": -1})
+    win(cloud.dataverse, opportunity)
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         for message in cloud.broker.receive(QUEUE):
             assert message.lock_token is not None
             cloud.broker.complete(QUEUE, message.lock_token)
-            return _as_shown(message)
+            return as_delivered(message)
         time.sleep(0.005)
     raise AssertionError("Dataverse did not post.")
-
-
-def _as_shown(brokered: BrokeredMessage) -> Message:
-    message = brokered.message
-    assert isinstance(message.body, bytes)
-    return Message(
-        body=message.body,
-        message_id=message.message_id,
-        sequence_number=brokered.sequence_number,
-        enqueued_at=brokered.enqueued_at,
-        content_type=message.content_type,
-        correlation_id=message.correlation_id,
-        subject=message.subject,
-        properties=dict(message.application_properties),
-    )
-
-
-def _function_user(cloud: Cloud) -> str:
-    with cloud.dataverse.database.reading() as transaction:
-        client_id = cloud.function_identity.client_id
-        return str(
-            transaction.rows(TABLES["systemuser"], "t.applicationid = ?", (client_id,))[0]["systemuserid"]
-        )
 
 
 def _work(settings: dict[str, str], threads: int, barrier: Barrier, connection: Connection) -> None:

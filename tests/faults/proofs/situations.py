@@ -94,12 +94,12 @@ def _win(history: History, scenario: Scenario, turn: int | None = None) -> None:
 
 def _plain(history: History, scenario: Scenario) -> None:
     """Users do nothing that matters."""
-    random = history.random
+    random, users = history.random, history.users
     _win(history, scenario)
     acts: tuple[tuple[str, float, Callable[[Scenario], bool]], ...] = (
-        ("reassign opportunity", 0.15, history.reassign_opportunity),
-        ("reassign invoice", 0.15, history.reassign_invoice),
-        ("correct invoice", 0.1, history.correct_invoice),
+        ("reassign opportunity", 0.15, users.reassign_opportunity),
+        ("reassign invoice", 0.15, users.reassign_invoice),
+        ("correct invoice", 0.1, users.correct_invoice),
         ("report the win again", 0.2, lambda scenario: history.report_win(scenario.id)),
     )
     for name, chance, do in acts:
@@ -117,10 +117,12 @@ def _won_again(history: History, scenario: Scenario) -> None:
     _win(history, scenario)
 
     def reopen() -> bool:
-        is_time = history.is_published(scenario) or world.simulation.monotonic() >= LAST_FAULT or not waits
+        is_time = (
+            world.watch.has_published(scenario.id) or world.simulation.monotonic() >= LAST_FAULT or not waits
+        )
         if not is_time or not history.reopen(scenario):
             return False
-        history.change_terms(scenario, what)
+        history.users.change_terms(scenario, what)
         world.simulation.at(random.randint(2, 90), lambda: history.win(scenario))
         return True
 
@@ -135,17 +137,17 @@ def _changed_by_user(history: History, scenario: Scenario) -> None:
 
 
 def _draw_change(history: History, scenario: Scenario) -> None:
-    random = history.random
+    random, users = history.random, history.users
     acts: dict[str, Callable[[Scenario], bool]] = {
-        "create invoice": history.create_invoice,
-        "delete invoice": history.delete_invoice,
-        "cancel invoice": history.cancel_invoice,
-        "delete note": history.delete_note,
+        "create invoice": users.create_invoice,
+        "delete invoice": users.delete_invoice,
+        "cancel invoice": users.cancel_invoice,
+        "delete note": users.delete_note,
         "reopen": history.reopen,
         "reopen and win again": lambda scenario: history.reopen(scenario) and _win_later(history, scenario),
         "reopen and lose": lambda scenario: history.reopen(scenario) and history.lose(scenario),
-        "order": history.order,
-        "reassign invoice": history.reassign_invoice,
+        "order": users.order,
+        "reassign invoice": users.reassign_invoice,
     }
     name = random.choice(list(acts))
     do = functools.partial(acts[name], scenario)
@@ -175,7 +177,7 @@ def _win_later(history: History, scenario: Scenario) -> bool:
 def _posted_before_commit(history: History, scenario: Scenario) -> None:
     """Post before the transaction commits, like a synchronous step."""
     history.act("post before the win is committed", 0, lambda: history.report_win(scenario.id))
-    history.world.simulation.at(history.random.randint(5, 60), lambda: history.commit_win(scenario))
+    history.world.simulation.at(history.random.randint(5, 60), lambda: history.users.commit_win(scenario))
 
 
 def _rolled_back(history: History, scenario: Scenario) -> None:
@@ -187,9 +189,9 @@ def _invoiced_or_ordered_before(history: History, scenario: Scenario) -> None:
     scenario.never = True
     if history.random.random() < 0.5:
         # The event is about the invoice that exists, by whomever it was created.
-        history.act("create invoice before the win", 0, lambda: history.create("invoice", scenario))
+        history.act("create invoice before the win", 0, lambda: history.users.create("invoice", scenario))
     else:
-        history.act("order before the win", 0, lambda: history.order(scenario))
+        history.act("order before the win", 0, lambda: history.users.order(scenario))
     _win(history, scenario, 1)
 
 
@@ -198,11 +200,10 @@ def _order_canceled_before(history: History, scenario: Scenario) -> None:
     is_second_active = history.random.random() < 0.3
 
     def order_and_cancel() -> bool:
-        history.create("salesorder", scenario)
-        history.cancel_orders(scenario)
+        history.users.order_and_cancel(scenario)
         if is_second_active:
             scenario.never = True
-            history.order(scenario)
+            history.users.order(scenario)
         return True
 
     history.act("order and cancel it before the win", 0, order_and_cancel)
@@ -215,7 +216,7 @@ def _reported_unreadably(history: History, scenario: Scenario) -> None:
     scenario.reasons.add("InvalidEvent")
 
     def send() -> bool:
-        history.commit_win(scenario)
+        history.users.commit_win(scenario)
         return history.send(b"\xff\xfe<win of " + scenario.id.encode() + b">\x00")
 
     history.act("report a win in a form that cannot be read", 0, send)
@@ -346,7 +347,7 @@ def _ids_reused(history: History) -> None:
 
 
 def _commit_and_report(history: History, scenario: Scenario) -> None:
-    history.commit_win(scenario)
+    history.users.commit_win(scenario)
     history.report_win(scenario.id)
     history.world.counts["messages with an id that was used before"] += 1
 

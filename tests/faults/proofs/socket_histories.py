@@ -12,16 +12,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from decimal import Decimal
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proofs.checker import QUEUE, Expectations, body_of, judge
 from proofs.matrix import SLOW, cells
 from proofs.scenario import Scenario, expected_of
+from proofs.users import Users, draw_behaviour
 from sandbox.cloud import Mode
-from sandbox.dataverse import DuplicateResponse, FailedChangeSet
-from sandbox.dataverse.schema import TABLES
 from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
 
 if TYPE_CHECKING:
@@ -30,9 +28,11 @@ if TYPE_CHECKING:
     from proofs.sockets import Stage
     from sandbox.faults import Struck
 
+    # Seconds from the beginning of the history, a name, and what is done.
+    _Act = tuple[float, str, Callable[[Scenario], bool]]
+
 # Several of them per history, and some to spare.
 OPPORTUNITIES_EACH = 3
-_OPEN, _WON, _CANCELED = 0, 1, 3
 # The retry policies of what people may change: longer than any of the faults, and short enough to wait for their end.
 COLUMNS = "new_costcenter,new_nosuchcolumn"
 SETTINGS = {"RETRY_OPEN_SECONDS": "15", "RETRY_RECORD_SECONDS": "20", "INVOICE_COLUMNS": COLUMNS}
@@ -107,25 +107,20 @@ def _rules() -> tuple[Sequence[FaultRule], Sequence[FaultRule]]:
 class _History:
     def __init__(self, stage: Stage, seed: int) -> None:
         self._stage = stage
-        self._seed = seed
         self._random = Random(seed)  # noqa: S311 - to be repeatable, not secret
+        self._users = Users(stage.cloud.dataverse, stage.cloud.demo, self._random, self._is_under_way)
         self.scenarios = [Scenario(stage.fresh()) for _ in range(self._random.choice((1, 1, 2, 3)))]
         self._acts: list[str] = []
         self._draws: Counter[str] = Counter()
         self._message_id: str | None = None
         self._wins: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._published_before = len(stage.watch.published)
         self._struck_before = len(stage.plan.log)
 
     def happen(self) -> bool:
         """Play it, and bring it to rest; return whether that came about."""
         stage, random = self._stage, self._random
-        organization = stage.cloud.dataverse.organization
-        organization.duplicate_response = random.choice(list(DuplicateResponse))
-        modes = list(FailedChangeSet)
-        organization.failed_change_set = random.choice((modes[0], *modes))
-        self._draws[f"batch after a failed change set: {organization.failed_change_set.value}"] += 1
+        draw_behaviour(random, stage.cloud.dataverse, self._draws)
         if random.random() < 0.25:
             # A sender with one id for all that it sends.
             self._message_id = "an account"
@@ -133,7 +128,11 @@ class _History:
             stage.cloud.move_broker_clock(_LATER)
         stage.count_anew()
         stage.plan.add(*self._faults())
-        scripts = [threading.Thread(target=script, daemon=True) for script in self._scripts()]
+        # What happens at the same time: one script for each opportunity.
+        scripts = [
+            threading.Thread(target=self._play, args=(each, self._draw_scenario()), daemon=True)
+            for each in self.scenarios
+        ]
         for script in scripts:
             script.start()
         for script in scripts:
@@ -196,62 +195,48 @@ class _History:
         )
         return [FaultRule(dependency, fault, When(last=count), "connect")]
 
-    def _scripts(self) -> list[Callable[[], None]]:
-        """Return what happens at the same time: one script for each opportunity."""
-        return [
-            functools.partial(self._play, scenario, self._draw_scenario(scenario))
-            for scenario in self.scenarios
-        ]
-
-    def _draw_scenario(self, scenario: Scenario) -> list[tuple[float, str, Callable[[], bool]]]:
+    def _draw_scenario(self) -> list[_Act]:
         random = self._random
         kind = random.random()
-        acts: list[tuple[float, str, Callable[[], bool]]] = [
-            (random.uniform(0, 0.1), "win", lambda: self._win(scenario))
-        ]
+        acts: list[_Act] = [(random.uniform(0, 0.1), "win", self._win)]
         acts += [
-            (random.uniform(0, 0.5), "report the win again", lambda: self._report(scenario))
+            (random.uniform(0, 0.5), "report the win again", self._report)
             for _ in range(random.choice((0, 0, 1, 2)))
         ]
         if kind < 0.3:
-            acts.append(self._draw_change(scenario))
+            acts.append(self._draw_change())
         elif kind < 0.45:
             what = random.choice(_CHANGES)
-            acts.append(
-                (0.2, f"reopen, change the {what}, win again", lambda: self._win_again(scenario, what))
-            )
+            act = functools.partial(self._win_again, what=what)
+            acts.append((0.2, f"reopen, change the {what}, win again", act))
         elif kind < 0.52:
-            acts.insert(
-                0, (-0.1, "order and cancel it before the win", lambda: self._order_canceled(scenario))
-            )
+            acts.append((-0.1, "order and cancel it before the win", self._users.order_and_cancel))
         elif kind < 0.56:
-            acts.insert(0, (-0.1, "remove the price list for good", lambda: self._refuse(scenario)))
+            acts.append((-0.1, "remove the price list for good", self._refuse))
         elif kind < 0.66:
-            acts.insert(0, (-0.1, "disable the owner before the win", lambda: self._disable_owner(scenario)))
+            acts.append((-0.1, "disable the owner before the win", self._disable_owner))
         return sorted(acts, key=lambda act: act[0])
 
-    def _draw_change(self, scenario: Scenario) -> tuple[float, str, Callable[[], bool]]:
-        random = self._random
-        changes: dict[str, Callable[[], bool]] = {
-            "create invoice": lambda: self._create_invoice(scenario),
-            "order": lambda: self._order(scenario),
-            "delete invoice": lambda: self._delete_invoice(scenario),
-            "cancel invoice": lambda: self._cancel_invoice(scenario),
-            "delete note": lambda: self._delete_note(scenario),
-            "reopen": lambda: self._reopen(scenario),
-            "reopen and win again": lambda: self._reopen(scenario) and self._win(scenario),
-            "reassign invoice": functools.partial(
-                self._reassign, scenario, random.choice(self._stage.cloud.demo.sellers)
-            ),
+    def _draw_change(self) -> _Act:
+        random, users = self._random, self._users
+        changes: dict[str, Callable[[Scenario], bool]] = {
+            "create invoice": users.create_invoice,
+            "order": users.order,
+            "delete invoice": users.delete_invoice,
+            "cancel invoice": users.cancel_invoice,
+            "delete note": users.delete_note,
+            "reopen": users.reopen,
+            "reopen and win again": lambda scenario: users.reopen(scenario) and self._win(scenario),
+            "reassign invoice": users.reassign_invoice,
         }
         name = random.choice(list(changes))
         return random.uniform(0.05, 0.8), name, changes[name]
 
-    def _play(self, scenario: Scenario, acts: Sequence[tuple[float, str, Callable[[], bool]]]) -> None:
+    def _play(self, scenario: Scenario, acts: Sequence[_Act]) -> None:
         begun = time.monotonic()
         for at, name, act in acts:
             time.sleep(max(0.0, begun + at - time.monotonic()))
-            if act():
+            if act(scenario):
                 with self._lock:
                     self._acts.append(f"{name}: {scenario.id}")
 
@@ -276,16 +261,13 @@ class _History:
         return stage.to_rest(1, patience=_PATIENCE)
 
     def _all_published(self) -> bool:
-        return all(self._is_published(each) for each in self.scenarios if each.must_be_invoiced)
+        published = self._stage.watch.has_published
+        return all(published(each.id) for each in self.scenarios if each.must_be_invoiced)
 
     def _all_posted(self) -> bool:
         """Whether Dataverse has posted every win: it does so on its own time."""
         posted = [body for body in self._stage.watch.originals if b"MessageName" in body]
         return all(sum(id_.encode() in body for body in posted) >= wins for id_, wins in self._wins.items())
-
-    def _is_published(self, scenario: Scenario) -> bool:
-        published = self._stage.watch.published[self._published_before :]
-        return any(scenario.id.encode() in event.body for event in published)
 
     def counts(self) -> Counter[str]:
         """Return what happened, and how often."""
@@ -303,142 +285,49 @@ class _History:
         )
         return counts
 
-    # --- what people do: each returns whether it could be done ---
+    # --- what users do: each returns whether it could be done ---
 
     def _win(self, scenario: Scenario) -> bool:
-        if self._row("opportunity", "opportunityid", scenario)["statecode"] != _OPEN:
-            return False
-        self._stage.win(scenario.id)
-        self._wins[scenario.id] += 1
-        scenario.won = True
-        return True
+        is_done = self._users.win(scenario)
+        self._wins[scenario.id] += is_done
+        return is_done
 
     def _report(self, scenario: Scenario) -> bool:
         self._stage.send(f'{{"opportunityId": "{scenario.id}"}}'.encode(), self._message_id)
         return True
 
-    def _reopen(self, scenario: Scenario) -> bool:
-        if self._row("opportunity", "opportunityid", scenario)["statecode"] != _WON:
-            return False
-        # Until it is won again: then it must have its invoice like any other.
-        scenario.won = False
-        with self._stage.cloud.dataverse.session() as session:
-            session.update(TABLES["opportunity"], scenario.id, {"statecode": _OPEN})
-        return True
-
     def _win_again(self, scenario: Scenario, what: str) -> bool:
         """Reopen once it is published, change something, and win again in another second: times have no fractions."""
         end = time.monotonic() + _FAULTS_LAST
-        while not self._is_published(scenario) and time.monotonic() < end:
+        while not self._stage.watch.has_published(scenario.id) and time.monotonic() < end:
             time.sleep(_POLL)
         scenario.won_again = True
         scenario.reasons.add("InvoiceOutdated")
         time.sleep(1.1)
-        if not self._reopen(scenario):
+        if not self._users.reopen(scenario):
             return False
-        demo = self._stage.cloud.demo
-        row = self._row("opportunity", "opportunityid", scenario)
-        currency = next(id_ for id_ in demo.currencies.values() if id_ != row["transactioncurrencyid"])
-        customer = next(id_ for id_ in (*demo.accounts, *demo.contacts) if id_ != row["customerid"])
-        changes: dict[str, dict[str, object]] = {
-            "amount": {"freightamount": Decimal(123)},
-            "currency": {"transactioncurrencyid": currency},
-            "customer": {"customerid": customer},
-            "name": {"name": "Renamed"},
-            "nothing": {},
-        }
-        with self._stage.cloud.dataverse.session() as session:
-            if changes[what]:
-                session.update(TABLES["opportunity"], scenario.id, changes[what])
+        self._users.change_terms(scenario, what)
         time.sleep(1.1)
         return self._win(scenario)
-
-    def _order_canceled(self, scenario: Scenario) -> bool:
-        with self._stage.cloud.dataverse.session() as session:
-            values = {"name": "by hand", "opportunityid": scenario.id}
-            order = session.create(TABLES["salesorder"], values)["salesorderid"]
-            session.update(TABLES["salesorder"], order, {"statecode": 2, "statuscode": 4})
-        return True
 
     def _refuse(self, scenario: Scenario) -> bool:
         scenario.changed_by_user = True
         scenario.reasons.add("InvoiceRefused")
-        with self._stage.cloud.dataverse.session() as session:
-            session.transaction.update(TABLES["opportunity"], scenario.id, {"pricelevelid": None})
+        self._users.write("opportunity", scenario.id, {"pricelevelid": None})
         return True
 
     def _disable_owner(self, scenario: Scenario) -> bool:
         """Disable the salesperson to whom the invoice would be assigned, until the history ends."""
-        owner = self._row("opportunity", "opportunityid", scenario)["ownerid"]
+        owner = self._users.opportunity(scenario)["ownerid"]
         if owner not in self._stage.cloud.demo.sellers:
             return False
-        with self._stage.cloud.dataverse.session() as session:
-            session.transaction.update(TABLES["systemuser"], owner, {"isdisabled": True})
+        self._users.write("systemuser", owner, {"isdisabled": True})
         return True
 
     def _restore_owners(self) -> None:
-        with self._stage.cloud.dataverse.session() as session:
-            for seller in self._stage.cloud.demo.sellers:
-                session.transaction.update(TABLES["systemuser"], seller, {"isdisabled": False})
+        for seller in self._stage.cloud.demo.sellers:
+            self._users.write("systemuser", seller, {"isdisabled": False})
 
-    def _create_invoice(self, scenario: Scenario) -> bool:
-        scenario.concurrent = True
-        return self._create("invoice", scenario)
-
-    def _order(self, scenario: Scenario) -> bool:
-        scenario.changed_by_user = scenario.ordered = True
-        return self._create("salesorder", scenario)
-
-    def _create(self, table: str, scenario: Scenario) -> bool:
-        with self._stage.cloud.dataverse.session() as session:
-            session.create(TABLES[table], {"name": "by hand", "opportunityid": scenario.id})
-        return True
-
-    def _delete_invoice(self, scenario: Scenario) -> bool:
-        return self._to_invoice(
-            scenario, lambda session, id_: session.delete(TABLES["invoice"], id_), goes=True
-        )
-
-    def _cancel_invoice(self, scenario: Scenario) -> bool:
-        values = {"statecode": _CANCELED, "statuscode": 100003}
-        return self._to_invoice(
-            scenario, lambda session, id_: session.update(TABLES["invoice"], id_, values), goes=True
-        )
-
-    def _reassign(self, scenario: Scenario, seller: str) -> bool:
-        return self._to_invoice(
-            scenario,
-            lambda session, id_: session.update(TABLES["invoice"], id_, {"ownerid": seller}),
-            goes=False,
-        )
-
-    def _to_invoice(self, scenario: Scenario, do: Callable[[Any, str], object], *, goes: bool) -> bool:
-        with self._stage.cloud.dataverse.session() as session:
-            invoices = session.transaction.rows(TABLES["invoice"], "t.opportunityid = ?", (scenario.id,))
-            if not invoices:
-                return False
-            if goes:
-                scenario.changed_by_user = True
-                # The second: deleted just before it is read, and again where a deleted note has let another be made.
-                scenario.reasons |= {"ClaimedWithoutInvoice", "RecordNotFound"}
-            do(session, invoices[0]["invoiceid"])
-        return True
-
-    def _delete_note(self, scenario: Scenario) -> bool:
-        with self._stage.cloud.dataverse.session() as session:
-            notes = session.transaction.rows(TABLES["annotation"], "t.objectid = ?", (scenario.id,))
-            if not notes:
-                return False
-            scenario.concurrent = True
-            if self._under_way(scenario):
-                scenario.claim_deleted_under_way = True
-            session.delete(TABLES["annotation"], notes[0]["annotationid"])
-        return True
-
-    def _under_way(self, scenario: Scenario) -> bool:
+    def _is_under_way(self, opportunity_id: str) -> bool:
         waiting = self._stage.cloud.broker.peek(QUEUE, 0, 1_000)
-        return any(scenario.id.encode() in body_of(message) for message in waiting)
-
-    def _row(self, table: str, column: str, scenario: Scenario) -> dict[str, Any]:
-        with self._stage.cloud.dataverse.database.reading() as transaction:
-            return transaction.rows(TABLES[table], f't."{column}" = ?', (scenario.id,))[0]
+        return any(opportunity_id.encode() in body_of(message) for message in waiting)

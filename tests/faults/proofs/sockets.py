@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Self
 from proofs.checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
 from proofs.contract import validate_event
 from proofs.sales_state import read_opportunities
+from proofs.users import win
 from sandbox.cloud import Cloud, CloudOptions, Mode
-from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import Dependency, FaultPlan
 from sandbox.service_bus import EventKind, Message, Observation
@@ -113,11 +113,7 @@ class Stage:
     def __enter__(self) -> Self:
         self.cloud.start()
         self._fresh = iter(self.cloud.demo.opportunities)
-        with self.cloud.dataverse.database.reading() as transaction:
-            users = transaction.rows(
-                TABLES["systemuser"], "t.applicationid = ?", (self.cloud.function_identity.client_id,)
-            )
-        self.function_user = str(users[0]["systemuserid"])
+        self.function_user = function_user(self.cloud)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,9 +128,7 @@ class Stage:
 
     def win(self, opportunity_id: str) -> None:
         """Win it; Dataverse posts the event by itself."""
-        with self.cloud.dataverse.session() as session:
-            closing = {"opportunityid@odata.bind": f"/opportunities({opportunity_id})"}
-            win_opportunity(session, {"OpportunityClose": closing, "Status": -1})
+        win(self.cloud.dataverse, opportunity_id)
 
     def unassigned(self, opportunity_id: str) -> list[str]:
         """Say which invoices of an opportunity do not belong to its owner."""
@@ -252,6 +246,13 @@ _UNLOCKED = frozenset(
         EventKind.DEAD_LETTERED,
     }
 )
+
+
+def function_user(cloud: Cloud) -> str:
+    """Return the id of the user as which the function works."""
+    with cloud.dataverse.database.reading() as transaction:
+        client_id = (cloud.function_identity.client_id,)
+        return str(transaction.rows(TABLES["systemuser"], "applicationid = ?", client_id)[0]["systemuserid"])
 
 
 def broken(stage: Stage, expectations: Expectations, opportunities: int) -> list[str]:
