@@ -10,7 +10,7 @@ from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.payload import included_annotations
 from sandbox.dataverse.web_api import FAILED_CHANGE_SET
-from sandbox.faults.http import PAGE, SIGN_IN, FaultyApplication, Request, Response, Run, Service, retry_after
+from sandbox.faults.http import PAGE, FaultyApplication, Request, Response, Run, Service, retry_after
 from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 
 if TYPE_CHECKING:
@@ -65,17 +65,10 @@ class DataverseService(Service):
             return "change-set" if b"\r\nPOST " in request.body else "update"
         return "read" if request.environ["REQUEST_METHOD"] == "GET" else "write"
 
-    def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
-        """Return a response as Dataverse words it, or a gateway's where the fault has no code."""
-        match fault.kind:
-            case FaultKind.HTML:
-                return PAGE
-            case FaultKind.REDIRECT:
-                return Response(302, {"Location": fault.location or SIGN_IN})
-            case FaultKind.UNAUTHORIZED:
-                return Response(401, {"WWW-Authenticate": "Bearer authorization_uri=https://login.invalid/"})
-            case FaultKind.EMPTY:
-                return Response(fault.http_status)
+    def refuse(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
+        """Return an error as Dataverse words it, or a gateway's where the fault has no code."""
+        if fault.kind is FaultKind.UNAUTHORIZED:
+            return Response(401, {"WWW-Authenticate": "Bearer authorization_uri=https://login.invalid/"})
         headers = _retry_after(fault, plan)
         if not fault.error_code and fault.kind is not FaultKind.ERROR:
             page = b"<html><body>The gateway says no.</body></html>"

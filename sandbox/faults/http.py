@@ -9,10 +9,9 @@ import io
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import format_datetime
-from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -31,24 +30,15 @@ _DROPS = 40
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
-class How(Enum):
-    """How a connection ended for its other side."""
-
-    REFUSED = "refused"
-    RESET = "reset"
-    TIMED_OUT = "timeout"
-    CUT = "cut"
-
-
 class Broken(ResponseLost):
     """The connection ends here, without a response or in the middle of one."""
 
-    def __init__(self, how: How) -> None:
+    def __init__(self, kind: FaultKind) -> None:
         super().__init__()
-        self.how = how
+        self.kind = kind
 
     def __str__(self) -> str:
-        return f"the connection was broken on purpose: {self.how.value}"
+        return f"the connection was broken on purpose: {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -97,15 +87,27 @@ class Service:
 
     def respond(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
         """Return the service's response for a response fault."""
+        match fault.kind:
+            case FaultKind.HTML:
+                return PAGE
+            case FaultKind.REDIRECT:
+                return Response(302, {"Location": fault.location or SIGN_IN})
+            case FaultKind.EMPTY:
+                return Response(fault.http_status)
+            case _:
+                return self.refuse(fault, plan, request)
+
+    def refuse(self, fault: Fault, plan: FaultPlan, request: Request) -> Response:
+        """Return an error as the service words it."""
         raise NotImplementedError
 
     def changed(self, fault: Fault, request: Request) -> "WSGIEnvironment | None":  # noqa: ARG002 - for those that do
         """Return the request that the service receives, for a fault that changes only the request; None for others."""
         return None
 
-    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: "Run") -> Response:
-        """Return the response to a batch of which one part is struck."""
-        raise NotImplementedError
+    def partly(self, fault: Fault, plan: FaultPlan, request: Request, run: "Run") -> Response:  # noqa: ARG002 - likewise
+        """Return the response to a batch of which one part is struck; without batches, the whole request is."""
+        return self.respond(fault, plan, request)
 
 
 Run = Callable[["WSGIEnvironment"], Response]
@@ -151,9 +153,8 @@ class FaultyApplication:
         changed = self._service.changed(fault, request)
         if changed is not None:
             return self._application(changed, start_response)
-        change = self._changed_response(fault)
-        if change is not None:
-            return change(self._carry_out(request.again()), start_response)
+        if fault.kind in _SPOILING:
+            return self._spoil(fault, request, start_response)
         if fault.part is not None:
             return _respond(self._service.partly(fault, self._plan, request, self._carry_out), start_response)
         if fault.after:
@@ -162,22 +163,18 @@ class FaultyApplication:
             self._break(fault, request)
         return _respond(self._service.respond(fault, self._plan, request), start_response)
 
-    def _changed_response(
-        self, fault: Fault
-    ) -> "Callable[[Response, StartResponse], Iterable[bytes]] | None":
-        """Return how a fault changes the service's own response; None where it replaces it."""
+    def _spoil(self, fault: Fault, request: Request, start_response: "StartResponse") -> Iterable[bytes]:
+        if fault.kind is FaultKind.DELAY:
+            self._wait(fault.seconds)
+        response = self._carry_out(request.again())
         match fault.kind:
-            case FaultKind.DELAY:
-                self._wait(fault.seconds)
-                return _respond
             case FaultKind.DRIBBLE:
-                return lambda response, start: self._dribble(response, start, fault.seconds)
+                return self._dribble(response, start_response, fault.seconds)
             case FaultKind.CUT:
-                return _cut
+                return _cut(response, start_response)
             case FaultKind.TRUNCATED:
-                return lambda response, start: _respond(_halved(response), start)
-            case _:
-                return None
+                response = replace(response, body=_half(response))
+        return _respond(response, start_response)
 
     def _carry_out(self, environ: "WSGIEnvironment") -> Response:
         started: list[tuple[str, list[tuple[str, str]]]] = []
@@ -193,19 +190,15 @@ class FaultyApplication:
         return Response(int(status.split(" ")[0]), dict(headers), body)
 
     def _break(self, fault: Fault, request: Request) -> None:
-        how = How.RESET
         if fault.kind is FaultKind.KILL:
             self._plan.carry_out(FaultKind.KILL)
-        elif fault.kind is FaultKind.REFUSE:
-            how = How.REFUSED
-        elif fault.kind in (FaultKind.SILENT, FaultKind.SWALLOW):
+        elif fault.kind in _SILENT:
             self._wait(fault.seconds)
-            how = How.TIMED_OUT
         connection = request.environ.get(SOCKET)
         if isinstance(connection, socket.socket):
             # With this option the peer gets a reset and not an end.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        raise Broken(how)
+        raise Broken(fault.kind)
 
     def _dribble(
         self, response: Response, start_response: "StartResponse", seconds: float
@@ -217,9 +210,10 @@ class FaultyApplication:
             yield response.body[position : position + size]
 
 
-_BREAKING = frozenset(
-    {FaultKind.REFUSE, FaultKind.RESET, FaultKind.SILENT, FaultKind.SWALLOW, FaultKind.KILL}
-)
+_SILENT = frozenset({FaultKind.SILENT, FaultKind.SWALLOW})
+_BREAKING = frozenset({FaultKind.REFUSE, FaultKind.RESET, FaultKind.KILL}) | _SILENT
+# The service carries the call out, and its own response is late or not whole.
+_SPOILING = frozenset({FaultKind.DELAY, FaultKind.DRIBBLE, FaultKind.CUT, FaultKind.TRUNCATED})
 
 PAGE = Response(
     200,
@@ -237,9 +231,9 @@ class FaultyAdapter(WsgiAdapter):
             return super().send(request, *args, **kwargs)
         except requests.ConnectionError as error:
             broken = error.__cause__
-            if isinstance(broken, Broken) and broken.how is How.TIMED_OUT:
+            if isinstance(broken, Broken) and broken.kind in _SILENT:
                 raise requests.ReadTimeout(broken, request=request) from broken
-            if isinstance(broken, Broken) and broken.how is How.CUT:
+            if isinstance(broken, Broken) and broken.kind is FaultKind.CUT:
                 raise requests.exceptions.ChunkedEncodingError(broken, request=request) from broken
             raise
 
@@ -268,9 +262,9 @@ def _respond(response: Response, start_response: "StartResponse") -> list[bytes]
 def _cut(response: Response, start_response: "StartResponse") -> Iterator[bytes]:
     headers = {**response.headers, "Content-Length": str(len(response.body))}
     start_response(response.status_line, list(headers.items()))
-    yield response.body[: len(response.body) // 2]
-    raise Broken(How.CUT)
+    yield _half(response)
+    raise Broken(FaultKind.CUT)
 
 
-def _halved(response: Response) -> Response:
-    return Response(response.status, response.headers, response.body[: len(response.body) // 2])
+def _half(response: Response) -> bytes:
+    return response.body[: len(response.body) // 2]

@@ -75,16 +75,22 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True)
 class Description:
-    """What a kind does, in a sentence, on which connections, and which fields of `Fault` change it."""
+    """What a kind does, in a sentence, on which connections, and which fields of `Fault` change it.
+
+    `status` and `code` are those of its response, where the fault has none of its own.
+    """
 
     text: str
     dependencies: frozenset[Dependency]
     fields: tuple[str, ...] = ()
+    status: int = 503
+    code: str = ""
 
 
 _HTTP = frozenset({Dependency.IDENTITY, Dependency.DATAVERSE})
 _AMQP = frozenset({Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT})
 _DATAVERSE = frozenset({Dependency.DATAVERSE})
+_OF_A_PART = ("after", "part", "stop")
 
 KINDS = {
     FaultKind.REFUSE: Description(
@@ -115,51 +121,62 @@ KINDS = {
     FaultKind.REDIRECT: Description(
         "302 to a sign-in page, or to another location", _HTTP, ("location", "after")
     ),
-    FaultKind.UNAUTHORIZED: Description("401", _HTTP, ("after",)),
+    FaultKind.UNAUTHORIZED: Description("401", _HTTP, ("after",), 401),
     FaultKind.FORBIDDEN: Description(
-        "403: no application user, or another code", _HTTP, ("code", "after", "part", "stop")
+        "403: no application user, or another code", _HTTP, ("code", *_OF_A_PART), 403, "0x80072560"
     ),
     FaultKind.NOT_FOUND: Description(
-        "404: of a gateway or, with code=0x80040217, of Dataverse itself",
-        _HTTP,
-        ("code", "after", "part", "stop"),
+        "404: of a gateway or, with code=0x80040217, of Dataverse itself", _HTTP, ("code", *_OF_A_PART), 404
     ),
     FaultKind.CONFLICT: Description(
         "412: a duplicate key (code=0x80040237) or a row version (code=0x80060882)",
         _DATAVERSE,
-        ("code", "after", "part", "stop"),
+        ("code", *_OF_A_PART),
+        412,
+        "0x80040237",
     ),
-    FaultKind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, ("after", "part", "stop")),
+    FaultKind.DEADLOCK: Description("500 with SQL's number 1205", _DATAVERSE, _OF_A_PART, 500, "0x80044150"),
     FaultKind.THROTTLED: Description(
         "429; retry_after is the value of the header, date+7 for a date, none for no header",
         _HTTP,
-        ("retry_after", "code", "after", "part", "stop"),
+        ("retry_after", "code", *_OF_A_PART),
+        429,
+        "0x80072322",
     ),
     FaultKind.UNAVAILABLE: Description(
-        "503, or another status from 500", _HTTP, ("status", "after", "part", "stop")
+        "503, or another status from 500", _HTTP, ("status", *_OF_A_PART), 503
     ),
     FaultKind.ERROR: Description(
         "Dataverse's error as a plug-in or the platform raises it: 400 and 0x80040265, or any status, code (code= for "
         "none), text and name of the plug-in (source)",
         _DATAVERSE,
-        ("code", "status", "text", "source", "retry_after", "after", "part", "stop"),
+        ("code", "status", "text", "source", "retry_after", *_OF_A_PART),
+        400,
+        "0x80040265",
     ),
     FaultKind.SQL_TIMEOUT: Description(
-        "500 with 0x80044151, SQL's timeout", _DATAVERSE, ("after", "part", "stop")
+        "500 with 0x80044151, SQL's timeout", _DATAVERSE, _OF_A_PART, 500, "0x80044151"
     ),
-    FaultKind.ADMIN_MODE: Description("403: the environment is in administration mode", _DATAVERSE),
+    # Several codes may mean it; which one an environment in this mode has is not confirmed.
+    FaultKind.ADMIN_MODE: Description(
+        "403: the environment is in administration mode", _DATAVERSE, (), 403, "0x8004A113"
+    ),
     FaultKind.EMPTY: Description(
-        "403, or another status, without a body: an IP firewall's", _HTTP, ("status",)
+        "403, or another status, without a body: an IP firewall's", _HTTP, ("status",), 403
     ),
     FaultKind.BATCH_STOPS: Description(
         "a change set that fails ends its batch, against the preference of the request: with 400, or with status=200",
         _DATAVERSE,
         ("status",),
+        400,
     ),
     FaultKind.HTML: Description("200 with a page instead of JSON", _HTTP, ("after",)),
     FaultKind.TRUNCATED: Description("a well-formed HTTP response whose body ends too early", _HTTP),
     FaultKind.REJECT: Description(
-        "the broker refuses, with an AMQP condition such as com.microsoft:server-busy", _AMQP, ("code",)
+        "the broker refuses, with an AMQP condition such as com.microsoft:server-busy",
+        _AMQP,
+        ("code",),
+        code="com.microsoft:server-busy",
     ),
     FaultKind.LOCK_LOST: Description(
         "the message's lock expires at once", frozenset({Dependency.SERVICE_BUS_IN})
@@ -173,50 +190,14 @@ KINDS = {
     ),
 }
 
-# What a proxy does, which knows connections only.
+# What connections of every protocol have: a proxy causes it, which knows nothing else.
 _OF_CONNECTIONS = frozenset(
-    {
-        FaultKind.REFUSE,
-        FaultKind.RESET,
-        FaultKind.SILENT,
-        FaultKind.CUT,
-        FaultKind.DRIBBLE,
-        FaultKind.DELAY,
-        FaultKind.SWALLOW,
-        FaultKind.KILL,
-    }
+    kind for kind, description in KINDS.items() if description.dependencies >= _HTTP | _AMQP
 )
-_STATUS = {
-    FaultKind.UNAUTHORIZED: 401,
-    FaultKind.FORBIDDEN: 403,
-    FaultKind.NOT_FOUND: 404,
-    FaultKind.CONFLICT: 412,
-    FaultKind.THROTTLED: 429,
-    FaultKind.DEADLOCK: 500,
-    FaultKind.UNAVAILABLE: 503,
-    FaultKind.ERROR: 400,
-    FaultKind.SQL_TIMEOUT: 500,
-    FaultKind.ADMIN_MODE: 403,
-    FaultKind.EMPTY: 403,
-    FaultKind.BATCH_STOPS: 400,
-}
 # What only a proxy does to AMQP, where one connection carries everything.
 _OF_AMQP_CONNECTIONS = frozenset({FaultKind.REFUSE, FaultKind.CUT, FaultKind.DRIBBLE})
 # What is done to a message that a client has.
 _OF_LOCKED_MESSAGES = frozenset({FaultKind.LOCK_LOST, FaultKind.DUPLICATE})
-
-# Dataverse's own code where a fault has none of its own.
-_DEFAULT_CODES = {
-    FaultKind.FORBIDDEN: "0x80072560",
-    FaultKind.CONFLICT: "0x80040237",
-    FaultKind.DEADLOCK: "0x80044150",
-    FaultKind.THROTTLED: "0x80072322",
-    FaultKind.ERROR: "0x80040265",
-    FaultKind.SQL_TIMEOUT: "0x80044151",
-    # Several codes may mean it; which one an environment in this mode has is not confirmed.
-    FaultKind.ADMIN_MODE: "0x8004A113",
-    FaultKind.REJECT: "com.microsoft:server-busy",
-}
 
 
 @dataclass(frozen=True)
@@ -246,22 +227,24 @@ class Fault:
     bytes: int = 0
 
     def __str__(self) -> str:
+        kind = KINDS[self.kind]
+        usual = {"status": kind.status}
         shown = [
             f"{name}={_shown(getattr(self, name))}"
-            for name in KINDS[self.kind].fields
-            if getattr(self, name) not in (getattr(_DEFAULT, name), _DEFAULTS_OF_KIND.get((self.kind, name)))
+            for name in kind.fields
+            if getattr(self, name) not in (getattr(_DEFAULT, name), usual.get(name))
         ]
         return " ".join([self.kind.value, *shown])
 
     @property
     def http_status(self) -> int:
         """The status of the response."""
-        return _STATUS.get(self.kind, 503) if self.status is None else self.status
+        return KINDS[self.kind].status if self.status is None else self.status
 
     @property
     def error_code(self) -> str:
         """The code in the response."""
-        return _DEFAULT_CODES.get(self.kind, "") if self.code is None else self.code
+        return KINDS[self.kind].code if self.code is None else self.code
 
 
 def _shown(value: object) -> str:
@@ -269,7 +252,6 @@ def _shown(value: object) -> str:
 
 
 _DEFAULT = Fault(FaultKind.RESET)
-_DEFAULTS_OF_KIND = {(kind, "status"): status for kind, status in _STATUS.items()}
 
 
 @dataclass(frozen=True)
