@@ -297,7 +297,10 @@ class SetUp:
 
     def _service_endpoint(self) -> str:
         target = self._target
-        values = endpoint_values(target.namespace_address, target.queue, target.sas_key_name)
+        values = {
+            **endpoint_values(target.namespace_address, target.queue),
+            "saskeyname": target.sas_key_name,
+        }
         found = find_service_endpoint(self._api)
         if found is None:
             return self._create_endpoint(values)

@@ -18,16 +18,14 @@ ENDPOINT_NAME: Final = "Opportunity Invoicing queue"
 STEP_NAME: Final = "Post won opportunities to the invoicing queue"
 
 # 6 is a persistent queue; some tools write 2. Not confirmed which of the two every environment accepts, or shows.
-CONTRACT_QUEUE: Final = 6
+_CONTRACT_QUEUE: Final = 6
 OLD_CONTRACT_QUEUE: Final = 2
-SAS_KEY: Final = 2
-JSON: Final = 2
 _ENDPOINT: Final[Mapping[str, int]] = {
-    "contract": CONTRACT_QUEUE,
+    "contract": _CONTRACT_QUEUE,
     "connectionmode": 1,
-    "authtype": SAS_KEY,
+    "authtype": 2,  # a SAS key
     "namespaceformat": 2,  # the address of a namespace
-    "messageformat": JSON,
+    "messageformat": 2,  # JSON
     "userclaim": 1,  # none
 }
 _ENDPOINT_COLUMNS = ",".join(
@@ -116,27 +114,22 @@ def find_steps_of(api: WebApi, endpoint: str) -> Iterator[Row]:
     )
 
 
-def endpoint_values(namespace_address: str, queue: str, sas_key_name: str) -> Row:
-    """Return how the service endpoint should be, without its key."""
+def endpoint_values(namespace_address: str, queue: str) -> Row:
+    """Return how the service endpoint should be, without the key and its name."""
     return {
         **_ENDPOINT,
         "namespaceaddress": namespace_address,
         "solutionnamespace": namespace_address.removeprefix("sb://").partition("/")[0].partition(".")[0],
         "path": queue,
-        "saskeyname": sas_key_name,
     }
-
-
-def is_same_address(one: object, other: object) -> bool:
-    """Compare addresses of namespaces, or names of queues: Dataverse may change case and slash."""
-    return str(one or "").strip().rstrip("/").lower() == str(other or "").strip().rstrip("/").lower()
 
 
 def is_as_wanted(name: str, value: object, endpoint: Row) -> bool:
     """Return whether a value of a service endpoint need not be set."""
     found = endpoint.get(name)
     if name in ("namespaceaddress", "path"):
-        return is_same_address(found, value)
+        # Dataverse may change case and slash.
+        return str(found or "").strip().rstrip("/").lower() == str(value).rstrip("/").lower()
     if name == "contract":
-        return found in (CONTRACT_QUEUE, OLD_CONTRACT_QUEUE)
+        return found in (_CONTRACT_QUEUE, OLD_CONTRACT_QUEUE)
     return bool(found == value)

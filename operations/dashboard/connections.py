@@ -59,27 +59,13 @@ _WORST_FIRST = (State.PROBLEM, State.NOT_CHECKED, State.ATTENTION, State.REMARK,
 
 def check_connections(environment: Mapping[str, str]) -> Iterator[ConnectionState]:
     """Run the checks that the picture needs, and yield each arrow."""
-    needed = [connections.settings, *(each for _, checks in _ARROWS.values() for each in checks)]
+    wanted = [connections.settings, *(each for _, checks in _ARROWS.values() for each in checks)]
     inputs = Inputs(environment, SystemClock(), None, PUBLIC, None)
-    results = dict(run_checks(_in_order(needed), inputs, _SECONDS))
+    results = dict(run_checks(wanted, inputs, _SECONDS))
     settings = results[connections.settings]
     for name, (sentence, checks) in _ARROWS.items():
         judged = [result for each in checks for result in results[each]]
         yield _connection(name, sentence, [*settings, *judged])
-
-
-def _in_order(wanted: Sequence[Check[Any]]) -> list[Check[Any]]:
-    """Return the checks and all that they need, each after those."""
-    ordered: dict[Check[Any], None] = {}
-
-    def add(each: Check[Any]) -> None:
-        for needed in (*each.needs, *each.beside):
-            add(needed)
-        ordered[each] = None
-
-    for each in wanted:
-        add(each)
-    return list(ordered)
 
 
 def _connection(name: str, sentence: str, results: Sequence[Result]) -> ConnectionState:

@@ -19,14 +19,22 @@ from operations.diagnosis.check import CheckFailed, RightMissing, check, found, 
 from operations.diagnosis.connections import ROOT, service_bus_connection, service_bus_token, settings
 from operations.diagnosis.dataverse import application_user
 from operations.diagnosis.findings import Finding
-from operations.diagnosis.service_bus import Right, count_failed, failed_queue, judge_failed, queue, topic
+from operations.diagnosis.service_bus import (
+    MAX_MESSAGES,
+    Entity,
+    Right,
+    count_failed,
+    failed_queue,
+    queue,
+    topic,
+)
 from operations.namespace import AUDIT
 from shared.errors import TokenUnavailable
 from shared.http_exchange import HttpExchange, NoResponse, Request
 from shared.settings import ConnectionString
 
 if TYPE_CHECKING:
-    from operations.diagnosis.check import Checked, Run
+    from operations.diagnosis.check import Check, Checked, Run
 
 Json = dict[str, Any]
 
@@ -95,23 +103,15 @@ def roles(run: Run) -> Checked[None]:
     """Check that the roles of the function's identity allow what it does with each entity."""
     if run[service_bus_token].is_function:
         return ok("what they allow was tried")
-    object_id, names, namespace_id = (
-        run[application_user].object_id,
-        run[settings].service_bus,
-        run[namespace],
-    )
+    object_id = run[application_user].object_id
     if object_id is None:
         raise RightMissing("Dataverse does not say the identity's object id", "the portal: its roles there")
     findings = []
-    for kind, name, rights in (
-        ("queues", names.opportunity_won_queue, (Right.RECEIVE, Right.SEND)),
-        ("queues", names.failed_queue, (Right.SEND,)),
-        ("topics", names.invoice_created_topic, (Right.SEND,)),
-    ):
-        permissions = _permissions(run, f"{namespace_id}/{kind}/{name}", object_id)
+    for entity in Entity:
+        permissions = _permissions(run, _path(run, entity), object_id)
         findings += [
-            (right.finding, f"no role of {object_id} allows to {right.verb} ({name})")
-            for right in rights
+            (right.finding, f"no role of {object_id} allows to {right.verb} ({entity.name_in(run)})")
+            for right in entity.rights
             if not any(_permits(permission, right) for permission in permissions)
         ]
     return judged(findings, f"the roles of {object_id} allow what it does")
@@ -135,12 +135,11 @@ def _permissions(run: Run, entity: str, object_id: str) -> list[Json]:
 
 def _permits(permission: Json, right: Right) -> bool:
     action = f"microsoft.servicebus/namespaces/messages/{right.verb}/action"
-    granted, denied = permission.get("dataActions"), permission.get("notDataActions")
-    return _matches(granted, action) and not _matches(denied, action)
 
+    def names_it(actions: str) -> bool:
+        return any(fnmatch(action, str(pattern).lower()) for pattern in permission.get(actions) or ())
 
-def _matches(patterns: object, action: str) -> bool:
-    return isinstance(patterns, list) and any(fnmatch(action, str(pattern).lower()) for pattern in patterns)
+    return names_it("dataActions") and not names_it("notDataActions")
 
 
 # ---------------------------------------------------------------------------------------------- the design
@@ -157,29 +156,38 @@ _FINDINGS = {
 }
 
 
-@check("queue as designed", settings, namespace, queue)
-def queue_design(run: Run) -> Checked[None]:
-    """Compare the queue of wins with its design."""
-    return _as_designed(run, "queues", 0, run[settings].service_bus.opportunity_won_queue)
+def _design_check(name: str, entity: Entity, exists: Check[None]) -> Check[None]:
+    """Return a check that compares an entity, once it exists, with infrastructure/entities.json."""
+
+    @check(name, settings, namespace, exists)
+    def compare(run: Run) -> Checked[None]:
+        resource = _read(run, _path(run, entity))
+        if resource is None:
+            raise CheckFailed(Finding.ENTITY_MISSING, entity.name_in(run))
+        wanted = _design(entity)
+        if "forwardDeadLetteredMessagesTo" in wanted:
+            wanted["forwardDeadLetteredMessagesTo"] = run[settings].service_bus.failed_queue
+        actual = resource["properties"]
+        findings = {
+            finding: difference
+            for name, finding in _FINDINGS.items()
+            if name in wanted and (difference := _difference(name, wanted[name], actual.get(name), run))
+        }
+        return judged(findings.items(), "as designed")
+
+    return compare
 
 
-@check("failed queue as designed", settings, namespace, failed_queue)
-def failed_queue_design(run: Run) -> Checked[None]:
-    """Compare the failed queue with its design."""
-    return _as_designed(run, "queues", 1, run[settings].service_bus.failed_queue)
-
-
-@check("topic as designed", settings, namespace, topic)
-def topic_design(run: Run) -> Checked[None]:
-    """Compare the topic with its design."""
-    return _as_designed(run, "topics", 0, run[settings].service_bus.invoice_created_topic)
+queue_design = _design_check("queue as designed", Entity.QUEUE, queue)
+failed_queue_design = _design_check("failed queue as designed", Entity.FAILED_QUEUE, failed_queue)
+topic_design = _design_check("topic as designed", Entity.TOPIC, topic)
 
 
 @check("audit subscription", settings, namespace, topic)
 def audit_subscription(run: Run) -> Checked[None]:
     """Check that a subscription keeps the events."""
-    name = run[settings].service_bus.invoice_created_topic
-    if _read(run, f"{run[namespace]}/topics/{name}/subscriptions/{AUDIT}") is None:
+    name = Entity.TOPIC.name_in(run)
+    if _read(run, f"{_path(run, Entity.TOPIC)}/subscriptions/{AUDIT}") is None:
         raise CheckFailed(Finding.AUDIT_SUBSCRIPTION_MISSING, f"{name} has no subscription {AUDIT}")
     return ok(f"{name} has the subscription {AUDIT}")
 
@@ -190,42 +198,34 @@ def audit_subscription(run: Run) -> Checked[None]:
 def failed_messages(run: Run) -> Checked[None]:
     """Count the messages that failed: by the counters of the queue, or by peeking where those cannot be seen."""
     try:
-        resource = _read(run, f"{run[namespace]}/queues/{run[settings].service_bus.failed_queue}")
+        resource = _read(run, _path(run, Entity.FAILED_QUEUE))
     except RightMissing:
         resource = None
     if resource is None:
-        return judge_failed(*count_failed(run))
-    counts = resource["properties"].get("countDetails") or {}
-    return judge_failed(
-        sum(int(counts.get(f"{state}MessageCount", 0)) for state in ("active", "scheduled")),
-        int(counts.get("deadLetterMessageCount", 0)),
-    )
+        messages, dead_letters = count_failed(run)
+    else:
+        counts = resource["properties"].get("countDetails") or {}
+        messages = sum(int(counts.get(f"{state}MessageCount", 0)) for state in ("active", "scheduled"))
+        dead_letters = int(counts.get("deadLetterMessageCount", 0))
+    findings = [
+        (finding, f"{number}{' or more' if number == MAX_MESSAGES else ''}")
+        for finding, number in ((Finding.MESSAGES_FAILED, messages), (Finding.DEAD_LETTERS, dead_letters))
+        if number
+    ]
+    return judged(findings, "the failed queue and its dead-letter queue are empty")
 
 
-def _as_designed(run: Run, kind: str, place: int, entity: str) -> Checked[None]:
-    """Compare an entity with the one at a place in infrastructure/entities.json."""
-    resource = _read(run, f"{run[namespace]}/{kind}/{entity}")
-    if resource is None:
-        raise CheckFailed(Finding.ENTITY_MISSING, entity)
-    wanted = _design(kind, place)
-    if "forwardDeadLetteredMessagesTo" in wanted:
-        wanted["forwardDeadLetteredMessagesTo"] = run[settings].service_bus.failed_queue
-    findings = {
-        _FINDINGS[name]: difference
-        for name, value in wanted.items()
-        if name in _FINDINGS
-        and (difference := _difference(name, value, resource["properties"].get(name), run))
-    }
-    return judged(findings.items(), "as designed")
+def _path(run: Run, entity: Entity) -> str:
+    return f"{run[namespace]}/{entity.kind}/{entity.name_in(run)}"
 
 
-def _design(kind: str, place: int) -> Json:
+def _design(entity: Entity) -> Json:
     """Return the properties of an entity in infrastructure/entities.json, by the names that Azure returns."""
     file = ROOT / "infrastructure" / "entities.json"
     try:
         text = re.sub(r"^\s*//.*$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         (deployed,) = json.loads(text)["UserConfig"]["Namespaces"]
-        properties = deployed[kind.capitalize()][place]["Properties"]
+        properties = deployed[entity.kind.capitalize()][entity.place]["Properties"]
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise RightMissing(
             f"the design is not in {file.name} next to this command", "the project's folder"

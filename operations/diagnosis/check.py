@@ -135,15 +135,19 @@ class Run:
 def run_checks(
     checks: Sequence[Check[Any]], inputs: Inputs, seconds: float
 ) -> Iterator[tuple[Check[Any], tuple[Result, ...]]]:
-    """Yield the results of each check, in order. `seconds`: how long each may take.
-
-    A check comes after those that it needs.
-    """
+    """Yield the results of each check, in order; those that they need are run too. `seconds`: for each check."""
     running: dict[Check[Any], Future[Outcome]] = {}
+
+    def start(each: Check[Any]) -> None:
+        if each not in running:
+            for needed in (*each.needs, *each.beside):
+                start(needed)
+            running[each] = in_background("doctor", partial(_run, each, inputs, dict(running), seconds))
+
     for each in checks:
-        running[each] = in_background("doctor", partial(_run, each, inputs, dict(running), seconds))
-    for each, future in running.items():
-        yield each, future.result().results
+        start(each)
+    for each in checks:
+        yield each, running[each].result().results
 
 
 def ok(seen: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]

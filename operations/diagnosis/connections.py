@@ -156,28 +156,19 @@ def _login(run: Run, scope: str, asked_for: str | None, function_client_id: str 
 # ---------------------------------------------------------------------------------------------- network
 
 
-@dataclass(frozen=True)
-class _Peer:
-    """What can be wrong with the connection to a peer."""
-
-    name_unknown: Finding
-    refused: Finding
-    silent: Finding
-    not_trusted: Finding
-
-
-_DATAVERSE = _Peer(
-    Finding.DATAVERSE_NAME_UNKNOWN,
-    Finding.DATAVERSE_REFUSED,
-    Finding.DATAVERSE_SILENT,
-    Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED,
-)
-_SERVICE_BUS = _Peer(
-    Finding.SERVICE_BUS_NAME_UNKNOWN,
-    Finding.SERVICE_BUS_REFUSED,
-    Finding.SERVICE_BUS_SILENT,
-    Finding.SERVICE_BUS_CERTIFICATE_NOT_TRUSTED,
-)
+# What an error of a connection means: the first kind that applies.
+_DATAVERSE: dict[type[OSError], Finding] = {
+    socket.gaierror: Finding.DATAVERSE_NAME_UNKNOWN,
+    TimeoutError: Finding.DATAVERSE_SILENT,
+    ssl.SSLCertVerificationError: Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED,
+    OSError: Finding.DATAVERSE_REFUSED,
+}
+_SERVICE_BUS: dict[type[OSError], Finding] = {
+    socket.gaierror: Finding.SERVICE_BUS_NAME_UNKNOWN,
+    TimeoutError: Finding.SERVICE_BUS_SILENT,
+    ssl.SSLCertVerificationError: Finding.SERVICE_BUS_CERTIFICATE_NOT_TRUSTED,
+    OSError: Finding.SERVICE_BUS_REFUSED,
+}
 
 
 @check("connection to Dataverse", settings)
@@ -213,39 +204,30 @@ def service_bus_connection(run: Run) -> Checked[None]:
 
 
 def _connect(
-    peer: _Peer, host: str, port: int, trust: ssl.SSLContext | None, deadline: Deadline
+    findings: Mapping[type[OSError], Finding],
+    host: str,
+    port: int,
+    trust: ssl.SSLContext | None,
+    deadline: Deadline,
 ) -> Checked[None]:
     """Connect and shake hands (`trust` None: no TLS), then hang up."""
-    at = f"{host}:{port}"
-    address = _resolve(peer, host, port, deadline)
+    at, address = f"{host}:{port}", ""
     try:
-        with socket.create_connection(address, timeout=max(deadline.remaining, 0.1)) as connection:
+        addresses = _resolving.run(
+            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.remaining
+        )
+        address = str(addresses[0][4][0])
+        with socket.create_connection((address, port), timeout=max(deadline.remaining, 0.1)) as connection:
             if trust is None:
                 return ok(f"{at} accepts connections, without TLS")
             connection.settimeout(max(deadline.remaining, 0.1))
             with trust.wrap_socket(connection, server_hostname=host) as secured:
                 return ok(f"{at} accepts connections, {secured.version()}")
-    except TimeoutError as error:
-        raise CheckFailed(peer.silent, f"{at} ({address[0]}) does not respond") from error
-    except ssl.SSLCertVerificationError as error:
-        raise CheckFailed(peer.not_trusted, f"{at}: {error.verify_message}") from error
-    except OSError as error:
-        raise CheckFailed(
-            peer.refused, f"{at} ({address[0]}): {error.strerror or type(error).__name__}"
-        ) from error
-
-
-def _resolve(peer: _Peer, host: str, port: int, deadline: Deadline) -> tuple[str, int]:
-    """Return the first address of a name."""
-    try:
-        addresses = _resolving.run(
-            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.remaining
-        )
     except CallTimeout as error:
-        raise CheckFailed(peer.name_unknown, f"{host}: the name server does not respond") from error
+        raise CheckFailed(findings[socket.gaierror], f"{host}: the name server does not respond") from error
     except OSError as error:
-        raise CheckFailed(peer.name_unknown, f"{host}: {error.strerror}") from error
-    return str(addresses[0][4][0]), port
+        finding = next(finding for kind, finding in findings.items() if isinstance(error, kind))
+        raise CheckFailed(finding, f"{at} ({address}): {error.strerror or error}") from error
 
 
 def _concurrent_calls(environment: Mapping[str, str]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from operations import dataverse_setup as setup
-from operations.diagnosis.check import CheckFailed, RightMissing, check, found, judged, ok
+from operations.diagnosis.check import CheckFailed, Inconclusive, RightMissing, check, found, judged, ok
 from operations.diagnosis.connections import dataverse_connection, dataverse_token, settings
 from operations.diagnosis.findings import Finding
 from operations.environment import namespace_address
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
     from operations.dataverse_setup import Win
     from operations.diagnosis.check import Checked, Run
     from operations.web_api import Row, WebApi
-    from shared.response import Response
 
-# Codes of 403 for an identity without an application user, and with a deactivated one.
+# Codes for an identity without an application user, and with a deactivated one.
 _USER_PROBLEMS = {
     "0x80072560": Finding.APPLICATION_USER_MISSING,
     "0x80040225": Finding.APPLICATION_USER_DISABLED,
@@ -53,7 +51,16 @@ _READS = (
 )
 _REFUSALS: dict[int, Finding] = {
     HTTPStatus.UNAUTHORIZED: Finding.DATAVERSE_UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN: Finding.DATAVERSE_FORBIDDEN,
     HTTPStatus.TOO_MANY_REQUESTS: Finding.DATAVERSE_THROTTLED,
+}
+# What it means where the service endpoint has another value than `connect` writes.
+_ENDPOINT_FINDINGS = {
+    "namespaceaddress": Finding.ENDPOINT_OTHER_NAMESPACE,
+    "path": Finding.ENDPOINT_OTHER_QUEUE,
+    "contract": Finding.ENDPOINT_NOT_A_QUEUE,
+    "messageformat": Finding.ENDPOINT_NOT_JSON,
+    "authtype": Finding.ENDPOINT_WITHOUT_KEY,
 }
 _SUSPENDED = 1
 # What `azurestate` says of an identity that is not usable.
@@ -88,29 +95,25 @@ def dataverse(run: Run) -> Checked[Row]:
     """Ask Dataverse who the login is."""
     with _asking(run) as api:
         response = api.get("WhoAmI")
-        _check_access(response, is_function=run[dataverse_token].is_function)
-        try:
-            who = response.json()
-        except DataverseUnavailable as error:
-            raise CheckFailed(Finding.NOT_A_WEB_API, str(error)) from error
+    try:
+        who = response.json()
+    except InvoicingFailure as error:
+        raise _refusal(
+            response.status, f"WhoAmI: {error}", is_function=run[dataverse_token].is_function
+        ) from error
     if not {"UserId", "OrganizationId"} <= who.keys():
         raise CheckFailed(Finding.NOT_A_WEB_API, "the response to WhoAmI is something else")
     return ok(f"{api.url} responds to user {who['UserId']}", who)
 
 
-def _check_access(response: Response, *, is_function: bool) -> None:
-    """Raise what stands between the login and Dataverse."""
-    status, (code, message) = response.status, error_of(response)
-    seen = " ".join(f"WhoAmI: {status} {code} {message}".split())
-    if status == HTTPStatus.OK:
-        return
+def _refusal(status: int, seen: str, *, is_function: bool) -> Inconclusive:
+    """Return what stands between the login and Dataverse. `seen`: the error, with its code."""
     if status == HTTPStatus.FORBIDDEN and not is_function:
-        raise RightMissing(seen, "your login as a user of this Dataverse environment")
-    if status == HTTPStatus.FORBIDDEN:
-        raise CheckFailed(_USER_PROBLEMS.get(code, Finding.DATAVERSE_FORBIDDEN), seen)
+        return RightMissing(seen, "your login as a user of this Dataverse environment")
     is_down = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    other = Finding.DATAVERSE_UNAVAILABLE if is_down else Finding.NOT_A_WEB_API
-    raise CheckFailed(_REFUSALS.get(status, other), seen)
+    finding = _REFUSALS.get(status, Finding.DATAVERSE_UNAVAILABLE if is_down else Finding.NOT_A_WEB_API)
+    of_the_user = (problem for code, problem in _USER_PROBLEMS.items() if code in seen)
+    return CheckFailed(next(of_the_user, finding), seen)
 
 
 @check("environment", settings, dataverse)
@@ -232,26 +235,17 @@ def service_endpoint(run: Run) -> Checked[Row]:
         endpoint = setup.find_service_endpoint(api) or setup.find_service_endpoint_of(api, queue)
     if endpoint is None:
         raise CheckFailed(Finding.ENDPOINT_MISSING, f"no service endpoint of ours, and none for {queue}")
-    namespace = namespace_address(run[settings].service_bus)
-    in_order = f"{endpoint['name']}: JSON to {endpoint['path']}"
-    return judged(_judge_endpoint(endpoint, namespace, queue), in_order, endpoint)
-
-
-def _judge_endpoint(endpoint: Row, namespace: str, queue: str) -> Iterator[tuple[Finding, str]]:
-    address, path, contract = endpoint.get("namespaceaddress"), endpoint.get("path"), endpoint.get("contract")
-    if not setup.is_same_address(address, namespace):
-        yield Finding.ENDPOINT_OTHER_NAMESPACE, f"{address}; settings: {namespace}"
-    if not setup.is_same_address(path, queue):
-        yield Finding.ENDPOINT_OTHER_QUEUE, f"{path}; settings: {queue}"
-    if contract == setup.OLD_CONTRACT_QUEUE:
-        yield Finding.ENDPOINT_OLD_CONTRACT, f"contract {contract}"
-    elif contract != setup.CONTRACT_QUEUE:
-        yield Finding.ENDPOINT_NOT_A_QUEUE, f"contract {contract}"
-    if endpoint.get("messageformat") != setup.JSON:
-        yield Finding.ENDPOINT_NOT_JSON, f"messageformat {endpoint.get('messageformat')}"
-    if endpoint.get("authtype") != setup.SAS_KEY or not endpoint.get("issaskeyset"):
-        key = "a key is set" if endpoint.get("issaskeyset") else "no key is set"
-        yield Finding.ENDPOINT_WITHOUT_KEY, f"authtype {endpoint.get('authtype')}, {key}"
+    wanted = setup.endpoint_values(namespace_address(run[settings].service_bus), queue)
+    findings = [
+        (finding, f"{name} {endpoint.get(name)}, needed: {wanted[name]}")
+        for name, finding in _ENDPOINT_FINDINGS.items()
+        if not setup.is_as_wanted(name, wanted[name], endpoint)
+    ]
+    if endpoint.get("contract") == setup.OLD_CONTRACT_QUEUE:
+        findings.append((Finding.ENDPOINT_OLD_CONTRACT, f"contract {setup.OLD_CONTRACT_QUEUE}"))
+    if not endpoint.get("issaskeyset"):
+        findings.append((Finding.ENDPOINT_WITHOUT_KEY, "no key is set"))
+    return judged(findings, f"{endpoint['name']}: JSON to {endpoint['path']}", endpoint)
 
 
 @check("step", settings, sales, service_endpoint)
@@ -309,12 +303,3 @@ def _seen(jobs: Sequence[Row]) -> str:
     """Return how many jobs there are, and what the last one says."""
     more = " or more" if len(jobs) == _MAX_JOBS else ""
     return f"{len(jobs)}{more}, the last: {job_message(jobs[0])}" if jobs else ""
-
-
-def error_of(response: Response) -> tuple[str, str]:
-    """Return code and message of an error of Dataverse, empty where it is none of Dataverse's."""
-    try:
-        error = json.loads(response.body)["error"]
-        return str(error["code"]), str(error["message"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "", ""

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from shared.clock import Deadline
 
 _calls = BoundedCalls("service bus", 32)
-_MAX_MESSAGES = 250
+# Messages that are counted at most.
+MAX_MESSAGES = 250
 _OLD = timedelta(minutes=30)
 _REFUSALS = (MessagingEntityDisabledError, ServiceBusAuthenticationError, ServiceBusAuthorizationError)
 
@@ -70,16 +71,37 @@ class Right(Enum):
         self.finding = finding
 
 
+class Entity(Enum):
+    """What the function uses: its kind and place in infrastructure/entities.json, and the rights that it needs."""
+
+    # The function receives from it and sends retries to it.
+    QUEUE = "queues", 0, (Right.RECEIVE, Right.SEND)
+    FAILED_QUEUE = "queues", 1, (Right.SEND,)
+    TOPIC = "topics", 0, (Right.SEND,)
+
+    def __init__(self, kind: str, place: int, rights: tuple[Right, ...]) -> None:
+        self.kind = kind
+        self.place = place
+        self.rights = rights
+
+    def name_in(self, run: Run) -> str:
+        """Return its name in the settings."""
+        names = run[settings].service_bus
+        if self is Entity.TOPIC:
+            return names.invoice_created_topic
+        return names.opportunity_won_queue if self is Entity.QUEUE else names.failed_queue
+
+
 @check("queue", settings, service_bus_token, service_bus_connection)
 def queue(run: Run) -> Checked[None]:
-    """Check the queue of wins, from which the function receives and to which it sends retries."""
-    return _entity(run, run[settings].service_bus.opportunity_won_queue, (Right.RECEIVE, Right.SEND))
+    """Check the queue of wins."""
+    return _check_entity(run, Entity.QUEUE)
 
 
 @check("failed queue", settings, service_bus_token, service_bus_connection)
 def failed_queue(run: Run) -> Checked[None]:
     """Check the failed queue. Operators do not park messages, they read them."""
-    return _entity(run, run[settings].service_bus.failed_queue, (Right.SEND,), of_operators=(Right.RECEIVE,))
+    return _check_entity(run, Entity.FAILED_QUEUE, of_operators=(Right.RECEIVE,))
 
 
 @check("topic", settings, service_bus_token, service_bus_connection)
@@ -88,8 +110,8 @@ def topic(run: Run) -> Checked[None]:
 
     Publishing is a role of its own: operators and the pipeline's login read the subscription for operators instead.
     """
-    name = run[settings].service_bus.invoice_created_topic
-    checked = _entity(run, name, (Right.SEND,))
+    name = Entity.TOPIC.name_in(run)
+    checked = _check_entity(run, Entity.TOPIC)
     if all(result.state is not State.CANNOT_SEE for result in checked.results):
         return checked
     if _refusal(run, f"{name}/Subscriptions/{AUDIT}", Right.RECEIVE) is not None:
@@ -97,11 +119,9 @@ def topic(run: Run) -> Checked[None]:
     return ok(_seen(name, f"receive from {AUDIT}"))
 
 
-def _entity(
-    run: Run, name: str, rights: tuple[Right, ...], of_operators: tuple[Right, ...] = ()
-) -> Checked[None]:
-    """Check whether an entity exists and may be used in these ways; operators may try others as well."""
-    is_function = run[service_bus_token].is_function
+def _check_entity(run: Run, entity: Entity, of_operators: tuple[Right, ...] = ()) -> Checked[None]:
+    """Check whether an entity exists and may be used as the function does; operators may try other ways as well."""
+    is_function, name, rights = run[service_bus_token].is_function, entity.name_in(run), entity.rights
     tried = rights if is_function else rights + of_operators
     # At the same time: each may take as long as the check.
     attempts = {right: in_background("doctor", partial(_refusal, run, name, right)) for right in tried}
@@ -160,22 +180,12 @@ def count_failed(run: Run) -> tuple[int, int]:
     try:
         with _peeking(run, names.failed_queue) as namespace:
             messages, dead_letters = (
-                sum(1 for _ in islice(namespace.peek_every(place.source(names)), _MAX_MESSAGES))
+                sum(1 for _ in islice(namespace.peek_every(place.source(names)), MAX_MESSAGES))
                 for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
             )
     except MessagingEntityDisabledError as error:
         raise RightMissing(f"{names.failed_queue} is missing or disabled", "none: fix that first") from error
     return messages, dead_letters
-
-
-def judge_failed(messages: int, dead_letters: int) -> Checked[None]:
-    """Return what these numbers of messages in the failed queue mean."""
-    findings = [
-        (finding, f"{number}{' or more' if number == _MAX_MESSAGES else ''}")
-        for finding, number in ((Finding.MESSAGES_FAILED, messages), (Finding.DEAD_LETTERS, dead_letters))
-        if number
-    ]
-    return judged(findings, "the failed queue and its dead-letter queue are empty")
 
 
 @check("retries", settings, service_bus_token, service_bus_connection, beside=(queue,))
