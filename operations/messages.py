@@ -64,6 +64,11 @@ class MessageInfo:
         return None if self.since is None else max(datetime.now(UTC) - self.since, timedelta(0))
 
     @property
+    def retries(self) -> int:
+        """How often it was tried again."""
+        return max(self.attempts - 1, 0)
+
+    @property
     def summary(self) -> str:
         """The description without its beginning where it is the same for many: a row of a list has little room."""
         return _RESPONDED.sub("", self.description)

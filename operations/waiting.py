@@ -198,6 +198,6 @@ def _row(message: WaitingMessage, names: Names) -> dict[str, object]:
         "number": message.number,
         **info_row(seen, names),
         "age": None if seen.age is None else str(seen.age).partition(".")[0],
-        "attempt": max(seen.attempts - 1, 0),
+        "attempt": seen.retries,
         "due": seen.due,
     }

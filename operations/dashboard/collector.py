@@ -11,11 +11,12 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from azure.servicebus import ServiceBusMessageState
 
-from operations.dashboard.snapshot import Failure, Figures, Retry, Snapshot
+from operations.background import in_background
+from operations.dashboard.snapshot import Figures, MessageRow, Snapshot
 from operations.failed import failed_messages
 from operations.following import published_event
 from operations.messages import MessageInfo
@@ -24,12 +25,14 @@ from operations.namespace import AUDIT, Source, open_namespace, sequence_number
 from operations.trouble import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from operations.dashboard.snapshot import ConnectionState
     from operations.names import OpportunityName
     from operations.namespace import NamespaceClient
 
+# The sources, as the page names them in a trouble.
+_QUEUES, _CHECKS = "Service Bus", "checks"
 # Seconds between two reads of a source, and how many times longer the pause is than the read: a queue of 10,000
 # messages takes seconds to read, and must not be read all the time.
 _SERVICE_BUS_SECONDS = 2.0
@@ -52,23 +55,15 @@ class Collector:
         self._seconds_to_event = seconds_to_event
         self._names: dict[str, OpportunityName] = {}
         self._unavailable_until = 0.0
-        self._snapshot = Snapshot(datetime.now(UTC))
+        self._snapshot = Snapshot()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._wake = {name: threading.Event() for name in ("Service Bus", "checks")}
-        self._threads = [
-            threading.Thread(
-                target=self._loop, args=("Service Bus", self._read_queues, _SERVICE_BUS_SECONDS), daemon=True
-            ),
-            threading.Thread(
-                target=self._loop, args=("checks", self._read_connections, _CHECK_SECONDS), daemon=True
-            ),
-        ]
+        self._wake = {name: threading.Event() for name in (_QUEUES, _CHECKS)}
 
     def start(self) -> None:
         """Begin to read."""
-        for thread in self._threads:
-            thread.start()
+        in_background("queues", lambda: self._loop(_QUEUES, self._read_queues, _SERVICE_BUS_SECONDS))
+        in_background("checks", lambda: self._loop(_CHECKS, self._read_connections, _CHECK_SECONDS))
 
     def stop(self) -> None:
         """End; a read that is under way ends by its own timeout."""
@@ -82,37 +77,39 @@ class Collector:
 
     def refresh(self) -> None:
         """Read the queues now, after something was done to them."""
-        self._wake["Service Bus"].set()
+        self._wake[_QUEUES].set()
 
-    def _loop(self, source: str, read: Callable[[], None], pause: float) -> None:
+    def _loop(self, source: str, read: Callable[[], Generator[None]], pause: float) -> None:
+        """Read again and again; `read` begins anew after an error."""
+        reading = read()
         while not self._stopping.is_set():
             began = time.monotonic()
+            sentence = ""
             try:
-                read()
-                self._update(lambda snapshot: snapshot.with_trouble(source, None))
+                next(reading)
             except Exception as error:  # noqa: BLE001 - not swallowed: the page shows it, and the next read may succeed
-                trouble = explain(error)
-                sentence = str(trouble) if trouble else f"{source}: {type(error).__name__}: {error}"
-                self._update(lambda snapshot, sentence=sentence: snapshot.with_trouble(source, sentence))  # type: ignore[misc]
+                sentence = str(explain(error) or f"{source}: {type(error).__name__}: {error}")
+                reading = read()
+            self._update(source, sentence)
             took = time.monotonic() - began
             self._wake[source].wait(max(pause, _PAUSE_FACTOR * took))
             self._wake[source].clear()
+        reading.close()
 
-    def _update(self, change: Callable[[Snapshot], Snapshot]) -> None:
+    def _update(self, source: str, trouble: str, **parts: Any) -> None:  # noqa: ANN401 - parts of a Snapshot
+        """Change what is wrong with a source, "" for nothing, and other parts of the snapshot."""
         with self._lock:
-            self._snapshot = replace(change(self._snapshot), taken_at=datetime.now(UTC))
+            troubles = {**self._snapshot.troubles, source: trouble}
+            troubles = {name: text for name, text in troubles.items() if text}
+            self._snapshot = replace(self._snapshot, troubles=troubles, **parts)
 
     # --- Service Bus ---
 
-    def _read_queues(self) -> None:
+    def _read_queues(self) -> Generator[None]:
         with open_namespace(self._environment) as namespace:
-            while not self._stopping.is_set():
-                began = time.monotonic()
+            while True:
                 self._read_once(namespace)
-                self._update(lambda snapshot: snapshot.with_trouble("Service Bus", None))
-                pause = max(_SERVICE_BUS_SECONDS, _PAUSE_FACTOR * (time.monotonic() - began))
-                self._wake["Service Bus"].wait(pause)
-                self._wake["Service Bus"].clear()
+                yield
 
     def _read_once(self, namespace: NamespaceClient) -> None:
         notes: list[str] = []
@@ -120,19 +117,19 @@ class Collector:
         active, scheduled = 0, []
         for message in namespace.peek_all(Source(namespace.settings.opportunity_won_queue)):
             if message.state == ServiceBusMessageState.SCHEDULED:
-                scheduled.append((sequence_number(message), MessageInfo.of(message)))
+                scheduled.append((str(sequence_number(message)), MessageInfo.of(message)))
             else:
                 active += 1
+        scheduled.sort(key=lambda each: (each[1].due is None, each[1].due))
         per_minute, seconds = self._events(namespace)
         self._learn_names(seen for _, seen in [*failed, *scheduled])
-        figures = Figures(active, len(scheduled), len(failed), per_minute, seconds)
-        failures = [self._failure(message_id, seen) for message_id, seen in failed]
-        retries = sorted(
-            (self._retry(number, seen) for number, seen in scheduled),
-            key=lambda each: (each.due is None, each.due),
+        self._update(
+            "dead letters",
+            " ".join(notes),
+            figures=Figures(active, len(scheduled), len(failed), per_minute, seconds),
+            failures=self._rows(failed),
+            retries=self._rows(scheduled),
         )
-        self._update(lambda snapshot: replace(snapshot, figures=figures, failures=failures, retries=retries))
-        self._update(lambda snapshot: snapshot.with_trouble("dead letters", " ".join(notes) or None))
 
     def _events(self, namespace: NamespaceClient) -> tuple[float | None, float | None]:
         """Return events per minute and the median of seconds from win to event, of the last minutes."""
@@ -155,34 +152,14 @@ class Collector:
             # An opportunity without a name now may be unreadable: it is not requested with every read.
             self._unavailable_until = time.monotonic() + (30.0 if unknown - names.by_id.keys() else 0.0)
 
-    def _failure(self, message_id: str, seen: MessageInfo) -> Failure:
-        name = self._names.get(seen.opportunity_id or "")
-        return Failure(
-            message_id,
-            seen.reason,
-            seen.opportunity_id,
-            name.name if name else None,
-            name.customer if name else None,
-            name.amount if name else None,
-            seen.age,
-            seen.description,
-        )
-
-    def _retry(self, number: int, seen: MessageInfo) -> Retry:
-        name = self._names.get(seen.opportunity_id or "")
-        return Retry(
-            number,
-            seen.reason,
-            seen.opportunity_id,
-            name.name if name else None,
-            max(seen.attempts - 1, 0),
-            seen.age,
-            seen.due,
-            seen.description,
-        )
+    def _rows(self, messages: Iterable[tuple[str, MessageInfo]]) -> list[MessageRow]:
+        return [
+            MessageRow(number, seen, self._names.get(seen.opportunity_id or "")) for number, seen in messages
+        ]
 
     # --- the checks ---
 
-    def _read_connections(self) -> None:
-        connections = {each.name: each for each in self._check()}
-        self._update(lambda snapshot: replace(snapshot, connections=connections))
+    def _read_connections(self) -> Generator[None]:
+        while True:
+            self._update(_CHECKS, "", connections={each.name: each for each in self._check()})
+            yield

@@ -14,7 +14,7 @@ import json
 import secrets
 from concurrent.futures import wait
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cheroot import wsgi
 from flask import Flask, Response, abort, jsonify, render_template, request
@@ -24,9 +24,10 @@ from operations.console import age_text, printable, printable_lines
 from operations.dashboard.snapshot import Light
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from operations.dashboard.snapshot import Failure, Snapshot
+    from operations.dashboard.application import Dashboard
+    from operations.dashboard.snapshot import MessageRow
 
 HOST = "127.0.0.1"
 _PAGE = 100
@@ -46,40 +47,7 @@ _HEADERS = {
 }
 
 
-class Application(Protocol):
-    """What the page shows and does; the application behind the server."""
-
-    def snapshot(self) -> Snapshot:
-        """Return the newest snapshot."""
-
-    def jobs(self) -> Sequence[Mapping[str, Any]]:
-        """Return what is being done and was done lately."""
-
-    def act(self, action: str, selection: Mapping[str, Any]) -> None:
-        """Begin an action in the background; raises ValueError with a sentence."""
-
-    def message(self, message_id: str) -> Mapping[str, Any] | None:
-        """Return one failed message whole, or None."""
-
-    def opportunity(self, text: str) -> Mapping[str, Any]:
-        """Return the history of an opportunity and the verdict."""
-
-    def audit(self) -> Mapping[str, Any] | None:
-        """Return the result of the newest audit, or None."""
-
-    def sandbox(self) -> Mapping[str, Any] | None:
-        """Return the state of the sandbox that runs here, or None."""
-
-    def sandbox_call(self, action: str, values: Mapping[str, Any]) -> str:
-        """Act on the sandbox; return a sentence. Raises ValueError with a sentence."""
-
-
-def new_token() -> str:
-    """Return a token that nobody can guess."""
-    return secrets.token_urlsafe(24)
-
-
-def create_app(application: Application, token: str, port: Callable[[], int]) -> Flask:
+def create_app(application: Dashboard, token: str, port: Callable[[], int]) -> Flask:
     """Return the web application; `port` is the one on which it is reached."""
     app = Flask(__name__)
     app.jinja_env.filters.update(
@@ -125,7 +93,7 @@ def _guard(app: Flask, token: str, port: Callable[[], int]) -> None:
         return response
 
 
-def _serve_parts(app: Flask, application: Application, prefix: str) -> None:
+def _serve_parts(app: Flask, application: Dashboard, prefix: str) -> None:
     """Add what is read."""
 
     @app.get(f"{prefix}/")
@@ -164,7 +132,7 @@ def _serve_parts(app: Flask, application: Application, prefix: str) -> None:
         )
 
 
-def _serve_actions(app: Flask, application: Application, prefix: str) -> None:
+def _serve_actions(app: Flask, application: Dashboard, prefix: str) -> None:
     """Add what is done."""
 
     @app.post(f"{prefix}/do/<action>")
@@ -183,7 +151,7 @@ def _serve_actions(app: Flask, application: Application, prefix: str) -> None:
             return jsonify({"error": str(error)}), 400
 
 
-def _parts(application: Application) -> dict[str, str]:
+def _parts(application: Dashboard) -> dict[str, str]:
     """Return the parts of the page that change by themselves, by the id of the element that holds each."""
     snapshot = application.snapshot()
     return {
@@ -197,7 +165,7 @@ def _parts(application: Application) -> dict[str, str]:
     }
 
 
-def _page_of(group: Sequence[Failure], first: int) -> dict[str, Any]:
+def _page_of(group: Sequence[MessageRow], first: int) -> dict[str, Any]:
     shown = group[first : first + _PAGE]
     following = first + _PAGE
     return {
@@ -211,9 +179,9 @@ def _tag(html: str) -> str:
     return hashlib.blake2b(html.encode(), digest_size=8).hexdigest()
 
 
-def _version(failures: Sequence[Failure]) -> str:
+def _version(failures: Sequence[MessageRow]) -> str:
     """Return a text that changes when the rows of a group do: an open group is then read again."""
-    return _tag(repr([(each.id, each.opportunity, each.text) for each in failures]))
+    return _tag(repr([(each.id, each.name, each.seen.description) for each in failures]))
 
 
 def _clock(moment: datetime | None) -> str:
@@ -237,8 +205,8 @@ class Server:
     background: its threads are daemons, like the thread that starts them.
     """
 
-    def __init__(self, application: Application, port: int = 0) -> None:
-        self._token = new_token()
+    def __init__(self, application: Dashboard, port: int = 0) -> None:
+        self._token = secrets.token_urlsafe(24)
         self._server = wsgi.Server(
             (HOST, port), create_app(application, self._token, lambda: self.port), numthreads=_THREADS
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime, timedelta
+
+    from operations.messages import MessageInfo
+    from operations.names import OpportunityName
 
 
 class Light(Enum):
@@ -30,31 +32,12 @@ class ConnectionState:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A failed message as a row."""
+class MessageRow:
+    """A failed or scheduled message. `id` names it to the actions; `name` is None where it is not known."""
 
     id: str
-    reason: str
-    opportunity_id: str | None
-    opportunity: str | None
-    customer: str | None
-    amount: str | None
-    age: timedelta | None
-    text: str
-
-
-@dataclass(frozen=True)
-class Retry:
-    """A scheduled message as a row."""
-
-    number: int
-    reason: str
-    opportunity_id: str | None
-    opportunity: str | None
-    attempt: int
-    age: timedelta | None
-    due: datetime | None
-    text: str
+    seen: MessageInfo
+    name: OpportunityName | None
 
 
 @dataclass(frozen=True)
@@ -72,21 +55,15 @@ class Figures:
 class Snapshot:
     """Everything that the page shows by itself. `troubles` has a sentence for each source that cannot be read."""
 
-    taken_at: datetime
     figures: Figures = field(default_factory=Figures)
     connections: Mapping[str, ConnectionState] = field(default_factory=dict)
-    failures: Sequence[Failure] = ()
-    retries: Sequence[Retry] = ()
+    failures: Sequence[MessageRow] = ()
+    retries: Sequence[MessageRow] = ()
     troubles: Mapping[str, str] = field(default_factory=dict)
 
-    def by_reason(self) -> list[tuple[str, list[Failure]]]:
+    def by_reason(self) -> list[tuple[str, list[MessageRow]]]:
         """Return the failed messages by reason, the most frequent first."""
-        groups: dict[str, list[Failure]] = {}
+        groups: dict[str, list[MessageRow]] = {}
         for failure in self.failures:
-            groups.setdefault(failure.reason, []).append(failure)
+            groups.setdefault(failure.seen.reason, []).append(failure)
         return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-
-    def with_trouble(self, source: str, sentence: str | None) -> Snapshot:
-        """Return the snapshot with what is wrong with a source, or without it."""
-        troubles = {name: text for name, text in self.troubles.items() if name != source}
-        return replace(self, troubles=troubles if sentence is None else {**troubles, source: sentence})

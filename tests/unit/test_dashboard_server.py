@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -11,8 +11,11 @@ from urllib.parse import quote
 import pytest
 
 from operations.background import in_background
+from operations.dashboard.application import Dashboard
 from operations.dashboard.server import Server, create_app
-from operations.dashboard.snapshot import ConnectionState, Failure, Figures, Light, Retry, Snapshot
+from operations.dashboard.snapshot import ConnectionState, Figures, Light, MessageRow, Snapshot
+from operations.messages import MessageInfo
+from operations.names import OpportunityName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,15 +30,31 @@ BAD = "\x1b[2J\u202etxt.exe\x9b31m"
 NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
 
 
-def failure(number: int, reason: str = "InvoiceRefused", name: str | None = "Pump") -> Failure:
-    return Failure(str(number), reason, None, name, "Alder", "€1.00", timedelta(minutes=5), "the text")
+def failure(number: int, reason: str = "InvoiceRefused", name: str | None = "Pump") -> MessageRow:
+    seen = MessageInfo(reason, "the text", None, NOW, 1, NOW, None)
+    return MessageRow(str(number), seen, None if name is None else OpportunityName(name, "Alder", "€1.00"))
 
 
-class FakeSource:
-    """What the page shows, and what was asked of it."""
+def said(text: str) -> Snapshot:
+    """Return a snapshot that has a text in every place."""
+    row = MessageRow(
+        "1", MessageInfo(text, text, text, None, 2, None, None), OpportunityName(text, text, text)
+    )
+    return Snapshot(
+        Figures(failed=1), {"won": ConnectionState("won", Light.RED, text)}, [row], [row], {"x": text}
+    )
+
+
+def panel(*texts: str) -> dict[str, Any]:
+    lists = dict.fromkeys(("rules", "faults", "open", "requests"), texts)
+    return {"summary": "".join(texts), **lists}
+
+
+class FakeSource(Dashboard):
+    """What the page shows, and what was asked of it; it reads nothing."""
 
     def __init__(self) -> None:
-        self.shown = Snapshot(NOW)
+        self.shown = Snapshot()
         self.acted: list[tuple[str, Mapping[str, Any]]] = []
         self.read: list[str] = []
         self.panel: Mapping[str, Any] | None = None
@@ -166,17 +185,7 @@ def test_only_what_is_served_from_here_is_loaded(client: FlaskClient) -> None:
 
 def test_everything_is_escaped(client: FlaskClient, source: FakeSource) -> None:
     """A customer called <script>, in every part that shows names, reasons and texts."""
-    evil = Failure("1", SCRIPT, SCRIPT, SCRIPT, SCRIPT, SCRIPT, None, SCRIPT)
-    retry = Retry(1, SCRIPT, SCRIPT, SCRIPT, 1, None, None, SCRIPT)
-    connection = ConnectionState("won", Light.RED, SCRIPT)
-    source.shown = Snapshot(NOW, Figures(failed=1), {"won": connection}, [evil], [retry], {"x": SCRIPT})
-    source.panel = {
-        "rules": [SCRIPT],
-        "faults": [SCRIPT],
-        "summary": SCRIPT,
-        "open": [SCRIPT],
-        "requests": [SCRIPT],
-    }
+    source.shown, source.panel = said(SCRIPT), panel(SCRIPT)
     shown = get(client, "").text + get(client, f"failed?reason={SCRIPT}").text + get(client, "message/7").text
     shown += get(client, f"opportunity?text={SCRIPT}").text
     assert SCRIPT not in shown
@@ -201,15 +210,7 @@ class Shown(HTMLParser):
 
 def test_control_characters_are_shown_and_not_interpreted(client: FlaskClient, source: FakeSource) -> None:
     """In every part: an override of the direction shows another text than the one that is there."""
-    source.shown = Snapshot(
-        NOW,
-        Figures(failed=1),
-        {"won": ConnectionState("won", Light.RED, BAD)},
-        [Failure("1", BAD, BAD, BAD, BAD, BAD, None, BAD)],
-        [Retry(1, BAD, BAD, BAD, 1, None, None, BAD)],
-        {"x": BAD},
-    )
-    source.panel = {"rules": [BAD], "faults": [BAD], "summary": BAD, "open": [BAD], "requests": [BAD]}
+    source.shown, source.panel = said(BAD), panel(BAD)
     source.done = [
         {"title": BAD, "done": 0, "total": None, "running": False, "error": BAD, "outcomes": {BAD: 1}}
     ]
@@ -247,7 +248,7 @@ def test_control_characters_are_shown_and_not_interpreted(client: FlaskClient, s
 
 
 def test_no_body_is_read_until_asked_for(client: FlaskClient, source: FakeSource) -> None:
-    source.shown = Snapshot(NOW, failures=[failure(7)])
+    source.shown = Snapshot(failures=[failure(7)])
     get(client, "")
     get(client, "failed?reason=InvoiceRefused")
     assert source.read == []
@@ -257,9 +258,7 @@ def test_no_body_is_read_until_asked_for(client: FlaskClient, source: FakeSource
 
 
 def test_ten_thousand_failed_messages_come_in_pages(client: FlaskClient, source: FakeSource) -> None:
-    source.shown = Snapshot(
-        NOW, Figures(failed=10_000), failures=[failure(number) for number in range(10_000)]
-    )
+    source.shown = Snapshot(Figures(failed=10_000), failures=[failure(number) for number in range(10_000)])
     page = get(client, "").text
     assert "10,000" in page
     assert len(page) < 50_000, "the groups are shown, not the messages"
@@ -271,30 +270,26 @@ def test_ten_thousand_failed_messages_come_in_pages(client: FlaskClient, source:
 
 
 def test_failed_messages_are_grouped_by_reason(client: FlaskClient, source: FakeSource) -> None:
-    source.shown = Snapshot(NOW, failures=[failure(1, "Rare"), failure(2, "Often"), failure(3, "Often")])
+    source.shown = Snapshot(failures=[failure(1, "Rare"), failure(2, "Often"), failure(3, "Often")])
     shown = get(client, "").text
     assert shown.index('data-reason="Often"') < shown.index('data-reason="Rare"')
 
 
 def test_only_the_parts_that_changed_are_sent(client: FlaskClient, source: FakeSource) -> None:
     everything = get(client, "state").json
-    known = {name: part["tag"] for name, part in everything.items()}
-    assert (
-        client.get(f"/{TOKEN}/state", base_url=ORIGIN, query_string={"known": json.dumps(known)}).json == {}
-    )
-    source.shown = Snapshot(NOW, Figures(active=3))
-    changed: Any = client.get(
-        f"/{TOKEN}/state", base_url=ORIGIN, query_string={"known": json.dumps(known)}
-    ).json
+    known = json.dumps({name: part["tag"] for name, part in everything.items()})
+    assert get(client, f"state?known={quote(known)}").json == {}
+    source.shown = Snapshot(Figures(active=3))
+    changed = get(client, f"state?known={quote(known)}").json
     assert list(changed) == ["flow"]
     assert "3" in changed["flow"]["html"]
 
 
 def test_a_group_changes_when_a_name_of_it_is_learned(client: FlaskClient, source: FakeSource) -> None:
     """An open group is read again then."""
-    source.shown = Snapshot(NOW, failures=[failure(1, name=None)])
+    source.shown = Snapshot(failures=[failure(1, name=None)])
     before = get(client, "state").json["failed"]["tag"]
-    source.shown = Snapshot(NOW, failures=[failure(1, name="Pump")])
+    source.shown = Snapshot(failures=[failure(1, name="Pump")])
     assert get(client, "state").json["failed"]["tag"] != before
 
 
@@ -314,7 +309,7 @@ def test_the_time_to_the_event_fits_its_box(
     client: FlaskClient, source: FakeSource, seconds: float, shown: str
 ) -> None:
     """After an outage it is hours."""
-    source.shown = Snapshot(NOW, Figures(seconds_to_event=seconds))
+    source.shown = Snapshot(Figures(seconds_to_event=seconds))
     assert f">{shown} from the win<" in get(client, "").text
 
 
@@ -332,7 +327,7 @@ def test_an_action_that_does_not_exist_is_an_error_with_a_sentence(client: Flask
 
 def test_without_a_sandbox_there_is_no_panel(client: FlaskClient, source: FakeSource) -> None:
     assert "data-sandbox" not in get(client, "").text
-    source.panel = {"rules": [], "faults": [], "summary": "", "open": [], "requests": []}
+    source.panel = panel()
     assert "data-sandbox" in get(client, "").text
     said = client.post(f"/{TOKEN}/sandbox/win", base_url=ORIGIN, json={"count": 1}).json
     assert said == {"said": "win {'count': 1}"}
