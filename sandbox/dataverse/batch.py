@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesParser
 from email.policy import compat32
+from http import HTTPStatus
 
 from sandbox.dataverse.errors import RequestRefused, bad_request
 from sandbox.dataverse.operation import Operation
@@ -26,12 +27,11 @@ class ChangeSet:
 
 @dataclass(frozen=True)
 class ResponsePart:
-    """One operation's response, ready to be written."""
+    """A response, ready to be written: of one operation of a batch, or of a whole request."""
 
-    status: int
-    phrase: str
+    status: HTTPStatus
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = b""
     content_id: str | None = None
 
 
@@ -74,7 +74,7 @@ def _write_part(part: ResponsePart) -> bytes:
     lines = ["Content-Type: application/http", "Content-Transfer-Encoding: binary"]
     if part.content_id is not None:
         lines.append(f"Content-ID: {part.content_id}")
-    lines += ["", f"HTTP/1.1 {part.status} {part.phrase}"]
+    lines += ["", f"HTTP/1.1 {part.status} {part.status.phrase}"]
     lines += [f"{name}: {value}" for name, value in part.headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + part.body + b"\r\n"
 

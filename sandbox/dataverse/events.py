@@ -178,8 +178,8 @@ class EventPipeline:
                 "name": step["name"],
                 "messagename": event.message,
                 "primaryentitytype": event.table,
-                "correlationid": request.correlation_id,
-                "requestid": request.request_id,
+                "correlationid": request.info.correlation_id,
+                "requestid": request.info.request_id,
                 "owningextensionid": step["sdkmessageprocessingstepid"],
                 "regardingobjectid": event.record_id
                 if event.table in ("opportunity", "serviceendpoint")

@@ -61,17 +61,24 @@ class OptionSet:
 
 
 @dataclass(frozen=True)
+class RequestInfo:
+    """What the events of a request contain about the request; `object_id` is the caller's in the directory."""
+
+    request_id: str
+    correlation_id: str
+    user_agent: str = ""
+    object_id: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True)
 class RequestContext:
     """The request that an event comes from: who made it, and in which organization."""
 
     organization_id: str
     organization_name: str
     caller: Caller
-    caller_object_id: str | None
-    request_id: str
-    correlation_id: str
-    user_agent: str
-    traceparent: str | None = None
+    info: RequestInfo
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class ExecutionContext:
 
     def _properties(self) -> dict[str, str]:
         user = self.request.caller.user_id
-        trace = self.request.traceparent
+        trace = self.request.info.traceparent
         return {
             # Dataverse is not known to send a trace context; this is for a client that sends one on purpose.
             **({"Diagnostic-Id": trace, "traceparent": trace} if trace else {}),
@@ -105,17 +112,17 @@ class ExecutionContext:
             f"{CLAIMS}InitiatingUser": user,
             f"{CLAIMS}EntityLogicalName": self.event.table,
             f"{CLAIMS}RequestName": self.event.message,
-            f"{CLAIMS}InitiatingUserAgent": self.request.user_agent,
+            f"{CLAIMS}InitiatingUserAgent": self.request.info.user_agent,
         }
 
     def _fields(self, event: MessageExecution) -> dict[str, object]:
-        request, user = self.request, self.request.caller.user_id
+        request, info, user = self.request, self.request.info, self.request.caller.user_id
         return {
             "BusinessUnitId": request.caller.business_unit_id,
-            "CorrelationId": request.correlation_id,
+            "CorrelationId": info.correlation_id,
             "Depth": 2 if event.parent else 1,
-            "InitiatingUserAgent": request.user_agent,
-            "InitiatingUserAzureActiveDirectoryObjectId": request.caller_object_id or NO_ID,
+            "InitiatingUserAgent": info.user_agent,
+            "InitiatingUserAzureActiveDirectoryObjectId": info.object_id or NO_ID,
             "InitiatingUserId": user,
             "InputParameters": _pairs(event.inputs),
             "IsExecutingOffline": False,
@@ -142,11 +149,11 @@ class ExecutionContext:
             "PreEntityImages": [],
             "PrimaryEntityId": event.record_id or NO_ID,
             "PrimaryEntityName": event.table,
-            "RequestId": request.request_id,
+            "RequestId": info.request_id,
             "SecondaryEntityName": "none",
             "SharedVariables": [],
             "Stage": self.step["stage"],
-            "UserAzureActiveDirectoryObjectId": request.caller_object_id or NO_ID,
+            "UserAzureActiveDirectoryObjectId": info.object_id or NO_ID,
             "UserId": user,
         }
 

@@ -66,15 +66,3 @@ class Organization:
     new_id: Callable[[], str]
     duplicate_response: DuplicateResponse = DuplicateResponse.DUPLICATE_412
     failed_change_set: FailedChangeSet = FailedChangeSet.CONTINUES
-
-
-@dataclass(frozen=True)
-class RequestInfo:
-    """What the events of a request contain about the request."""
-
-    request_id: str
-    correlation_id: str
-    user_agent: str = ""
-    object_id: str | None = None
-    # The trace context of the request, which its events contain too.
-    traceparent: str | None = None

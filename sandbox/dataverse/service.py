@@ -18,9 +18,16 @@ from sandbox.dataverse.errors import (
     user_disabled,
     version_mismatch,
 )
-from sandbox.dataverse.execution_context import Entity, MessageExecution, OptionSet, Reference, RequestContext
+from sandbox.dataverse.execution_context import (
+    Entity,
+    MessageExecution,
+    OptionSet,
+    Reference,
+    RequestContext,
+    RequestInfo,
+)
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.organization import DuplicateResponse, Organization, RequestInfo
+from sandbox.dataverse.organization import DuplicateResponse, Organization
 from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES
 from sandbox.dataverse.security import (
     Caller,
@@ -305,16 +312,7 @@ class Session:
     @property
     def request_context(self) -> RequestContext:
         """The organization, the caller and the request, for the events."""
-        return RequestContext(
-            self.organization.id,
-            self.organization.unique_name,
-            self.caller,
-            self.request.object_id,
-            self.request.request_id,
-            self.request.correlation_id,
-            self.request.user_agent,
-            self.request.traceparent,
-        )
+        return RequestContext(self.organization.id, self.organization.unique_name, self.caller, self.request)
 
     def _target(self, table: Table, record_id: str, values: Mapping[str, object]) -> list[tuple[str, object]]:
         return [("Target", self.entity(table, record_id, values))]

@@ -20,10 +20,10 @@ from sandbox.dataverse.batch import ChangeSet, ResponsePart, parse_batch, write_
 from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.errors import RequestRefused, no_segment
 from sandbox.dataverse.events import RETRY_DELAYS, EventPipeline, Post
-from sandbox.dataverse.execution_context import NO_ID
+from sandbox.dataverse.execution_context import NO_ID, RequestInfo
 from sandbox.dataverse.limits import ServiceProtection
 from sandbox.dataverse.operation import Operation, Reply
-from sandbox.dataverse.organization import FailedChangeSet, Organization, RequestInfo
+from sandbox.dataverse.organization import FailedChangeSet, Organization
 from sandbox.dataverse.payload import included_annotations, write_json
 from sandbox.dataverse.platform_rules import RULES as PLATFORM_RULES
 from sandbox.dataverse.resources import execute
@@ -95,22 +95,13 @@ class _Exchange:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Response:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 class _OperationRefused(RequestRefused):
     """An operation of a batch was refused; `part` is its response."""
 
     def __init__(self, error: RequestRefused, operation: Operation, prefer: str) -> None:
         super().__init__(error.status, error.code, error.message, error.headers, error.source)
         # Whether the batch's own header applies to its parts is not confirmed.
-        refused = _refusal(error, f"{operation.header('prefer') or ''},{prefer}")
-        phrase = HTTPStatus(refused.status).phrase
-        self.part = ResponsePart(refused.status, phrase, refused.headers, refused.body, operation.content_id)
+        self.part = _refusal(error, f"{operation.header('prefer') or ''},{prefer}", operation.content_id)
 
 
 class DataverseApp:
@@ -200,7 +191,7 @@ class DataverseApp:
         }
         if response.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
             headers["Content-Length"] = str(len(response.body))
-        start_response(f"{response.status} {HTTPStatus(response.status).phrase}", list(headers.items()))
+        start_response(f"{response.status} {response.status.phrase}", list(headers.items()))
         return [response.body]
 
     # --- one request ---
@@ -216,7 +207,7 @@ class DataverseApp:
                 server = self._turn % self._servers
         return _Exchange(request, str(uuid.uuid4()), server, self.organization.clock.now())
 
-    def _handle(self, exchange: _Exchange) -> _Response:
+    def _handle(self, exchange: _Exchange) -> ResponsePart:
         request = exchange.request
         if not request.path.startswith("/api/data/v9."):
             raise no_segment(request.path.strip("/").split("/")[0])
@@ -258,7 +249,7 @@ class DataverseApp:
             self._callers[client_id] = known
         return known[1]
 
-    def _respond(self, exchange: _Exchange, caller: Caller, info: RequestInfo) -> _Response:
+    def _respond(self, exchange: _Exchange, caller: Caller, info: RequestInfo) -> ResponsePart:
         request = exchange.request
         headers = {name.lower(): value for name, value in request.headers.items()}
         if request.path.endswith("/$batch"):
@@ -266,9 +257,7 @@ class DataverseApp:
                 raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "0x80060880", "$batch takes POST only.")
             return self._batch(exchange, headers, caller, info)
         url = request.path + (f"?{request.query_string.decode('latin-1')}" if request.query_string else "")
-        operation = Operation(request.method, url, headers, request.get_data())
-        part = _part(self._execute(operation, caller, info), None)
-        return _Response(part.status, part.headers, part.body)
+        return _part(self._execute(Operation(request.method, url, headers, request.get_data()), caller, info))
 
     def _execute(self, operation: Operation, caller: Caller, info: RequestInfo) -> Reply:
         transaction = self.database.writing if operation.may_write else self.database.reading
@@ -283,32 +272,39 @@ class DataverseApp:
 
     def _batch(
         self, exchange: _Exchange, headers: Mapping[str, str], caller: Caller, info: RequestInfo
-    ) -> _Response:
+    ) -> ResponsePart:
         items = parse_batch(headers.get("content-type", ""), exchange.request.get_data())
         with self.database.reading() as transaction:
             caller = acting(transaction, caller, headers)
-        goes_on = "odata.continue-on-error" in headers.get("prefer", "")
-        status = HTTPStatus.OK
+        prefer = headers.get("prefer", "")
+        stopped = None
         parts: list[ResponsePart | Sequence[ResponsePart]] = []
         for item in items:
+            operations = item.operations if isinstance(item, ChangeSet) else (item,)
             try:
-                parts.append(self._item(exchange, item, caller, info))
+                done = self._item(item, caller, info, prefer)
+                statuses = [part.status for part in done]
             except _OperationRefused as refused:
-                parts.append([refused.part] if isinstance(item, ChangeSet) else refused.part)
-                _note(exchange, item, refused.part.status)
-                stopped = self._status_of_stop(exchange, item, goes_on=goes_on)
-                if stopped is not None:
-                    status = stopped
-                    break
+                done = [refused.part]
+                statuses = [refused.part.status] * len(operations)
+                stopped = self._status_of_stop(exchange, item, prefer)
+            exchange.operations += [
+                (operation.method, operation.url, status)
+                for operation, status in zip(operations, statuses, strict=True)
+            ]
+            parts.append(done if isinstance(item, ChangeSet) else done[0])
+            if stopped is not None:
+                break
         boundary = f"batchresponse_{uuid.uuid4()}"
         body = write_batch(parts, boundary, f"changesetresponse_{uuid.uuid4()}")
-        return _Response(status, {"Content-Type": f"multipart/mixed; boundary={boundary}"}, body)
+        headers = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
+        return ResponsePart(stopped or HTTPStatus.OK, headers, body)
 
     def _status_of_stop(
-        self, exchange: _Exchange, item: Operation | ChangeSet, *, goes_on: bool
+        self, exchange: _Exchange, item: Operation | ChangeSet, prefer: str
     ) -> HTTPStatus | None:
         """Return the batch's status if a failure ends the batch, None if the batch continues."""
-        if not goes_on:
+        if "odata.continue-on-error" not in prefer:
             return HTTPStatus.BAD_REQUEST
         if not isinstance(item, ChangeSet):
             return None
@@ -316,20 +312,14 @@ class DataverseApp:
         return _STATUS_OF_STOP[mode]
 
     def _item(
-        self, exchange: _Exchange, item: Operation | ChangeSet, caller: Caller, info: RequestInfo
-    ) -> ResponsePart | Sequence[ResponsePart]:
+        self, item: Operation | ChangeSet, caller: Caller, info: RequestInfo, prefer: str
+    ) -> list[ResponsePart]:
         if isinstance(item, ChangeSet):
-            prefer = exchange.request.headers.get("Prefer", "")
-            parts = self._change_set(item, caller, info, prefer)
-            for operation, part in zip(item.operations, parts, strict=True):
-                _note(exchange, operation, part.status)
-            return parts
+            return self._change_set(item, caller, info, prefer)
         try:
-            part = _part(self._execute(item, caller, info), item.content_id)
+            return [_part(self._execute(item, caller, info), item.content_id)]
         except RequestRefused as error:
-            raise _OperationRefused(error, item, exchange.request.headers.get("Prefer", "")) from error
-        _note(exchange, item, part.status)
-        return part
+            raise _OperationRefused(error, item, prefer) from error
 
     def _change_set(
         self, change_set: ChangeSet, caller: Caller, info: RequestInfo, prefer: str
@@ -387,12 +377,7 @@ def _resolved(operation: Operation, made: Mapping[str, str]) -> Operation:
     return replace(operation, url=url, body=_CONTENT_REFERENCE.sub(url_of, operation.body))
 
 
-def _note(exchange: _Exchange, item: Operation | ChangeSet, status: int) -> None:
-    operations = item.operations if isinstance(item, ChangeSet) else (item,)
-    exchange.operations += [(operation.method, operation.url, status) for operation in operations]
-
-
-def _part(reply: Reply, content_id: str | None) -> ResponsePart:
+def _part(reply: Reply, content_id: str | None = None) -> ResponsePart:
     headers = {**reply.headers, "OData-Version": "4.0"}
     body = b""
     if reply.text is not None:
@@ -403,21 +388,22 @@ def _part(reply: Reply, content_id: str | None) -> ResponsePart:
         body = write_json(reply.content)
         if isinstance(reply.content, Mapping) and isinstance(reply.content.get("@odata.etag"), str):
             headers["ETag"] = reply.content["@odata.etag"]
-    return ResponsePart(reply.status, reply.status.phrase, headers, body, content_id)
+    return ResponsePart(reply.status, headers, body, content_id)
 
 
-def _refusal(error: RequestRefused, prefer: str) -> _Response:
+def _refusal(error: RequestRefused, prefer: str, content_id: str | None = None) -> ResponsePart:
     headers = {**error.headers, "OData-Version": "4.0", "Content-Type": _JSON_TYPE}
-    return _Response(error.status, headers, write_json(error.body(included_annotations(prefer))))
+    body = write_json(error.body(included_annotations(prefer)))
+    return ResponsePart(error.status, headers, body, content_id)
 
 
-def _unauthorized(url: str) -> _Response:
+def _unauthorized(url: str) -> ResponsePart:
     challenge = (
         "Bearer authorization_uri=https://login.microsoftonline.com/common/oauth2/authorize, "
         f"resource_id={url}/"
     )
     # Without a JSON body, like Dataverse.
-    return _Response(HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": challenge}, b"")
+    return ResponsePart(HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": challenge})
 
 
 def _correlation(request: Request) -> str:
