@@ -128,21 +128,51 @@ class EventPipeline:
         return [job["asyncoperationid"] for job in jobs]
 
     def _run(self, database: Database, job_id: str) -> int:
+        table = TABLES["asyncoperation"]
         with database.reading() as transaction:
-            job = transaction.get(TABLES["asyncoperation"], job_id)
+            job = transaction.get(table, job_id)
             if job is None or job["statecode"] not in (0, 1):
                 return 0
             prepared = json.loads(job["_post"])
             endpoint = transaction.get(TABLES["serviceendpoint"], prepared["endpoint"])
             step = transaction.get(TABLES["sdkmessageprocessingstep"], job["owningextensionid"] or "")
+        failure: Exception | None = None
         try:
             # Read the endpoint again: its key may have been rotated since the job was written.
             self._send(endpoint, base64.b64decode(prepared["body"]), prepared["properties"])
         except Exception as error:  # noqa: BLE001 - the job records any failure of a post, and is retried
-            self._record_failure(database, job, error)
-            return 0
-        self._record_success(database, job_id, delete=bool(step and step["asyncautodelete"]))
-        return 1
+            failure = error
+            _log.warning("The post of system job %s failed: %s", job_id, type(error).__name__)
+        with database.writing() as transaction:
+            if transaction.get(table, job_id) is not None:
+                if failure is None and step and step["asyncautodelete"]:
+                    transaction.delete(table, job)
+                else:
+                    transaction.update(table, job_id, self._result(job, failure))
+        return int(failure is None)
+
+    def _result(self, job: Row, failure: Exception | None) -> Row:
+        """Return the columns of a job that has posted, that will be retried, or that has failed."""
+        now = self._clock.now()
+        ended = {"statecode": 3, "completedon": format_datetime(now), "modifiedon": format_datetime(now)}
+        if failure is None:
+            return {**ended, "statuscode": 30, "message": None}
+        texts = {
+            "message": _reason(failure),
+            "friendlymessage": "The post to the service endpoint failed.",
+            "errorcode": -2147204093,
+        }
+        tries = int(job["retrycount"])
+        if tries >= len(self._retry_delays):
+            return {**ended, **texts, "statuscode": 31}
+        return {
+            **texts,
+            "statecode": 1,
+            "statuscode": 10,
+            "retrycount": tries + 1,
+            "postponeuntil": format_datetime(now + self._retry_delays[tries]),
+            "modifiedon": format_datetime(now),
+        }
 
     def _send(self, endpoint: Row | None, body: bytes, properties: Mapping[str, str]) -> None:
         if self.post is None:
@@ -199,40 +229,6 @@ class EventPipeline:
             },
         )
         transaction.after_commit.append(self.jobs_written.set)
-
-    def _record_success(self, database: Database, job_id: str, *, delete: bool) -> None:
-        now = format_datetime(self._clock.now())
-        with database.writing() as transaction:
-            job = transaction.get(TABLES["asyncoperation"], job_id)
-            if job is None:
-                return
-            if delete:
-                transaction.delete(TABLES["asyncoperation"], job)
-                return
-            transaction.update(
-                TABLES["asyncoperation"],
-                job_id,
-                {"statecode": 3, "statuscode": 30, "completedon": now, "modifiedon": now, "message": None},
-            )
-
-    def _record_failure(self, database: Database, job: Row, error: Exception) -> None:
-        now = self._clock.now()
-        tries = int(job["retrycount"])
-        values: dict[str, object] = {
-            "message": _reason(error),
-            "friendlymessage": "The post to the service endpoint failed.",
-            "errorcode": -2147204093,
-            "modifiedon": format_datetime(now),
-        }
-        if tries < len(self._retry_delays):
-            due = format_datetime(now + self._retry_delays[tries])
-            values |= {"statecode": 1, "statuscode": 10, "retrycount": tries + 1, "postponeuntil": due}
-        else:
-            values |= {"statecode": 3, "statuscode": 31, "completedon": format_datetime(now)}
-        _log.warning("The post of system job %s failed: %s", job["asyncoperationid"], type(error).__name__)
-        with database.writing() as transaction:
-            if transaction.get(TABLES["asyncoperation"], job["asyncoperationid"]):
-                transaction.update(TABLES["asyncoperation"], job["asyncoperationid"], values)
 
 
 class Poster:
