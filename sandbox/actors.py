@@ -29,25 +29,12 @@ class SalesRefused(Exception):
 
 
 @dataclass(frozen=True)
-class WriteIn:
-    """A line without a product."""
-
-    description: str
-    price: Decimal
-    quantity: Decimal = Decimal(1)
-    discount: Decimal | None = None
-    tax: Decimal | None = None
-
-
-@dataclass(frozen=True)
 class LineChange:
     """What changes in the line with this number, from 1; None leaves a value as it is."""
 
     number: int
     price: Decimal | None = None
     quantity: Decimal | None = None
-    discount: Decimal | None = None
-    tax: Decimal | None = None
 
 
 @dataclass(frozen=True)
@@ -57,13 +44,9 @@ class OpportunityChange:
     freight: Decimal | None = None
     discount: Decimal | None = None
     discount_percentage: Decimal | None = None
-    # The id of an account or a contact, and of a currency.
-    account: str | None = None
-    contact: str | None = None
+    # The id of a currency.
     currency: str | None = None
     lines: Sequence[LineChange] = ()
-    added: Sequence[WriteIn] = ()
-    removed: Sequence[int] = ()
 
 
 class Salesperson:
@@ -101,21 +84,19 @@ class Salesperson:
         self._call("PATCH", f"opportunities({opportunity_id})", {"statecode": 0, "statuscode": 1})
 
     def change(self, opportunity_id: str, change: OpportunityChange) -> None:
-        """Change terms, customer, currency and lines of an opportunity."""
+        """Change terms, currency and lines of an opportunity."""
         terms = _terms(change)
         if terms:
             self._call("PATCH", f"opportunities({opportunity_id})", terms)
         path = f"opportunities({opportunity_id})/product_opportunities?$select=lineitemnumber"
-        lines = {line["lineitemnumber"]: line["opportunityproductid"] for line in self._rows(path)}
+        rows = self._call("GET", path).json()["value"]
+        lines = {row["lineitemnumber"]: row["opportunityproductid"] for row in rows}
         for line in change.lines:
-            path = f"opportunityproducts({_line(lines, line.number)})"
-            self._call("PATCH", path, _line_values(line))
-        for number in change.removed:
-            self._call("DELETE", f"opportunityproducts({_line(lines, number)})")
-        for added in change.added:
-            body = {"productdescription": added.description, **_line_values(added)}
-            body["opportunityid@odata.bind"] = f"/opportunities({opportunity_id})"
-            self._call("POST", "opportunityproducts", body)
+            if line.number not in lines:
+                numbers = ", ".join(map(str, sorted(lines)))
+                raise SalesRefused(f"The opportunity has no line {line.number}; it has {numbers}.")
+            values = _numbers({"priceperunit": line.price, "quantity": line.quantity})
+            self._call("PATCH", f"opportunityproducts({lines[line.number]})", values)
 
     def order(self, opportunity_id: str) -> str:
         """Make a sales order out of an opportunity; returns its id."""
@@ -147,10 +128,6 @@ class Salesperson:
         headers = {"traceparent": traceparent} if traceparent else {}
         self._call("POST", f"{how}{message}", {activity: body, "Status": -1}, headers)
 
-    def _rows(self, path: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._call("GET", path).json()["value"]
-        return rows
-
     def _call(
         self,
         method: str,
@@ -168,41 +145,21 @@ class Salesperson:
 
 def _terms(change: OpportunityChange) -> dict[str, object]:
     """Return the columns of the opportunity itself that change."""
-    amounts = {
-        "freightamount": change.freight,
-        "discountamount": change.discount,
-        "discountpercentage": change.discount_percentage,
-    }
-    rows = {
-        "customerid_account@odata.bind": change.account and f"/accounts({change.account})",
-        "customerid_contact@odata.bind": change.contact and f"/contacts({change.contact})",
-        "transactioncurrencyid@odata.bind": change.currency and f"/transactioncurrencies({change.currency})",
-    }
-    return _numbers(amounts) | {name: row for name, row in rows.items() if row}
-
-
-def _line_values(line: LineChange | WriteIn) -> dict[str, object]:
-    return _numbers(
+    terms = _numbers(
         {
-            "priceperunit": line.price,
-            "quantity": line.quantity,
-            "manualdiscountamount": line.discount,
-            "tax": line.tax,
+            "freightamount": change.freight,
+            "discountamount": change.discount,
+            "discountpercentage": change.discount_percentage,
         }
     )
+    if change.currency is not None:
+        terms["transactioncurrencyid@odata.bind"] = f"/transactioncurrencies({change.currency})"
+    return terms
 
 
 def _numbers(amounts: Mapping[str, Decimal | None]) -> dict[str, object]:
     # A float's shortest text is the amount again, up to 15 digits.
     return {name: float(amount) for name, amount in amounts.items() if amount is not None}
-
-
-def _line(lines: Mapping[int, str], number: int) -> str:
-    if number not in lines:
-        raise SalesRefused(
-            f"The opportunity has no line {number}; it has {', '.join(map(str, sorted(lines)))}."
-        )
-    return lines[number]
 
 
 @dataclass(frozen=True)
@@ -226,9 +183,8 @@ class ReceivedEvent:
 class Consumer:
     """Receives and completes what is published, from the subscription that gets everything."""
 
-    def __init__(self, cloud: Cloud, subscription: str = AUDIT_SUBSCRIPTION) -> None:
+    def __init__(self, cloud: Cloud) -> None:
         self._connector = Connector(_connection(cloud), str(cloud.certificates.bundle))
-        self._subscription = subscription
         self._events: list[ReceivedEvent] = []
         self._arrived = threading.Condition()
         self._stopping = threading.Event()
@@ -275,7 +231,7 @@ class Consumer:
     def _receiver(self, client: ServiceBusClient) -> ServiceBusReceiver:
         # Without both options, the SDK has a second thread that reads from the connection, and takes a second to end.
         return client.get_subscription_receiver(
-            CREATED_TOPIC, self._subscription, prefetch_count=1, keep_alive=0
+            CREATED_TOPIC, AUDIT_SUBSCRIPTION, prefetch_count=1, keep_alive=0
         )
 
     def _receive(self, receiver: ServiceBusReceiver) -> None:
