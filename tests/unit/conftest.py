@@ -1,10 +1,8 @@
-"""What the unit tests put in place of time, network and Service Bus; everything goes in through constructors.
-
-Test modules take these by fixtures, and import their types for the type checker only: the folder is no package.
-"""
+"""What the unit tests put in place of time, network and Service Bus; everything goes in through constructors."""
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import ssl
@@ -14,6 +12,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,20 +21,49 @@ import trustme
 from adapter_exchange import AdapterExchange
 from requests.adapters import BaseAdapter
 
+from shared.handler import Environment, Handler
+from shared.invoice import Currency, Customer, Invoice
 from shared.message import Message
+from shared.service_bus import ServiceBus
+from shared.settings import retry_settings, service_bus_settings
+from shared.tracing import OFF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from shared.clock import Deadline
+    from shared.message import Ignored
     from shared.service_bus import Outgoing
+    from shared.settings import RetrySettings
+    from shared.tracing import Tracing
 
     CheckEvent = Callable[[bytes, Mapping[str, object], str | None], None]
 
+URL = "https://contoso.crm4.dynamics.com"
+ORGANIZATION = "11111111-2222-3333-4444-555555555555"
 OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
-# As in the settings of every test module.
-TOPIC = "created"
+INVOICE = Invoice(
+    id="0f8fad5b-d9cb-469f-a165-70867728950e",
+    number="INV-01042",
+    name="Coffee machines",
+    opportunity_id=OPPORTUNITY,
+    customer=Customer("account", "83883308-7ad5-ea11-a813-000d3a33f3b4"),
+    total_amount=Decimal("1250.4"),
+    currency=Currency("7d9a2d3b-31f5-4c4b-9a57-5d8e2b1c6f40", "EUR", 2),
+    pricing_error_code=0,
+    created_on=datetime(2026, 3, 1, 11, 59, tzinfo=UTC),
+)
+# Settings, and what is read from them.
+APP_SETTINGS = {
+    "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
+    "OPPORTUNITY_WON_QUEUE": "won",
+    "OPPORTUNITY_WON_FAILED_QUEUE": "failed",
+    "INVOICE_CREATED_TOPIC": "created",
+    "DATAVERSE_URL": URL,
+}
+SERVICE_BUS = service_bus_settings(APP_SETTINGS)
+RETRY = retry_settings({})
 
 
 # ---------------------------------------------------------------------------------------------- time
@@ -76,6 +104,10 @@ def clock() -> FakeClock:
 
 # ---------------------------------------------------------------------------------------------- messages
 
+ENQUEUED_AT = datetime(2026, 3, 1, 11, 59, 58, tzinfo=UTC)
+# Of the message that `make_message` makes.
+ROOT = "7@2026-03-01T11:59:58+00:00"
+
 
 @pytest.fixture
 def make_message() -> Callable[..., Message]:
@@ -86,7 +118,7 @@ def make_message() -> Callable[..., Message]:
             "body": b'{"opportunityId": "%s"}' % OPPORTUNITY.encode(),
             "message_id": "win-1",
             "sequence_number": 7,
-            "enqueued_at": datetime(2026, 3, 1, 11, 59, 58, tzinfo=UTC),
+            "enqueued_at": ENQUEUED_AT,
             "content_type": "application/json",
             "correlation_id": "correlation-1",
             "subject": "won",
@@ -117,7 +149,7 @@ class RecordingSender:
     def send(self, entity: str, outgoing: Outgoing, deadline: Deadline) -> None:
         assert not deadline.passed, "nobody sends after the deadline"
         self.tries.append((entity, outgoing))
-        if entity == TOPIC:
+        if entity == SERVICE_BUS.invoice_created_topic:
             self._check_event(outgoing.body, outgoing.properties, outgoing.content_type)
         if self.always is not None:
             raise self.always
@@ -130,6 +162,84 @@ class RecordingSender:
 def sender(published_event_checker: CheckEvent) -> RecordingSender:
     """Return a sender that takes everything."""
     return RecordingSender(published_event_checker)
+
+
+class Stage:
+    """A handler, what it is given, and what it has done."""
+
+    def __init__(
+        self,
+        clock: FakeClock,
+        sender: RecordingSender,
+        make_message: Callable[..., Message],
+        tracing: Tracing = OFF,
+        retry: RetrySettings = RETRY,
+    ) -> None:
+        self.clock = clock
+        self.sender = sender
+        self.sent = sender.sent
+        self.make_message = make_message
+        self.outcome: Invoice | Ignored | Exception = INVOICE
+        self.on_ensure_invoice: Callable[[str, Deadline], object] = lambda *_: None
+        self.asked: list[str] = []
+        self.random = 0.0
+        self.handler = Handler(
+            self._ensure_invoice,
+            ServiceBus(sender, SERVICE_BUS, clock, tracing),
+            Environment(URL, ORGANIZATION),
+            retry,
+            invocation_deadline=240,
+            clock=clock,
+            random=lambda: self.random,
+            tracing=tracing,
+        )
+
+    def handle(
+        self,
+        *,
+        traceparent: str | None = None,
+        invocation_id: str | None = None,
+        **changes: Any,  # noqa: ANN401 - as in make_message
+    ) -> None:
+        """Handle a message that is made with `changes`."""
+        message = self.make_message(**changes)
+        self.handler.handle(message, traceparent=traceparent, invocation_id=invocation_id)
+
+    def the_only_one_sent(self, entity: str) -> Outgoing:
+        ((to, outgoing),) = self.sent
+        assert to == entity
+        return outgoing
+
+    def delay(self, retry: Outgoing) -> float:
+        """Return in how many seconds a retry is due."""
+        assert retry.due is not None
+        return (retry.due - self.clock.now()).total_seconds()
+
+    def _ensure_invoice(self, opportunity_id: str, deadline: Deadline) -> Invoice | Ignored:
+        self.asked.append(opportunity_id)
+        self.on_ensure_invoice(opportunity_id, deadline)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def tracing() -> Tracing:
+    """Return what records nothing; a test module that needs spans has a fixture of this name."""
+    return OFF
+
+
+@pytest.fixture
+def stage(
+    clock: FakeClock,
+    sender: RecordingSender,
+    make_message: Callable[..., Message],
+    tracing: Tracing,
+    caplog: pytest.LogCaptureFixture,
+) -> Stage:
+    """Return a handler whose invoices exist."""
+    caplog.set_level(logging.INFO)
+    return Stage(clock, sender, make_message, tracing)
 
 
 # ---------------------------------------------------------------------------------------------- requests, in-process
