@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -33,12 +34,12 @@ from shared.errors import (
     DataverseUnreachable,
     InvalidEvent,
     InvoiceRefused,
+    InvoicingFailure,
     PublishFailed,
     RetryPolicy,
     ServiceBusUnavailable,
     TokenUnavailable,
 )
-from shared.invoice import Invoice
 from shared.invoice_created import invoice_created
 from shared.message import Delivery, RetryState
 from shared.service_bus import (
@@ -51,7 +52,8 @@ from shared.service_bus import (
     connect,
     encodable_properties,
 )
-from shared.settings import ConnectionString, Namespace, ServiceBusSettings
+from shared.settings import ConnectionString, Namespace
+from tests.unit.conftest import INVOICE, OPPORTUNITY, SERVICE_BUS, URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,101 +65,100 @@ if TYPE_CHECKING:
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 KEY = "bm90LWEtcmVhbC1rZXk="
-CONNECTION = ConnectionString(
-    f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}"
-)
-SETTINGS = ServiceBusSettings(CONNECTION, "won", "failed", "created", 240)
 STATE = RetryState(
     "9@2026-03-01T12:00:30+00:00", "win-1", 2, 1, NOON, RetryPolicy.OUTAGE, NOON, NOON + timedelta(seconds=30)
 )
 UNREACHABLE = DataverseUnreachable("No connection.", request_id="r-1")
-INVOICE_ID, OPPORTUNITY_ID = "0f8fad5b-d9cb-469f-a165-70867728950e", "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
-EVENT = invoice_created(
-    Invoice(INVOICE_ID, None, None, OPPORTUNITY_ID, None, None, None, None, NOON),
-    dataverse_url="https://contoso.crm4.dynamics.com",
-    correlation_id="c-1",
-)
+EVENT = invoice_created(INVOICE, dataverse_url=URL, correlation_id="c-1")
 COMPACT = b'{"opportunityId": "x"}'
 BOUND = 20.0
 
 
-def delivery(message: Message, deadline: Deadline, compact: bytes | None = COMPACT) -> Delivery:
-    return Delivery(message, STATE, deadline, OPPORTUNITY_ID, compact)
+class Outbound:
+    """Sends for one invocation, with the deadline of 240 seconds."""
+
+    def __init__(
+        self, sender: RecordingSender, clock: FakeClock, make_message: Callable[..., Message]
+    ) -> None:
+        self.sender = sender
+        self.clock = clock
+        self.deadline = Deadline.after(clock, 240)
+        self._service_bus = ServiceBus(sender, SERVICE_BUS, clock)
+        self._make_message = make_message
+
+    def publish(self) -> None:
+        self._service_bus.publish(EVENT, self.deadline)
+
+    def schedule(self, due: datetime = NOON, compact: bytes | None = COMPACT, **changes: object) -> None:
+        self._service_bus.schedule(self._delivery(compact, changes), STATE, UNREACHABLE, due)
+
+    def park(self, error: InvoicingFailure = UNREACHABLE, **changes: object) -> dict[str, Any]:
+        """Return the properties of the parked message."""
+        self._service_bus.park(self._delivery(COMPACT, changes), error)
+        return dict(self.the_only_one_sent("failed").properties)
+
+    def the_only_one_sent(self, entity: str) -> Outgoing:
+        ((to, outgoing),) = self.sender.sent
+        assert to == entity
+        return outgoing
+
+    def _delivery(self, compact: bytes | None, changes: dict[str, object]) -> Delivery:
+        return Delivery(self._make_message(**changes), STATE, self.deadline, OPPORTUNITY, compact)
 
 
 @pytest.fixture
-def service_bus(sender: RecordingSender, clock: FakeClock) -> ServiceBus:
-    return ServiceBus(sender, SETTINGS, clock)
-
-
-@pytest.fixture
-def deadline(clock: FakeClock) -> Deadline:
-    return Deadline.after(clock, 240)
+def outbound(sender: RecordingSender, clock: FakeClock, make_message: Callable[..., Message]) -> Outbound:
+    return Outbound(sender, clock, make_message)
 
 
 # ---------------------------------------------------------------------------------------------- publish
 
 
-def test_an_event_is_published_as_it_was_written(
-    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline
-) -> None:
-    service_bus.publish(EVENT, deadline)
-    assert sender.sent == [
-        (
-            "created",
-            Outgoing(
-                EVENT.body,
-                EVENT.message_id,
-                "application/cloudevents+json; charset=utf-8",
-                "c-1",
-                f"opportunities/{OPPORTUNITY_ID}/invoices/{INVOICE_ID}",
-                None,
-                EVENT.application_properties,
-            ),
-        )
-    ]
+def test_an_event_is_published_as_it_was_written(outbound: Outbound) -> None:
+    outbound.publish()
+    assert outbound.the_only_one_sent("created") == Outgoing(
+        EVENT.body,
+        EVENT.message_id,
+        "application/cloudevents+json; charset=utf-8",
+        "c-1",
+        f"opportunities/{OPPORTUNITY}/invoices/{INVOICE.id}",
+        None,
+        EVENT.application_properties,
+    )
 
 
 def test_an_event_that_is_not_taken_is_sent_again_under_the_same_id(
-    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline, caplog: pytest.LogCaptureFixture
+    outbound: Outbound, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sender.failures.extend([NotSent("x"), NotSent("x")])
-    service_bus.publish(EVENT, deadline)
-    assert len(sender.tries) == 3
-    assert all(attempt == sender.tries[0] for attempt in sender.tries)
-    assert sender.tries[0][1].message_id == EVENT.message_id
+    outbound.sender.failures.extend([NotSent("x"), NotSent("x")])
+    outbound.publish()
+    tries = outbound.sender.tries
+    assert len(tries) == 3
+    assert all(attempt == tries[0] for attempt in tries)
+    assert tries[0][1].message_id == EVENT.message_id
     assert caplog.messages == ["service bus: not sent to created: x"] * 2
 
 
-def test_publishing_leaves_time_to_schedule_a_retry(
-    service_bus: ServiceBus, sender: RecordingSender, clock: FakeClock, deadline: Deadline
-) -> None:
-    sender.always = NotSent("the broker did not respond in time")
+def test_publishing_leaves_time_to_schedule_a_retry(outbound: Outbound) -> None:
+    outbound.sender.always = NotSent("the broker did not respond in time")
     with pytest.raises(PublishFailed, match="not published: the broker did not respond in time"):
-        service_bus.publish(EVENT, deadline)
-    assert len(sender.tries) > 1
-    assert 240 - deadline.remaining <= 40
-    assert clock.sleeps, "it pauses between tries"
+        outbound.publish()
+    assert len(outbound.sender.tries) > 1
+    assert 240 - outbound.deadline.remaining <= 40
+    assert outbound.clock.sleeps, "it pauses between tries"
 
 
-def test_an_event_that_is_too_large_is_not_tried_again(
-    service_bus: ServiceBus, sender: RecordingSender, deadline: Deadline
-) -> None:
-    sender.always = TooLarge("the broker takes no message of this size")
+def test_an_event_that_is_too_large_is_not_tried_again(outbound: Outbound) -> None:
+    outbound.sender.always = TooLarge("the broker takes no message of this size")
     with pytest.raises(PublishFailed, match="size"):
-        service_bus.publish(EVENT, deadline)
-    assert len(sender.tries) == 1
+        outbound.publish()
+    assert len(outbound.sender.tries) == 1
 
 
 # ---------------------------------------------------------------------------------------------- schedule
 
 
-def test_a_retry_is_the_message_with_its_retry_state(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-) -> None:
+def test_a_retry_is_the_message_with_its_retry_state(outbound: Outbound) -> None:
     of_other_senders: dict[str, Any] = {
         "flag": True,
         "largest": 2**31 - 1,
@@ -171,38 +172,29 @@ def test_a_retry_is_the_message_with_its_retry_state(
         "InvoicingOriginalMessageId": "old",
         "InvoicingReason": "old",
     }
-    message = make_message(properties={"InvoicingAttempt": 77, **of_a_replay, **of_other_senders})
     due = NOON + timedelta(minutes=1)
-    service_bus.schedule(delivery(message, deadline), STATE, UNREACHABLE, due)
-    assert sender.sent == [
-        (
-            "won",
-            Outgoing(
-                message.body,
-                STATE.message_id,
-                "application/json",
-                "correlation-1",
-                "won",
-                due,
-                {**of_other_senders, **STATE.properties(UNREACHABLE)},
-            ),
-        )
-    ]
+    outbound.schedule(
+        due, body=b"body", properties={"InvoicingAttempt": 77, **of_a_replay, **of_other_senders}
+    )
+    assert outbound.the_only_one_sent("won") == Outgoing(
+        b"body",
+        STATE.message_id,
+        "application/json",
+        "correlation-1",
+        "won",
+        due,
+        {**of_other_senders, **STATE.properties(UNREACHABLE)},
+    )
 
 
 def test_a_copy_that_is_too_large_carries_the_event_in_its_plain_form(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-    caplog: pytest.LogCaptureFixture,
+    outbound: Outbound, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sender.failures.append(TooLarge("x"))
-    message = make_message(content_type="text/odd", properties={"big": "x"})
+    outbound.sender.failures.append(TooLarge("x"))
     due = NOON + timedelta(minutes=1)
-    service_bus.schedule(delivery(message, deadline), STATE, UNREACHABLE, due)
-    ((entity, copy),) = sender.sent
-    assert (entity, copy.body, copy.content_type, copy.due) == ("won", COMPACT, "application/json", due)
+    outbound.schedule(due, content_type="text/odd", properties={"big": "x"})
+    copy = outbound.the_only_one_sent("won")
+    assert (copy.body, copy.content_type, copy.due) == (COMPACT, "application/json", due)
     assert copy.message_id == STATE.message_id
     assert copy.properties == STATE.properties(UNREACHABLE)
     assert caplog.messages == [
@@ -210,50 +202,36 @@ def test_a_copy_that_is_too_large_carries_the_event_in_its_plain_form(
     ]
 
 
-def test_without_a_plain_form_there_is_no_smaller_copy(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-) -> None:
-    sender.always = TooLarge("x")
+def test_without_a_plain_form_there_is_no_smaller_copy(outbound: Outbound) -> None:
+    outbound.sender.always = TooLarge("x")
     with pytest.raises(ServiceBusUnavailable):
-        service_bus.schedule(delivery(make_message(), deadline, None), STATE, UNREACHABLE, NOON)
-    assert len(sender.tries) == 1
+        outbound.schedule(compact=None)
+    assert len(outbound.sender.tries) == 1
 
 
-def test_a_copy_is_tried_until_the_deadline_and_then_left_to_the_broker(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    clock: FakeClock,
-    deadline: Deadline,
-) -> None:
-    sender.always = NotSent("OperationTimeoutError")
+def test_a_copy_is_tried_until_the_deadline_and_then_left_to_the_broker(outbound: Outbound) -> None:
+    outbound.sender.always = NotSent("OperationTimeoutError")
     with pytest.raises(ServiceBusUnavailable, match="Nothing could be sent to won: OperationTimeoutError"):
-        service_bus.schedule(delivery(make_message(), deadline), STATE, UNREACHABLE, NOON)
-    assert 180 <= 240 - deadline.remaining < 240
-    assert clock.sleeps[:6] == [1, 2, 4, 8, 15, 15], "the pauses grow: the failed queue detects no duplicates"
-    assert all(attempt == sender.tries[0] for attempt in sender.tries)
-    assert sender.tries[0][1].properties == STATE.properties(UNREACHABLE)
+        outbound.schedule()
+    assert 180 <= 240 - outbound.deadline.remaining < 240
+    assert outbound.clock.sleeps[:6] == [1, 2, 4, 8, 15, 15], (
+        "the pauses grow: the failed queue detects no duplicates"
+    )
+    tries = outbound.sender.tries
+    assert all(attempt == tries[0] for attempt in tries)
+    assert tries[0][1].properties == STATE.properties(UNREACHABLE)
 
 
-def test_a_broker_that_comes_back_takes_the_copy(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    clock: FakeClock,
-    deadline: Deadline,
-) -> None:
-    sender.always = NotSent("x")
+def test_a_broker_that_comes_back_takes_the_copy(outbound: Outbound) -> None:
+    outbound.sender.always = NotSent("x")
 
     def back_after_a_minute() -> None:
-        if deadline.remaining < 180:
-            sender.always = None
+        if outbound.deadline.remaining < 180:
+            outbound.sender.always = None
 
-    clock.on_sleep = back_after_a_minute
-    service_bus.schedule(delivery(make_message(), deadline), STATE, UNREACHABLE, NOON)
-    assert len(sender.sent) == 1
+    outbound.clock.on_sleep = back_after_a_minute
+    outbound.schedule()
+    assert len(outbound.sender.sent) == 1
 
 
 # ---------------------------------------------------------------------------------------------- foreign properties
@@ -293,80 +271,55 @@ def test_the_library_can_encode_every_kept_property(properties: dict[str, object
 # ---------------------------------------------------------------------------------------------- park
 
 
-def test_a_parked_message_is_the_message_with_the_reason_and_what_to_do(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-) -> None:
-    message = make_message(properties={"flag": True, "DeadLetterReason": "old", "InvoicingRhythm": "long"})
-    service_bus.park(delivery(message, deadline), UNREACHABLE)
-    ((entity, parked),) = sender.sent
-    assert entity == "failed"
-    assert (parked.body, parked.content_type) == (message.body, message.content_type)
-    assert (parked.correlation_id, parked.subject, parked.due) == ("correlation-1", "won", None)
-    assert parked.message_id == STATE.parked_message_id
-    assert parked.properties == {
-        "flag": True,
-        "DeadLetterReason": "DataverseUnreachable",
-        "DeadLetterErrorDescription": f"No connection. (request r-1) {UNREACHABLE.advice}",
-        "InvoicingOriginalMessageId": "win-1",
-        "InvoicingRoot": "win-1",
-        "InvoicingAttempt": 2,
-        "InvoicingFirstSeen": "2026-03-01T12:00:00+00:00",
-    }
+def test_a_parked_message_is_the_message_with_the_reason_and_what_to_do(outbound: Outbound) -> None:
+    outbound.park(
+        body=b"body", properties={"flag": True, "DeadLetterReason": "old", "InvoicingRhythm": "long"}
+    )
+    assert outbound.the_only_one_sent("failed") == Outgoing(
+        b"body",
+        STATE.parked_message_id,
+        "application/json",
+        "correlation-1",
+        "won",
+        None,
+        {
+            "flag": True,
+            "DeadLetterReason": "DataverseUnreachable",
+            "DeadLetterErrorDescription": f"No connection. (request r-1) {UNREACHABLE.advice}",
+            "InvoicingOriginalMessageId": "win-1",
+            "InvoicingRoot": "win-1",
+            "InvoicingAttempt": 2,
+            "InvoicingFirstSeen": "2026-03-01T12:00:00+00:00",
+        },
+    )
 
 
-def test_a_message_without_id_is_parked_too(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-) -> None:
-    service_bus.park(delivery(make_message(message_id=None), deadline), UNREACHABLE)
-    assert sender.sent[0][1].properties["InvoicingOriginalMessageId"] == ""
+def test_a_message_without_id_is_parked_too(outbound: Outbound) -> None:
+    assert outbound.park(message_id=None)["InvoicingOriginalMessageId"] == ""
 
 
-def test_a_long_description_is_cut_and_its_advice_is_kept_whole(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-) -> None:
-    service_bus.park(delivery(make_message(), deadline), InvalidEvent("x" * 10_000))
-    description = str(sender.sent[0][1].properties["DeadLetterErrorDescription"])
+def test_a_long_description_is_cut_and_its_advice_is_kept_whole(outbound: Outbound) -> None:
+    description = outbound.park(InvalidEvent("x" * 10_000))["DeadLetterErrorDescription"]
     assert len(description) == 4096
     assert description.endswith(f"x {InvalidEvent.advice}")
 
 
-def test_a_message_that_is_too_large_to_park_loses_its_own_properties_and_words(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-) -> None:
-    sender.failures.append(TooLarge("x"))
-    message = make_message(properties={"flag": True})
-    service_bus.park(delivery(message, deadline), ClaimedWithoutInvoice("x" * 10_000))
-    ((entity, parked),) = sender.sent
-    assert (entity, parked.body) == ("failed", message.body)
-    assert "flag" not in parked.properties
-    assert parked.properties["DeadLetterReason"] == "ClaimedWithoutInvoice"
-    description = str(parked.properties["DeadLetterErrorDescription"])
-    assert len(description) <= 300
-    assert description.endswith(ClaimedWithoutInvoice.advice)
+def test_a_message_that_is_too_large_to_park_loses_its_own_properties_and_words(outbound: Outbound) -> None:
+    outbound.sender.failures.append(TooLarge("x"))
+    error = ClaimedWithoutInvoice("x" * 10_000)
+    properties = outbound.park(error, body=b"body", properties={"flag": True})
+    assert outbound.the_only_one_sent("failed").body == b"body"
+    assert "flag" not in properties
+    assert properties["DeadLetterReason"] == "ClaimedWithoutInvoice"
+    assert len(properties["DeadLetterErrorDescription"]) <= 300
+    assert properties["DeadLetterErrorDescription"].endswith(ClaimedWithoutInvoice.advice)
 
 
-def test_what_cannot_be_parked_at_all_is_left_to_the_broker(
-    service_bus: ServiceBus,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    deadline: Deadline,
-) -> None:
-    sender.always = TooLarge("x")
+def test_what_cannot_be_parked_at_all_is_left_to_the_broker(outbound: Outbound) -> None:
+    outbound.sender.always = TooLarge("x")
     with pytest.raises(ServiceBusUnavailable, match="failed"):
-        service_bus.park(delivery(make_message(), deadline), InvoiceRefused("No."))
-    assert len(sender.tries) == 2
+        outbound.park(InvoiceRefused("No."))
+    assert len(outbound.sender.tries) == 2
 
 
 # ---------------------------------------------------------------------------------------------- the SDK's client
@@ -383,21 +336,10 @@ class FakeClient:
         self.on_open: Callable[[], None] = lambda: None
         self.on_send: Callable[[], None] = lambda: None
         self.on_close: Callable[[], None] = lambda: None
-        self.changed = threading.Condition()
 
     def get_queue_sender(self, entity: str, **options: object) -> FakeLink:
         self.options.append(options)
         return FakeLink(self, entity)
-
-    def eventually(self, condition: Callable[[], bool]) -> None:
-        """Wait for what happens in another thread."""
-        with self.changed:
-            assert self.changed.wait_for(condition, BOUND)
-
-    def note(self, where: list[Any], what: object) -> None:
-        with self.changed:
-            where.append(what)
-            self.changed.notify_all()
 
 
 class FakeLink:
@@ -408,7 +350,7 @@ class FakeLink:
 
     def __enter__(self) -> Self:
         self._client.on_open()
-        self._client.note(self._client.opened, self._entity)
+        self._client.opened.append(self._entity)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -422,10 +364,10 @@ class FakeLink:
             time.sleep(0.0001)
         finally:
             self._inside -= 1
-        self._client.note(self._client.sent, (self._entity, message, timeout))
+        self._client.sent.append((self._entity, message, timeout))
 
     def close(self) -> None:
-        self._client.note(self._client.closed, self._entity)
+        self._client.closed.append(self._entity)
         self._client.on_close()
 
 
@@ -450,6 +392,29 @@ OUTGOING = Outgoing(b"", "m-1")
 
 def in_time() -> Deadline:
     return Deadline.after(SystemClock(), BOUND)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what happens in another thread."""
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+class Gate:
+    """A step that hangs until it is released."""
+
+    def __init__(self) -> None:
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.released.wait(BOUND)
+
+
+def nothing() -> None:
+    """Neither hang nor fail."""
 
 
 def failing(*errors: Exception) -> Callable[[], None]:
@@ -488,7 +453,7 @@ def test_a_link_is_opened_once_and_used_by_one_thread_at_a_time(amqp: AmqpSender
     assert sorted(client.opened) == ["created", "won"]
     assert client.options == [{"keep_alive": 0}] * 2, "keep-alive is a thread that uses the same connection"
     amqp.close()
-    client.eventually(lambda: sorted(client.closed) == ["created", "won"])
+    eventually(lambda: sorted(client.closed) == ["created", "won"])
     amqp.send("won", OUTGOING, in_time())
     assert client.opened[2:] == ["won"], "it can be used again"
 
@@ -504,23 +469,17 @@ def test_a_send_runs_in_the_callers_thread_within_its_deadline(amqp: AmqpSender,
 
 
 def test_a_link_that_is_in_use_is_waited_for_until_the_deadline(amqp: AmqpSender, client: FakeClient) -> None:
-    begun, released = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        begun.set()
-        assert released.wait(BOUND)
-
-    client.on_send = hang
+    client.on_send = gate = Gate()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(amqp.send, "won", OUTGOING, in_time())
-        assert begun.wait(BOUND)
+        assert gate.begun.wait(BOUND)
         with pytest.raises(NotSent, match="did not respond in time"):
             amqp.send("won", OUTGOING, Deadline.after(SystemClock(), 0.1))
         amqp.warm_up("won")
-        client.on_send = lambda: None
+        client.on_send = nothing
         amqp.send("created", OUTGOING, in_time())
         assert [entity for entity, _, _ in client.sent] == ["created"], "the other entity is not concerned"
-        released.set()
+        gate.released.set()
         first.result(BOUND)
 
 
@@ -528,15 +487,14 @@ def test_an_opening_that_hangs_is_left_at_the_deadline_and_closed_when_it_comes_
     amqp: AmqpSender, client: FakeClient
 ) -> None:
     """Name resolution has no timeout."""
-    released = threading.Event()
-    client.on_open = lambda: cast("None", released.wait(BOUND))
+    client.on_open = gate = Gate()
     with pytest.raises(NotSent, match="did not respond in time"):
         amqp.send("won", OUTGOING, Deadline.after(SystemClock(), 0.1))
-    client.on_open = lambda: None
+    client.on_open = nothing
     amqp.send("won", OUTGOING, in_time())
     assert client.opened == ["won"], "the next send opens a link of its own"
-    released.set()
-    client.eventually(lambda: client.closed == ["won"])
+    gate.released.set()
+    eventually(lambda: client.closed == ["won"])
     amqp.send("won", OUTGOING, in_time())
     assert client.opened == ["won", "won"]
 
@@ -637,7 +595,7 @@ def test_a_link_that_broke_while_it_was_idle_is_replaced_at_once(
     amqp.send("won", OUTGOING, in_time())
     assert len(client.sent) == 2
     assert client.opened == ["won", "won"]
-    client.eventually(lambda: client.closed == ["won"])
+    eventually(lambda: client.closed == ["won"])
     assert caplog.messages == ["service bus: a link broke and is replaced: ServiceBusConnectionError"]
 
 
@@ -681,13 +639,12 @@ def test_a_link_that_was_idle_for_long_is_closed_by_us_first(client: FakeClient)
         for _ in range(3):
             amqp.send("won", OUTGOING, in_time())
         assert len(client.opened) == opened
-        client.eventually(lambda opened=opened: len(client.closed) == opened - 1)  # type: ignore[misc]
+        eventually(lambda opened=opened: len(client.closed) == opened - 1)  # type: ignore[misc]
         amqp.close()
 
 
 def test_without_a_thread_to_close_a_link_its_sockets_are_closed(client: FakeClient) -> None:
-    released = threading.Event()
-    client.on_close = lambda: cast("None", released.wait(BOUND))
+    client.on_close = gate = Gate()
     amqp = sender_with(client, LinkLimits(closing=BoundedCalls("service bus closing", 1)))
     sockets = []
     for entity in ("won", "created"):
@@ -698,12 +655,9 @@ def test_without_a_thread_to_close_a_link_its_sockets_are_closed(client: FakeCli
         cast("list[socket.socket]", link.sockets).append(sockets[-1])
     amqp.close()
     assert [each.fileno() == -1 for each in sockets] == [False, True]
-    assert client.closed == ["won"]
-    released.set()
-    end = time.monotonic() + BOUND
-    while sockets[0].fileno() != -1:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    eventually(lambda: client.closed == ["won"])
+    gate.released.set()
+    eventually(lambda: sockets[0].fileno() == -1)
 
 
 def test_a_link_that_cannot_be_closed_in_good_order_is_gone_all_the_same(
@@ -713,10 +667,8 @@ def test_a_link_that_cannot_be_closed_in_good_order_is_gone_all_the_same(
     client.on_close = failing(ValueError(KEY))
     amqp.send("won", OUTGOING, in_time())
     amqp.close()
-    client.eventually(lambda: client.closed == ["won"])
-    end = time.monotonic() + BOUND
-    while not caplog.messages and time.monotonic() < end:
-        time.sleep(0.001)
+    eventually(lambda: client.closed == ["won"])
+    eventually(lambda: bool(caplog.messages))
     assert caplog.messages == ["service bus: a link was not closed in good order: ValueError"]
 
 
@@ -724,13 +676,12 @@ def test_a_link_that_cannot_be_closed_in_good_order_is_gone_all_the_same(
 
 
 def test_a_link_that_was_opened_ahead_is_used(amqp: AmqpSender, client: FakeClient) -> None:
-    released = threading.Event()
-    client.on_open = lambda: cast("None", released.wait(BOUND))
+    client.on_open = gate = Gate()
     amqp.warm_up("won")
     amqp.warm_up("won")
     assert client.opened == [], "it returns at once"
-    released.set()
-    client.eventually(lambda: client.opened == ["won"])
+    gate.released.set()
+    eventually(lambda: client.opened == ["won"])
     amqp.send("won", OUTGOING, in_time())
     amqp.warm_up("won")
     amqp.send("won", OUTGOING, in_time())
@@ -738,13 +689,12 @@ def test_a_link_that_was_opened_ahead_is_used(amqp: AmqpSender, client: FakeClie
 
 
 def test_a_send_waits_for_the_link_that_is_being_opened(amqp: AmqpSender, client: FakeClient) -> None:
-    released = threading.Event()
-    client.on_open = lambda: cast("None", released.wait(BOUND))
+    client.on_open = gate = Gate()
     amqp.warm_up("won")
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(amqp.send, "won", OUTGOING, in_time())
         amqp.warm_up("won")
-        released.set()
+        gate.released.set()
         sending.result(BOUND)
     assert client.opened == ["won"]
 
@@ -753,52 +703,44 @@ def test_a_send_waits_for_the_link_that_is_being_opened(amqp: AmqpSender, client
 def test_an_opening_ahead_that_failed_does_not_concern_the_send(
     when: str, amqp: AmqpSender, client: FakeClient
 ) -> None:
-    begun, released = threading.Event(), threading.Event()
+    gate = Gate()
 
     def fail() -> None:
-        client.on_open = lambda: None
-        begun.set()
-        assert released.wait(BOUND)
+        gate()
         raise ConnectionRefusedError
 
     client.on_open = fail
     amqp.warm_up("won")
-    assert begun.wait(BOUND)
+    assert gate.begun.wait(BOUND)
+    client.on_open = nothing
     if when == "before the send":
-        released.set()
+        gate.released.set()
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(amqp.send, "won", OUTGOING, in_time())
-        released.set()
+        gate.released.set()
         sending.result(BOUND)
     assert len(client.sent) == 1
 
 
 def test_an_opening_ahead_that_hangs_takes_little_of_the_sends_time(client: FakeClient) -> None:
     amqp = sender_with(client, LinkLimits(warm_up=0.1))
-    begun, released = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        client.on_open = lambda: None
-        begun.set()
-        assert released.wait(BOUND)
-
-    client.on_open = hang
+    client.on_open = gate = Gate()
     amqp.warm_up("won")
-    assert begun.wait(BOUND)
+    assert gate.begun.wait(BOUND)
+    client.on_open = nothing
     amqp.send("won", OUTGOING, in_time())
     assert client.opened == ["won"]
-    released.set()
-    client.eventually(lambda: client.closed == ["won"])
+    gate.released.set()
+    eventually(lambda: client.closed == ["won"])
 
 
 def test_without_a_thread_nothing_is_opened_ahead(client: FakeClient) -> None:
-    released = threading.Event()
     amqp = sender_with(client, LinkLimits(opening=BoundedCalls("service bus connection", 1)))
-    client.on_open = lambda: cast("None", released.wait(BOUND))
+    client.on_open = gate = Gate()
     amqp.warm_up("won")
     amqp.warm_up("created")
-    released.set()
-    client.eventually(lambda: client.opened == ["won"])
+    gate.released.set()
+    eventually(lambda: client.opened == ["won"])
     amqp.send("created", OUTGOING, in_time())
     assert client.opened == ["won", "created"]
 
@@ -806,17 +748,24 @@ def test_without_a_thread_nothing_is_opened_ahead(client: FakeClient) -> None:
 def test_a_link_that_was_opened_ahead_long_ago_is_not_used(client: FakeClient) -> None:
     amqp = sender_with(client, LinkLimits(max_idle=0.0, warm_up=0.05))
     amqp.warm_up("won")
-    client.eventually(lambda: client.opened == ["won"])
+    eventually(lambda: client.opened == ["won"])
     until = amqp._links["won"]._warm_up_until
-    while time.monotonic() <= until:
-        time.sleep(0.01)
+    eventually(lambda: time.monotonic() > until)
     amqp.warm_up("won")
-    client.eventually(lambda: client.opened == ["won", "won"])
-    client.eventually(lambda: client.closed == ["won"])
+    eventually(lambda: client.opened == ["won", "won"])
+    eventually(lambda: client.closed == ["won"])
     amqp.close()
 
 
 # ---------------------------------------------------------------------------------------------- connect
+
+
+BY_KEY = replace(
+    SERVICE_BUS,
+    connection=ConnectionString(
+        f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}"
+    ),
+)
 
 
 def no_credential(_: Namespace) -> TokenCredential:
@@ -824,7 +773,7 @@ def no_credential(_: Namespace) -> TokenCredential:
 
 
 def test_a_client_by_key() -> None:
-    with connect(SETTINGS, no_credential) as client:
+    with connect(BY_KEY, no_credential) as client:
         assert client.fully_qualified_namespace == "contoso.servicebus.windows.net"
         config = client._config
         sender: Any = client.get_queue_sender("won", keep_alive=0)
@@ -837,24 +786,16 @@ def test_a_client_by_key() -> None:
     assert sender._config.keep_alive == 0, "the SDK hands the option on"
 
 
-def test_the_number_of_the_sdks_own_repeats_can_be_chosen() -> None:
-    with connect(SETTINGS, no_credential, retries=0) as client:
-        assert client._config.retry_total == 0
-
-
 def test_a_client_by_identity() -> None:
     namespace = Namespace("contoso.servicebus.windows.net", "client-1")
     asked: list[Namespace] = []
 
-    class Credential:
-        """Is asked for no token before something is sent."""
-
     def credential(namespace: Namespace) -> TokenCredential:
+        """Return what is asked for no token before something is sent."""
         asked.append(namespace)
-        return cast("TokenCredential", Credential())
+        return cast("TokenCredential", object())
 
-    settings = ServiceBusSettings(namespace, "won", "failed", "created", 240)
-    with connect(settings, credential) as client:
+    with connect(replace(SERVICE_BUS, connection=namespace), credential, retries=0) as client:
         assert client.fully_qualified_namespace == "contoso.servicebus.windows.net"
-        assert client._config.retry_total == 1, "with the same options"
+        assert client._config.retry_total == 0, "with options as for a key"
     assert asked == [namespace]
