@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, Reply
 
 URL = "https://contoso.crm4.dynamics.com"
+MULTIPART = "multipart/mixed; boundary=batchresponse_1"
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BATCH: list[Read | ChangeSet] = [
     ChangeSet((Write("annotations", {"subject": "Grüße"}), Write("DoIt", {"Id": 1}))),
@@ -92,19 +93,24 @@ def dataverse(server: FakeServer, clock: FakeClock, tokens: FixedTokens) -> Iter
 def batch(
     dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> Callable[..., list[Response]]:
-    """Return a function that sends BATCH to a server with the given response."""
+    """Return a function that sends a batch to a server with the given responses: bodies, or statuses and bodies."""
 
     def send(
-        body: bytes, content_type: str = "multipart/mixed; boundary=batchresponse_1", status: int = 200
+        *replies: bytes | tuple[int, bytes],
+        content_type: str = MULTIPART,
+        operations: list[Read | ChangeSet] = BATCH,
     ) -> list[Response]:
-        server.replies = deque([make_reply(status, body, {"Content-Type": content_type})])
-        return dataverse.batch(BATCH, Deadline.after(clock, 60))
+        server.replies.clear()
+        for reply in replies:
+            status, body = (200, reply) if isinstance(reply, bytes) else reply
+            server.replies.append(make_reply(status, body, {"Content-Type": content_type}))
+        return dataverse.batch(operations, Deadline.after(clock, 60))
 
     return send
 
 
-def response_with(status: int, body: bytes = b"", **headers: str) -> Response:
-    return Response(status, headers, body, "r-1", NOON)
+def parts_of(body: bytes) -> list[Response]:
+    return _parts(Response(200, {"content-type": MULTIPART}, body, "r-1", NOON))
 
 
 # ---------------------------------------------------------------------------------------------- what is sent
@@ -159,15 +165,10 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
     assert bodies[2:] == ["", ""]
 
 
-def test_an_update_never_creates_a_row(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
-) -> None:
+def test_an_update_never_creates_a_row(batch: Callable[..., list[Response]], server: FakeServer) -> None:
     """A PATCH without the condition would create a row that was deleted."""
-    body = batch_body(change_set(Part(204, b"")))
-    server.replies = deque(
-        [make_reply(200, body, {"Content-Type": "multipart/mixed; boundary=batchresponse_1"})]
-    )
-    dataverse.batch([ChangeSet((Update("invoices(1)", {"name": "x"}),))], Deadline.after(clock, 60))
+    update = ChangeSet((Update("invoices(1)", {"name": "x"}),))
+    batch(batch_body(change_set(Part(204, b""))), operations=[update])
     (request,) = server.requests
     assert isinstance(request.body, bytes)
     assert f"\r\nPATCH {URL}/api/data/v9.2/invoices(1) HTTP/1.1\r\n".encode() in request.body
@@ -221,12 +222,11 @@ def test_a_change_set_that_failed_has_the_response_of_the_write_that_did(
 
 def test_a_response_that_broke_off_anywhere_is_never_taken_for_a_complete_one() -> None:
     """Its parser raises nothing of itself; a batch with too few parts is refused besides."""
-    headers = {"content-type": "multipart/mixed; boundary=batchresponse_1"}
-    whole = _parts(response_with(200, SUCCESS, **headers))
+    whole = parts_of(SUCCESS)
     taken = []
     for length in range(len(SUCCESS)):
         try:
-            parts = _parts(response_with(200, SUCCESS[:length], **headers))
+            parts = parts_of(SUCCESS[:length])
         except DataverseUnreachable:
             continue
         if len(parts) == len(BATCH):
@@ -255,22 +255,26 @@ def test_another_number_of_responses_than_operations_is_no_response(
         (b"nothing of the kind", "multipart/mixed; boundary=b", DataverseUnreachable),
         (SUCCESS, "multipart/mixed; boundary=another", DataverseUnreachable),
         (SUCCESS, "multipart/mixed", DataverseUnreachable),
-        (batch_body(b"Content-Type: text/plain\r\n\r\nhello", Part(), Part()), "", DataverseUnreachable),
-        (batch_body(b"Content-Type: multipart/mixed\r\n\r\nhello", Part(), Part()), "", DataverseUnreachable),
+        (batch_body(b"Content-Type: text/plain\r\n\r\nhi", Part(), Part()), MULTIPART, DataverseUnreachable),
+        (
+            batch_body(b"Content-Type: multipart/mixed\r\n\r\nhi", Part(), Part()),
+            MULTIPART,
+            DataverseUnreachable,
+        ),
     ],
 )
 def test_something_else_than_dataverse_may_respond(
     body: bytes, content_type: str, error: type[InvoicingFailure], batch: Callable[..., list[Response]]
 ) -> None:
-    is_batch = body.startswith(b"--batchresponse") and not content_type
     with pytest.raises(error) as raised:
-        batch(body, "multipart/mixed; boundary=batchresponse_1" if is_batch else content_type)
+        batch(body, content_type=content_type)
     assert raised.value.request_id
 
 
 def test_a_batch_may_fail_as_a_whole(batch: Callable[..., list[Response]]) -> None:
+    refused = b'{"error": {"code": "0x80072560", "message": "No user."}}'
     with pytest.raises(DataverseForbidden, match=r"403 0x80072560: No user\."):
-        batch(b'{"error": {"code": "0x80072560", "message": "No user."}}', "application/json", 403)
+        batch((403, refused), content_type="application/json")
 
 
 def test_exceeded_limits_in_a_part_throttle_the_process(
@@ -309,26 +313,12 @@ def test_a_whole_response_throttles_the_process(
     status: int, body: bytes, batch: Callable[..., list[Response]], clock: FakeClock
 ) -> None:
     with pytest.raises(DataverseThrottled):
-        batch(body, "application/json", status)
+        batch((status, body), content_type="application/json")
     batch(SUCCESS)
     assert clock.sleeps == [10]
 
 
 # ---------------------------------------------------------------------------------------------- stopped batches
-
-
-@pytest.fixture
-def batches(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
-) -> Callable[..., list[Response]]:
-    """Return a function that sends BATCH to a server with several responses: each a status and its parts."""
-
-    def send(*replies: tuple[int, bytes]) -> list[Response]:
-        content_type = {"Content-Type": "multipart/mixed; boundary=batchresponse_1"}
-        server.replies = deque(make_reply(status, body, content_type) for status, body in replies)
-        return dataverse.batch(BATCH, Deadline.after(clock, 60))
-
-    return send
 
 
 def asked(request: requests.PreparedRequest) -> list[str]:
@@ -356,11 +346,11 @@ Content-Type: application/json; odata.metadata=minimal\r
     ids=["a part", "a change set", "line feeds alone"],
 )
 def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
-    stopped: bytes, status: int, batches: Callable[..., list[Response]], server: FakeServer
+    stopped: bytes, status: int, batch: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     """Whether an environment goes on after a failed change set is an assumption that nothing depends on."""
     reads = batch_body(Part(), Part(body=b'{"value": [1]}'))
-    done, invoices, claims = batches((status, stopped), (200, reads))
+    done, invoices, claims = batch((status, stopped), (200, reads))
     with pytest.raises(InvoiceRefused):
         done.raise_for_status()
     assert (invoices.json(), claims.json()) == ({"value": []}, {"value": [1]})
@@ -371,23 +361,23 @@ def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
 
 
 def test_a_batch_that_stops_at_every_part_is_still_complete(
-    batches: Callable[..., list[Response]], server: FakeServer
+    batch: Callable[..., list[Response]], server: FakeServer
 ) -> None:
     forbidden = batch_body(Part(403, b"{}"))
-    responses = batches((403, forbidden), (403, forbidden), (403, forbidden))
+    responses = batch((403, forbidden), (403, forbidden), (403, forbidden))
     assert [response.status for response in responses] == [403, 403, 403]
     assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [429, 401])
 def test_the_status_of_a_stopped_batch_is_that_of_one_record(
-    status: int, batches: Callable[..., list[Response]], server: FakeServer, tokens: FixedTokens
+    status: int, batch: Callable[..., list[Response]], server: FakeServer, tokens: FixedTokens
 ) -> None:
     """The plug-in of one record is busy, or does not know its caller: that is no limit and no bad token."""
     busy = batch_body(change_set(Part(status, b'{"error": {"code": "0x80048d04", "message": "Busy."}}')))
     reads = batch_body(Part(), Part())
     tokens.renewals.append("another token")
-    done, *_ = batches((status, busy), (200, reads))
+    done, *_ = batch((status, busy), (200, reads))
     assert done.status == status
     assert len(server.requests) == 2
     assert tokens.refused == []
@@ -406,16 +396,15 @@ def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Callable[..., 
 def test_one_batch_says_where_dataverse_stopped(
     dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
 ) -> None:
-    headers = {"Content-Type": "multipart/mixed; boundary=batchresponse_1"}
-    server.replies = deque([make_reply(400, STOPPED, headers)])
+    server.replies = deque([make_reply(400, STOPPED, {"Content-Type": MULTIPART})])
     (done,) = dataverse.one_batch(BATCH, Deadline.after(clock, 60))
     assert done.status == 400
     assert len(server.requests) == 1
 
 
-def test_a_second_request_that_fails_concludes_nothing(batches: Callable[..., list[Response]]) -> None:
+def test_a_second_request_that_fails_concludes_nothing(batch: Callable[..., list[Response]]) -> None:
     with pytest.raises(DataverseUnreachable, match="broke off"):
-        batches((400, STOPPED), (200, batch_body(Part())))
+        batch((400, STOPPED), (200, batch_body(Part())))
 
 
 def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[Response]]) -> None:
@@ -429,9 +418,7 @@ def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[R
 def test_no_response_is_a_bug(noise: bytes, at: int, instead_of: int) -> None:
     body = SUCCESS[:at] + noise + SUCCESS[at + instead_of :]
     try:
-        parts = _parts(
-            response_with(200, body, **{"content-type": "multipart/mixed; boundary=batchresponse_1"})
-        )
+        parts = parts_of(body)
         for part in parts:
             part.json()
     except InvoicingFailure:
