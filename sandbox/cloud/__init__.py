@@ -4,7 +4,7 @@
         ...                                             # cloud.broker, cloud.dataverse, cloud.app_settings
 
 `composition` starts and stops the parts in order; `options` says what to run, `entities` reads what Service Bus has,
-`namespace` serves it, `sales` is Dataverse with its set-up, `posting` sends its events to Service Bus, `proxies` are
+`namespace` serves it, `sales` sets Dataverse up, `posting` sends its events to Service Bus, `proxies` are
 where faults strike, and `settings` the function's app settings.
 """
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
 from sandbox.certificates import CertificateAuthority
-from sandbox.clock import MovableClock
+from sandbox.clock import MovableClock, SystemClock
 from sandbox.cloud.entities import (
     entity_names,
     function_roles,
@@ -31,11 +31,11 @@ from sandbox.cloud.options import (
     StartInterrupted,
 )
 from sandbox.cloud.posting import ServiceEndpointPoster
-from sandbox.cloud.proxies import Targets, start_proxies
-from sandbox.cloud.sales import Sales, connect, connect_with, start_sales
+from sandbox.cloud.proxies import start_proxies
+from sandbox.cloud.sales import Sales, connect, connect_with
 from sandbox.cloud.settings import Connections, belongs_to_connection, entity_settings
 from sandbox.control.run_folder import NotPrivate, RunFolder
-from sandbox.dataverse import DataverseApp, DataverseServer, Post, ServiceEndpoint, seed
+from sandbox.dataverse import DataverseApp, DataverseServer, Post, ServiceEndpoint, ServiceProtection, seed
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.faults.dataverse import faulty_dataverse
 from sandbox.faults.identity import faulty_identity
@@ -171,12 +171,8 @@ class Cloud:
         return self.tls_server.host
 
     @property
-    def namespace_address(self) -> str:
-        """What a service endpoint has as its namespace address: the name by which the function knows the namespace."""
-        return f"sb://{self._public_address}/"
-
-    @property
     def _public_address(self) -> str:
+        """The name by which the function, and so a service endpoint, knows the namespace."""
         proxy = self.proxies.get(Dependency.SERVICE_BUS_OUT)
         if proxy is None:
             return self._namespace.address
@@ -325,19 +321,25 @@ class Cloud:
             return
         poster = ServiceEndpointPoster(self.trust)
         closing.callback(poster.close)
-        self._sales = start_sales(
-            closing,
-            verify_token=self.authority.verify,
+        clock, limits = SystemClock(), self.options.limits
+        app = DataverseApp(
+            self.authority.verify,
+            clock=clock,
+            # Readers see what is committed while somebody writes, like in Dataverse.
+            directory=self.folder,
             post=self._posting(poster),
-            ssl_context=self.certificates.server_context("127.0.0.1", "localhost"),
-            folder=self.folder,
-            limits=self.options.limits,
-            opportunities=self.options.opportunities,
-            random_seed=self.options.seed,
-            middleware=lambda application: self.options.dataverse_middleware(
-                self._faulty_dataverse(application)
-            ),
+            protection=ServiceProtection(clock, limits) if limits else None,
         )
+        closing.callback(app.close)
+        server = DataverseServer(
+            app,
+            self.certificates.server_context("127.0.0.1", "localhost"),
+            middleware=lambda app: self.options.dataverse_middleware(self._faulty_dataverse(app)),
+        )
+        server.start()
+        closing.callback(server.stop)
+        demo = seed.demo_organization(app, self.options.opportunities, seed=self.options.seed)
+        self._sales = Sales(app, server, demo)
 
     def _posting(self, post: Post) -> Post:
         """Let Dataverse post past the proxy in front of Service Bus: the faults there are the function's."""
@@ -361,7 +363,7 @@ class Cloud:
                 connect_with(self.options.connect_with, self.function_identity, self.operator_settings)
             elif self.options.connected:
                 rule = posting_rule(self.configuration)
-                connect(app, self.function_identity, self.namespace_address, rule)
+                connect(app, self.function_identity, f"sb://{self._public_address}/", rule)
 
     def _faulty_dataverse(self, application: "WSGIApplication") -> "WSGIApplication":
         plan = self.options.faults
@@ -384,9 +386,10 @@ class Cloud:
         closing.callback(plan.clear)
         plan.provide(FaultKind.KILL, self.kill_workers)
         plan.provide(FaultKind.RESTART, self.restart_service_bus)
-        dataverse_url = self._sales.server.url if self._sales else None
-        targets = Targets(self.identity_server.endpoint, dataverse_url, self._namespace)
-        self.proxies = start_proxies(plan, targets, closing)
+        urls = {Dependency.IDENTITY: self.identity_server.endpoint}
+        if self._sales is not None:
+            urls[Dependency.DATAVERSE] = self._sales.server.url
+        self.proxies = start_proxies(plan, urls, self._namespace, closing)
         if self._sales is not None:
             # Tokens for it, and its events, name the address under which the function knows it.
             self._sales.app.organization.url = f"https://{self.proxies[Dependency.DATAVERSE].address}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sandbox.cloud.namespace import TLS_PORT, NamespaceServer, proxy_address
@@ -11,22 +10,16 @@ from sandbox.faults.plan import Dependency, FaultPlan
 from sandbox.faults.proxy import TcpProxy
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The addresses of what the function talks to; `dataverse_url` None where there is no Dataverse."""
+def start_proxies(
+    plan: FaultPlan, urls: Mapping[Dependency, str], namespace: NamespaceServer, closing: ExitStack
+) -> Mapping[Dependency, TcpProxy]:
+    """Start a proxy for each URL, and those of Service Bus.
 
-    identity_endpoint: str
-    dataverse_url: str | None
-    namespace: NamespaceServer
-
-
-def start_proxies(plan: FaultPlan, targets: Targets, closing: ExitStack) -> Mapping[Dependency, TcpProxy]:
-    """Start the proxies. Raises NoTlsAddress where this system has no second loopback address."""
-    proxies = {Dependency.IDENTITY: TcpProxy(_address(targets.identity_endpoint), plan, Dependency.IDENTITY)}
-    if targets.dataverse_url is not None:
-        proxies[Dependency.DATAVERSE] = TcpProxy(_address(targets.dataverse_url), plan, Dependency.DATAVERSE)
+    Raises NoTlsAddress where this system has no second loopback address.
+    """
+    proxies = {dependency: TcpProxy(_address(url), plan, dependency) for dependency, url in urls.items()}
     inbound, outbound = Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT
-    plain, tls = targets.namespace.plain, targets.namespace.tls
+    plain, tls = namespace.plain, namespace.tls
     if tls is not None:
         # The host and the function find the namespace in one setting, so they share a proxy.
         proxies[outbound] = TcpProxy(

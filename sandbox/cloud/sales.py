@@ -1,31 +1,15 @@
-"""Dataverse with its set-up: the demo organization, who may use it, and what posts its events."""
+"""Who may use Dataverse and what posts its events: set up here, or by a command like an administrator's."""
 
 import os
-import ssl
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sandbox.clock import SystemClock
 from sandbox.cloud.options import WON_QUEUE, CannotStart
-from sandbox.dataverse import (
-    DataverseApp,
-    DataverseServer,
-    Post,
-    ServiceProtection,
-    ServiceProtectionLimits,
-    VerifyToken,
-    seed,
-)
+from sandbox.dataverse import DataverseApp, DataverseServer, seed
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.identity import Identity
 from sandbox.service_bus.configuration import SasRule
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 _CONNECT_SECONDS = 120
 
@@ -37,35 +21,6 @@ class Sales:
     app: DataverseApp
     server: DataverseServer
     demo: DemoOrganization
-
-
-def start_sales(  # noqa: PLR0913 - what Dataverse depends on, by name
-    closing: ExitStack,
-    *,
-    verify_token: VerifyToken,
-    post: Post,
-    ssl_context: ssl.SSLContext,
-    folder: Path,
-    limits: ServiceProtectionLimits | None,
-    opportunities: int,
-    random_seed: int,
-    middleware: "Callable[[WSGIApplication], WSGIApplication]",
-) -> Sales:
-    """Start Dataverse over HTTPS, with open opportunities and nobody who may use it."""
-    clock = SystemClock()
-    app = DataverseApp(
-        verify_token,
-        clock=clock,
-        # Readers see what is committed while somebody writes, like in Dataverse.
-        directory=folder,
-        post=post,
-        protection=ServiceProtection(clock, limits) if limits else None,
-    )
-    closing.callback(app.close)
-    server = DataverseServer(app, ssl_context, middleware=middleware)
-    server.start()
-    closing.callback(server.stop)
-    return Sales(app, server, seed.demo_organization(app, opportunities, seed=random_seed))
 
 
 def connect(app: DataverseApp, function: Identity, namespace_address: str, rule: SasRule) -> None:
