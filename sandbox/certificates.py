@@ -25,9 +25,6 @@ class CertificateAuthority:
         public_roots = Path(requests.utils.DEFAULT_CA_BUNDLE_PATH).read_bytes()
         self.bundle.write_bytes(public_roots + b"\n" + self._authority.cert_pem.bytes())
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.bundle}>"
-
     @property
     def settings(self) -> dict[str, str]:
         """The environment variables by which a process trusts this authority."""
@@ -38,12 +35,3 @@ class CertificateAuthority:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._authority.issue_cert(*names).configure_cert(context)
         return context
-
-    def certificate_files(self, folder: Path, *names: str) -> tuple[Path, Path]:
-        """Write a certificate for `names`, with its chain, and its key into `folder`; return both paths."""
-        issued = self._authority.issue_cert(*names)
-        chain, key = folder / "server.pem", folder / "server.key"
-        chain.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
-        key.touch(mode=0o600)
-        key.write_bytes(issued.private_key_pem.bytes())
-        return chain, key

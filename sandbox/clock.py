@@ -37,9 +37,6 @@ class MovableClock:
         self._offset = timedelta()
         self._lock = threading.Lock()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.now().isoformat()}>"
-
     def now(self) -> datetime:
         """Return the moved time, aware, in UTC."""
         with self._lock:

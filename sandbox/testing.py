@@ -65,9 +65,6 @@ class FunctionApp:
             CloudOptions(folder, mode=mode, settings=settings or {}, entities=entities, dataverse=False)
         )
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.cloud.options.app_root}>"
-
     def start(self) -> None:
         """Start it. Raises CannotStart, InvalidAppConfiguration, or WorkerDied for an app that cannot be loaded."""
         self.cloud.start()

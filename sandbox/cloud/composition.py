@@ -86,9 +86,6 @@ class Cloud:
         self._declared: tuple[Declaration, ...] = ()
         self._closing = ExitStack()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.options.mode} {self.options.app_root}>"
-
     def start(self, is_called_off: Callable[[], bool] = lambda: False) -> None:
         """Start every part; if anything fails, what was started is stopped again before it is raised.
 

@@ -30,9 +30,6 @@ class NamespaceServer:
         self.plain: ServiceBusServer
         self.tls: ServiceBusServer | None = None
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.servers}>"
-
     @property
     def servers(self) -> list[ServiceBusServer]:
         """All servers."""

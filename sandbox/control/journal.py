@@ -17,9 +17,6 @@ class Journal:
         self._last = 0
         self._changed = threading.Condition()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._last}>"
-
     @property
     def last(self) -> int:
         """The number of the newest entry, which counts those that were dropped as well."""

@@ -36,9 +36,6 @@ class RunFolder:
         self.path = path
         self._lock = lock
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.path}>"
-
     @classmethod
     def create(cls) -> Self:
         """Remove what killed runs left, and make a folder. Raises NotPrivate where the place is not private."""

@@ -69,9 +69,6 @@ class ControlServer(HttpServer):
         server.max_request_body_size = _MAX_BODY
         super().__init__("control", server)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}>"
-
     @property
     def url(self) -> str:
         """The address; valid after `start`."""

@@ -134,9 +134,6 @@ class FaultyApplication:
         self._service = service
         self._wait = wait or plan.pause
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._service.dependency} {self._plan!r}>"
-
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Respond to one request, or raise Broken."""
         if not self._concerns(environ):

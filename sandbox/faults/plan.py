@@ -381,9 +381,6 @@ class FaultPlan:
         for rule in self.rules:
             self.add(rule)
 
-    def __repr__(self) -> str:
-        return f"<FaultPlan {[str(standing.rule) for standing in self._standing]} {len(self._log)} struck>"
-
     @property
     def log(self) -> tuple[Struck, ...]:
         """Everything that struck, in order."""

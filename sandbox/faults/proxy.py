@@ -1,7 +1,7 @@
 """A TCP proxy in front of one of the sandbox's servers: faults of connections, for any protocol.
 
 Its operation in the plan is `connect`, asked once per connection; the servers cause the faults of single calls.
-Besides, a proxy can be taken down, so that connections are truly refused, and can cut all that are open.
+Besides, a proxy can cut all connections that are open.
 """
 
 import asyncio
@@ -9,9 +9,8 @@ import ipaddress
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Self
 
 from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 from sandbox.listener import Listener, run_listening
@@ -47,14 +46,10 @@ class TcpProxy:
         self._dependencies = dependencies
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._listener: Listener | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._carried: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.host}:{self.port} → {self.target[0]}:{self.target[1]}>"
 
     @property
     def address(self) -> str:
@@ -89,39 +84,26 @@ class TcpProxy:
 
     def cut(self) -> None:
         """Reset every connection that is open; new ones are taken."""
-        self._in_loop(self._cut)
-
-    def down(self) -> None:
-        """Listen no more, and reset every connection: from now on they are refused."""
-        self._in_loop(self._down)
-
-    def up(self) -> None:
-        """Listen again, on the same port."""
-        self._in_loop(self._listen)
-
-    def _in_loop(self, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker: it is there once started
-        asyncio.run_coroutine_threadsafe(what(), self._loop).result(_START_WITHIN)
+        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(_START_WITHIN)
 
     async def _serve(self, started: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            await self._listen()
+            listener = Listener(self._loop, (self.host, self.port), self._new_connection)
         except OSError as error:
             started.set_exception(error)
             return
+        self.port = listener.port
         started.set_result(None)
         await self._stopping.wait()
-        await self._down()
+        await listener.close()
+        # A connection that was just accepted is known once its task has begun.
+        await asyncio.sleep(0)
+        await self._cut()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _listen(self) -> None:
-        if self._listener is None:
-            address = (self.host, self.port)
-            self._listener = Listener(asyncio.get_running_loop(), address, self._new_connection)
-            self.port = self._listener.port
 
     def _new_connection(self) -> asyncio.StreamReaderProtocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._accepted)
@@ -129,14 +111,6 @@ class TcpProxy:
     async def _cut(self) -> None:
         for writer in list(self._open):
             _reset(writer)
-
-    async def _down(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            await listener.close()
-            # A connection that was just accepted is known once its task has begun.
-            await asyncio.sleep(0)
-        await self._cut()
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

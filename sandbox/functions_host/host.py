@@ -50,7 +50,6 @@ class FunctionsHost:
         app = App(app_root.resolve(), settings, debug_port)
         self.configuration = _configuration(app, known)
         functions = read_functions(declarations(app) if declared is None else declared, known)
-        self._app = app
         self._stopping = threading.Event()
         self._pool = WorkerPool(self.configuration.worker_processes, app, functions)
         context = HostContext(
@@ -68,9 +67,6 @@ class FunctionsHost:
             if not function.disabled
             for processor in self._processors_of(function, known, context)
         ]
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._app.root} {[function.name for function in self._functions]}>"
 
     @property
     def functions(self) -> Sequence[Function]:

@@ -34,9 +34,6 @@ class WorkerPool:
             for number in range(size)
         ]
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.pids}>"
-
     @property
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers that are ready."""

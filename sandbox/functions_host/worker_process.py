@@ -118,9 +118,6 @@ class WorkerProcess:
         for thread in self._threads.values():
             thread.start()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.pid} {'dead' if self._dead.is_set() else 'alive'}>"
-
     @property
     def pid(self) -> int:
         """The process id."""

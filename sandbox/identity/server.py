@@ -30,7 +30,7 @@ class IdentityServer(HttpServer):
     """App Service's managed-identity endpoint (api-version 2019-08-01) on a loopback address.
 
     `identities` are the user-assigned ones, chosen by `client_id`, `principal_id` or `object_id` in the
-    query; requests that name none get `system_assigned`. Port 0 takes any free one. `middleware` wraps the
+    query; requests that name none get `system_assigned`. `middleware` wraps the
     application, for faults. `lifetime` is that of the tokens: clients fetch another one for every call once less than
     five minutes are left.
     """
@@ -41,8 +41,6 @@ class IdentityServer(HttpServer):
         identities: Sequence[Identity] = (),
         system_assigned: Identity | None = None,
         header: str | None = None,
-        host: str = "127.0.0.1",
-        port: int = 0,
         middleware: "Callable[[WSGIApplication], WSGIApplication] | None" = None,
         lifetime: timedelta = LIFETIME,
     ) -> None:
@@ -54,11 +52,9 @@ class IdentityServer(HttpServer):
         # A process asks for a token once a day, so a few threads suffice.
         application: WSGIApplication = middleware(self) if middleware else self
         super().__init__(
-            "identity", wsgi.Server((host, port), application, numthreads=4, timeout=5, shutdown_timeout=1)
+            "identity",
+            wsgi.Server(("127.0.0.1", 0), application, numthreads=4, timeout=5, shutdown_timeout=1),
         )
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.endpoint} {len(self._identities)} user-assigned>"
 
     @property
     def endpoint(self) -> str:

@@ -62,9 +62,6 @@ class TokenAuthority:
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self._key_id = secrets.token_urlsafe(8)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} key {self._key_id}>"
-
     def issue(self, identity: Identity, audience: str, lifetime: timedelta = LIFETIME) -> str:
         """Return a token for `identity`, with the claims that Entra ID gives to managed identities."""
         now = self._clock.now()

@@ -36,9 +36,6 @@ class OtlpReceiver(HttpServer):
         server.max_request_body_size = _MAX_BODY
         super().__init__("otlp", server)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.endpoint}>"
-
     @property
     def endpoint(self) -> str:
         """The value of OTEL_EXPORTER_OTLP_ENDPOINT; valid after `start`."""

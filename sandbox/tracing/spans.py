@@ -23,9 +23,6 @@ class SpanStore:
         self._spans: deque[Span] = deque(maxlen=max_spans)
         self._lock = threading.Lock()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {len(self._spans)}>"
-
     def add(self, *spans: Span) -> None:
         """Keep spans."""
         with self._lock:

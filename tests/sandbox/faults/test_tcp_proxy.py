@@ -174,14 +174,6 @@ def test_connections_that_end_with_the_proxy_are_no_error_of_it(
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_a_proxy_that_is_down_refuses_and_comes_up_where_it_was(world: World) -> None:
-    world.proxy.down()
-    with pytest.raises(ConnectionRefusedError):
-        world.asked()
-    world.proxy.up()
-    assert world.asked() == GREETING + b"hello"
-
-
 def test_who_is_let_in_in_the_moment_of_the_end_is_cut_off(world: World) -> None:
     """The proxy receives new clients and the request to stop at the same time."""
     busy, goes_on = threading.Event(), threading.Event()
@@ -192,7 +184,7 @@ def test_who_is_let_in_in_the_moment_of_the_end_is_cut_off(world: World) -> None
     with ExitStack() as opened, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         clients = [opened.enter_context(world.connected()) for _ in range(5)]
-        ending = threading.Thread(target=world.proxy.down)
+        ending = threading.Thread(target=world.proxy.stop)
         ending.start()
         goes_on.set()
         ending.join(10)

@@ -56,12 +56,3 @@ def test_the_bundle_keeps_the_public_roots(tmp_path: Path) -> None:
     trusting = ssl.create_default_context(cafile=CertificateAuthority(tmp_path).bundle)
     public = ssl.create_default_context(cafile=requests.utils.DEFAULT_CA_BUNDLE_PATH)
     assert trusting.cert_store_stats()["x509"] == public.cert_store_stats()["x509"] + 1
-
-
-def test_files_for_servers_that_want_files(tmp_path: Path) -> None:
-    authority = CertificateAuthority(tmp_path)
-    chain, key = authority.certificate_files(tmp_path, "localhost")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
-    assert key.stat().st_mode & 0o077 == 0
-    handshake(context, ssl.create_default_context(cafile=authority.bundle), "localhost")
