@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Several times what the slowest took when this was written.
 _MAX_HISTORIES = 800
-_INTACT = Mutant("nothing taken away", (), ())
+_INTACT = Mutant("nothing taken away")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.partition(":")[0])
@@ -29,7 +29,7 @@ def test_the_staged_copy_itself_keeps_the_promise(tmp_path: Path) -> None:
 
 
 def test_a_mutant_that_does_not_apply_is_an_error(tmp_path: Path) -> None:
-    stale = Mutant("stale", (Edit("shared/message.py", "a line that does not exist", ""),), ())
+    stale = Mutant("stale", (Edit("shared/message.py", "a line that does not exist", ""),))
 
     with pytest.raises(AssertionError, match="does not apply"):
         stage(stale, tmp_path)
