@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from repository import ROOT, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGE = text("docs/architecture.md")
 # The only module that may import what the package with telemetry contains besides.
 TELEMETRY = ROOT / "shared" / "open_telemetry.py"
 
@@ -40,7 +40,7 @@ ORDER = [quoted(module)[0].removesuffix(".py") for module, _ in rows("| module |
 
 def imports(path: Path) -> Iterator[str]:
     """Yield the full names that a module imports, those for the type checker included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,9 +86,7 @@ def test_a_module_of_shared_imports_only_modules_below_it() -> None:
 
 
 def test_what_is_deployed_imports_only_pinned_packages() -> None:
-    pinned = set(
-        re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    )
+    pinned = re.findall(r"^([\w.-]+)==", text("requirements.txt"), re.MULTILINE)
     permitted = {*sys.stdlib_module_names, "shared", *pinned}
     found = [
         f"{path.relative_to(ROOT)} imports {name}"
@@ -115,7 +113,7 @@ def test_an_exception_is_named_after_the_decision_without_a_suffix() -> None:
         f"{path.relative_to(ROOT)}: {node.name}"
         for package in MAY_IMPORT
         for path in modules(package)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(ast.parse(text(path)))
         if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
     ]
     assert named == []
@@ -128,13 +126,13 @@ def quoted_in_prose() -> set[str]:
 def test_the_files_that_the_page_names_exist() -> None:
     named = {name for name in quoted_in_prose() if re.fullmatch(r"[\w./-]+/[\w.-]+\.(py|json)", name)}
     assert "shared/response.py" in named
-    in_sandbox = {name for name in named if not (ROOT / name).exists()}
-    assert [name for name in in_sandbox if not (ROOT / "sandbox" / name).exists()] == []
+    # The names of the sandbox's packages are relative to it.
+    assert [name for name in named if not any((ROOT / at / name).exists() for at in (".", "sandbox"))] == []
 
 
 def test_the_names_in_the_code_that_the_page_gives_exist() -> None:
     """`Class.method` and names with an underscore at the beginning, which a change elsewhere could rename."""
-    code = "\n".join(path.read_text(encoding="utf-8") for path in modules("shared"))
+    code = "\n".join(text(path) for path in modules("shared"))
     named = {name for name in quoted_in_prose() if re.fullmatch(r"_\w+|[A-Z][a-z]\w*(\.\w+)?", name)}
     assert {"_CODES", "Handler._delay", "RetryLater"} <= named
     words = {word for name in named for word in name.split(".")} - MAY_IMPORT.keys()

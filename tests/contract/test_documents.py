@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from repository import ROOT, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("tests/*/*.md")}
 )
@@ -22,7 +22,7 @@ LINK = re.compile(r"(?<!!)\[[^\[\]]*\]\(([^()\s]+)\)")
 
 def prose(page: Path) -> str:
     """Return a page without its blocks of code."""
-    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```.*?^```", "", text(page), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
@@ -53,14 +53,12 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 
 def test_the_index_of_decisions_has_each_record() -> None:
-    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    index = text("docs/decisions/README.md")
     records = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("0*.md"))
     assert re.findall(r"\((\d{4}-[\w-]+\.md)\)", index) == records
 
 
 def test_the_changelog_begins_with_the_version_of_the_project() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    versions = re.findall(
-        r"^## \[(\d[\w.]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    versions = re.findall(r"^## \[(\d[\w.]*)\]", text("CHANGELOG.md"), re.MULTILINE)
     assert versions[0] == project["version"]

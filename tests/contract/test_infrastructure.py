@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import json5
 import pytest
 import yaml
+from repository import ROOT, section, text
 
 from infrastructure import bicep, settings
 from operations import connect, environment, failed
@@ -23,14 +23,13 @@ from shared.settings import dataverse_settings, retry_settings, service_bus_sett
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 INFRASTRUCTURE = ROOT / "infrastructure"
 ENVIRONMENTS = ("dev", "test", "prod")
 ALL_LINTER_RULES = 50
 
-RUNBOOK = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
-DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+DEPLOY, RUNBOOK, SECURITY = (text(page) for page in ("docs/deploy.md", "docs/operate.md", "SECURITY.md"))
 
 ROLES = {
     "Azure Service Bus Data Receiver": "4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0",
@@ -52,6 +51,8 @@ PLATFORM_SETTINGS = {
     "ServiceBusConnection__credential",
     "ServiceBusConnection__fullyQualifiedNamespace",
 }
+HOST = json.loads(text("host.json"))
+SETTINGS = text("docs/settings.md")
 # Read, and not set in every environment: optional ones, and the connection string that an identity replaces.
 NOT_IN_AZURE = {"DATAVERSE_ORGANIZATION_ID", "TELEMETRY_EXPORTER", "ServiceBusConnection"}
 
@@ -60,8 +61,7 @@ class Snapshot:
     """What one environment would deploy."""
 
     def __init__(self, environment: str) -> None:
-        path = INFRASTRUCTURE / "environments" / f"{environment}.snapshot.json"
-        document = json.loads(path.read_bytes())
+        document = json.loads(text(f"infrastructure/environments/{environment}.snapshot.json"))
         self.resources: list[dict[str, Any]] = document["predictedResources"]
         self.diagnostics = document["diagnostics"]
         self.outputs: dict[str, str] = document["outputs"]
@@ -81,6 +81,12 @@ class Snapshot:
         """The app settings; a value that only Azure can compute is an expression in brackets."""
         settings: dict[str, str] = self.of_type("Microsoft.Web/sites/config")["appsettings"]["properties"]
         return settings
+
+    @property
+    def instances(self) -> int:
+        """How many instances of the function there may be."""
+        config = self.only("Microsoft.Web/sites")["properties"]["functionAppConfig"]
+        return int(config["scaleAndConcurrency"]["maximumInstanceCount"])
 
     @property
     def assignments(self) -> set[tuple[str, str]]:
@@ -127,7 +133,7 @@ def compiler() -> bicep.Compiler:
 
 def entities() -> dict[str, Any]:
     """Return the namespace of entities.json."""
-    document = json5.loads((INFRASTRUCTURE / "entities.json").read_text(encoding="utf-8"))
+    document = json5.loads(text("infrastructure/entities.json"))
     (namespace,) = document["UserConfig"]["Namespaces"]
     return dict(namespace)
 
@@ -206,7 +212,7 @@ def test_a_snapshot_that_differs_is_a_failure(compiler: bicep.Compiler, tmp_path
 
 
 def test_every_linter_rule_is_an_error() -> None:
-    rules = json.loads((INFRASTRUCTURE / "bicepconfig.json").read_bytes())["analyzers"]["core"]["rules"]
+    rules = json.loads(text("infrastructure/bicepconfig.json"))["analyzers"]["core"]["rules"]
 
     assert len(rules) == ALL_LINTER_RULES
     assert {rule["level"] for rule in rules.values()} == {"error"}
@@ -254,7 +260,7 @@ def test_settings_that_leave_azure_are_those_that_operations_reads() -> None:
 
 
 def test_the_trigger_reads_settings_that_are_set(snapshot: Snapshot) -> None:
-    (trigger,) = json.loads((ROOT / "GenerateInvoiceFunction" / "function.json").read_bytes())["bindings"]
+    (trigger,) = json.loads(text("GenerateInvoiceFunction/function.json"))["bindings"]
 
     assert trigger["queueName"].strip("%") in snapshot.app_settings
     assert f"{trigger['connection']}__fullyQualifiedNamespace" in snapshot.app_settings
@@ -274,7 +280,7 @@ def test_the_values_that_bicep_sets_are_accepted_by_the_code(snapshot: Snapshot)
 
 
 def test_the_organization_is_set_where_it_is_known() -> None:
-    source = (INFRASTRUCTURE / "modules" / "function-app.bicep").read_text(encoding="utf-8")
+    source = text("infrastructure/modules/function-app.bicep")
 
     assert "empty(dataverseOrganizationId) ? {} : organizationSetting" in source
     assert "DATAVERSE_ORGANIZATION_ID: dataverseOrganizationId" in source
@@ -282,11 +288,10 @@ def test_the_organization_is_set_where_it_is_known() -> None:
 
 def test_the_time_limits_of_one_invocation_contain_each_other(snapshot: Snapshot) -> None:
     """An invocation's own deadline < functionTimeout < lock renewal."""
-    host = json.loads((ROOT / "host.json").read_bytes())
     deadline = float(snapshot.app_settings["INVOCATION_DEADLINE_SECONDS"])
-    renewal = host["extensions"]["serviceBus"]["maxAutoLockRenewalDuration"]
+    renewal = HOST["extensions"]["serviceBus"]["maxAutoLockRenewalDuration"]
 
-    assert deadline < _seconds(host["functionTimeout"]) < _seconds(renewal)
+    assert deadline < _seconds(HOST["functionTimeout"]) < _seconds(renewal)
 
 
 def test_the_bounds_of_retries_fit_into_the_life_of_a_message(snapshot: Snapshot) -> None:
@@ -300,13 +305,10 @@ def test_the_bounds_of_retries_fit_into_the_life_of_a_message(snapshot: Snapshot
 def test_as_many_threads_as_concurrent_messages_and_fewer_calls_than_dataverse_allows(
     snapshot: Snapshot,
 ) -> None:
-    concurrent = json.loads((ROOT / "host.json").read_bytes())["extensions"]["serviceBus"][
-        "maxConcurrentCalls"
-    ]
-    scale = snapshot.only("Microsoft.Web/sites")["properties"]["functionAppConfig"]["scaleAndConcurrency"]
+    concurrent = HOST["extensions"]["serviceBus"]["maxConcurrentCalls"]
 
     assert snapshot.app_settings["PYTHON_THREADPOOL_THREAD_COUNT"] == str(concurrent)
-    assert concurrent * scale["maximumInstanceCount"] < 52
+    assert concurrent * snapshot.instances < 52
 
 
 # Entities.
@@ -353,7 +355,7 @@ def test_the_published_contract_has_the_entities_of_azure(prod: Snapshot) -> Non
         **prod.of_type("Microsoft.ServiceBus/namespaces/queues"),
         **prod.of_type("Microsoft.ServiceBus/namespaces/topics"),
     }
-    contract = yaml.safe_load((ROOT / "shared/contracts/asyncapi.yaml").read_text(encoding="utf-8"))
+    contract = yaml.safe_load(text("shared/contracts/asyncapi.yaml"))
 
     assert {channel["address"] for channel in contract["channels"].values()} == set(created)
     for channel in contract["channels"].values():
@@ -412,8 +414,15 @@ def test_the_pipeline_assigns_roles_to_the_function_identity_only(snapshot: Snap
     assert snapshot.of_type("Microsoft.Authorization/roleDefinitions") == {}
 
 
+def test_the_deploy_connection_may_assign_the_roles_of_the_template_and_no_other(prod: Snapshot) -> None:
+    (listed,) = re.findall(r"^roles='(.*)'$", DEPLOY, re.MULTILINE)
+
+    assert set(listed.split(", ")) == {ROLES[role] for _, role in prod.assignments}
+    assert "PrincipalType] ForAnyOfAnyValues:StringEqualsIgnoreCase {'ServicePrincipal'}" in DEPLOY
+
+
 def test_reading_and_publishing_are_different_roles_of_people() -> None:
-    source = (INFRASTRUCTURE / "operators.bicep").read_text(encoding="utf-8")
+    source = text("infrastructure/operators.bicep")
     given = re.findall(
         r"= if \(!empty\((\w+)\)\) \{\n  name: guid\((\w+)\.id, (\w+), (\w+)\)\n  scope: (\w+)\n  properties: \{\n"
         r"    principalId: (\w+)\n    principalType: '(\w+)'\n    roleDefinitionId: .*Definitions', (\w+)\)\n",
@@ -487,7 +496,7 @@ def test_logs_are_kept_as_long_as_promised(environment: str, days: int) -> None:
     for table in tables.values():
         assert table["properties"] == {"retentionInDays": days, "totalRetentionInDays": days}
     assert snapshot.only("Microsoft.OperationalInsights/workspaces")["properties"]["retentionInDays"] == days
-    assert "30 days, prod 90 (`logRetentionDays`)" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert "30 days, prod 90 (`logRetentionDays`)" in SECURITY
 
 
 def test_changes_of_the_namespace_are_logged(snapshot: Snapshot) -> None:
@@ -543,10 +552,7 @@ def test_the_alert_on_size_fires_before_the_queue_is_full(snapshot: Snapshot) ->
 def test_the_workbook_has_a_tile_for_each_query(snapshot: Snapshot) -> None:
     workbook = snapshot.only("Microsoft.Insights/workbooks")["properties"]
     parameters, *tiles = json.loads(workbook["serializedData"])["items"]
-    queries = {
-        path.stem: path.read_text(encoding="utf-8")
-        for path in (INFRASTRUCTURE / "queries/workbook").iterdir()
-    }
+    queries = {path.stem: text(path) for path in (INFRASTRUCTURE / "queries/workbook").iterdir()}
 
     assert {tile["name"]: tile["content"]["query"] for tile in tiles} == queries
     (time_range,) = parameters["content"]["parameters"]
@@ -554,9 +560,7 @@ def test_the_workbook_has_a_tile_for_each_query(snapshot: Snapshot) -> None:
 
 
 def test_the_alerts_have_the_queries_of_the_files(snapshot: Snapshot) -> None:
-    queries = {
-        path.stem: path.read_text(encoding="utf-8") for path in (INFRASTRUCTURE / "queries/alerts").iterdir()
-    }
+    queries = {path.stem: text(path) for path in (INFRASTRUCTURE / "queries/alerts").iterdir()}
     deployed = {
         name: alert["criteria"]["allOf"][0]["query"]
         for name, alert in snapshot.alerts.items()
@@ -573,7 +577,7 @@ def test_the_runbook_describes_every_reason_and_no_other() -> None:
     """Those of the error tree, and those that the broker gives itself."""
     decisions = (errors.RetryLater, errors.ParkNow, errors.ServiceBusUnavailable)
     reasons = {leaf.reason for decision in decisions for leaf in _leaves(decision)}
-    table = RUNBOOK.split("## Reasons")[1].split("## Log lines")[0]
+    table = section(RUNBOOK, "Reasons")
 
     known = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     assert known == reasons | {"MaxDeliveryCountExceeded", "TTLExpiredException"}
@@ -583,7 +587,7 @@ def test_the_runbook_describes_every_line_that_is_logged() -> None:
     lines = {
         prefix
         for path in (ROOT / "shared").glob("*.py")
-        for prefix in re.findall(r"_logger\.\w+\(\s*\"([a-z ]+:) ", path.read_text("utf-8"))
+        for prefix in re.findall(r"_logger\.\w+\(\s*\"([a-z ]+:) ", text(path))
     }
 
     assert "retry:" in lines
@@ -591,22 +595,20 @@ def test_the_runbook_describes_every_line_that_is_logged() -> None:
 
 
 def test_the_runbook_shows_the_query_of_the_alert() -> None:
-    query = (INFRASTRUCTURE / "queries/alerts/old-retries.kql").read_text("utf-8")
+    query = text("infrastructure/queries/alerts/old-retries.kql")
 
     assert "\n".join(line for line in query.splitlines() if not line.startswith("//")) in RUNBOOK
 
 
 def test_the_product_in_the_documentation_is_the_one_that_is_deployed(prod: Snapshot) -> None:
     concurrent = int(prod.app_settings["PYTHON_THREADPOOL_THREAD_COUNT"])
-    scale = prod.only("Microsoft.Web/sites")["properties"]["functionAppConfig"]["scaleAndConcurrency"]
-    instances = scale["maximumInstanceCount"]
 
-    factors = f"= {instances} * 1 * {concurrent} = **{instances * concurrent}**"
+    factors = f"= {prod.instances} * 1 * {concurrent} = **{prod.instances * concurrent}**"
     assert factors.replace("*", "\N{MULTIPLICATION SIGN}", 2) in DEPLOY
 
 
 def test_the_page_of_settings_has_each_setting_and_the_values_of_azure(prod: Snapshot) -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", _settings_page("App settings"), re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(SETTINGS, "App settings"), re.MULTILINE))
     read_by_azure = {"PYTHON_THREADPOOL_THREAD_COUNT", "ServiceBusConnection__credential"}
     retries = {name: value for name, value in prod.app_settings.items() if name.startswith("RETRY_")}
 
@@ -615,8 +617,8 @@ def test_the_page_of_settings_has_each_setting_and_the_values_of_azure(prod: Sna
 
 
 def test_the_page_of_settings_names_the_parameters_of_the_retries() -> None:
-    main = (INFRASTRUCTURE / "main.bicep").read_text(encoding="utf-8")
-    page = _settings_page("App settings")
+    main = text("infrastructure/main.bicep")
+    page = section(SETTINGS, "App settings")
     parameters = re.findall(r"^param (retry\w+) int = ", main, re.MULTILINE)
 
     assert len(parameters) == 5
@@ -624,11 +626,10 @@ def test_the_page_of_settings_names_the_parameters_of_the_retries() -> None:
 
 
 def test_the_page_of_settings_has_the_values_of_host_json() -> None:
-    host = json.loads((ROOT / "host.json").read_bytes())
-    values = {**host, **host["extensions"]["serviceBus"]}
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", _settings_page("host.json"), re.MULTILINE))
+    values = {**HOST, **HOST["extensions"]["serviceBus"]}
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(SETTINGS, "host.json"), re.MULTILINE))
 
-    assert set(rows) == set(host["extensions"]["serviceBus"]) | {"functionTimeout"}
+    assert set(rows) == set(HOST["extensions"]["serviceBus"]) | {"functionTimeout"}
     for name, shown in rows.items():
         match values[name]:
             case str(time) if ":" in time:
@@ -643,7 +644,7 @@ def test_the_page_of_settings_has_the_values_of_host_json() -> None:
 
 def test_the_page_of_settings_has_what_the_commands_read_besides() -> None:
     rows = re.findall(
-        r"^\| `(\w+)` \|", _settings_page("What the commands of `operations` read besides"), re.MULTILINE
+        r"^\| `(\w+)` \|", section(SETTINGS, "What the commands of `operations` read besides"), re.MULTILINE
     )
 
     assert set(rows) == {
@@ -662,15 +663,14 @@ def test_the_providers_to_register_are_those_of_the_resources(prod: Snapshot) ->
     assert set(named.replace("\\\n", " ").split()) == used
 
 
-def test_the_documentation_says_how_much_a_deployment_creates() -> None:
-    counts = [len(Snapshot(environment).resources) for environment in ENVIRONMENTS]
-
-    assert f"{counts[0]} resources" in DEPLOY
-
-
-def _settings_page(heading: str) -> str:
-    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def test_the_documentation_says_how_much_a_deployment_creates(prod: Snapshot) -> None:
+    assert f"{len(Snapshot('dev').resources)} resources" in DEPLOY
+    for kind, shown in (
+        ("metricAlerts", "metric alerts"),
+        ("scheduledQueryRules", "log alerts, every 5 minutes"),
+    ):
+        count = len(prod.of_type(f"Microsoft.Insights/{kind}"))
+        assert f"| {count} {shown} |" in DEPLOY
 
 
 def _leaves(decision: Any) -> list[Any]:  # noqa: ANN401 - a class of the error tree

@@ -6,11 +6,12 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
+from published_event import validate_event
+from repository import text
 
 from sandbox.clock import SystemClock
 from sandbox.service_bus import Broker, Configuration, InvalidConfiguration, ServiceBusServer
@@ -18,9 +19,9 @@ from shared.invoice import Invoice
 from shared.invoice_created import InvoiceCreated, invoice_created
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-PAGE = (Path(__file__).parents[2] / "docs" / "invoice-created.md").read_text()
+PAGE = text("docs/invoice-created.md")
 OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
 OTHER_OPPORTUNITY = "a3bb189e-8bf9-4888-9912-ace4e6543002"
 
@@ -38,6 +39,10 @@ def as_version_2(message: InvoiceCreated) -> InvoiceCreated:
     return replace(message, application_properties=properties)
 
 
+def sql(expression: str) -> dict[str, Any]:
+    return {"FilterType": "Sql", "SqlFilter": {"SqlExpression": expression}}
+
+
 EVENTS = {
     "production": event(1, OPPORTUNITY, "https://contoso.crm4.dynamics.com"),
     "another opportunity": event(2, OTHER_OPPORTUNITY, "https://contoso.crm4.dynamics.com"),
@@ -50,20 +55,15 @@ CORRELATION = [
     for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     if "correlationFilter" in block
 ]
+BY_PROPERTIES = {"Properties": CORRELATION[0]["correlationFilter"]["properties"]}
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
     (
-        {
-            "FilterType": "Correlation",
-            "CorrelationFilter": {"Properties": CORRELATION[0]["correlationFilter"]["properties"]},
-        },
+        {"FilterType": "Correlation", "CorrelationFilter": BY_PROPERTIES},
         {"production", "another opportunity"},
     ),
-    ({"FilterType": "Sql", "SqlFilter": {"SqlExpression": SQL[0]}}, EVENTS.keys() - {"version 2"}),
-    (
-        {"FilterType": "Sql", "SqlFilter": {"SqlExpression": SQL[1]}},
-        EVENTS.keys() - {"version 2", "test environment"},
-    ),
-    ({"FilterType": "Sql", "SqlFilter": {"SqlExpression": SQL[2]}}, {"production"}),
+    (sql(SQL[0]), EVENTS.keys() - {"version 2"}),
+    (sql(SQL[1]), EVENTS.keys() - {"version 2", "test environment"}),
+    (sql(SQL[2]), {"production"}),
 ]
 
 
@@ -82,9 +82,7 @@ def test_the_page_shows_as_many_filters_as_are_tried_here() -> None:
     assert len(CORRELATION) + len(SQL) == len(FILTERS)
 
 
-def test_the_filters_of_the_page_take_what_it_says(
-    published_event_checker: Callable[[bytes, Mapping[str, object], str], None],
-) -> None:
+def test_the_filters_of_the_page_take_what_it_says() -> None:
     broker = Broker(configuration(*(rule for rule, _ in FILTERS)), SystemClock())
     with (
         ServiceBusServer(broker) as server,
@@ -119,7 +117,7 @@ def test_the_filters_of_the_page_take_what_it_says(
     for stored in broker.peek("invoice-created/Subscriptions/filtered-1", max_messages=10):
         message = stored.message
         assert isinstance(message.body, bytes)
-        published_event_checker(message.body, message.application_properties, message.content_type or "")
+        validate_event(message.body, message.application_properties, message.content_type or "")
 
 
 @pytest.mark.parametrize(
@@ -127,4 +125,4 @@ def test_the_filters_of_the_page_take_what_it_says(
 )
 def test_the_sandbox_refuses_a_filter_that_it_does_not_evaluate(expression: str) -> None:
     with pytest.raises(InvalidConfiguration):
-        configuration({"FilterType": "Sql", "SqlFilter": {"SqlExpression": expression}})
+        configuration(sql(expression))
