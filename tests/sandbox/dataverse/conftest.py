@@ -1,12 +1,13 @@
 """An organization with customers and open opportunities, and clients that call it in-process."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from email.parser import BytesParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -18,12 +19,16 @@ from sandbox.dataverse import (
     DataverseApp,
     DataverseServer,
     Depth,
+    ResponseLost,
     ServiceEndpoint,
     WsgiAdapter,
     seed,
 )
 from sandbox.dataverse.seed import DemoOrganization
 from sandbox.identity import Identity, TokenAuthority
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 Json = dict[str, Any]
 
@@ -105,6 +110,7 @@ class Client:
         """Call in-process, or over HTTPS with the certificates in `bundle`."""
         self.root = f"{app.organization.url}/api/data/v9.2/"
         self.token = token
+        self._made_with = (app, token, bundle)
         self.session = requests.Session()
         self.session.trust_env = False
         if bundle is None:
@@ -112,32 +118,50 @@ class Client:
         else:
             self.session.verify = bundle
 
+    def again(self) -> "Client":
+        """Return another client with the same identity and a connection of its own."""
+        return Client(*self._made_with)
+
     def call(
-        self, method: str, path: str, json: object = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        json: object = None,
+        headers: dict[str, str] | None = None,
+        data: bytes | None = None,
     ) -> requests.Response:
+        """Send a request, with `json` or the bytes of a body."""
         every = {"Authorization": f"Bearer {self.token}", **(headers or {})}
-        return self.session.request(method, self.root + path, json=json, headers=every)
+        return self.session.request(method, self.root + path, json=json, headers=every, data=data, timeout=60)
+
+    def send(self, method: str, path: str, json: object, status: int, **headers: str) -> requests.Response:
+        """Send a request that gets this status; headers are named with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        response = self.call(method, path, json, named)
+        assert response.status_code == status, response.text
+        return response
 
     def get(self, path: str, status: int = 200, **headers: str) -> Json:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        response = self.call("GET", path, headers=named)
-        assert response.status_code == status, response.text
-        parsed: Json = response.json(parse_float=Decimal)
-        return parsed
+        return _parsed(self.send("GET", path, None, status, **headers))
 
     def rows(self, path: str) -> list[Json]:
         rows: list[Json] = self.get(path)["value"]
         return rows
 
-    def patch(self, path: str, json: object, status: int = 204) -> requests.Response:
-        response = self.call("PATCH", path, json)
-        assert response.status_code == status, response.text
-        return response
+    def patch(self, path: str, json: object, status: int = 204, **headers: str) -> requests.Response:
+        return self.send("PATCH", path, json, status, **headers)
 
-    def post(self, path: str, json: object, status: int = 204) -> requests.Response:
-        response = self.call("POST", path, json)
-        assert response.status_code == status, response.text
-        return response
+    def post(self, path: str, json: object, status: int = 204, **headers: str) -> requests.Response:
+        return self.send("POST", path, json, status, **headers)
+
+    def delete(self, path: str, status: int = 204, **headers: str) -> requests.Response:
+        return self.send("DELETE", path, None, status, **headers)
+
+    def refused(self, method: str, path: str, json: object, status: int, **headers: str) -> Json:
+        """Send a request that is refused; return the error."""
+        error: Json = _parsed(self.send(method, path, json, status, **headers))["error"]
+        assert error["message"]
+        return error
 
     def create(self, entity_set: str, json: object) -> str:
         """Create a row and return its id."""
@@ -154,32 +178,102 @@ class Client:
 
     def generate(self, opportunity: str, status: int = 200) -> Json:
         parameters = {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": True, "Columns": []}}
-        response = self.post("GenerateInvoiceFromOpportunity", parameters, status)
-        parsed: Json = response.json(parse_float=Decimal)
-        return parsed
+        return _parsed(self.post("GenerateInvoiceFromOpportunity", parameters, status))
 
     def batch(self, *items: str, prefer: str = "odata.continue-on-error") -> requests.Response:
         """Send a batch of parts, each made by `operation` or `change_set`."""
         body = "".join(f"--b\r\n{item}" for item in items) + "--b--\r\n"
-        headers = {"Content-Type": "multipart/mixed; boundary=b", "Authorization": f"Bearer {self.token}"}
-        if prefer:
-            headers["Prefer"] = prefer
-        return self.session.post(self.root + "$batch", data=body.encode(), headers=headers)
+        headers = {"Content-Type": "multipart/mixed; boundary=b"} | ({"Prefer": prefer} if prefer else {})
+        return self.call("POST", "$batch", headers=headers, data=body.encode())
+
+
+def _parsed(response: requests.Response) -> Json:
+    parsed: Json = response.json(parse_float=Decimal)
+    return parsed
+
+
+class Faults:
+    """A middleware that breaks a connection off before or after the application is called."""
+
+    def __init__(self) -> None:
+        self.lose_before = self.lose_after = False
+
+    def __call__(self, app: "WSGIApplication") -> "WSGIApplication":
+        def faulty(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+            if self.lose_before:
+                self.lose_before = False
+                raise ResponseLost
+            response = app(environ, start_response)
+            if self.lose_after:
+                self.lose_after = False
+                raise ResponseLost
+            return response
+
+        return faulty
 
 
 @dataclass
 class World:
-    """One organization and everybody who deals with it."""
+    """One organization and everybody who deals with it; `bundle` has the certificates if it is served over HTTPS."""
 
     app: DataverseApp
     clock: MovableClock
-    authority: TokenAuthority
     outside: Outside
     demo: DemoOrganization
-    admin: Client
-    function: Client
-    function_user: str
-    new_client: Callable[..., Client]
+    bundle: str | None = None
+    faults: Faults = field(default_factory=Faults)
+    authority: TokenAuthority = _AUTHORITY
+
+    def __post_init__(self) -> None:
+        """Add an administrator and the function's application user."""
+        administrator = Identity.named("administrator")
+        seed.add_administrator(self.app, administrator.client_id, administrator.object_id)
+        self.admin = self.client(administrator)
+        self.function = self.new_client()
+        self.function_user: str = self.function.get("WhoAmI")["UserId"]
+
+    @property
+    def opportunity(self) -> str:
+        """The first opportunity: of an account, in euros, with taxed lines and a write-in."""
+        return self.demo.opportunities[0]
+
+    @property
+    def path(self) -> str:
+        return f"opportunities({self.opportunity})"
+
+    def client(self, identity: Identity) -> Client:
+        return Client(self.app, self.authority.issue(identity, self.app.organization.url), self.bundle)
+
+    def new_client(
+        self,
+        privileges: Any = seed.INVOICING_PRIVILEGES,  # noqa: ANN401
+        depth: Depth = Depth.GLOBAL,
+        unit: str | None = None,
+    ) -> Client:
+        """Make a client with a user and a role of its own."""
+        identity = Identity.named("somebody")
+        role = seed.add_role(self.app, privileges, depth)
+        seed.add_application_user(
+            self.app, identity.client_id, identity.object_id, roles=[role], business_unit=unit
+        )
+        return self.client(identity)
+
+    def listen(self, message: str = "Win", table: str = "opportunity", **options: Any) -> str:  # noqa: ANN401
+        """Register a step that posts; return its id."""
+        endpoint = seed.add_service_endpoint(
+            self.app,
+            namespace_address="sb://sandbox/",
+            path="opportunity-won",
+            sas_key_name="send",
+            sas_key="secret",
+            message_format=options.pop("message_format", 2),
+        )
+        return seed.add_step(self.app, endpoint, message, table, **options)
+
+    def posted(self) -> list[Json]:
+        """Return the bodies of what was posted, after all due posts."""
+        self.app.run_due_jobs()
+        return [json.loads(posted.body) for posted in self.outside.posted]
 
 
 @pytest.fixture(scope="session")
@@ -195,11 +289,11 @@ def seeded() -> tuple[bytes, DemoOrganization]:
 
 @pytest.fixture
 def world(seeded: tuple[bytes, DemoOrganization]) -> Iterator[World]:
-    """Give a fresh copy of it, in memory, with an administrator and the function's application user."""
+    """Give a fresh copy of it, in memory."""
     image, demo = seeded
     clock, outside = MovableClock(datetime(2026, 3, 1, tzinfo=UTC)), Outside()
     app = DataverseApp(_AUTHORITY.verify, clock=clock, image=image, post=outside.post)
-    yield make_world(app, clock, outside, demo)
+    yield World(app, clock, outside, demo)
     app.close()
 
 
@@ -215,49 +309,11 @@ def https_world(
 ) -> Iterator[World]:
     """Give a fresh copy of it, on disk, served over HTTPS."""
     image, demo = seeded
-    clock, outside = MovableClock(datetime(2026, 3, 1, tzinfo=UTC)), Outside()
+    clock, outside, faults = MovableClock(datetime(2026, 3, 1, tzinfo=UTC)), Outside(), Faults()
     app = DataverseApp(_AUTHORITY.verify, clock=clock, image=image, post=outside.post, directory=tmp_path)
-    with DataverseServer(app, certificates.server_context("127.0.0.1"), threads=4):
-        yield make_world(app, clock, outside, demo, str(certificates.bundle))
+    with DataverseServer(app, certificates.server_context("127.0.0.1"), middleware=faults):
+        yield World(app, clock, outside, demo, str(certificates.bundle), faults)
     app.close()
-
-
-def make_world(
-    app: DataverseApp,
-    clock: MovableClock,
-    outside: Outside,
-    demo: DemoOrganization,
-    bundle: str | None = None,
-) -> World:
-    """Add an administrator and the function's application user."""
-
-    def new_client(
-        privileges: Any = seed.INVOICING_PRIVILEGES,  # noqa: ANN401
-        depth: Depth = Depth.GLOBAL,
-        unit: str | None = None,
-    ) -> Client:
-        identity = Identity.named("somebody")
-        role = seed.add_role(app, privileges, depth)
-        seed.add_application_user(
-            app, identity.client_id, identity.object_id, roles=[role], business_unit=unit
-        )
-        return Client(app, _AUTHORITY.issue(identity, app.organization.url), bundle)
-
-    admin = Identity.named("administrator")
-    seed.add_administrator(app, admin.client_id, admin.object_id)
-    function = new_client()
-    user = function.get("WhoAmI")["UserId"]
-    return World(
-        app,
-        clock,
-        _AUTHORITY,
-        outside,
-        demo,
-        Client(app, _AUTHORITY.issue(admin, app.organization.url), bundle),
-        function,
-        user,
-        new_client,
-    )
 
 
 @pytest.fixture

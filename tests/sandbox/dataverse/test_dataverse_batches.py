@@ -10,7 +10,7 @@ import pytest
 from sandbox.dataverse import DuplicateResponse, FailedChangeSet
 
 if TYPE_CHECKING:
-    from tests.sandbox.dataverse.conftest import Client, World
+    from tests.sandbox.dataverse.conftest import World
 
 CUT_OFF_CHANGE_SET = (
     b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\nContent-Type: application/http\r\n\r\n"
@@ -19,37 +19,44 @@ CUT_OFF_CHANGE_SET = (
 KEY = "11111111-2222-4333-8444-555555555555"
 
 
-def claim(client: Client, opportunity: str, key: str = KEY) -> str:
+def claim(world: World) -> str:
     body = {
-        "annotationid": key,
+        "annotationid": KEY,
         "subject": "claim",
-        "objectid_opportunity@odata.bind": f"/opportunities({opportunity})",
+        "objectid_opportunity@odata.bind": f"/opportunities({world.opportunity})",
     }
-    return client.operation("POST", "annotations", json.dumps(body), content_id="1")
+    return world.function.operation("POST", "annotations", json.dumps(body), content_id="1")
 
 
-def generate(client: Client, opportunity: str) -> str:
-    body = {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": False, "Columns": ["invoicenumber"]}}
-    return client.operation("POST", "GenerateInvoiceFromOpportunity", json.dumps(body), content_id="2")
+def generate(world: World) -> str:
+    columns = {"AllColumns": False, "Columns": ["invoicenumber"]}
+    body = {"OpportunityId": world.opportunity, "ColumnSet": columns}
+    return world.function.operation(
+        "POST", "GenerateInvoiceFromOpportunity", json.dumps(body), content_id="2"
+    )
 
 
-def invoices(opportunity: str) -> str:
-    return f"invoices?$select=invoiceid&$filter=_opportunityid_value%20eq%20{opportunity}"
+def invoices(world: World) -> str:
+    return f"invoices?$select=invoiceid&$filter=_opportunityid_value%20eq%20{world.opportunity}"
+
+
+def items(world: World) -> tuple[str, ...]:
+    """Return what the function sends: the claim and the action in a change set, and two reads."""
+    return (
+        world.function.change_set(claim(world), generate(world)),
+        world.function.operation("GET", invoices(world)),
+        world.function.operation("GET", f"annotations({KEY})?$select=subject"),
+    )
 
 
 def test_a_change_set_happens_once_and_its_reads_tell(world: World) -> None:
-    client, opportunity = world.function, world.demo.opportunities[0]
-    world.admin.win(opportunity)
-    items = (
-        client.change_set(claim(client, opportunity), generate(client, opportunity)),
-        client.operation("GET", invoices(opportunity)),
-        client.operation("GET", f"annotations({KEY})?$select=subject"),
-    )
-    first = client.responses(client.batch(*items))
+    client = world.function
+    world.admin.win(world.opportunity)
+    first = client.responses(client.batch(*items(world)))
     assert [part.status for part in first[0].nested] == [204, 200]
     assert f"annotations({KEY})" in first[0].nested[0].head
     assert json.loads(first[0].nested[1].body)["invoicenumber"].startswith("INV-01000-")
-    again = client.responses(client.batch(*items))
+    again = client.responses(client.batch(*items(world)))
     assert [part.status for part in again[0].nested] == [412]
     assert [part.status for part in again[1:]] == [200, 200]
     for parts in (first, again):
@@ -59,32 +66,34 @@ def test_a_change_set_happens_once_and_its_reads_tell(world: World) -> None:
 
 @pytest.mark.parametrize("claim_first", [True, False])
 def test_a_change_set_that_fails_leaves_nothing_behind(world: World, claim_first: bool) -> None:  # noqa: FBT001
-    client, opportunity = world.function, world.demo.opportunities[0]
-    parts = [claim(client, opportunity), generate(client, opportunity), claim(client, opportunity)]
+    first = [claim(world), generate(world)] if claim_first else [generate(world), claim(world)]
     before = len(world.app.database.commits)
-    ordered = parts if claim_first else [parts[1], parts[0], parts[2]]
-    (failed,) = client.responses(client.batch(client.change_set(*ordered)))
+    (failed,) = world.function.responses(
+        world.function.batch(world.function.change_set(*first, claim(world)))
+    )
     assert [part.status for part in failed.nested] == [412]
-    assert not world.admin.rows(invoices(opportunity))
+    assert not world.admin.rows(invoices(world))
     world.admin.get(f"annotations({KEY})", status=404)
     assert len(world.app.database.commits) == before
 
 
 def test_the_first_failure_ends_a_batch_unless_it_may_go_on(world: World) -> None:
+    """What stands before the failure stays done."""
     client = world.admin
     items = (
-        client.operation("GET", "WhoAmI"),
+        client.operation("POST", "accounts", '{"name": "first"}'),
         client.operation("GET", "nothings"),
         client.operation("POST", "accounts", '{"name": "third"}'),
     )
+    names = "accounts?$filter=name eq 'first' or name eq 'third'"
     stopped = client.batch(*items, prefer="")
     assert stopped.status_code == 400
-    assert [part.status for part in client.responses(stopped)] == [200, 404]
-    assert not client.rows("accounts?$filter=name eq 'third'")
+    assert [part.status for part in client.responses(stopped)] == [204, 404]
+    assert [row["name"] for row in client.rows(names)] == ["first"]
     went_on = client.batch(*items)
     assert went_on.status_code == 200
-    assert [part.status for part in client.responses(went_on)] == [200, 404, 204]
-    assert client.rows("accounts?$filter=name eq 'third'")
+    assert [part.status for part in client.responses(went_on)] == [204, 404, 204]
+    assert "third" in [row["name"] for row in client.rows(names)]
 
 
 @pytest.mark.parametrize(
@@ -96,19 +105,14 @@ def test_the_first_failure_ends_a_batch_unless_it_may_go_on(world: World) -> Non
     ],
 )
 def test_a_failed_change_set_may_end_a_batch_that_asked_to_go_on(
-    https_world: World, mode: FailedChangeSet, status: int, parts: int
+    world: World, mode: FailedChangeSet, status: int, parts: int
 ) -> None:
     """The part that failed is nested; what stands behind it is carried out or missing."""
-    client, opportunity = https_world.function, https_world.demo.opportunities[0]
-    https_world.app.organization.failed_change_set = mode
-    items = (
-        client.change_set(claim(client, opportunity), generate(client, opportunity)),
-        client.operation("GET", invoices(opportunity)),
-        client.operation("GET", f"annotations({KEY})?$select=subject"),
-    )
-    committed = client.batch(*items)
+    client = world.function
+    world.app.organization.failed_change_set = mode
+    committed = client.batch(*items(world))
     assert (committed.status_code, len(client.responses(committed))) == (200, 3)
-    refused = client.batch(*items)
+    refused = client.batch(*items(world))
     responses = client.responses(refused)
     assert (refused.status_code, len(responses)) == (status, parts)
     (nested,) = responses[0].nested
@@ -122,16 +126,6 @@ def test_other_failures_never_end_a_batch_that_asked_to_go_on(world: World) -> N
     response = client.batch(client.operation("GET", "nothings"), client.operation("GET", "WhoAmI"))
     assert response.status_code == 200
     assert [part.status for part in client.responses(response)] == [404, 200]
-
-
-def test_what_stands_before_a_failure_stays_done(world: World) -> None:
-    client = world.admin
-    create, fail = (
-        client.operation("POST", "accounts", '{"name": "kept"}'),
-        client.operation("GET", "nothings"),
-    )
-    client.batch(create, fail, prefer="")
-    assert client.rows("accounts?$filter=name eq 'kept'")
 
 
 def test_content_ids_refer_to_rows_made_in_the_change_set(world: World) -> None:
@@ -160,15 +154,15 @@ def test_reads_are_barred_from_change_sets(world: World) -> None:
 
 @pytest.mark.parametrize("duplicate", list(DuplicateResponse))
 def test_the_response_to_a_duplicate_is_one_part(world: World, duplicate: DuplicateResponse) -> None:
-    client, opportunity = world.function, world.demo.opportunities[0]
-    items = client.change_set(claim(client, opportunity), generate(client, opportunity))
-    client.batch(items)
+    client = world.function
+    client.batch(*items(world))
     world.app.organization.duplicate_response = duplicate
-    response = client.batch(items, client.operation("GET", invoices(opportunity)))
-    refused, read = client.responses(response)
+    response = client.batch(*items(world))
+    refused, read, _ = client.responses(response)
     (loser,) = refused.nested
     assert response.status_code == 200
     assert f"{loser.status} {json.loads(loser.body)['error']['code']}" == duplicate.value
+    assert ("1205" in loser.body) == (duplicate is DuplicateResponse.DEADLOCK_500)
     assert ("Retry-After: 1" in loser.head) == (duplicate is DuplicateResponse.THROTTLED_429)
     assert len(json.loads(read.body)["value"]) == 1
 
@@ -215,8 +209,7 @@ def test_headers_of_a_part_count(world: World) -> None:
     ],
 )
 def test_a_malformed_batch_is_refused(world: World, content_type: str, body: bytes) -> None:
-    headers = {"Authorization": f"Bearer {world.admin.token}", "Content-Type": content_type}
-    refused = world.admin.session.post(world.admin.root + "$batch", data=body, headers=headers)
+    refused = world.admin.call("POST", "$batch", headers={"Content-Type": content_type}, data=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "0x80048d19")
 
 

@@ -72,6 +72,7 @@ def create_step(admin: Client) -> str:
         "$filter=primaryobjecttypecode eq 'opportunity')"
     )
     (message_filter,) = message["sdkmessageid_sdkmessagefilter"]
+    assert message_filter["primaryobjecttypecode"] == "opportunity"
     assert message_filter["iscustomprocessingstepallowed"] is True
     body = {
         "name": "Opportunity won",
@@ -100,20 +101,11 @@ def test_after_the_set_up_a_win_is_posted_and_the_function_may_invoice_it(
     )
     create_endpoint(admin)
     create_step(admin)
-    admin.win(world.demo.opportunities[0])
+    admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 1
     assert world.outside.posted[0].endpoint.sas_key == "k" * 44
     assert world.outside.posted[0].endpoint.namespace_address == "sb://sandbox.servicebus.windows.net/"
-    token = world.authority.issue(identity, world.app.organization.url)
-    function = type(admin)(world.app, token)
-    assert function.generate(world.demo.opportunities[0])["_ownerid_value"] == user
-
-
-def test_the_sales_application_shows_in_its_messages(world: World) -> None:
-    rows = world.admin.rows(
-        "sdkmessages?$select=name&$filter=name eq 'GenerateInvoiceFromOpportunity' or name eq 'Win'"
-    )
-    assert {row["name"] for row in rows} == {"GenerateInvoiceFromOpportunity", "Win"}
+    assert world.client(identity).generate(world.opportunity)["_ownerid_value"] == user
 
 
 def test_an_application_user_is_found_by_its_client_id_and_healthy(world: World, root_unit: str) -> None:
@@ -134,8 +126,7 @@ def test_a_second_application_user_for_a_client_id_is_refused(world: World, root
         "applicationid": identity.client_id.upper(),
         "businessunitid@odata.bind": f"/businessunits({root_unit})",
     }
-    refused = world.admin.call("POST", "systemusers", body)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (412, "0x80040237")
+    assert world.admin.refused("POST", "systemusers", body, 412)["code"] == "0x80040237"
     assert len(world.admin.rows(f"systemusers?$filter=applicationid eq {identity.client_id}")) == 1
 
 
@@ -187,7 +178,7 @@ def test_a_user_has_what_its_roles_give_and_nothing_after_they_are_taken(
     assert [row["roleid"] for row in admin.rows(f"{association}?$select=roleid")] == [role]
     assert [row["systemuserid"] for row in admin.rows(f"roles({role})/systemuserroles_association")] == [user]
     assert held() == ["prvReadInvoice"]
-    assert admin.call("DELETE", f"{association}({role})/$ref").status_code == 204
+    admin.delete(f"{association}({role})/$ref")
     assert held() == []
     assert admin.rows(association) == []
 
@@ -201,9 +192,8 @@ def test_the_sas_key_goes_in_and_never_out(world: World) -> None:
     assert "saskey" not in response.json()
     world.admin.get(f"{path}?$select=saskey", status=400)
     world.admin.get("serviceendpoints?$filter=saskey eq 'k'", status=400)
-    rotated = world.admin.call("PATCH", path, {"saskey": "n" * 44}, {"If-Match": "*"})
-    assert rotated.status_code == 204
-    world.admin.call("PATCH", path, {"saskey": None}, {"If-Match": "*"})
+    world.admin.patch(path, {"saskey": "n" * 44}, If_Match="*")
+    world.admin.patch(path, {"saskey": None}, If_Match="*")
     assert world.admin.get(path)["issaskeyset"] is False
 
 
@@ -216,28 +206,6 @@ def test_the_steps_of_an_endpoint_are_found_and_hold_it(world: World) -> None:
     )
     assert (found["sdkmessageprocessingstepid"], found["statecode"], found["mode"]) == (step, 0, 1)
     assert found["sdkmessageid"]["name"] == "Win"
-    assert world.admin.call("DELETE", f"serviceendpoints({ENDPOINT})").status_code == 400
-    assert world.admin.call("DELETE", f"sdkmessageprocessingsteps({step})").status_code == 204
-    assert world.admin.call("DELETE", f"serviceendpoints({ENDPOINT})").status_code == 204
-
-
-def test_a_change_set_that_must_fail_leaves_neither_note_nor_invoice(world: World) -> None:
-    """What `--try-claim` does on a real record: the same note twice, with the action between."""
-    client, opportunity, note = world.function, world.demo.opportunities[0], ENDPOINT
-    world.admin.win(opportunity)
-    claim = json.dumps(
-        {"annotationid": note, "objectid_opportunity@odata.bind": f"/opportunities({opportunity})"}
-    )
-    call = json.dumps({"OpportunityId": opportunity, "ColumnSet": {"AllColumns": False, "Columns": ["name"]}})
-    (failed,) = client.responses(
-        client.batch(
-            client.change_set(
-                client.operation("POST", "annotations", claim, content_id="1"),
-                client.operation("POST", "GenerateInvoiceFromOpportunity", call, content_id="2"),
-                client.operation("POST", "annotations", claim, content_id="3"),
-            )
-        )
-    )
-    assert [part.status for part in failed.nested] == [412]
-    assert not client.rows(f"invoices?$filter=_opportunityid_value eq {opportunity}")
-    assert not client.rows(f"annotations?$filter=annotationid eq {note}")
+    world.admin.delete(f"serviceendpoints({ENDPOINT})", 400)
+    world.admin.delete(f"sdkmessageprocessingsteps({step})")
+    world.admin.delete(f"serviceendpoints({ENDPOINT})")

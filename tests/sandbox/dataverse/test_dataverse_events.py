@@ -49,14 +49,14 @@ def attributes(entity: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_without_a_step_nothing_is_posted(world: World) -> None:
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 0
     assert not world.admin.rows("asyncoperations")
 
 
 def test_a_win_is_posted_as_a_remote_execution_context(world: World) -> None:
     listen(world)
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     world.admin.win(opportunity, actualrevenue=12.5, actualend="2026-03-01T10:00:00Z")
     assert world.app.run_due_jobs() == 1
     (posted,) = world.outside.posted
@@ -86,7 +86,7 @@ def test_a_win_is_posted_as_a_remote_execution_context(world: World) -> None:
 
 def test_the_properties_are_the_real_ones(world: World) -> None:
     listen(world)
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     world.app.run_due_jobs()
     properties = world.outside.posted[0].properties
     user = world.admin.get("WhoAmI")["UserId"]
@@ -101,7 +101,7 @@ def test_the_properties_are_the_real_ones(world: World) -> None:
 
 
 def test_a_win_also_updates_sets_the_state_and_creates_an_activity(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     listen(world, "Update")
     listen(world, "SetState")
     listen(world, "Create", "opportunityclose")
@@ -122,7 +122,7 @@ def test_a_win_also_updates_sets_the_state_and_creates_an_activity(world: World)
 
 
 def test_reopening_and_the_old_message_fire_too(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     world.admin.win(opportunity)
     listen(world, "SetStateDynamicEntity")
     world.admin.call("PATCH", f"opportunities({opportunity})", {"statecode": 0})
@@ -136,7 +136,7 @@ def test_a_lost_opportunity_creates_the_same_activity(world: World) -> None:
     listen(world, "Create", "opportunityclose")
     listen(world, "Win")
     listen(world, "Lose")
-    world.admin.close(world.demo.opportunities[0], "Lose", 4, 204)
+    world.admin.close(world.opportunity, "Lose", 4, 204)
     world.app.run_due_jobs()
     assert [context["MessageName"] for context in contexts(world)] == ["Create", "Lose"]
 
@@ -144,7 +144,7 @@ def test_a_lost_opportunity_creates_the_same_activity(world: World) -> None:
 def test_an_update_step_may_be_limited_to_columns(world: World) -> None:
     step = listen(world, "Update")
     world.admin.call("PATCH", f"sdkmessageprocessingsteps({step})", {"filteringattributes": "statecode,name"})
-    path = f"opportunities({world.demo.opportunities[0]})"
+    path = world.path
     world.admin.call("PATCH", path, {"description": "x"})
     world.admin.call("PATCH", path, {"name": "x"})
     assert world.app.run_due_jobs() == 1
@@ -154,7 +154,7 @@ def test_a_disabled_step_posts_nothing(world: World) -> None:
     step = listen(world)
     path = f"sdkmessageprocessingsteps({step})"
     world.admin.call("PATCH", path, {"statecode": 1, "statuscode": 2})
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 0
     world.admin.call("PATCH", path, {"statecode": 0, "statuscode": 1})
     world.admin.win(world.demo.opportunities[1])
@@ -163,13 +163,13 @@ def test_a_disabled_step_posts_nothing(world: World) -> None:
 
 def test_too_big_a_context_goes_out_without_its_parameters(world: World) -> None:
     listen(world)
-    world.admin.win(world.demo.opportunities[0], description="x" * MAX_BODY)
+    world.admin.win(world.opportunity, description="x" * MAX_BODY)
     world.app.run_due_jobs()
     (posted,) = world.outside.posted
     context = json.loads(posted.body)
     assert context["InputParameters"] == []
     assert context["ParentContext"] is None
-    assert context["PrimaryEntityId"] == world.demo.opportunities[0]
+    assert context["PrimaryEntityId"] == world.opportunity
     assert posted.properties[f"{CLAIMS}MessageMaxSizeExceeded"]
 
 
@@ -178,7 +178,7 @@ def test_too_big_a_context_goes_out_without_its_parameters(world: World) -> None
 )
 def test_the_endpoint_chooses_the_format(world: World, message_format: int, content_type: str) -> None:
     listen(world, message_format=message_format)
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     world.app.run_due_jobs()
     (posted,) = world.outside.posted
     assert posted.content_type == content_type
@@ -188,13 +188,13 @@ def test_the_endpoint_chooses_the_format(world: World, message_format: int, cont
 def test_a_failed_post_is_tried_again_with_growing_intervals(world: World) -> None:
     step = listen(world, auto_delete=False)
     world.outside.failure = ConnectionError("no way")
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 0
     jobs = f"asyncoperations?$filter=_owningextensionid_value eq {step}&$orderby=createdon desc"
     (job,) = world.admin.rows(jobs)
     assert (job["statecode"], job["statuscode"], job["retrycount"]) == (1, 10, 1)
     assert job["message"] == "ConnectionError: no way"
-    assert job["_regardingobjectid_value"] == world.demo.opportunities[0]
+    assert job["_regardingobjectid_value"] == world.opportunity
     assert job["postponeuntil"] == "2026-03-01T00:00:02Z"
     world.outside.failure = None
     assert world.app.run_due_jobs() == 0
@@ -209,7 +209,7 @@ def test_a_failed_post_is_tried_again_with_growing_intervals(world: World) -> No
 def test_after_the_last_interval_the_job_has_failed(world: World) -> None:
     listen(world)
     world.outside.failure = ConnectionError()
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     for _ in range(60):
         world.app.run_due_jobs()
         world.clock.advance(timedelta(hours=1))
@@ -220,7 +220,7 @@ def test_after_the_last_interval_the_job_has_failed(world: World) -> None:
 
 def test_a_successful_job_may_delete_itself(world: World) -> None:
     listen(world, auto_delete=True)
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     assert len(world.admin.rows("asyncoperations")) == 1
     world.app.run_due_jobs()
     assert not world.admin.rows("asyncoperations")
@@ -228,7 +228,7 @@ def test_a_successful_job_may_delete_itself(world: World) -> None:
 
 def test_a_job_is_written_with_the_win_or_not_at_all(world: World) -> None:
     listen(world)
-    client, opportunity = world.admin, world.demo.opportunities[0]
+    client, opportunity = world.admin, world.opportunity
     close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
     win = client.operation("POST", "WinOpportunity", json.dumps({"Status": 3, "OpportunityClose": close}))
     (failed,) = client.responses(
@@ -242,7 +242,7 @@ def test_a_job_is_written_with_the_win_or_not_at_all(world: World) -> None:
 def test_a_synchronous_step_posts_at_once_and_what_is_posted_stays(world: World) -> None:
     """The win is rolled back after its event was posted."""
     listen(world, mode=0)
-    client, opportunity = world.admin, world.demo.opportunities[0]
+    client, opportunity = world.admin, world.opportunity
     close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
     win = client.operation("POST", "WinOpportunity", json.dumps({"Status": 3, "OpportunityClose": close}))
     client.batch(client.change_set(win, client.operation("DELETE", "accounts(x)")))
@@ -254,13 +254,13 @@ def test_a_synchronous_step_posts_at_once_and_what_is_posted_stays(world: World)
 def test_a_synchronous_post_that_fails_refuses_the_win(world: World) -> None:
     listen(world, mode=0)
     world.outside.failure = ConnectionError("no way")
-    world.admin.win(world.demo.opportunities[0], 400)
-    assert world.admin.get(f"opportunities({world.demo.opportunities[0]})")["statecode"] == 0
+    world.admin.win(world.opportunity, 400)
+    assert world.admin.get(world.path)["statecode"] == 0
 
 
 def test_a_rotated_key_is_used_for_posts_that_wait(world: World) -> None:
     step = listen(world)
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     endpoint = world.admin.get(f"sdkmessageprocessingsteps({step})")["_eventhandler_value"]
     world.admin.call("PATCH", f"serviceendpoints({endpoint})", {"saskey": "rotated"})
     world.app.run_due_jobs()
@@ -271,7 +271,7 @@ def test_an_endpoint_that_is_no_queue_fails_the_job(world: World) -> None:
     step = listen(world)
     endpoint = world.admin.get(f"sdkmessageprocessingsteps({step})")["_eventhandler_value"]
     world.admin.call("PATCH", f"serviceendpoints({endpoint})", {"contract": 8})
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     world.app.run_due_jobs()
     assert "contract 8" in world.admin.rows("asyncoperations")[0]["message"]
 
@@ -339,7 +339,7 @@ def test_two_posters_do_not_post_the_same_job(world: World) -> None:
 def test_without_a_way_to_post_jobs_wait(world: World) -> None:
     world.app.organization.pipeline.post = None
     listen(world)
-    world.admin.win(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 0
     assert world.admin.rows("asyncoperations?$filter=statuscode eq 10")
     world.app.organization.pipeline.post = world.outside.post

@@ -52,9 +52,9 @@ def lines_of(world: World, invoice: Json) -> list[Json]:
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_the_amounts_of_every_invoice_agree(https_world: World, number: int) -> None:
-    invoice = invoice_of(https_world, number)
-    lines = [line for line in lines_of(https_world, invoice) if line["producttypecode"] != 3]
+def test_the_amounts_of_every_invoice_agree(world: World, number: int) -> None:
+    invoice = invoice_of(world, number)
+    lines = [line for line in lines_of(world, invoice) if line["producttypecode"] != 3]
     unit = Decimal(1).scaleb(-DIGITS[invoice["transactioncurrencyid"]["isocurrencycode"]])
 
     def amount(row: Json, name: str) -> Decimal:
@@ -83,8 +83,8 @@ def test_the_amounts_of_every_invoice_agree(https_world: World, number: int) -> 
     assert invoice["pricingerrorcode"] == 0
 
 
-def test_the_seed_has_lines_of_every_kind(https_world: World) -> None:
-    with https_world.app.database.reading() as transaction:
+def test_the_seed_has_lines_of_every_kind(world: World) -> None:
+    with world.app.database.reading() as transaction:
         lines = transaction.rows(TABLES["opportunityproduct"])
     assert {line["producttypecode"] for line in lines} == {1, 2, 3, 4}
     assert {line["isproductoverridden"] for line in lines} == {True, False}
@@ -93,8 +93,8 @@ def test_the_seed_has_lines_of_every_kind(https_world: World) -> None:
     assert any(line["priceperunit"] % Decimal("0.001") for line in lines)
 
 
-def test_a_bundle_is_copied_with_its_parts(https_world: World) -> None:
-    lines = lines_of(https_world, invoice_of(https_world, 1))
+def test_a_bundle_is_copied_with_its_parts(world: World) -> None:
+    lines = lines_of(world, invoice_of(world, 1))
     (bundle,) = [line for line in lines if line["producttypecode"] == 2]
     parts = [line for line in lines if line["parentbundleid"]]
     assert [part["producttypecode"] for part in parts] == [3, 3, 4]
@@ -104,16 +104,14 @@ def test_a_bundle_is_copied_with_its_parts(https_world: World) -> None:
         assert part["productassociationid"]
 
 
-def test_a_write_in_has_a_description_and_no_product(https_world: World) -> None:
-    (line,) = [
-        line for line in lines_of(https_world, invoice_of(https_world, 0)) if line["isproductoverridden"]
-    ]
+def test_a_write_in_has_a_description_and_no_product(world: World) -> None:
+    (line,) = [line for line in lines_of(world, invoice_of(world, 0)) if line["isproductoverridden"]]
     assert line["productname"] == line["productdescription"]
     assert (line["productid"], line["uomid"], line["_uomid_value"]) == (None, None, None)
 
 
-def test_products_and_units_are_expanded(https_world: World) -> None:
-    line = lines_of(https_world, invoice_of(https_world, 0))[0]
+def test_products_and_units_are_expanded(world: World) -> None:
+    line = lines_of(world, invoice_of(world, 0))[0]
     assert line["productid"]["name"] == line["productname"]
     assert line["productid"]["productnumber"]
     assert line["uomid"]["name"] in ("piece", "hour", "metre")
@@ -121,30 +119,30 @@ def test_products_and_units_are_expanded(https_world: World) -> None:
     assert line["_productid_value@Microsoft.Dynamics.CRM.lookuplogicalname"] == "product"
 
 
-def test_the_customers_number_is_expanded(https_world: World) -> None:
-    account = invoice_of(https_world, 0)
+def test_the_customers_number_is_expanded(world: World) -> None:
+    account = invoice_of(world, 0)
     assert account["customerid_account"]["accountnumber"] == "A-00000"
     assert account["customerid_contact"] is None
     assert account["_accountid_value"] == account["_customerid_value"]
     assert account["_contactid_value"] is None
-    numberless = invoice_of(https_world, 5)
+    numberless = invoice_of(world, 5)
     assert numberless["customerid_account"]["accountnumber"] is None
 
 
-def test_columns_that_an_opportunity_has_not_are_null(https_world: World) -> None:
-    invoice = invoice_of(https_world, 0)
+def test_columns_that_an_opportunity_has_not_are_null(world: World) -> None:
+    invoice = invoice_of(world, 0)
     for column in ("duedate", "paymenttermscode", "billto_name", "shipto_name", "_salesorderid_value"):
         assert invoice[column] is None
-    assert invoice["_pricelevelid_value"] == https_world.demo.price_lists["EUR"]
+    assert invoice["_pricelevelid_value"] == world.demo.price_lists["EUR"]
 
 
-def test_choices_money_dates_and_lookups_are_annotated(https_world: World) -> None:
-    invoice = invoice_of(https_world, 2)["invoiceid"]
-    https_world.admin.patch(
+def test_choices_money_dates_and_lookups_are_annotated(world: World) -> None:
+    invoice = invoice_of(world, 2)["invoiceid"]
+    world.admin.patch(
         f"invoices({invoice})",
         {"paymenttermscode": 2, "duedate": "2026-03-31", "datedelivered": "2026-03-02T15:04:00Z"},
     )
-    row = https_world.function.get(f"invoices({invoice})", Prefer=ANNOTATIONS)
+    row = world.function.get(f"invoices({invoice})", Prefer=ANNOTATIONS)
     assert row[f"paymenttermscode{FORMATTED}"] == "2% 10, Net 30"
     assert row[f"statecode{FORMATTED}"] == "Active"
     assert row[f"duedate{FORMATTED}"] == "3/31/2026"
@@ -155,11 +153,11 @@ def test_choices_money_dates_and_lookups_are_annotated(https_world: World) -> No
     assert row[f"_transactioncurrencyid_value{FORMATTED}"] == "Yen"
 
 
-def test_custom_columns_are_carried_from_the_opportunity(https_world: World) -> None:
-    opportunity = https_world.demo.opportunities[1]
-    invoice = https_world.function.generate(opportunity)["invoiceid"]
+def test_custom_columns_are_carried_from_the_opportunity(world: World) -> None:
+    opportunity = world.demo.opportunities[1]
+    invoice = world.function.generate(opportunity)["invoiceid"]
     columns = "new_costcenter,new_commission,new_channel,new_handoverdate,new_approvedon,new_isrenewal"
-    row = https_world.function.get(
+    row = world.function.get(
         f"invoices({invoice})?$select={columns},new_warrantymonths,_new_project_value", Prefer=ANNOTATIONS
     )
     assert row["new_costcenter"] == "CC-1001"
@@ -168,16 +166,16 @@ def test_custom_columns_are_carried_from_the_opportunity(https_world: World) -> 
     assert row["new_handoverdate"] == "2026-05-31"
     assert row["new_approvedon"] == "2026-03-01T00:00:00Z"
     assert (row["new_isrenewal"], row["new_warrantymonths"]) == (False, 24)
-    assert row["_new_project_value"] == https_world.demo.projects[1]
+    assert row["_new_project_value"] == world.demo.projects[1]
     assert row["_new_project_value@Microsoft.Dynamics.CRM.lookuplogicalname"] == "new_project"
     assert row[f"_new_project_value{FORMATTED}"] == "Water treatment"
 
 
 @pytest.mark.parametrize("column", ["new_nothing", "new_project"])
-def test_a_column_that_does_not_exist_is_named(https_world: World, column: str) -> None:
+def test_a_column_that_does_not_exist_is_named(world: World, column: str) -> None:
     """The logical name of a lookup is no property of the Web API."""
-    invoice = https_world.function.generate(https_world.demo.opportunities[0])["invoiceid"]
-    error = https_world.function.get(f"invoices({invoice})?$select=name,{column}", status=400)["error"]
+    invoice = world.function.generate(world.opportunity)["invoiceid"]
+    error = world.function.get(f"invoices({invoice})?$select=name,{column}", status=400)["error"]
     assert error == {
         "code": "0x80060888",
         "message": f"Could not find a property named '{column}' on type 'Microsoft.Dynamics.CRM.invoice'.",
@@ -196,22 +194,20 @@ def test_a_column_that_does_not_exist_is_named(https_world: World, column: str) 
         ("prvReadContact", "invoices?$expand=customerid_contact($select=fullname)"),
     ],
 )
-def test_each_read_needs_its_privilege_which_the_refusal_names(
-    https_world: World, missing: str, path: str
-) -> None:
-    https_world.function.generate(https_world.demo.opportunities[0])
-    https_world.function.get(path)
+def test_each_read_needs_its_privilege_which_the_refusal_names(world: World, missing: str, path: str) -> None:
+    world.function.generate(world.opportunity)
+    world.function.get(path)
     names = ["prvReadInvoice", "prvReadActivity", "prvReadSalesOrder", "prvReadProduct"]
     names += ["prvReadAccount", "prvReadContact"]
-    client = https_world.new_client([name for name in names if name != missing])
+    client = world.new_client([name for name in names if name != missing])
     error = client.get(path, status=403)["error"]
     assert error["code"] == "0x80040220"
     assert f"is missing {missing} privilege" in error["message"]
 
 
-def test_a_line_without_a_price_is_a_pricing_error(https_world: World) -> None:
-    opportunity = https_world.demo.opportunities[0]
-    https_world.admin.create(
+def test_a_line_without_a_price_is_a_pricing_error(world: World) -> None:
+    opportunity = world.opportunity
+    world.admin.create(
         "opportunityproducts",
         {
             "opportunityid@odata.bind": f"/opportunities({opportunity})",
@@ -219,13 +215,13 @@ def test_a_line_without_a_price_is_a_pricing_error(https_world: World) -> None:
             "quantity": 1,
         },
     )
-    invoice = invoice_of(https_world, 0)
+    invoice = invoice_of(world, 0)
     assert (invoice["pricingerrorcode"], invoice[f"pricingerrorcode{FORMATTED}"]) == (1, "Detail Error")
-    assert {line["pricingerrorcode"] for line in lines_of(https_world, invoice)} == {0, 5}
+    assert {line["pricingerrorcode"] for line in lines_of(world, invoice)} == {0, 5}
 
 
-def test_a_product_brings_its_name_unit_and_price(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[2]
+def test_a_product_brings_its_name_unit_and_price(world: World) -> None:
+    opportunity = world.demo.opportunities[2]
     product = world.demo.products["CBL-250"]
     line = world.admin.create(
         "opportunityproducts",
@@ -241,8 +237,8 @@ def test_a_product_brings_its_name_unit_and_price(https_world: World) -> None:
     assert (row["priceperunit"], row["baseamount"]) == (Decimal("219.9794"), Decimal(660))
 
 
-def test_what_is_typed_in_gets_the_digits_of_the_currency(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[2]
+def test_what_is_typed_in_gets_the_digits_of_the_currency(world: World) -> None:
+    opportunity = world.demo.opportunities[2]
     body = {
         "productdescription": "Hose",
         "quantity": 1,
@@ -259,8 +255,8 @@ def test_what_is_typed_in_gets_the_digits_of_the_currency(https_world: World) ->
     assert (row["freightamount"], row["totalamount"] % 1) == (13, 0)
 
 
-def test_a_discount_may_be_for_each_unit(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_a_discount_may_be_for_each_unit(world: World) -> None:
+    opportunity = world.opportunity
     with world.app.session() as session:
         values = {"discountcalculationmethod": 1}
         session.transaction.update(TABLES["organization"], world.app.organization.id, values)
@@ -277,9 +273,9 @@ def test_a_discount_may_be_for_each_unit(https_world: World) -> None:
     assert world.admin.get(f"opportunityproducts({line})")["extendedamount"] == 27
 
 
-def test_without_the_systems_pricing_the_stored_amounts_are_copied(https_world: World) -> None:
+def test_without_the_systems_pricing_the_stored_amounts_are_copied(world: World) -> None:
     """A plug-in of the organization decides, so nothing is calculated on retrieval."""
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+    opportunity = world.opportunity
     with world.app.session() as session:
         table, own = TABLES["organization"], world.app.organization.id
         session.transaction.update(table, own, {"oobpricecalculationenabled": False})

@@ -26,7 +26,7 @@ def test_the_page_says_what_is_refused_and_how(
 ) -> None:
     world = https_world
     request, *headers = re.findall(r"`([^`]*)`", request_cell)
-    filled = request.replace("{opportunity}", world.demo.opportunities[0])
+    filled = request.replace("{opportunity}", world.opportunity)
     method, path, *body = filled.split(" ", 2) if " {" in filled else filled.split(" ", 1)
     named = dict(header.split(": ") for header in headers if ": " in header)
     named = {name: value.replace("{user}", world.function_user) for name, value in named.items()}
@@ -45,7 +45,7 @@ def test_a_single_property_is_read_set_and_emptied(https_world: World) -> None:
     assert client.call("GET", path).status_code == 204
     assert client.call("PUT", path, {"value": "555"}).status_code == 204
     assert client.get(path)["value"] == "555"
-    assert client.call("DELETE", path).status_code == 204
+    client.delete(path)
     assert client.call("GET", path).status_code == 204
 
 
@@ -66,7 +66,7 @@ def test_rows_are_counted(https_world: World) -> None:
     assert response.headers["Content-Type"] == "text/plain"
     assert response.text == str(len(https_world.demo.opportunities))
     assert client.call("GET", "opportunities/$count?$filter=statecode eq 1").text == "0"
-    opportunity = https_world.demo.opportunities[0]
+    opportunity = https_world.opportunity
     lines = client.rows(f"opportunities({opportunity})/product_opportunities")
     assert client.call("GET", f"opportunities({opportunity})/product_opportunities/$count").text == str(
         len(lines)

@@ -32,8 +32,8 @@ def state(world: World, order: str) -> tuple[int, int]:
     return row["statecode"], row["statuscode"]
 
 
-def test_an_order_is_made_of_an_opportunity_with_lines_and_totals(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_an_order_is_made_of_an_opportunity_with_lines_and_totals(world: World) -> None:
+    opportunity = world.opportunity
     world.admin.win(opportunity)
     order = make_order(world, opportunity)
     assert order["ordernumber"].startswith("ORD-01000-")
@@ -49,31 +49,31 @@ def test_an_order_is_made_of_an_opportunity_with_lines_and_totals(https_world: W
     )
 
 
-def test_an_order_is_canceled_once(https_world: World) -> None:
-    order = make_order(https_world, https_world.demo.opportunities[0])["salesorderid"]
-    close_order(https_world, "Cancel", order)
-    assert state(https_world, order) == (2, 4)
-    (close,) = https_world.admin.rows(f"salesorders({order})/SalesOrder_OrderClose")
+def test_an_order_is_canceled_once(world: World) -> None:
+    order = make_order(world, world.opportunity)["salesorderid"]
+    close_order(world, "Cancel", order)
+    assert state(world, order) == (2, 4)
+    (close,) = world.admin.rows(f"salesorders({order})/SalesOrder_OrderClose")
     assert close["statecode"] == 1
-    assert "already closed" in close_order(https_world, "Fulfill", order, 400)["error"]["message"]
+    assert "already closed" in close_order(world, "Fulfill", order, 400)["error"]["message"]
 
 
-def test_an_order_is_fulfilled(https_world: World) -> None:
-    order = make_order(https_world, https_world.demo.opportunities[0])["salesorderid"]
-    close_order(https_world, "Fulfill", order)
-    assert state(https_world, order) == (3, 100001)
+def test_an_order_is_fulfilled(world: World) -> None:
+    order = make_order(world, world.opportunity)["salesorderid"]
+    close_order(world, "Fulfill", order)
+    assert state(world, order) == (3, 100001)
 
 
-def test_an_orders_state_takes_its_own_reason(https_world: World) -> None:
-    order = make_order(https_world, https_world.demo.opportunities[0])["salesorderid"]
-    https_world.admin.patch(f"salesorders({order})", {"statecode": 1})
-    assert state(https_world, order) == (1, 3)
-    refused = https_world.admin.patch(f"salesorders({order})", {"statecode": 2, "statuscode": 3}, 400)
+def test_an_orders_state_takes_its_own_reason(world: World) -> None:
+    order = make_order(world, world.opportunity)["salesorderid"]
+    world.admin.patch(f"salesorders({order})", {"statecode": 1})
+    assert state(world, order) == (1, 3)
+    refused = world.admin.patch(f"salesorders({order})", {"statecode": 2, "statuscode": 3}, 400)
     assert refused.json()["error"]["code"] == "0x80048408"
 
 
-def test_an_invoice_of_an_order_names_both_and_closes_the_order(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_an_invoice_of_an_order_names_both_and_closes_the_order(world: World) -> None:
+    opportunity = world.opportunity
     order = make_order(world, opportunity)["salesorderid"]
     response = world.admin.post(
         "ConvertSalesOrderToInvoice", {"SalesOrderId": order, "ColumnSet": EVERYTHING}, 200
@@ -88,8 +88,8 @@ def test_an_invoice_of_an_order_names_both_and_closes_the_order(https_world: Wor
     }
 
 
-def test_a_quote_becomes_an_order(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_a_quote_becomes_an_order(world: World) -> None:
+    opportunity = world.opportunity
     parameters = {"OpportunityId": opportunity, "ColumnSet": EVERYTHING}
     quote = world.admin.post("GenerateQuoteFromOpportunity", parameters, 200).json()
     assert (quote["statecode"], quote["_opportunityid_value"]) == (0, opportunity)
@@ -108,10 +108,10 @@ def test_a_quote_becomes_an_order(https_world: World) -> None:
         {"OrderClose": {"salesorderid@odata.bind": "/salesorders({0})"}, "Status": True},
     ],
 )
-def test_a_cancelation_that_makes_no_sense_changes_nothing(https_world: World, body: Json) -> None:
-    order = make_order(https_world, https_world.demo.opportunities[0])["salesorderid"]
+def test_a_cancelation_that_makes_no_sense_changes_nothing(world: World, body: Json) -> None:
+    order = make_order(world, world.opportunity)["salesorderid"]
     for value in body.values():
         if isinstance(value, dict) and "salesorderid@odata.bind" in value:
             value["salesorderid@odata.bind"] = f"/salesorders({order})"
-    https_world.admin.post("CancelSalesOrder", body, 400)
-    assert state(https_world, order) == (0, 1)
+    world.admin.post("CancelSalesOrder", body, 400)
+    assert state(world, order) == (0, 1)

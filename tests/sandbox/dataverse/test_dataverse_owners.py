@@ -19,8 +19,8 @@ FORMATTED = "_ownerid_value@OData.Community.Display.V1.FormattedValue"
 
 
 @pytest.fixture
-def invoice(https_world: World) -> str:
-    return str(https_world.function.generate(https_world.demo.opportunities[0])["invoiceid"])
+def invoice(world: World) -> str:
+    return str(world.function.generate(world.opportunity)["invoiceid"])
 
 
 def to(kind: str, owner: str) -> dict[str, str]:
@@ -51,18 +51,18 @@ def make_user(world: World, *roles: str) -> str:
     return seed.add_application_user(world.app, Identity.named("new owner").client_id, roles=roles)
 
 
-def test_an_invoice_is_assigned_to_a_user_and_again(https_world: World, invoice: str) -> None:
-    seller = https_world.demo.sellers[0]
+def test_an_invoice_is_assigned_to_a_user_and_again(world: World, invoice: str) -> None:
+    seller = world.demo.sellers[0]
     for _ in range(2):
-        https_world.function.patch(f"invoices({invoice})", to("systemusers", seller))
-        assert owner_of(https_world, invoice) == (seller, "systemuser")
+        world.function.patch(f"invoices({invoice})", to("systemusers", seller))
+        assert owner_of(world, invoice) == (seller, "systemuser")
 
 
-def test_an_invoice_is_assigned_to_a_team(https_world: World, invoice: str) -> None:
-    team = make_team(https_world, salesperson(https_world))
-    https_world.function.patch(f"invoices({invoice})", to("teams", team))
-    assert owner_of(https_world, invoice) == (team, "team")
-    row = https_world.admin.get(
+def test_an_invoice_is_assigned_to_a_team(world: World, invoice: str) -> None:
+    team = make_team(world, salesperson(world))
+    world.function.patch(f"invoices({invoice})", to("teams", team))
+    assert owner_of(world, invoice) == (team, "team")
+    row = world.admin.get(
         f"invoices({invoice})?$select=_ownerid_value,_owningteam_value,_owninguser_value",
         Prefer='odata.include-annotations="*"',
     )
@@ -70,25 +70,23 @@ def test_an_invoice_is_assigned_to_a_team(https_world: World, invoice: str) -> N
     assert row[FORMATTED] == "Key accounts"
 
 
-def test_an_invoice_is_assigned_in_a_batch_alone_and_in_a_change_set(
-    https_world: World, invoice: str
-) -> None:
-    client, (first, second, *_) = https_world.function, https_world.demo.sellers
+def test_an_invoice_is_assigned_in_a_batch_alone_and_in_a_change_set(world: World, invoice: str) -> None:
+    client, (first, second, *_) = world.function, world.demo.sellers
 
     def assign(owner: str) -> str:
         return client.operation("PATCH", f"invoices({invoice})", json.dumps(to("systemusers", owner)))
 
     (alone,) = client.responses(client.batch(assign(first)))
     assert alone.status == 204
-    assert owner_of(https_world, invoice)[0] == first
+    assert owner_of(world, invoice)[0] == first
     (together,) = client.responses(client.batch(client.change_set(assign(second))))
     assert [part.status for part in together.nested] == [204]
-    assert owner_of(https_world, invoice)[0] == second
+    assert owner_of(world, invoice)[0] == second
 
 
-def test_a_failed_assignment_of_a_batch_leaves_the_rest(https_world: World, invoice: str) -> None:
-    client = https_world.function
-    body = json.dumps(to("systemusers", make_user(https_world)))
+def test_a_failed_assignment_of_a_batch_leaves_the_rest(world: World, invoice: str) -> None:
+    client = world.function
+    body = json.dumps(to("systemusers", make_user(world)))
     refused, read = client.responses(
         client.batch(
             client.operation("PATCH", f"invoices({invoice})", body),
@@ -98,73 +96,71 @@ def test_a_failed_assignment_of_a_batch_leaves_the_rest(https_world: World, invo
     assert (refused.status, read.status) == (403, 200)
 
 
-def test_an_owner_without_read_is_refused(https_world: World, invoice: str) -> None:
-    nothing = seed.add_role(https_world.app, ["prvReadAccount"], name="Reads accounts")
+def test_an_owner_without_read_is_refused(world: World, invoice: str) -> None:
+    nothing = seed.add_role(world.app, ["prvReadAccount"], name="Reads accounts")
     for kind, owner in (
-        ("teams", make_team(https_world)),
-        ("teams", make_team(https_world, nothing)),
-        ("systemusers", make_user(https_world, nothing)),
+        ("teams", make_team(world)),
+        ("teams", make_team(world, nothing)),
+        ("systemusers", make_user(world, nothing)),
     ):
-        code, message = refusal(https_world.function, invoice, to(kind, owner))
+        code, message = refusal(world.function, invoice, to(kind, owner))
         assert code == "0x80040299"
         assert message.startswith("Read Privilege Check For Owner failed")
-    assert owner_of(https_world, invoice)[0] == https_world.function_user
+    assert owner_of(world, invoice)[0] == world.function_user
 
 
-def test_users_without_roles_and_disabled_users_are_refused(https_world: World, invoice: str) -> None:
-    assert (
-        refusal(https_world.function, invoice, to("systemusers", make_user(https_world)))[0] == "0x80042f09"
-    )
-    seller = https_world.demo.sellers[0]
-    https_world.admin.patch(f"systemusers({seller})", {"isdisabled": True})
-    assert refusal(https_world.function, invoice, to("systemusers", seller))[0] == "0x80040225"
+def test_users_without_roles_and_disabled_users_are_refused(world: World, invoice: str) -> None:
+    assert refusal(world.function, invoice, to("systemusers", make_user(world)))[0] == "0x80042f09"
+    seller = world.demo.sellers[0]
+    world.admin.patch(f"systemusers({seller})", {"isdisabled": True})
+    assert refusal(world.function, invoice, to("systemusers", seller))[0] == "0x80040225"
 
 
-def test_an_owner_must_exist_and_access_teams_own_nothing(https_world: World, invoice: str) -> None:
+def test_an_owner_must_exist_and_access_teams_own_nothing(world: World, invoice: str) -> None:
     nowhere = "00000000-0000-4000-8000-000000000000"
-    assert refusal(https_world.function, invoice, to("teams", nowhere), 404)[0] == "0x80040217"
-    team = make_team(https_world, salesperson(https_world), kind=1)
-    refusal(https_world.function, invoice, to("teams", team), 400)
-    refusal(https_world.function, invoice, to("accounts", https_world.demo.accounts[0]), 400)
-    https_world.function.patch(f"invoices({invoice})", {"ownerid@odata.bind": None}, 400)
+    assert refusal(world.function, invoice, to("teams", nowhere), 404)[0] == "0x80040217"
+    team = make_team(world, salesperson(world), kind=1)
+    refusal(world.function, invoice, to("teams", team), 400)
+    refusal(world.function, invoice, to("accounts", world.demo.accounts[0]), 400)
+    world.function.patch(f"invoices({invoice})", {"ownerid@odata.bind": None}, 400)
 
 
 @pytest.mark.parametrize("missing", ["prvAssignInvoice", "prvWriteInvoice", "prvReadUser"])
-def test_each_privilege_is_needed_and_named(https_world: World, invoice: str, missing: str) -> None:
+def test_each_privilege_is_needed_and_named(world: World, invoice: str, missing: str) -> None:
     names = ["prvReadInvoice", "prvWriteInvoice", "prvAssignInvoice", "prvReadUser"]
-    client = https_world.new_client([name for name in names if name != missing])
-    code, message = refusal(client, invoice, to("systemusers", https_world.demo.sellers[0]))
+    client = world.new_client([name for name in names if name != missing])
+    code, message = refusal(client, invoice, to("systemusers", world.demo.sellers[0]))
     assert code == "0x80040220"
     assert missing in message
 
 
-def test_the_depth_concerns_the_present_owner(https_world: World) -> None:
+def test_the_depth_concerns_the_present_owner(world: World) -> None:
     """User depth suffices for the caller's own invoice, and not once it has been assigned."""
     own = dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvAssignInvoice": Depth.BASIC}
-    client = https_world.new_client(own)
-    invoice = str(client.generate(https_world.demo.opportunities[0])["invoiceid"])
-    first, second, *_ = https_world.demo.sellers
+    client = world.new_client(own)
+    invoice = str(client.generate(world.opportunity)["invoiceid"])
+    first, second, *_ = world.demo.sellers
     client.patch(f"invoices({invoice})", to("systemusers", first))
     code, message = refusal(client, invoice, to("systemusers", second))
     assert (code, "AssignAccess" in message) == ("0x80040220", True)
 
 
-def test_lines_stay_with_their_maker_and_cannot_be_assigned(https_world: World, invoice: str) -> None:
-    seller = https_world.demo.sellers[0]
-    https_world.function.patch(f"invoices({invoice})", to("systemusers", seller))
-    lines = https_world.admin.rows(f"invoicedetails?$filter=_invoiceid_value eq {invoice}")
-    assert {line["_ownerid_value"] for line in lines} == {https_world.function_user}
+def test_lines_stay_with_their_maker_and_cannot_be_assigned(world: World, invoice: str) -> None:
+    seller = world.demo.sellers[0]
+    world.function.patch(f"invoices({invoice})", to("systemusers", seller))
+    lines = world.admin.rows(f"invoicedetails?$filter=_invoiceid_value eq {invoice}")
+    assert {line["_ownerid_value"] for line in lines} == {world.function_user}
     path = f"invoicedetails({lines[0]['invoicedetailid']})"
-    https_world.admin.patch(path, to("systemusers", seller), 400)
+    world.admin.patch(path, to("systemusers", seller), 400)
 
 
-def test_members_of_a_team_see_its_rows(https_world: World) -> None:
-    client = https_world.new_client({"prvReadOpportunity": Depth.BASIC})
+def test_members_of_a_team_see_its_rows(world: World) -> None:
+    client = world.new_client({"prvReadOpportunity": Depth.BASIC})
     user = client.get("WhoAmI")["UserId"]
-    role = seed.add_role(https_world.app, ["prvReadOpportunity"], depth=Depth.BASIC, name="Reads its own")
-    team = seed.add_team(https_world.app, "Owners", roles=[role], members=[user])
-    opportunity = https_world.demo.opportunities[0]
-    https_world.admin.patch(f"opportunities({opportunity})", to("teams", team))
+    role = seed.add_role(world.app, ["prvReadOpportunity"], depth=Depth.BASIC, name="Reads its own")
+    team = seed.add_team(world.app, "Owners", roles=[role], members=[user])
+    opportunity = world.opportunity
+    world.admin.patch(f"opportunities({opportunity})", to("teams", team))
     client.get(f"opportunities({opportunity})")
     assert [row["opportunityid"] for row in client.rows("opportunities")] == [opportunity]
 
@@ -172,7 +168,7 @@ def test_members_of_a_team_see_its_rows(https_world: World) -> None:
 def test_an_assignment_is_a_message_of_its_own(world: World) -> None:
     endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="opportunity-won")
     seed.add_step(world.app, endpoint, "Assign", "invoice")
-    invoice = world.function.generate(world.demo.opportunities[0])["invoiceid"]
+    invoice = world.function.generate(world.opportunity)["invoiceid"]
     for _ in range(2):
         world.function.patch(f"invoices({invoice})", to("systemusers", world.demo.sellers[0]))
     assert world.app.run_due_jobs() == 1
@@ -186,7 +182,7 @@ def test_an_assignment_is_a_message_of_its_own(world: World) -> None:
 def test_an_update_names_the_table_of_its_owner(world: World) -> None:
     endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="opportunity-won")
     seed.add_step(world.app, endpoint, "Update", "invoice")
-    invoice = world.function.generate(world.demo.opportunities[0])["invoiceid"]
+    invoice = world.function.generate(world.opportunity)["invoiceid"]
     world.function.patch(f"invoices({invoice})", to("teams", world.demo.teams[0]))
     world.app.run_due_jobs()
     ((_, target),) = [item.values() for item in json.loads(world.outside.posted[0].body)["InputParameters"]]
@@ -194,7 +190,7 @@ def test_an_update_names_the_table_of_its_owner(world: World) -> None:
     assert (owner["LogicalName"], owner["Id"]) == ("team", world.demo.teams[0])
 
 
-def test_opportunities_have_different_owners(https_world: World) -> None:
-    with https_world.app.database.reading() as transaction:
+def test_opportunities_have_different_owners(world: World) -> None:
+    with world.app.database.reading() as transaction:
         owners = {row["ownerid"] for row in transaction.rows(TABLES["opportunity"])}
     assert len(owners) > 1

@@ -14,7 +14,7 @@ NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 
 def test_a_row_has_the_selected_columns_its_key_and_an_etag(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     row = world.function.get(f"opportunities({opportunity})?$select=name,_customerid_value")
     assert row.keys() == {"@odata.context", "@odata.etag", "name", "_customerid_value", "opportunityid"}
     assert row["opportunityid"] == opportunity
@@ -23,8 +23,8 @@ def test_a_row_has_the_selected_columns_its_key_and_an_etag(world: World) -> Non
 
 
 def test_without_select_every_column_is_given_but_never_a_hidden_one(world: World) -> None:
-    world.admin.win(world.demo.opportunities[0])
-    invoice = world.function.generate(world.demo.opportunities[0])
+    world.admin.win(world.opportunity)
+    invoice = world.function.generate(world.opportunity)
     assert {"totalamount", "_ownerid_value", "versionnumber"} <= invoice.keys()
     assert not any(name.startswith("_totals") for name in invoice)
 
@@ -121,18 +121,8 @@ def test_a_lookup_is_expanded_with_its_own_columns(world: World) -> None:
     assert row["customerid_contact"] is None
 
 
-def test_the_messages_filter_is_the_one_collection_that_expands(world: World) -> None:
-    (message,) = world.admin.rows(
-        "sdkmessages?$select=sdkmessageid,name&$filter=name eq 'Win'&$expand=sdkmessageid_sdkmessagefilter("
-        "$select=sdkmessagefilterid,primaryobjecttypecode;$filter=primaryobjecttypecode eq 'opportunity')"
-    )
-    (message_filter,) = message["sdkmessageid_sdkmessagefilter"]
-    assert message_filter["primaryobjecttypecode"] == "opportunity"
-    world.admin.get("opportunities?$expand=opportunity_invoices", status=501)
-
-
 def test_annotations_are_given_on_request(world: World) -> None:
-    path = f"opportunities({world.demo.opportunities[0]})?$select=statecode,_customerid_value,estimatedvalue"
+    path = f"opportunities({world.opportunity})?$select=statecode,_customerid_value,estimatedvalue"
     plain = world.function.get(path)
     assert not [name for name in plain if "@OData" in name or "@Microsoft" in name]
     full = world.admin.get(path, Prefer='odata.include-annotations="*"')
@@ -149,18 +139,14 @@ def test_annotations_are_given_on_request(world: World) -> None:
 def test_amounts_are_exact_numbers_with_the_scale_of_their_kind(world: World) -> None:
     for written in ("0.1", "922337203685477.5807", "-1.0050", "1E+2"):
         account = world.admin.create("accounts", {"name": "a"})
-        response = world.admin.session.patch(
-            f"{world.admin.root}accounts({account})",
-            data=f'{{"revenue":{written}}}',
-            headers={"Authorization": f"Bearer {world.admin.token}", "Content-Type": "application/json"},
-        )
-        assert response.status_code == 204, response.text
+        body = f'{{"revenue":{written}}}'.encode()
+        assert world.admin.call("PATCH", f"accounts({account})", data=body).status_code == 204
         text = world.admin.call("GET", f"accounts({account})?$select=revenue").text
         assert f'"revenue":{Decimal(written):.4f},' in text
 
 
 def test_collections_and_lookups_are_paths_too(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     lines = world.admin.rows(f"opportunities({opportunity})/product_opportunities?$select=lineitemnumber")
     assert lines
     currency = world.admin.get(f"opportunities({opportunity})/transactioncurrencyid?$select=isocurrencycode")
@@ -171,7 +157,6 @@ def test_collections_and_lookups_are_paths_too(world: World) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("nothings", 404, "0x8006088a"),
         ("nothings?$select=x", 404, "0x8006088a"),
         ("opportunities?$select=nothing", 400, "0x80060888"),
         ("opportunities?$select=customerid", 400, "0x80060888"),
@@ -181,8 +166,6 @@ def test_collections_and_lookups_are_paths_too(world: World) -> None:
         ("opportunities?$filter=statecode eq 'x'", 400, "0x80060888"),
         ("opportunities?$filter=_customerid_value eq 7", 400, "0x80060888"),
         ("opportunities?$filter=statecode gt null", 400, "0x80060888"),
-        ("opportunities?$filter=opportunity_invoices/any()", 501, "0x80060888"),
-        ("opportunities?$filter=customerid_account eq null", 501, "0x80060888"),
         ("opportunities?$filter=contains(statecode,'1')", 400, "0x80060888"),
         ("opportunities?$orderby=nothing", 400, "0x80060888"),
         ("opportunities?$orderby=name upwards", 400, "0x80060888"),
@@ -190,11 +173,8 @@ def test_collections_and_lookups_are_paths_too(world: World) -> None:
         ("opportunities?$skiptoken=stale", 400, "0x80060888"),
         ("opportunities?$expand=nothing", 400, "0x80060888"),
         ("opportunities?$expand=customerid_account($orderby=name)", 501, "0x80060888"),
-        ("opportunities?$apply=aggregate(x)", 501, "0x80060888"),
         ("opportunities?$search=x", 501, "0x80060888"),
-        ("$metadata", 501, "0x80060888"),
         ("opportunities(7)", 400, "0x8006088a"),
-        ("opportunities(name='x')", 501, "0x80060888"),
         (f"opportunities({NOWHERE})", 404, "0x80040217"),
         (f"opportunities({NOWHERE})/name", 404, "0x80040217"),
         (f"opportunities({NOWHERE})/opportunity_invoices", 404, "0x80040217"),
@@ -205,9 +185,7 @@ def test_collections_and_lookups_are_paths_too(world: World) -> None:
 def test_what_is_wrong_or_beyond_is_refused_with_a_code(
     world: World, path: str, status: int, code: str
 ) -> None:
-    error = world.admin.get(path, status=status)["error"]
-    assert error["code"] == code
-    assert error["message"]
+    assert world.admin.refused("GET", path, None, status)["code"] == code
 
 
 def test_a_path_outside_of_the_web_api_leads_nowhere(world: World) -> None:

@@ -34,8 +34,8 @@ def lines(world: World, opportunity: str) -> list[Json]:
     return world.admin.rows(f"opportunities({opportunity})/product_opportunities?$orderby=lineitemnumber")
 
 
-def test_a_win_writes_a_close(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_a_win_writes_a_close(world: World) -> None:
+    opportunity = world.opportunity
     world.admin.win(opportunity)
     (close,) = closes(world, opportunity)
     assert close["createdon"] == "2026-03-01T00:00:00Z"
@@ -46,16 +46,16 @@ def test_a_win_writes_a_close(https_world: World) -> None:
     assert close["_opportunityid_value"] == opportunity
 
 
-def test_a_loss_writes_a_close(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_a_loss_writes_a_close(world: World) -> None:
+    opportunity = world.opportunity
     world.admin.close(opportunity, "Lose", 5, 204)
     (close,) = closes(world, opportunity)
     assert (close["opportunitystatecode"], close["opportunitystatuscode"], close["statecode"]) == (2, 5, 1)
     assert close["actualrevenue"] is None
 
 
-def test_reopening_cancels_the_close_and_winning_again_writes_another(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_reopening_cancels_the_close_and_winning_again_writes_another(world: World) -> None:
+    opportunity = world.opportunity
     world.admin.win(opportunity)
     world.clock.advance(timedelta(hours=1))
     reopen(world, opportunity)
@@ -70,8 +70,8 @@ def test_reopening_cancels_the_close_and_winning_again_writes_another(https_worl
     assert (first["createdon"], second["createdon"]) == ("2026-03-01T00:00:00Z", "2026-03-01T01:00:00Z")
 
 
-def test_a_lost_opportunity_is_reopened_without_a_reason(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_a_lost_opportunity_is_reopened_without_a_reason(world: World) -> None:
+    opportunity = world.opportunity
     world.admin.close(opportunity, "Lose", 4, 204)
     world.admin.patch(f"opportunities({opportunity})", {"statecode": 0})
     row = world.admin.get(f"opportunities({opportunity})?$select=statecode,statuscode")
@@ -79,8 +79,8 @@ def test_a_lost_opportunity_is_reopened_without_a_reason(https_world: World) -> 
     assert [close["statecode"] for close in closes(world, opportunity)] == [2]
 
 
-def test_a_reason_of_another_state_is_refused(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_a_reason_of_another_state_is_refused(world: World) -> None:
+    opportunity = world.opportunity
     world.admin.win(opportunity)
     refused = world.admin.patch(f"opportunities({opportunity})", {"statecode": 0, "statuscode": 3}, 400)
     assert refused.json()["error"]["code"] == "0x80048408"
@@ -96,9 +96,9 @@ def test_a_reason_of_another_state_is_refused(https_world: World) -> None:
     ],
 )
 def test_a_change_of_the_terms_changes_the_totals(
-    https_world: World, change: dict[str, object], difference: Decimal
+    world: World, change: dict[str, object], difference: Decimal
 ) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+    opportunity = world.opportunity
     world.admin.patch(f"opportunities({opportunity})", {"discountpercentage": 0, "freightamount": 0})
     before = total(world, opportunity)
     world.admin.win(opportunity)
@@ -110,8 +110,8 @@ def test_a_change_of_the_terms_changes_the_totals(
     assert closes(world, opportunity)[-1]["actualrevenue"] == before + difference
 
 
-def test_a_change_of_lines_changes_the_totals(https_world: World) -> None:
-    world, opportunity = https_world, https_world.demo.opportunities[0]
+def test_a_change_of_lines_changes_the_totals(world: World) -> None:
+    opportunity = world.opportunity
     world.admin.patch(f"opportunities({opportunity})", {"discountpercentage": 0, "discountamount": 0})
     before = total(world, opportunity)
     added = world.admin.create(
@@ -135,15 +135,15 @@ def test_a_change_of_lines_changes_the_totals(https_world: World) -> None:
     assert total(world, opportunity) == before
 
 
-def test_a_line_needs_its_opportunity(https_world: World) -> None:
-    refused = https_world.admin.post("opportunityproducts", {"productdescription": "of nothing"}, 400)
+def test_a_line_needs_its_opportunity(world: World) -> None:
+    refused = world.admin.post("opportunityproducts", {"productdescription": "of nothing"}, 400)
     assert "opportunityid" in refused.json()["error"]["message"]
 
 
 def test_every_win_is_posted_with_the_id_of_its_close(world: World) -> None:
     endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="opportunity-won")
     seed.add_step(world.app, endpoint)
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     world.admin.win(opportunity)
     world.clock.advance(timedelta(minutes=1))
     reopen(world, opportunity)

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.dataverse import DuplicateResponse
-
 if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import World
 
@@ -25,89 +23,62 @@ def test_a_row_is_created_changed_read_and_deleted(world: World) -> None:
     assert (created["name"], created["numberofemployees"], created["statecode"]) == ("Larch Optics", 12, 0)
     assert created["createdon"] == "2026-03-01T00:00:00Z"
     assert created["_ownerid_value"] == client.get("WhoAmI")["UserId"]
-    changed = client.call("PATCH", path, {"name": "Larch & Co"})
-    assert (changed.status_code, changed.headers["OData-EntityId"]) == (204, url)
+    assert client.patch(path, {"name": "Larch & Co"}).headers["OData-EntityId"] == url
     after = client.get(path)
     assert after["name"] == "Larch & Co"
     assert after["@odata.etag"] != created["@odata.etag"]
-    assert client.call("DELETE", path).status_code == 204
+    client.delete(path)
     client.get(path, status=404)
 
 
 def test_the_row_is_returned_on_request(world: World) -> None:
-    headers = {"Prefer": "return=representation"}
-    response = world.admin.call("POST", "accounts?$select=name", {"name": "A"}, headers)
-    assert response.status_code == 201
+    prefer = "return=representation"
+    response = world.admin.post("accounts?$select=name", {"name": "A"}, 201, Prefer=prefer)
     assert response.json()["name"] == "A"
-    assert response.headers["Preference-Applied"] == "return=representation"
+    assert response.headers["Preference-Applied"] == prefer
     path = f"accounts({response.json()['accountid']})?$select=name"
-    changed = world.admin.call("PATCH", path, {"name": "B"}, headers)
-    assert (changed.status_code, changed.json()["name"]) == (200, "B")
+    assert world.admin.patch(path, {"name": "B"}, 200, Prefer=prefer).json()["name"] == "B"
+
+
+@pytest.fixture
+def account(world: World) -> str:
+    return f"accounts({world.admin.create('accounts', {'name': 'A'})})"
 
 
 def test_patch_creates_unless_if_match_forbids_it(world: World) -> None:
     path = f"accounts({KEY})"
-    refused = world.admin.call("PATCH", path, {"name": "A"}, {"If-Match": "*"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "0x80040217")
-    assert world.admin.call("PATCH", path, {"name": "A"}).status_code == 204
-    assert world.admin.call("PATCH", path, {"name": "B"}, {"If-Match": "*"}).status_code == 204
+    assert world.admin.refused("PATCH", path, {"name": "A"}, 404, If_Match="*")["code"] == "0x80040217"
+    world.admin.patch(path, {"name": "A"})
+    world.admin.patch(path, {"name": "B"}, If_Match="*")
     assert world.admin.get(path)["name"] == "B"
 
 
-def test_a_key_cannot_be_changed(world: World) -> None:
-    path = f"accounts({world.admin.create('accounts', {'name': 'A'})})"
-    assert world.admin.call("PATCH", path, {"accountid": KEY, "name": "B"}).status_code == 400
-    assert world.admin.get(path)["name"] == "A"
+def test_a_key_cannot_be_changed(world: World, account: str) -> None:
+    world.admin.patch(account, {"accountid": KEY, "name": "B"}, 400)
+    assert world.admin.get(account)["name"] == "A"
 
 
 def test_if_none_match_creates_and_never_changes(world: World) -> None:
-    headers = {"If-None-Match": "*"}
-    assert world.admin.call("PATCH", f"accounts({KEY})", {"name": "A"}, headers).status_code == 204
-    refused = world.admin.call("PATCH", f"accounts({KEY})", {"name": "B"}, headers)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (412, "0x80040237")
-    assert world.admin.get(f"accounts({KEY})")["name"] == "A"
+    path = f"accounts({KEY})"
+    world.admin.patch(path, {"name": "A"}, If_None_Match="*")
+    assert world.admin.refused("PATCH", path, {"name": "B"}, 412, If_None_Match="*")["code"] == "0x80040237"
+    assert world.admin.get(path)["name"] == "A"
 
 
-def test_an_outdated_etag_changes_and_deletes_nothing(world: World) -> None:
-    path = f"accounts({world.admin.create('accounts', {'name': 'A'})})"
-    etag = world.admin.get(path)["@odata.etag"]
-    assert world.admin.call("PATCH", path, {"name": "B"}, {"If-Match": etag}).status_code == 204
+def test_an_outdated_etag_changes_and_deletes_nothing(world: World, account: str) -> None:
+    etag = world.admin.get(account)["@odata.etag"]
+    world.admin.patch(account, {"name": "B"}, If_Match=etag)
     for method in ("PATCH", "DELETE"):
-        refused = world.admin.call(method, path, {"name": "C"}, {"If-Match": etag})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (412, "0x80060882")
-    assert world.admin.get(path)["name"] == "B"
+        error = world.admin.refused(method, account, {"name": "C"}, 412, If_Match=etag)
+        assert error["code"] == "0x80060882"
+    assert world.admin.get(account)["name"] == "B"
 
 
-def test_reads_may_be_conditional(world: World) -> None:
-    path = f"accounts({world.admin.create('accounts', {'name': 'A'})})"
-    etag = world.admin.get(path, If_None_Match="null")["@odata.etag"]
-    unchanged = world.admin.call("GET", path, headers={"If-None-Match": etag})
-    assert (unchanged.status_code, unchanged.content) == (304, b"")
-    world.admin.call("PATCH", path, {"name": "B"})
-    assert world.admin.call("GET", path, headers={"If-None-Match": etag}).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("response", "status", "code"),
-    [
-        (DuplicateResponse.DUPLICATE_412, 412, "0x80040237"),
-        (DuplicateResponse.ALTERNATE_KEY_412, 412, "0x80060892"),
-        (DuplicateResponse.DUPLICATE_500, 500, "0x80040237"),
-        (DuplicateResponse.DEADLOCK_500, 500, "0x80044150"),
-        (DuplicateResponse.THROTTLED_429, 429, "0x80072321"),
-    ],
-)
-def test_an_existing_key_gets_each_of_the_reported_responses(
-    world: World, response: DuplicateResponse, status: int, code: str
-) -> None:
-    note = {"annotationid": KEY, "subject": "first"}
-    world.admin.create("annotations", note)
-    world.app.organization.duplicate_response = response
-    refused = world.admin.post("annotations", {**note, "subject": "second"}, status)
-    assert refused.json()["error"]["code"] == code
-    assert ("1205" in refused.text) == (response is DuplicateResponse.DEADLOCK_500)
-    assert ("Retry-After" in refused.headers) == (response is DuplicateResponse.THROTTLED_429)
-    assert world.admin.get(f"annotations({KEY})")["subject"] == "first"
+def test_reads_may_be_conditional(world: World, account: str) -> None:
+    etag = world.admin.get(account, If_None_Match="null")["@odata.etag"]
+    assert world.admin.send("GET", account, None, 304, If_None_Match=etag).content == b""
+    world.admin.patch(account, {"name": "B"})
+    world.admin.get(account, If_None_Match=etag)
 
 
 def test_lookups_are_bound_by_navigation_property(world: World) -> None:
@@ -119,19 +90,19 @@ def test_lookups_are_bound_by_navigation_property(world: World) -> None:
     assert row["_customerid_value@Microsoft.Dynamics.CRM.lookuplogicalname"] == "contact"
     absolute = f"{world.admin.root}accounts({world.demo.accounts[0]})"
     path = f"opportunities({opportunity})"
-    assert world.admin.call("PATCH", path, {"customerid_account@odata.bind": absolute}).status_code == 204
+    world.admin.patch(path, {"customerid_account@odata.bind": absolute})
     assert world.admin.get(path)["_customerid_value"] == world.demo.accounts[0]
-    assert world.admin.call("PATCH", path, {"customerid_account@odata.bind": None}).status_code == 204
+    world.admin.patch(path, {"customerid_account@odata.bind": None})
     assert world.admin.get(path)["_customerid_value"] is None
 
 
 def test_references_set_and_clear_a_lookup(world: World) -> None:
-    path = f"opportunities({world.demo.opportunities[0]})"
+    reference = f"{world.path}/customerid_contact/$ref"
     body = {"@odata.id": f"{world.admin.root}contacts({world.demo.contacts[0]})"}
-    assert world.admin.call("PUT", f"{path}/customerid_contact/$ref", body).status_code == 204
-    assert world.admin.get(path)["_customerid_value"] == world.demo.contacts[0]
-    assert world.admin.call("DELETE", f"{path}/customerid_contact/$ref").status_code == 204
-    assert world.admin.get(path)["_customerid_value"] is None
+    world.admin.send("PUT", reference, body, 204)
+    assert world.admin.get(world.path)["_customerid_value"] == world.demo.contacts[0]
+    world.admin.delete(reference)
+    assert world.admin.get(world.path)["_customerid_value"] is None
 
 
 @pytest.mark.parametrize(
@@ -160,46 +131,40 @@ def test_a_body_that_does_not_fit_is_refused_and_nothing_is_made(
     world: World, body: dict[str, object], status: int, code: str
 ) -> None:
     before = len(world.app.database.commits)
-    refused = world.admin.post("opportunities", body, status)
-    assert refused.json()["error"]["code"] == code
+    assert world.admin.refused("POST", "opportunities", body, status)["code"] == code
     assert len(world.app.database.commits) == before
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000])
 def test_a_body_that_is_no_json_object_is_refused(world: World, body: bytes) -> None:
-    headers = {"Authorization": f"Bearer {world.admin.token}", "Content-Type": "application/json"}
-    refused = world.admin.session.post(world.admin.root + "accounts", data=body, headers=headers)
+    refused = world.admin.call("POST", "accounts", data=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "0x80048d19")
 
 
 def test_an_opportunity_with_invoices_cannot_be_deleted(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
-    world.admin.win(opportunity)
-    invoice = world.function.generate(opportunity)["invoiceid"]
-    assert world.admin.call("DELETE", f"opportunities({opportunity})").status_code == 400
-    assert world.admin.call("DELETE", f"invoices({invoice})").status_code == 204
+    world.admin.win(world.opportunity)
+    invoice = world.function.generate(world.opportunity)["invoiceid"]
+    world.admin.delete(world.path, 400)
+    world.admin.delete(f"invoices({invoice})")
     assert not world.admin.rows(f"invoicedetails?$filter=_invoiceid_value eq {invoice}")
-    assert world.admin.call("DELETE", f"opportunities({opportunity})").status_code == 204
-    assert not world.admin.rows(f"opportunityproducts?$filter=_opportunityid_value eq {opportunity}")
+    world.admin.delete(world.path)
+    assert not world.admin.rows(f"opportunityproducts?$filter=_opportunityid_value eq {world.opportunity}")
 
 
 def test_notes_go_with_their_opportunity_and_orders_stay(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
-    bind = f"/opportunities({opportunity})"
+    bind = f"/{world.path}"
     note = world.admin.create("annotations", {"subject": "n", "objectid_opportunity@odata.bind": bind})
     order = world.admin.create("salesorders", {"name": "o", "opportunityid@odata.bind": bind})
-    assert world.admin.call("DELETE", f"opportunities({opportunity})").status_code == 204
+    world.admin.delete(world.path)
     world.admin.get(f"annotations({note})", status=404)
     assert world.admin.get(f"salesorders({order})")["_opportunityid_value"] is None
 
 
 def test_the_log_shows_who_changed_what_in_which_request(world: World) -> None:
-    start = len(world.app.database.commits)
+    start, request_id = len(world.app.database.commits), str(uuid.UUID(int=7))
     account = world.admin.create("accounts", {"name": "A"})
-    world.admin.call(
-        "PATCH", f"accounts({account})", {"name": "B"}, {"x-ms-client-request-id": str(uuid.UUID(int=7))}
-    )
-    world.admin.call("DELETE", f"accounts({account})")
+    world.admin.patch(f"accounts({account})", {"name": "B"}, x_ms_client_request_id=request_id)
+    world.admin.delete(f"accounts({account})")
     commits = world.app.database.commits[start:]
     assert [(change.kind, change.id) for commit in commits for change in commit.changes] == [
         ("create", account),
@@ -208,11 +173,7 @@ def test_the_log_shows_who_changed_what_in_which_request(world: World) -> None:
     ]
     assert commits[1].changes[0].values["name"] == "B"
     request = world.app.requests[-2]
-    assert (request.method, request.status, request.client_request_id) == (
-        "PATCH",
-        204,
-        str(uuid.UUID(int=7)),
-    )
+    assert (request.method, request.status, request.client_request_id) == ("PATCH", 204, request_id)
     assert request.service_request_id == commits[1].request_id
     assert request.user_id == commits[1].user_id
     assert request.at == world.clock.now()

@@ -17,7 +17,7 @@ NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 
 def test_winning_closes_the_opportunity_with_an_activity(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     response = world.admin.win(opportunity, actualrevenue=12.5, actualend="2026-03-02")
     assert response.content == b""
     row = world.admin.get(
@@ -35,32 +35,32 @@ def test_winning_closes_the_opportunity_with_an_activity(world: World) -> None:
 
 
 def test_losing_closes_it_too(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     world.admin.close(opportunity, "Lose", 5, 204)
     row = world.admin.get(f"opportunities({opportunity})?$select=statecode,statuscode")
     assert (row["statecode"], row["statuscode"]) == (2, 5)
 
 
 def test_minus_one_is_the_default_reason(world: World) -> None:
-    world.admin.close(world.demo.opportunities[0], "Win", -1, 204)
-    assert world.admin.get(f"opportunities({world.demo.opportunities[0]})")["statuscode"] == 3
+    world.admin.close(world.opportunity, "Win", -1, 204)
+    assert world.admin.get(world.path)["statuscode"] == 3
 
 
 def test_a_closed_opportunity_is_not_closed_again_until_it_is_reopened(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     world.admin.win(opportunity)
     for how, reason in (("Win", 3), ("Lose", 4)):
         refused = world.admin.close(opportunity, how, reason, 400)
         assert refused.json()["error"]["message"] == "The opportunity is already closed."
     path = f"opportunities({opportunity})"
-    assert world.admin.call("PATCH", path, {"statecode": 0}).status_code == 204
+    world.admin.patch(path, {"statecode": 0})
     row = world.admin.get(path)
     assert (row["statecode"], row["statuscode"], row["actualclosedate"]) == (0, 1, None)
     world.admin.win(opportunity)
 
 
 def test_a_plain_update_does_not_close_it(world: World) -> None:
-    path = f"opportunities({world.demo.opportunities[0]})"
+    path = world.path
     for state, message in ((1, "WinOpportunity"), (2, "LoseOpportunity")):
         refused = world.admin.call("PATCH", path, {"statecode": state})
         assert refused.status_code == 400
@@ -83,7 +83,7 @@ def test_a_plain_update_does_not_close_it(world: World) -> None:
 def test_a_win_that_makes_no_sense_changes_nothing(
     world: World, body: dict[str, object], status: int
 ) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     filled = json.loads(json.dumps(body).replace("{0}", opportunity))
     world.admin.post("WinOpportunity", filled, status)
     assert world.admin.get(f"opportunities({opportunity})")["statecode"] == 0
@@ -110,7 +110,7 @@ def test_the_invoice_copies_customer_currency_terms_and_lines(world: World) -> N
 
 def test_the_column_set_chooses_by_logical_name(world: World) -> None:
     def generate(column_set: object, status: int = 200) -> dict[str, object]:
-        parameters = {"OpportunityId": world.demo.opportunities[0], "ColumnSet": column_set}
+        parameters = {"OpportunityId": world.opportunity, "ColumnSet": column_set}
         response = world.function.post("GenerateInvoiceFromOpportunity", parameters, status)
         return {name: value for name, value in response.json().items() if not name.startswith("@")}
 
@@ -124,10 +124,10 @@ def test_the_column_set_chooses_by_logical_name(world: World) -> None:
 
 
 def test_asked_twice_it_makes_two_invoices_with_numbers_in_sequence(world: World) -> None:
-    numbers = [world.function.generate(world.demo.opportunities[0])["invoicenumber"] for _ in range(3)]
+    numbers = [world.function.generate(world.opportunity)["invoicenumber"] for _ in range(3)]
     assert [number[:9] for number in numbers] == ["INV-01000", "INV-01001", "INV-01002"]
     assert all(len(number) == len("INV-01000-XXXXXX") for number in numbers)
-    assert len(world.admin.rows(f"opportunities({world.demo.opportunities[0]})/opportunity_invoices")) == 3
+    assert len(world.admin.rows(f"opportunities({world.opportunity})/opportunity_invoices")) == 3
 
 
 @pytest.mark.parametrize(("number", "precision"), [(0, 2), (1, 2), (2, 0), (3, 3)])
@@ -151,7 +151,7 @@ def test_totals_are_nothing_until_the_invoice_is_retrieved_by_its_id(
 
 def test_a_retrieve_within_a_batch_calculates_too(world: World) -> None:
     client = world.function
-    invoice = client.generate(world.demo.opportunities[0])["invoiceid"]
+    invoice = client.generate(world.opportunity)["invoiceid"]
     (part,) = client.responses(
         client.batch(client.operation("GET", f"invoices({invoice})?$select=totalamount"))
     )
@@ -161,7 +161,7 @@ def test_a_retrieve_within_a_batch_calculates_too(world: World) -> None:
 
 
 def test_discount_freight_and_tax_count(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     with world.app.session() as session:
         for line in session.transaction.rows(
             TABLES["opportunityproduct"], "opportunityid = ?", (opportunity,)
@@ -192,7 +192,7 @@ def test_discount_freight_and_tax_count(world: World) -> None:
 
 
 def test_no_price_list_no_invoice(world: World) -> None:
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     world.admin.call("PATCH", f"opportunities({opportunity})", {"pricelevelid@odata.bind": None})
     assert world.function.generate(opportunity, 400)["error"]["code"] == "0x80100010"
     assert not world.admin.rows(f"opportunities({opportunity})/opportunity_invoices")
@@ -216,4 +216,4 @@ def test_without_an_opportunity_there_is_no_invoice(
 
 def test_an_open_opportunity_is_invoiced_all_the_same(world: World) -> None:
     """The behaviour of Dataverse is undocumented, so a caller must not rely on a refusal."""
-    assert world.function.generate(world.demo.opportunities[0])["invoiceid"]
+    assert world.function.generate(world.opportunity)["invoiceid"]

@@ -115,8 +115,8 @@ def test_reads_and_notes_need_their_privileges(
     world: World, missing: str, path: str, body: dict[str, object] | None
 ) -> None:
     client = world.new_client([name for name in seed.INVOICING_PRIVILEGES if name != missing])
-    bind = {"objectid_opportunity@odata.bind": f"/opportunities({world.demo.opportunities[0]})"}
-    path = path.replace("{0}", world.demo.opportunities[0])
+    bind = {"objectid_opportunity@odata.bind": f"/opportunities({world.opportunity})"}
+    path = path.replace("{0}", world.opportunity)
     response = client.call("GET" if body is None else "POST", path, None if body is None else bind)
     assert response.status_code == 403
     assert response.json()["error"]["code"] == "0x80040220"
@@ -124,10 +124,10 @@ def test_reads_and_notes_need_their_privileges(
 
 
 def test_the_function_may_not_do_what_its_role_does_not_say(world: World) -> None:
-    path = f"opportunities({world.demo.opportunities[0]})"
+    path = world.path
     for method in ("PATCH", "DELETE"):
         assert world.function.call(method, path, {"name": "mine"}).status_code == 403
-    world.function.win(world.demo.opportunities[0], 403)
+    world.function.win(world.opportunity, 403)
     world.function.post("roles", {"name": "mine"}, 403)
 
 
@@ -136,11 +136,9 @@ def test_the_function_may_not_do_what_its_role_does_not_say(world: World) -> Non
 )
 def test_winning_needs_the_opportunity_and_the_activity(world: World, missing: str) -> None:
     needed = ["prvWriteOpportunity", "prvCreateActivity", "prvAppendActivity", "prvAppendToOpportunity"]
-    refused = world.new_client([name for name in needed if name != missing]).win(
-        world.demo.opportunities[0], 403
-    )
+    refused = world.new_client([name for name in needed if name != missing]).win(world.opportunity, 403)
     assert missing in refused.json()["error"]["message"]
-    world.new_client(needed).win(world.demo.opportunities[0])
+    world.new_client(needed).win(world.opportunity)
 
 
 def make_unit(world: World, name: str, parent: str) -> str:
@@ -187,7 +185,7 @@ def test_rows_outside_of_the_depth_are_missing_without_an_error(world: World) ->
 
 def test_another_ones_invoice_is_invisible_to_a_lesser_depth(world: World) -> None:
     """The reason for organization depth: "no invoice" would be wrong."""
-    opportunity = world.demo.opportunities[0]
+    opportunity = world.opportunity
     invoice = world.function.generate(opportunity)["invoiceid"]
     lesser = world.new_client(dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.BASIC))
     path = f"invoices?$select=invoiceid&$count=true&$filter=_opportunityid_value eq {opportunity}"
@@ -202,10 +200,10 @@ def test_a_reassigned_invoice_is_invisible_to_its_maker(world: World) -> None:
     client = world.new_client(
         dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvReadInvoice": Depth.BASIC}
     )
-    invoice = client.generate(world.demo.opportunities[0])["invoiceid"]
+    invoice = client.generate(world.opportunity)["invoiceid"]
     assert client.rows("invoices")
     owner = {"ownerid@odata.bind": f"/systemusers({world.demo.sellers[0]})"}
-    assert world.admin.call("PATCH", f"invoices({invoice})", owner).status_code == 204
+    world.admin.patch(f"invoices({invoice})", owner)
     assert not client.rows("invoices")
 
 
@@ -230,7 +228,7 @@ def test_a_row_moves_to_its_new_owners_business_unit(world: World) -> None:
         world.app, Identity.named("owner").client_id, business_unit=child, roles=[salesperson(world)]
     )
     reader = world.new_client({"prvReadOpportunity": Depth.LOCAL}, unit=child)
-    path = f"opportunities({world.demo.opportunities[0]})"
+    path = world.path
     reader.get(path, status=403)
     moved = world.admin.call("PATCH", path, {"ownerid@odata.bind": f"/systemusers({owner})"})
     assert moved.status_code == 204
@@ -239,7 +237,7 @@ def test_a_row_moves_to_its_new_owners_business_unit(world: World) -> None:
 
 def test_giving_a_row_away_needs_the_privilege_to_assign(world: World) -> None:
     names = ["prvReadOpportunity", "prvWriteOpportunity", "prvReadUser"]
-    path = f"opportunities({world.demo.opportunities[0]})"
+    path = world.path
     body = {"ownerid@odata.bind": f"/systemusers({world.demo.sellers[0]})"}
     refused = world.new_client(names).call("PATCH", path, body)
     assert refused.status_code == 403
@@ -255,7 +253,7 @@ def test_the_access_to_one_row_is_returned(world: World) -> None:
         )
         return set(response["AccessRights"].split(", "))
 
-    assert access(f"opportunities({world.demo.opportunities[0]})") == {"ReadAccess", "AppendToAccess"}
+    assert access(world.path) == {"ReadAccess", "AppendToAccess"}
     assert access(f"products({world.demo.accounts[0]})".replace("products", "accounts")) == {
         "ReadAccess",
         "AppendToAccess",
@@ -268,7 +266,7 @@ def test_ids_of_privileges_differ_between_environments_and_refusals_name_them(wo
     (privilege,) = world.admin.rows("privileges?$select=privilegeid,name&$filter=name eq 'prvDeleteInvoice'")
     other = base_data.base_image("00000000-0000-4000-8000-00000000000f")
     assert privilege["privilegeid"].encode() not in other
-    invoice = world.function.generate(world.demo.opportunities[0])["invoiceid"]
+    invoice = world.function.generate(world.opportunity)["invoiceid"]
     refused = world.function.call("DELETE", f"invoices({invoice})")
     assert privilege["privilegeid"] in refused.text
 

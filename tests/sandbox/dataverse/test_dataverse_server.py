@@ -5,110 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import ssl
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
-import trustme
 from azure.core.credentials import AccessToken
 
-from sandbox.clock import SystemClock
-from sandbox.dataverse import (
-    DataverseApp,
-    DataverseServer,
-    DuplicateResponse,
-    ResponseLost,
-    WsgiAdapter,
-    seed,
-)
+from sandbox.certificates import CertificateAuthority
+from sandbox.dataverse import DataverseServer, DuplicateResponse, WsgiAdapter
 from sandbox.dataverse.schema import TABLES
-from sandbox.identity import Identity, TokenAuthority
+from sandbox.identity import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from PowerPlatform.Dataverse.client import DataverseClient
 
-    from sandbox.dataverse.seed import DemoOrganization
+    from tests.sandbox.dataverse.conftest import Client, World
 
 KEY = "11111111-2222-4333-8444-555555555555"
-
-
-class Faults:
-    """A middleware that breaks a connection off before or after the application is called."""
-
-    def __init__(self) -> None:
-        self.lose_before = self.lose_after = 0
-
-    def __call__(self, app: WSGIApplication) -> WSGIApplication:
-        def faulty(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            if self.lose_before:
-                self.lose_before -= 1
-                raise ResponseLost
-            response = app(environ, start_response)
-            if self.lose_after:
-                self.lose_after -= 1
-                raise ResponseLost
-            return response
-
-        return faulty
-
-
-@dataclass
-class Served:
-    """A served organization, its trust, and an administrator's and the function's tokens."""
-
-    app: DataverseApp
-    server: DataverseServer
-    demo: DemoOrganization
-    faults: Faults
-    bundle: str
-    admin: str
-    function: str
-
-    def session(self, token: str) -> requests.Session:
-        session = requests.Session()
-        session.trust_env = False
-        session.verify = self.bundle
-        session.headers["Authorization"] = f"Bearer {token}"
-        return session
-
-    @property
-    def root(self) -> str:
-        return f"{self.server.url}/api/data/v9.2/"
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    authority, clock = TokenAuthority(), SystemClock()
-    ca = trustme.CA()
-    bundle = tmp_path / "ca.pem"
-    ca.cert_pem.write_to_path(str(bundle))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ca.issue_cert("127.0.0.1").configure_cert(context)
-    app, faults = DataverseApp(authority.verify, clock=clock, directory=tmp_path), Faults()
-    demo = seed.demo_organization(app, 20)
-    admin, function = Identity.named("administrator"), Identity.named("function")
-    seed.add_administrator(app, admin.client_id)
-    seed.add_application_user(app, function.client_id, roles=[seed.add_role(app)])
-    with DataverseServer(app, context, middleware=faults) as server:
-        yield Served(
-            app,
-            server,
-            demo,
-            faults,
-            str(bundle),
-            authority.issue(admin, server.url),
-            authority.issue(function, server.url),
-        )
-    app.close()
 
 
 class Credential:
@@ -123,15 +42,15 @@ class Credential:
 
 
 @pytest.fixture
-def sdk(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataverseClient]:
+def sdk(https_world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataverseClient]:
     """Microsoft's Python SDK; it trusts what REQUESTS_CA_BUNDLE names."""
     # It imports pandas: more than a second, which only the process that runs these tests has to spend.
     from PowerPlatform.Dataverse.client import DataverseClient  # noqa: PLC0415
     from PowerPlatform.Dataverse.core.config import DataverseConfig  # noqa: PLC0415
 
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", served.bundle)
-    config = DataverseConfig(http_retries=1)
-    with DataverseClient(served.server.url, Credential(served.admin), config) as client:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", https_world.bundle or "")
+    url, credential = https_world.app.organization.url, Credential(https_world.admin.token)
+    with DataverseClient(url, credential, DataverseConfig(http_retries=1)) as client:
         yield client
 
 
@@ -163,11 +82,11 @@ def test_the_official_sdk_expands_orders_and_pages(sdk: DataverseClient) -> None
             select=["name"],
             expand=["transactioncurrencyid"],
             orderby=["name desc"],
-            page_size=7,
+            page_size=3,
             include_annotations="*",
         )
     )
-    assert [len(page) for page in pages] == [7, 7, 6]
+    assert [len(page) for page in pages] == [3, 3, 2]
     first: Any = next(iter(pages[0]))
     assert first["transactioncurrencyid"]["isocurrencycode"]
 
@@ -178,7 +97,9 @@ def test_the_official_sdk_writes_labels_of_choices(sdk: DataverseClient) -> None
     assert value(sdk, "serviceendpoint", endpoint, "contract") == 5
 
 
-def test_a_change_set_of_the_official_sdk_is_one_transaction(sdk: DataverseClient, served: Served) -> None:
+def test_a_change_set_of_the_official_sdk_is_one_transaction(
+    sdk: DataverseClient, https_world: World
+) -> None:
     batch = sdk.batch.new()
     with batch.changeset() as changes:
         contact = changes.records.create("contact", {"lastname": "Ito"})
@@ -189,7 +110,7 @@ def test_a_change_set_of_the_official_sdk_is_one_transaction(sdk: DataverseClien
     assert [response.status_code for response in result.responses] == [204, 204, 204, 200]
     assert result.responses[-1].data
     assert len(result.responses[-1].data["value"]) == 1
-    before = len(served.app.database.commits)
+    before = len(https_world.app.database.commits)
     batch = sdk.batch.new()
     with batch.changeset() as changes:
         changes.records.create("account", {"name": "undone"})
@@ -200,145 +121,121 @@ def test_a_change_set_of_the_official_sdk_is_one_transaction(sdk: DataverseClien
     assert [(response.status_code, response.error_code) for response in result.responses] == [
         (404, "0x80040217")
     ]
-    assert len(served.app.database.commits) == before
+    assert len(https_world.app.database.commits) == before
 
 
-def claim_and_call(opportunity: str) -> bytes:
+def claim_and_call(client: Client, opportunity: str) -> str:
     note = {"annotationid": KEY, "objectid_opportunity@odata.bind": f"/opportunities({opportunity})"}
     call = {"OpportunityId": opportunity, "ColumnSet": {"AllColumns": False, "Columns": []}}
-    head = "Content-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
-    lines = ["--b\r\nContent-Type: multipart/mixed; boundary=c\r\n"]
-    for number, (path, body) in enumerate((("annotations", note), ("GenerateInvoiceFromOpportunity", call))):
-        lines.append(
-            f"--c\r\n{head}Content-ID: {number}\r\n\r\nPOST {path} HTTP/1.1\r\n"
-            f"Content-Type: application/json\r\n\r\n{json.dumps(body)}"
-        )
-    lines.append("--c--\r\n--b--\r\n")
-    return "\r\n".join(lines).encode()
+    return client.change_set(
+        client.operation("POST", "annotations", json.dumps(note)),
+        client.operation("POST", "GenerateInvoiceFromOpportunity", json.dumps(call)),
+    )
 
 
 @pytest.mark.parametrize("response", [DuplicateResponse.DUPLICATE_412, DuplicateResponse.DEADLOCK_500])
-def test_of_many_simultaneous_claims_one_commits(served: Served, response: DuplicateResponse) -> None:
-    served.app.organization.duplicate_response = response
-    opportunity, start = served.demo.opportunities[0], threading.Barrier(16)
+def test_of_many_simultaneous_claims_one_commits(https_world: World, response: DuplicateResponse) -> None:
+    https_world.app.organization.duplicate_response = response
+    start = threading.Barrier(16)
 
-    def attempt(_: int) -> str:
-        session = served.session(served.function)
-        headers = {"Content-Type": "multipart/mixed; boundary=b", "Prefer": "odata.continue-on-error"}
-        session.get(served.root + "WhoAmI", timeout=20)
+    def attempt(_: int) -> int:
+        client = https_world.function.again()
+        client.get("WhoAmI")
         start.wait(timeout=20)
-        response = session.post(
-            served.root + "$batch", data=claim_and_call(opportunity), headers=headers, timeout=20
-        )
-        session.close()
-        return response.text
+        (change_set,) = client.responses(client.batch(claim_and_call(client, https_world.opportunity)))
+        client.session.close()
+        return change_set.nested[0].status
 
     with ThreadPoolExecutor(16) as threads:
-        texts = list(threads.map(attempt, range(16)))
-    assert sum("HTTP/1.1 204" in text for text in texts) == 1
-    assert sum(f"HTTP/1.1 {response.value.split()[0]}" in text for text in texts) == 15
-    made = [
-        change
-        for commit in served.app.database.commits
-        for change in commit.changes
-        if change.table == "invoice" and change.kind == "create"
-    ]
-    assert len(made) == 1
+        statuses = sorted(threads.map(attempt, range(16)))
+    assert statuses == [204] + [int(response.value.split()[0])] * 15
+    changes = [change for commit in https_world.app.database.commits for change in commit.changes]
+    assert len([change for change in changes if (change.table, change.kind) == ("invoice", "create")]) == 1
 
 
-def test_52_threads_read_and_write_at_once_without_a_loss(served: Served) -> None:
-    def work(number: int) -> list[int]:
-        session = served.session(served.admin)
-        statuses = []
+def test_52_threads_read_and_write_at_once_without_a_loss(https_world: World) -> None:
+    def work(number: int) -> None:
+        client = https_world.admin.again()
         for turn in range(3):
-            body = {"name": f"{number}/{turn}"}
-            statuses.append(session.post(served.root + "accounts", json=body, timeout=60).status_code)
-            statuses.append(session.get(served.root + "accounts?$top=1", timeout=60).status_code)
-        session.close()
-        return statuses
+            client.create("accounts", {"name": f"{number}/{turn}"})
+            client.rows("accounts?$top=1")
+        client.session.close()
 
     with ThreadPoolExecutor(52) as threads:
-        assert list(threads.map(work, range(52))) == [[204, 200] * 3] * 52
-    rows = served.session(served.admin).get(served.root + "accounts?$filter=contains(name,'/')", timeout=20)
-    assert len(rows.json()["value"]) == 52 * 3
+        list(threads.map(work, range(52)))
+    assert len(https_world.admin.rows("accounts?$filter=contains(name,'/')")) == 52 * 3
 
 
-def test_readers_see_what_is_committed_while_a_writer_is_at_work(served: Served) -> None:
-    session = served.session(served.admin)
-    path = f"{served.root}opportunities({served.demo.opportunities[0]})?$select=name"
-    before = session.get(path, timeout=10).json()["name"]
-    with served.app.session() as writer:
-        writer.transaction.update(TABLES["opportunity"], served.demo.opportunities[0], {"name": "under way"})
-        assert session.get(path, timeout=10).json()["name"] == before
-    assert session.get(path, timeout=10).json()["name"] == "under way"
-    session.close()
+def test_readers_see_what_is_committed_while_a_writer_is_at_work(https_world: World) -> None:
+    client, path = https_world.admin, https_world.path
+    before = client.get(path)["name"]
+    with https_world.app.session() as writer:
+        writer.transaction.update(TABLES["opportunity"], https_world.opportunity, {"name": "under way"})
+        assert client.get(path)["name"] == before
+    assert client.get(path)["name"] == "under way"
 
 
-def test_connections_are_kept_alive(served: Served) -> None:
-    with served.session(served.admin) as session:
-        peers = set()
-        for _ in range(3):
-            response = session.get(served.root + "WhoAmI", timeout=10, stream=True)
-            connection: Any = response.raw.connection
-            peers.add(connection.sock.getsockname())
-            assert response.json()["UserId"]
+def test_connections_are_kept_alive(https_world: World) -> None:
+    client, peers = https_world.admin, set()
+    for _ in range(3):
+        headers = {"Authorization": f"Bearer {client.token}"}
+        response = client.session.get(f"{client.root}WhoAmI", headers=headers, stream=True)
+        connection: Any = response.raw.connection
+        peers.add(connection.sock.getsockname())
+        assert response.json()["UserId"]
     assert len(peers) == 1
 
 
-def test_a_response_lost_after_the_commit_breaks_the_connection(served: Served) -> None:
-    session = served.session(served.admin)
-    served.faults.lose_before = 1
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_response_lost_after_the_commit_breaks_the_connection(https_world: World, in_process: bool) -> None:  # noqa: FBT001
+    """Over a socket and through the adapter in the same way."""
+    client, faults = https_world.admin, https_world.faults
+    if in_process:
+        client.session.mount(https_world.app.organization.url, WsgiAdapter(faults(https_world.app)))
+    faults.lose_before = True
     with pytest.raises(requests.ConnectionError):
-        session.post(served.root + "accounts", json={"name": "before"}, timeout=10)
-    served.faults.lose_after = 1
+        client.create("accounts", {"name": "before"})
+    faults.lose_after = True
     with pytest.raises(requests.ConnectionError):
-        session.post(served.root + "accounts", json={"name": "after"}, timeout=10)
-    rows = session.get(
-        served.root + "accounts?$filter=name eq 'before' or name eq 'after'", timeout=10
-    ).json()
-    assert [row["name"] for row in rows["value"]] == ["after"]
-    session.close()
+        client.create("accounts", {"name": "after"})
+    rows = client.rows("accounts?$filter=name eq 'before' or name eq 'after'")
+    assert [row["name"] for row in rows] == ["after"]
 
 
-def test_the_adapter_loses_responses_in_the_same_way(served: Served) -> None:
-    with served.session(served.admin) as session:
-        session.mount(served.server.url, WsgiAdapter(served.faults(served.app)))
-        served.faults.lose_after = 1
-        with pytest.raises(requests.ConnectionError):
-            session.post(served.root + "accounts", json={"name": "after"})
-        rows = session.get(served.root + "accounts?$filter=name eq 'after'").json()["value"]
-        assert len(rows) == 1
+def address(world: World) -> tuple[str, int]:
+    host, port = world.app.organization.url.removeprefix("https://").split(":")
+    return host, int(port)
 
 
-def test_a_client_that_says_nothing_does_not_keep_others_waiting(served: Served) -> None:
-    host, port = served.server.url.removeprefix("https://").split(":")
-    silent = [socket.create_connection((host, int(port)), timeout=5) for _ in range(3)]
-    with served.session(served.admin) as session:
-        assert session.get(served.root + "WhoAmI", timeout=5).status_code == 200
+def test_a_client_that_says_nothing_does_not_keep_others_waiting(https_world: World) -> None:
+    silent = [socket.create_connection(address(https_world), timeout=5) for _ in range(3)]
+    assert https_world.admin.again().get("WhoAmI")
     for connection in silent:
         connection.close()
 
 
-def test_plain_http_and_clients_without_its_authority_get_no_response(served: Served) -> None:
+def test_plain_http_and_clients_without_its_authority_get_no_response(https_world: World) -> None:
+    url = https_world.app.organization.url
     with pytest.raises(requests.ConnectionError):
-        requests.get(served.root.replace("https", "http"), timeout=5)
+        requests.get(url.replace("https", "http"), timeout=5)
     with pytest.raises(requests.exceptions.SSLError):
-        requests.get(served.root, timeout=5)
+        requests.get(url, timeout=5)
 
 
-def test_stopping_leaves_no_thread_and_no_port(served: Served) -> None:
-    url = served.server.url
-    served.server.stop()
+def test_stopping_leaves_no_thread_and_no_port(world: World, tmp_path: Path) -> None:
+    context = CertificateAuthority(tmp_path).server_context("127.0.0.1")
+    with DataverseServer(world.app, context):
+        socket.create_connection(address(world), timeout=5).close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataverse")]
-    host, port = url.removeprefix("https://").split(":")
-    with socket.socket() as probe:
-        assert probe.connect_ex((host, int(port))) != 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address(world), timeout=5)
 
 
-def test_tokens_and_bodies_are_not_logged(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokens_and_bodies_are_not_logged(https_world: World, caplog: pytest.LogCaptureFixture) -> None:
     secret = str(uuid.uuid4())
-    with caplog.at_level(logging.DEBUG, logger="sandbox"), served.session("not-a-token-" + secret) as session:
-        response = session.post(served.root + "accounts", json={"name": secret}, timeout=10)
-    assert response.status_code == 401
+    client = https_world.client(Identity.named("x"))
+    client.token = f"not-a-token-{secret}"
+    with caplog.at_level(logging.DEBUG, logger="sandbox"):
+        assert client.call("POST", "accounts", {"name": secret}).status_code == 401
     assert caplog.text
     assert secret not in caplog.text
