@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 from azure.servicebus import ServiceBusClient, TransportType
@@ -22,9 +22,9 @@ from shared.service_bus import _OLD_LINK_SECONDS, AmqpSender, NotSent, Outgoing
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from tests.unit.conftest import Certificates
+    from tests.unit.conftest import Certificates, TlsServer
 
 BOUND = 20.0
 SOON = 0.6
@@ -57,65 +57,39 @@ class Peer:
     else not at all. `silent`: how many connections, counted from the first, pass nothing more from now on.
     """
 
-    def __init__(self, broker: ServiceBusServer, context: ssl.SSLContext) -> None:
-        self._broker = broker
+    def __init__(self, server: TlsServer, context: ssl.SSLContext, broker: ServiceBusServer) -> None:
+        self._server = server
         self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self._released = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._open: list[socket.socket] = []
+        self._broker = broker
         self.frames: int | None = None
         self.trickles = False
-        self.connections = 0
         self.silent = 0
         self.passed = 0
-        self._start(self._accept)
+        server.serve = self._serve
 
     @property
     def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
+        return self._server.port
 
-    def stop(self) -> None:
-        self._released.set()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._open:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(BOUND)
+    @property
+    def connections(self) -> int:
+        return self._server.connections
 
-    def _start(self, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.connections += 1
-                self._start(self._serve, connection, self.connections)
-
-    def _serve(self, plain: socket.socket, connection: int) -> None:
-        frames = self.frames
-        self._open.append(plain)
-        with suppress(OSError, ValueError), plain:
-            if frames == -1:
-                if self.trickles:
-                    # The header of a long handshake record, and then its bytes one by one.
-                    self._trickle(plain, b"\x16\x03\x03\x3f\xff" + bytes(16383))
-                self._released.wait(BOUND)
-                return
-            with (
-                self._context.wrap_socket(plain, server_side=True) as client,
-                socket.create_connection(("127.0.0.1", self._broker.port)) as broker,
-            ):
-                self._open.extend((client, broker))
-                self._start(self._pump, client, broker)
-                self._pass_frames(broker, client, frames, connection)
+    def _serve(self, plain: socket.socket) -> None:
+        frames, connection = self.frames, self.connections
+        if frames == -1:
+            if self.trickles:
+                # The header of a long handshake record, and then its bytes one by one.
+                self._server.dribble(plain, b"\x16\x03\x03\x3f\xff" + bytes(16383))
+            self._server.wait()
+            return
+        with (
+            self._context.wrap_socket(plain, server_side=True) as client,
+            socket.create_connection(("127.0.0.1", self._broker.port)) as broker,
+            broker.makefile("rb") as stream,
+        ):
+            threading.Thread(target=self._pump, args=(client, broker), daemon=True).start()
+            self._pass_frames(stream, client, frames, connection)
 
     def _pump(self, client: socket.socket, broker: socket.socket) -> None:
         with suppress(OSError):
@@ -125,45 +99,29 @@ class Peer:
             broker.shutdown(socket.SHUT_RDWR)
 
     def _pass_frames(
-        self, broker: socket.socket, client: socket.socket, frames: int | None, connection: int
+        self, stream: BinaryIO, client: socket.socket, frames: int | None, connection: int
     ) -> None:
         number = 0
-        while (frame := _frame(broker)) is not None:
+        while frame := _frame(stream):
             if connection <= self.silent:
                 continue
             if frames is not None and number >= frames:
                 if self.trickles:
-                    self._trickle(client, frame)
+                    self._server.dribble(client, frame)
                     continue
-                self._released.wait(BOUND)
+                self._server.wait()
                 return
             client.sendall(frame)
             number += 1
             self.passed = max(self.passed, number)
 
-    def _trickle(self, client: socket.socket, data: bytes) -> None:
-        for number in range(len(data)):
-            client.sendall(data[number : number + 1])
-            if self._released.wait(0.02):
-                return
 
-
-def _frame(broker: socket.socket) -> bytes | None:
-    head = _exactly(broker, 8)
-    if head is None or head.startswith(b"AMQP"):
+def _frame(stream: BinaryIO) -> bytes:
+    """Return a frame, or the header of a protocol; nothing after the end of the connection."""
+    head = stream.read(8)
+    if not head or head.startswith(b"AMQP"):
         return head
-    rest = _exactly(broker, struct.unpack(">I", head[:4])[0] - 8)
-    return None if rest is None else head + rest
-
-
-def _exactly(broker: socket.socket, count: int) -> bytes | None:
-    data = b""
-    while len(data) < count:
-        received = broker.recv(count - len(data))
-        if not received:
-            return None
-        data += received
-    return data
+    return head + stream.read(struct.unpack(">I", head[:4])[0] - 8)
 
 
 @pytest.fixture
@@ -172,11 +130,10 @@ def broker() -> Broker:
 
 
 @pytest.fixture
-def peer(broker: Broker, certificates: Certificates) -> Iterator[Peer]:
+def peer(broker: Broker, plain_server: TlsServer, certificates: Certificates) -> Iterator[Peer]:
+    # The end of the broker's server ends what passes frames on.
     with ServiceBusServer(broker) as server:
-        peer = Peer(server, certificates.server)
-        yield peer
-        peer.stop()
+        yield Peer(plain_server, certificates.server, server)
 
 
 @pytest.fixture
@@ -200,18 +157,12 @@ def within(seconds: float) -> Deadline:
     return Deadline.after(SystemClock(), seconds)
 
 
-def our_threads() -> list[str]:
-    return [
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name in ("service bus connection", "service bus closing")
-    ]
-
-
 def none_left() -> None:
+    """Wait until no thread of a sender is left."""
+    ours = {"service bus connection", "service bus closing"}
     end = time.monotonic() + BOUND
-    while our_threads():
-        assert time.monotonic() < end, our_threads()
+    while left := ours & {thread.name for thread in threading.enumerate()}:
+        assert time.monotonic() < end, left
         time.sleep(0.01)
 
 
@@ -246,17 +197,11 @@ def test_a_link_that_falls_silent_after_a_good_send_is_waited_for_once_and_then_
     sender.send("won", Outgoing(b"", "first"), within(BOUND))
     peer.silent = peer.connections
     started = time.monotonic()
+    ids = [f"m-{number}" for number in range(16)]
     with ThreadPoolExecutor(16) as pool:
-        list(
-            pool.map(
-                lambda number: sender.send("won", Outgoing(b"", f"m-{number}"), within(BOUND)), range(16)
-            )
-        )
+        list(pool.map(lambda each: sender.send("won", Outgoing(b"", each), within(BOUND)), ids))
     assert time.monotonic() - started < _OLD_LINK_SECONDS + SLACK
-    assert {message.message.message_id for message in broker.peek("won", 0, 99)} == {
-        "first",
-        *(f"m-{number}" for number in range(16)),
-    }
+    assert {message.message.message_id for message in broker.peek("won", 0, 99)} == {"first", *ids}
 
 
 @pytest.mark.parametrize(
