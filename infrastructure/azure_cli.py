@@ -9,13 +9,15 @@ import json
 import subprocess
 from typing import Any
 
+import click
+
 SECONDS = 60
 # A person names the deployment of main.bicep "invoicing"; the pipeline adds a hyphen and the id of its run.
 DEPLOYMENT = "invoicing"
 
 
-class AzureCommandFailed(Exception):
-    """The Azure CLI did not give a usable response; the text is its own message."""
+class AzureCommandFailed(click.ClickException):
+    """The Azure CLI did not give a usable response; the text is its own message, with which a command ends."""
 
 
 def one_line(text: str) -> str:

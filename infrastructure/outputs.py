@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from infrastructure.azure_cli import AzureCommandFailed, outputs_of
+from infrastructure.azure_cli import outputs_of
 
 
 @click.command()
@@ -16,10 +16,7 @@ from infrastructure.azure_cli import AzureCommandFailed, outputs_of
 @click.argument("name", required=False)
 def main(resource_group: str, deployment: str | None, name: str | None) -> None:
     """Print the outputs of a deployment of main.bicep, or one of them."""
-    try:
-        outputs = outputs_of(resource_group, deployment)
-    except AzureCommandFailed as error:
-        raise click.ClickException(str(error)) from error
+    outputs = outputs_of(resource_group, deployment)
     if name is None:
         for each, value in outputs.items():
             click.echo(f"{each}={value}")

@@ -74,7 +74,7 @@ EARLIEST = 315532800
 ENTRY_BYTES = 30 + 46
 
 
-class PackageNotBuilt(Exception):
+class PackageNotBuilt(click.ClickException):
     """The package could not be built; the text says why, for people."""
 
 
@@ -393,13 +393,7 @@ def _files(folder: Path) -> list[Path]:
 def main(project: Path, output: Path, python: str, timestamp: int, telemetry: str | None) -> None:
     """Build the package that is deployed to Azure, and print its properties."""
     contents = TELEMETRY[telemetry] if telemetry else BARE
-    try:
-        package = build(project, output, python, contents=contents, timestamp=timestamp)
-        if telemetry:
-            with tempfile.TemporaryDirectory(prefix="package-") as folder:
-                without = build(project, Path(folder) / output.name, python)
-    except PackageNotBuilt as error:
-        raise click.ClickException(str(error)) from error
+    package = build(project, output, python, contents=contents, timestamp=timestamp)
     click.echo(package.path)
     click.echo(f"  for        Python {python} on Linux x86-64")
     click.echo(f"  size       {_megabytes(package.size)} ({package.size:,} bytes, {package.files:,} files)")
@@ -410,6 +404,8 @@ def main(project: Path, output: Path, python: str, timestamp: int, telemetry: st
     else:
         click.echo(f"  bytecode   none: there is no Python {python} for Linux x86-64 here to compile with")
     if telemetry:
+        with tempfile.TemporaryDirectory(prefix="package-") as folder:
+            without = build(project, Path(folder) / output.name, python)
         click.echo(f"  telemetry  {(package.size - without.size) / 1e6:.2f} MB of it")
     click.echo(f"  version    {package.version}")
     click.echo(f"  SHA-256    {package.sha256}")

@@ -28,7 +28,7 @@ API_VERSION = "2025-03-01"
 PAUSE_SECONDS = 15.0
 
 
-class NotVerified(Exception):
+class NotVerified(click.ClickException):
     """The new version was not listed in time; the text says what was listed last."""
 
 
@@ -106,11 +106,8 @@ def listing(resource_group: str, app: str) -> Mapping[str, Any]:
 )
 def main(resource_group: str, deployment: str | None, package: Path, seconds: float) -> None:
     """Wait until the deployed package is the one that Azure lists."""
-    try:
-        version, app = version_of(package), function_app_of(resource_group, deployment)
-        wait_for(version, lambda: listing(resource_group, app), seconds=seconds)
-    except (AzureCommandFailed, NotVerified) as error:
-        raise click.ClickException(str(error)) from error
+    version, app = version_of(package), function_app_of(resource_group, deployment)
+    wait_for(version, lambda: listing(resource_group, app), seconds=seconds)
 
 
 if __name__ == "__main__":

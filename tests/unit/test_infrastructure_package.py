@@ -10,7 +10,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -30,6 +30,8 @@ from infrastructure.package import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from click.testing import Result
+
 SITE_PACKAGES = ".python_packages/lib/site-packages/"
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHON = "3.12" if THIS_PYTHON != "3.12" else "3.13"
@@ -37,24 +39,46 @@ OTHER_PYTHON = "3.12" if THIS_PYTHON != "3.12" else "3.13"
 
 def locked(*names: str) -> str:
     """Return the project's lock file, reduced to some packages."""
-    whole = (PROJECT / "requirements.txt").read_text(encoding="utf-8").replace("\\\n", "\\\\")
-    return (
-        "\n".join(line.replace("\\\\", "\\\n") for line in whole.split("\n") if line.startswith(names)) + "\n"
-    )
+    whole = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    # Hashes stand on lines of their own, after a backslash.
+    pins = re.findall(r"^([\w-]+)(==.*?[^\\]\n)", whole, re.MULTILINE | re.DOTALL)
+    return "".join(name + pin for name, pin in pins if name in names)
 
 
-def project(folder: Path, requirements: str) -> Path:
-    """Lay out a project with a function of two lines."""
-    (folder / "GenerateInvoiceFunction").mkdir(parents=True)
-    (folder / "shared").mkdir()
-    (folder / "host.json").write_text("{}", encoding="utf-8")
-    (folder / "GenerateInvoiceFunction/function.json").write_text('{"bindings": []}', encoding="utf-8")
-    (folder / "GenerateInvoiceFunction/__init__.py").write_text(
-        "import shared\ndef main(message): ...", encoding="utf-8"
-    )
-    (folder / "shared/__init__.py").write_text("", encoding="utf-8")
-    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
-    return folder
+class Project:
+    """A project with a function of two lines and idna as its only dependency, unless something else is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "project"
+        self.output = folder / "function.zip"
+        self.write("host.json", "{}")
+        self.write("GenerateInvoiceFunction/function.json", '{"bindings": []}')
+        self.write("GenerateInvoiceFunction/__init__.py", "import shared\ndef main(message): ...")
+        self.write("shared/__init__.py", "")
+        self.write("requirements.txt", locked("idna"))
+
+    def write(self, file: str, text: str) -> None:
+        path = self.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def build(
+        self,
+        python: str = THIS_PYTHON,
+        output: Path | None = None,
+        **options: Any,  # noqa: ANN401 - those of build
+    ) -> Package:
+        return build(self.root, output or self.output, python, **options)
+
+    def run(self, *more: str) -> Result:
+        """Run the command."""
+        arguments = ["--project", str(self.root), "--output", str(self.output), *more]
+        return CliRunner().invoke(package.main, arguments)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
 
 
 def names(built: Package) -> list[str]:
@@ -129,7 +153,7 @@ def test_what_is_never_imported_is_left_out(built: Package) -> None:
     ] == []
 
 
-def test_what_is_left_out_may_be_in_a_folder_of_the_same_name(tmp_path: Path) -> None:
+def test_what_is_left_out_may_be_in_a_folder_of_the_same_name(tmp_path: Path, project: Project) -> None:
     wheel = tmp_path / "nested-1.0-py3-none-any.whl"
     described = "nested-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -141,9 +165,9 @@ def test_what_is_left_out_may_be_in_a_folder_of_the_same_name(tmp_path: Path) ->
         )
         archive.writestr(f"{described}/RECORD", "")
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    root = project(tmp_path / "project", f"nested @ {wheel.as_uri()} --hash=sha256:{sha256}\n")
+    project.write("requirements.txt", f"nested @ {wheel.as_uri()} --hash=sha256:{sha256}\n")
 
-    nested = build(root, tmp_path / "function.zip", PYTHON_VERSION, bytecode=False)
+    nested = project.build(PYTHON_VERSION, bytecode=False)
 
     assert [name for name in names(nested) if "/nested/" in name] == [f"{SITE_PACKAGES}nested/__init__.py"]
 
@@ -207,13 +231,13 @@ def bytecode(package: Package) -> set[str]:
     return {f"{path.parent.parent}/{path.name.split('.')[0]}" for path in paths}
 
 
-def test_what_the_function_imports_has_bytecode_and_nothing_else_has(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna", "certifi"))
-    (root / "GenerateInvoiceFunction/__init__.py").write_text("import shared.used", encoding="utf-8")
-    (root / "shared/used.py").write_text("import certifi", encoding="utf-8")
-    (root / "shared/unused.py").write_text("import idna", encoding="utf-8")
+def test_what_the_function_imports_has_bytecode_and_nothing_else_has(project: Project) -> None:
+    project.write("requirements.txt", locked("idna", "certifi"))
+    project.write("GenerateInvoiceFunction/__init__.py", "import shared.used")
+    project.write("shared/used.py", "import certifi")
+    project.write("shared/unused.py", "import idna")
 
-    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+    compiled = project.build()
 
     assert bytecode(compiled) == {
         "GenerateInvoiceFunction/__init__",
@@ -226,44 +250,36 @@ def test_what_the_function_imports_has_bytecode_and_nothing_else_has(tmp_path: P
     assert f"shared/__pycache__/used.{tag}.pyc" in names(compiled)
 
 
-def test_what_a_library_imports_at_its_first_use_has_bytecode(tmp_path: Path) -> None:
+def test_what_a_library_imports_at_its_first_use_has_bytecode(project: Project) -> None:
     """Named for the package; a name that a later version of the library does not have is ignored."""
-    root = project(tmp_path / "project", locked("idna"))
-    contents = Contents(
-        imported=("GenerateInvoiceFunction", "idna.intranges", "idna.gone", "gone.altogether")
-    )
+    imported = ("GenerateInvoiceFunction", "idna.intranges", "idna.gone", "gone.altogether")
 
-    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON, contents=contents)
+    compiled = project.build(contents=Contents(imported=imported))
 
     assert f"{SITE_PACKAGES}idna/intranges" in bytecode(compiled)
     assert f"{SITE_PACKAGES}idna/codec" not in bytecode(compiled)
 
 
-def test_a_module_that_lacks_an_optional_dependency_has_bytecode(tmp_path: Path) -> None:
+def test_a_module_that_lacks_an_optional_dependency_has_bytecode(project: Project) -> None:
     """It is compiled at each start, and then cannot be imported."""
-    root = project(tmp_path / "project", locked("idna"))
-    (root / "GenerateInvoiceFunction/__init__.py").write_text(
-        "try:\n    import shared.optional\nexcept ImportError:\n    pass", encoding="utf-8"
+    project.write(
+        "GenerateInvoiceFunction/__init__.py",
+        "try:\n    import shared.optional\nexcept ImportError:\n    pass",
     )
-    (root / "shared/optional.py").write_text("import gone_altogether", encoding="utf-8")
+    project.write("shared/optional.py", "import gone_altogether")
 
-    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
-
-    assert "shared/optional" in bytecode(compiled)
+    assert "shared/optional" in bytecode(project.build())
 
 
 def test_settings_of_the_machine_do_not_change_what_has_bytecode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-    (root / "GenerateInvoiceFunction/__init__.py").write_text(
-        "import os\nif 'A_SETTING' in os.environ: import idna", encoding="utf-8"
+    project.write(
+        "GenerateInvoiceFunction/__init__.py", "import os\nif 'A_SETTING' in os.environ: import idna"
     )
     monkeypatch.setenv("A_SETTING", "1")
 
-    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
-
-    assert bytecode(compiled) == {"GenerateInvoiceFunction/__init__"}
+    assert bytecode(project.build()) == {"GenerateInvoiceFunction/__init__"}
 
 
 @pytest.mark.parametrize(
@@ -274,98 +290,77 @@ def test_settings_of_the_machine_do_not_change_what_has_bytecode(
         ("raise RuntimeError('at import')", "at import"),
     ],
 )
-def test_a_function_that_cannot_be_imported_is_not_packaged(tmp_path: Path, source: str, says: str) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-    (root / "shared/broken.py").write_text("def", encoding="utf-8")
-    (root / "GenerateInvoiceFunction/__init__.py").write_text(source, encoding="utf-8")
+def test_a_function_that_cannot_be_imported_is_not_packaged(project: Project, source: str, says: str) -> None:
+    project.write("shared/broken.py", "def")
+    project.write("GenerateInvoiceFunction/__init__.py", source)
 
     with pytest.raises(PackageNotBuilt, match=rf"(?s)The package cannot be imported:.*{says}"):
-        build(root, tmp_path / "function.zip", THIS_PYTHON)
+        project.build()
 
 
-def test_bytecode_is_used_without_a_check_in_a_read_only_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("python", "source"), [(THIS_PYTHON, "bytecode"), (OTHER_PYTHON, "compiled here")])
+def test_only_the_python_of_the_app_uses_the_bytecode_and_does_so_without_a_check_in_a_read_only_folder(
+    tmp_path: Path, project: Project, python: str, source: str
+) -> None:
     """Its flags say "unchecked": neither time nor hash of the source is compared."""
-    root = project(tmp_path / "project", locked("idna"))
-    (root / "shared/__init__.py").write_text("source = 'bytecode'", encoding="utf-8")
-    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
-
-    folder = unpacked(with_other_source(compiled), tmp_path / "unpacked")
-
-    assert imported(sys.executable, folder) == "bytecode"
-
-
-def test_another_python_ignores_the_bytecode(tmp_path: Path) -> None:
-    interpreter = interpreter_of(OTHER_PYTHON)
+    interpreter = interpreter_of(python)
     if interpreter is None:
-        pytest.skip(f"there is no Python {OTHER_PYTHON} here")
-    root = project(tmp_path / "project", locked("idna"))
-    (root / "shared/__init__.py").write_text("source = 'bytecode'", encoding="utf-8")
-    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
+        pytest.skip(f"there is no Python {python} here")
+    project.write("shared/__init__.py", "source = 'bytecode'")
 
-    folder = unpacked(with_other_source(compiled), tmp_path / "unpacked")
+    folder = unpacked(with_other_source(project.build()), tmp_path / "unpacked")
 
-    assert imported(interpreter, folder) == "compiled here"
+    assert imported(interpreter, folder) == source
 
 
-def test_bytecode_is_the_same_in_every_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytecode_is_the_same_in_every_build(
+    tmp_path: Path, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In another folder, with another hash seed, and with sets among the constants."""
-    root = project(tmp_path / "project", locked("idna", "certifi"))
-    (root / "shared/__init__.py").write_text(
-        "def is_vowel(letter): return letter in {'a', 'e', 'i', 'o', 'u'}", encoding="utf-8"
-    )
-    built = []
+    project.write("requirements.txt", locked("idna", "certifi"))
+    project.write("shared/__init__.py", "def is_vowel(letter): return letter in {'a', 'e', 'i', 'o', 'u'}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    built = set()
     for seed in ("1", "2"):
         monkeypatch.setenv("PYTHONHASHSEED", seed)
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
-        built.append(build(root, tmp_path / f"{seed}.zip", THIS_PYTHON).sha256)
+        built.add(project.build().sha256)
 
-    assert built[0] == built[1]
+    assert len(built) == 1
 
 
-def test_the_version_names_sources_and_not_bytecode(tmp_path: Path) -> None:
+def test_the_version_names_sources_and_not_bytecode(tmp_path: Path, project: Project) -> None:
     """A machine without the app's Python builds a package of the same version."""
-    root = project(tmp_path / "project", locked("idna"))
-
-    compiled = build(root, tmp_path / "function.zip", THIS_PYTHON)
-    plain = build(root, tmp_path / "plain.zip", THIS_PYTHON, bytecode=False)
+    compiled = project.build()
+    plain = project.build(output=tmp_path / "plain.zip", bytecode=False)
 
     assert compiled.version == plain.version
     assert plain.bytecode == 0
     assert compiled.size - compiled.bytecode == plain.size
 
 
-def test_any_change_is_another_version(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-    before = build(root, tmp_path / "before.zip", PYTHON_VERSION)
+def test_any_change_is_another_version(project: Project) -> None:
+    before = project.build(PYTHON_VERSION)
+    project.write("shared/__init__.py", "# changed")
 
-    (root / "shared/__init__.py").write_text("# changed", encoding="utf-8")
-    after = build(root, tmp_path / "after.zip", PYTHON_VERSION)
-
-    assert before.version != after.version
+    assert before.version != project.build(PYTHON_VERSION).version
 
 
-def test_the_time_of_the_entries_can_be_chosen(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-
+def test_the_time_of_the_entries_can_be_chosen(project: Project) -> None:
     for timestamp, year in ((0, 1980), (EARLIEST, 1980), (1_700_000_000, 2023)):
-        chosen = build(root, tmp_path / "function.zip", PYTHON_VERSION, timestamp=timestamp)
+        chosen = project.build(PYTHON_VERSION, timestamp=timestamp)
         with zipfile.ZipFile(chosen.path) as archive:
             assert {entry.date_time[0] for entry in archive.infolist()} == {year}
 
 
 @pytest.mark.parametrize(("python", "release"), [("3.12", "1."), ("3.13", "2.")])
 def test_markers_are_evaluated_for_the_app_and_not_for_the_builder(
-    tmp_path: Path, python: str, release: str
+    project: Project, python: str, release: str
 ) -> None:
-    root = project(tmp_path / "project", locked("azure-functions"))
+    project.write("requirements.txt", locked("azure-functions"))
 
-    chosen = build(root, tmp_path / "function.zip", python)
+    installed = names(project.build(python))
 
-    (version,) = {
-        name.split("azure_functions-")[1].split(".dist-info")[0]
-        for name in names(chosen)
-        if ".dist-info/" in name
-    }
+    (version,) = set(re.findall(r"azure_functions-(\S+)\.dist-info/", "\n".join(installed)))
     assert version.startswith(release)
 
 
@@ -378,11 +373,13 @@ def test_markers_are_evaluated_for_the_app_and_not_for_the_builder(
         ("idna==999.0 --hash=sha256:" + 64 * "0", "No matching distribution found"),
     ],
 )
-def test_what_is_wrong_with_the_lock_is_said(tmp_path: Path, requirements: str, says: str) -> None:
-    root = project(tmp_path / "project", requirements)
+def test_what_is_wrong_with_the_lock_is_said(
+    tmp_path: Path, project: Project, requirements: str, says: str
+) -> None:
+    project.write("requirements.txt", requirements)
 
     with pytest.raises(PackageNotBuilt, match=says):
-        build(root, tmp_path / "function.zip", PYTHON_VERSION)
+        project.build(PYTHON_VERSION)
 
     assert list(tmp_path.glob("function.zip*")) == []
 
@@ -390,42 +387,33 @@ def test_what_is_wrong_with_the_lock_is_said(tmp_path: Path, requirements: str, 
 @pytest.mark.parametrize(
     "missing", ["host.json", "requirements.txt", "GenerateInvoiceFunction/function.json"]
 )
-def test_what_is_missing_is_said(tmp_path: Path, missing: str) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-    (root / missing).unlink()
+def test_what_is_missing_is_said(project: Project, missing: str) -> None:
+    (project.root / missing).unlink()
 
     with pytest.raises(PackageNotBuilt, match=missing):
-        build(root, tmp_path / "function.zip", PYTHON_VERSION)
+        project.build(PYTHON_VERSION)
 
 
-def test_pip_that_never_ends_is_given_up(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-
+def test_pip_that_never_ends_is_given_up(project: Project) -> None:
     with pytest.raises(PackageNotBuilt, match="pip did not finish"):
-        build(root, tmp_path / "function.zip", PYTHON_VERSION, pip_seconds=0.001)
+        project.build(PYTHON_VERSION, pip_seconds=0.001)
 
 
-def test_the_command_prints_the_properties(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-    output = tmp_path / "function.zip"
-
-    arguments = ["--project", str(root), "--output", str(output), "--python", THIS_PYTHON]
-    result = CliRunner().invoke(package.main, arguments)
+def test_the_command_prints_the_properties(project: Project) -> None:
+    result = project.run("--python", THIS_PYTHON)
 
     assert result.exit_code == 0
     assert f"Python {THIS_PYTHON} on Linux" in result.output
     assert re.search(r"bytecode   \d\.\d MB of it; \d\.\d MB without\n", result.output)
-    assert f"({output.stat().st_size:,} bytes, " in result.output
-    assert hashlib.sha256(output.read_bytes()).hexdigest() in result.output
+    assert f"({project.output.stat().st_size:,} bytes, " in result.output
+    assert hashlib.sha256(project.output.read_bytes()).hexdigest() in result.output
 
 
-def test_the_command_reports_that_there_is_no_python_to_compile_with(tmp_path: Path) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-
-    arguments = ["--project", str(root), "--output", str(tmp_path / "function.zip"), "--python", "3.99"]
-    result = CliRunner().invoke(package.main, arguments)
-
-    assert "bytecode   none: there is no Python 3.99 for Linux x86-64 here to compile with\n" in result.output
+def test_the_command_reports_that_there_is_no_python_to_compile_with(project: Project) -> None:
+    assert (
+        "bytecode   none: there is no Python 3.99 for Linux x86-64 here to compile with\n"
+        in project.run("--python", "3.99").output
+    )
 
 
 @pytest.mark.parametrize(
@@ -437,18 +425,15 @@ def test_the_command_reports_that_there_is_no_python_to_compile_with(tmp_path: P
     ],
 )
 def test_each_exporter_has_a_lock_of_its_own_and_its_size_is_shown(
-    telemetry: str, lock: str, tmp_path: Path
+    telemetry: str, lock: str, project: Project
 ) -> None:
-    root = project(tmp_path / "project", locked("idna"))
-    (root / lock).write_text(locked("idna", "certifi"), encoding="utf-8")
-    (root / "shared/open_telemetry.py").write_text("import certifi", encoding="utf-8")
-    output = tmp_path / "function.zip"
+    project.write(lock, locked("idna", "certifi"))
+    project.write("shared/open_telemetry.py", "import certifi")
 
-    arguments = ["--project", str(root), "--output", str(output), "--python", THIS_PYTHON]
-    result = CliRunner().invoke(package.main, [*arguments, "--telemetry", telemetry])
+    result = project.run("--python", THIS_PYTHON, "--telemetry", telemetry)
 
     assert re.search(r"telemetry  0\.1\d MB of it\n", result.output)
-    with zipfile.ZipFile(output) as archive:
+    with zipfile.ZipFile(project.output) as archive:
         assert f"{SITE_PACKAGES}certifi/core.py" in archive.namelist()
         assert [name for name in archive.namelist() if "certifi/__pycache__/core." in name]
 
@@ -475,7 +460,9 @@ def test_the_lock_with_telemetry_has_the_versions_of_the_one_without(telemetry: 
     assert not [name for name in added if "instrumentation" in name]
 
 
-def test_the_command_fails_in_a_sentence(tmp_path: Path) -> None:
-    result = CliRunner().invoke(package.main, ["--project", str(tmp_path), "--output", str(tmp_path / "zip")])
+def test_the_command_fails_in_a_sentence(project: Project) -> None:
+    (project.root / "host.json").unlink()
 
-    assert (result.exit_code, result.output) == (1, f"Error: There is no host.json in {tmp_path}.\n")
+    result = project.run()
+
+    assert (result.exit_code, result.output) == (1, f"Error: There is no host.json in {project.root}.\n")

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -126,51 +126,58 @@ OUTPUTS = {
 }
 
 
-@pytest.fixture
-def azure_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Install a script as the Azure CLI; it records its arguments.
+class AzureCli:
+    """A script in the place of the Azure CLI, which records its arguments, and the commands that call it.
 
-    It returns the outputs of the deployment; the given script responds to all other queries.
+    It returns `outputs` as those of the deployment; `script` responds to all other queries.
     """
 
-    def install(script: str, found: object = OUTPUTS) -> Path:
-        called = tmp_path / "called"
-        az = tmp_path / "bin" / "az"
-        az.parent.mkdir()
-        deployment = f"""case "$1" in deployment) echo '{json.dumps(found)}'; exit 0;; esac"""
-        az.write_text(f'#!/bin/sh\necho "$@" >> {called}\n{deployment}\n{script}\n', encoding="utf-8")
-        az.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{az.parent}:{os.environ['PATH']}")
-        return called
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder = folder
+        self._az = folder / "bin" / "az"
+        self._called = folder / "called"
+        self._az.parent.mkdir()
+        monkeypatch.setenv("PATH", f"{self._az.parent}:{os.environ['PATH']}")
 
-    return install
+    def responds(self, script: str, outputs: object = OUTPUTS) -> None:
+        deployment = f"""case "$1" in deployment) echo '{json.dumps(outputs)}'; exit 0;; esac"""
+        self._az.write_text(f'#!/bin/sh\necho "$@" >> {self._called}\n{deployment}\n{script}\n', "utf-8")
+        self._az.chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        return self._called.read_text(encoding="utf-8").splitlines()
+
+    def run(self, command: click.Command, *more: str) -> tuple[int, str]:
+        result = CliRunner().invoke(command, ["--resource-group", "rg", *more])
+        return result.exit_code, result.output
+
+    def verify(self, *more: str) -> tuple[int, str]:
+        return self.run(verify.main, "--package", str(package(self._folder)), "--seconds", "0", *more)
 
 
-def run(folder: Path, *more: str) -> tuple[int, str]:
-    arguments = ["--resource-group", "rg", "--package", str(package(folder)), "--seconds", "0", *more]
-    result = CliRunner().invoke(verify.main, arguments)
-    return result.exit_code, result.output
+@pytest.fixture
+def azure_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AzureCli:
+    return AzureCli(tmp_path, monkeypatch)
 
 
-def test_queries_azure_through_its_cli(tmp_path: Path, azure_cli: Callable[..., Path]) -> None:
-    called = azure_cli(f"echo '{json.dumps(listing('0123456789abcdef'))}'")
+def test_queries_azure_through_its_cli(azure_cli: AzureCli) -> None:
+    azure_cli.responds(f"echo '{json.dumps(listing('0123456789abcdef'))}'")
 
-    assert run(tmp_path) == (0, "GenerateInvoiceFunction runs version 0123456789abcdef.\n")
+    assert azure_cli.verify() == (0, "GenerateInvoiceFunction runs version 0123456789abcdef.\n")
     assert (
         "/subscriptions/{subscriptionId}/resourceGroups/rg/providers/Microsoft.Web/sites/invoicing-dev"
-        "/functions/GenerateInvoiceFunction?api-version=" in called.read_text(encoding="utf-8")
+        "/functions/GenerateInvoiceFunction?api-version=" in azure_cli.calls[-1]
     )
 
 
-def test_finds_the_newest_deployment_that_succeeded_or_the_named_one(
-    tmp_path: Path, azure_cli: Callable[..., Path]
-) -> None:
-    called = azure_cli(f"echo '{json.dumps(listing('0123456789abcdef'))}'")
+def test_finds_the_newest_deployment_that_succeeded_or_the_named_one(azure_cli: AzureCli) -> None:
+    azure_cli.responds(f"echo '{json.dumps(listing('0123456789abcdef'))}'")
 
-    run(tmp_path)
-    run(tmp_path, "--deployment", "invoicing-7")
+    azure_cli.verify()
+    azure_cli.verify("--deployment", "invoicing-7")
 
-    newest, _, named, _ = called.read_text(encoding="utf-8").splitlines()
+    newest, _, named, _ = azure_cli.calls
     for query in (newest, named):
         assert "deployment group list --resource-group rg " in query
         assert "properties.provisioningState=='Succeeded'" in query
@@ -188,21 +195,19 @@ def test_finds_the_newest_deployment_that_succeeded_or_the_named_one(
         ("printf 'no \\033]0;title\\007' >&2; exit 1", "no \N{REPLACEMENT CHARACTER}]0;title"),
     ],
 )
-def test_a_message_of_the_cli_is_passed_on(
-    tmp_path: Path, azure_cli: Callable[..., Path], script: str, says: str
-) -> None:
-    azure_cli(script)
+def test_a_message_of_the_cli_is_passed_on(azure_cli: AzureCli, script: str, says: str) -> None:
+    azure_cli.responds(script)
 
-    code, output = run(tmp_path)
+    code, output = azure_cli.verify()
 
     assert code == 1
     assert says in output
 
 
-def test_without_the_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_cli(azure_cli: AzureCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    code, output = run(tmp_path)
+    code, output = azure_cli.verify()
 
     assert code == 1
     assert "No such file or directory: 'az'" in output
@@ -217,74 +222,57 @@ APP_SETTINGS = {
 }
 
 
-def written(tmp_path: Path, azure_cli: Callable[..., Path]) -> tuple[Path, str]:
-    listed = json.dumps([{"name": name, "value": value} for name, value in APP_SETTINGS.items()])
-    azure_cli(f"cat <<'END'\n{listed}\nEND")
-    output = tmp_path / "new" / "settings.json"
-    result = CliRunner().invoke(settings.main, ["--resource-group", "rg", "--output", str(output)])
-    assert result.exit_code == 0
-    return output, result.output
-
-
-def test_only_settings_that_operations_reads_leave_azure(
-    tmp_path: Path, azure_cli: Callable[..., Path]
+def test_only_settings_that_operations_reads_leave_azure_for_the_owners_eyes(
+    tmp_path: Path, azure_cli: AzureCli
 ) -> None:
     """A setting called BASH_ENV or HTTPS_PROXY could run or redirect things on the operator's machine."""
-    output, printed = written(tmp_path, azure_cli)
+    listed = json.dumps([{"name": name, "value": value} for name, value in APP_SETTINGS.items()])
+    azure_cli.responds(f"cat <<'END'\n{listed}\nEND")
+    file = tmp_path / "new" / "settings.json"
+    for _ in range(2):
+        code, printed = azure_cli.run(settings.main, "--output", str(file))
+        assert code == 0
+        assert json.loads(file.read_bytes())["Values"] == {
+            "DATAVERSE_URL": "https://contoso.crm.dynamics.com"
+        }
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        file.chmod(0o644)
 
-    values = json.loads(output.read_bytes())["Values"]
-    assert values == {"DATAVERSE_URL": "https://contoso.crm.dynamics.com"}
     left_out = "BASH_ENV, HTTPS_PROXY, PATH, X\N{REPLACEMENT CHARACTER}[2J forged"
     assert f"Left out, because operations does not read them: {left_out}\n" in printed
-
-
-def test_the_file_is_readable_by_its_owner_only(tmp_path: Path, azure_cli: Callable[..., Path]) -> None:
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "settings.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "new" / "settings.json").chmod(0o644)
-
-    output, _ = written(tmp_path, azure_cli)
-
-    assert stat.S_IMODE(output.stat().st_mode) == 0o600
-
-
-def test_operations_reads_the_file(tmp_path: Path, azure_cli: Callable[..., Path]) -> None:
-    output, printed = written(tmp_path, azure_cli)
-
-    assert f"python -m operations --settings {output} --help" in printed
-    result = CliRunner().invoke(operations, ["--settings", str(output), "failed", "--help"])
-    assert result.exit_code == 0
+    assert f"python -m operations --settings {file} --help" in printed
+    result = CliRunner().invoke(operations, ["--settings", str(file), "failed", "--help"])
+    assert result.exit_code == 0, "operations reads the file"
 
 
 @pytest.mark.parametrize("command", [settings.main, outputs.main])
-def test_without_a_deployment(tmp_path: Path, azure_cli: Callable[..., Path], command: click.Command) -> None:
-    azure_cli("exit 1", None)
+def test_without_a_deployment(tmp_path: Path, azure_cli: AzureCli, command: click.Command) -> None:
+    azure_cli.responds("exit 1", None)
 
-    result = CliRunner().invoke(command, ["--resource-group", "rg"])
-
-    assert (result.exit_code, result.output) == (1, "Error: rg has no deployment invoicing that succeeded\n")
+    assert azure_cli.run(command) == (1, "Error: rg has no deployment invoicing that succeeded\n")
     assert list(tmp_path.glob("*.json")) == []
 
 
-def test_a_deployment_of_another_template(azure_cli: Callable[..., Path]) -> None:
-    azure_cli("exit 1", {})
+def test_a_deployment_of_another_template(azure_cli: AzureCli) -> None:
+    azure_cli.responds("exit 1", {})
 
-    result = CliRunner().invoke(settings.main, ["--resource-group", "rg"])
-
-    assert "the deployment in rg has no output 'functionAppName'" in result.output
+    assert "the deployment in rg has no output 'functionAppName'" in azure_cli.run(settings.main)[1]
 
 
-def test_prints_outputs_or_one_of_them(azure_cli: Callable[..., Path]) -> None:
-    azure_cli("exit 1")
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        ([], (0, "functionAppName=invoicing-dev\nserviceBusNamespaceId=/subscriptions/s/namespaces/n\n")),
+        (["functionAppName"], (0, "invoicing-dev\n")),
+        (
+            ["other"],
+            (1, "Error: There is no output other; there are functionAppName, serviceBusNamespaceId.\n"),
+        ),
+    ],
+)
+def test_prints_outputs_or_one_of_them(
+    azure_cli: AzureCli, arguments: list[str], printed: tuple[int, str]
+) -> None:
+    azure_cli.responds("exit 1")
 
-    def printed(*arguments: str) -> tuple[int, str]:
-        result = CliRunner().invoke(outputs.main, ["--resource-group", "rg", *arguments])
-        return result.exit_code, result.output
-
-    every = "functionAppName=invoicing-dev\nserviceBusNamespaceId=/subscriptions/s/namespaces/n\n"
-    assert printed() == (0, every)
-    assert printed("functionAppName") == (0, "invoicing-dev\n")
-    assert printed("other") == (
-        1,
-        "Error: There is no output other; there are functionAppName, serviceBusNamespaceId.\n",
-    )
+    assert azure_cli.run(outputs.main, *arguments) == printed
