@@ -1,37 +1,36 @@
-"""A command that runs beside the sandbox, with the operator's settings and the control address in its environment."""
+"""A program that runs beside the sandbox."""
 
 import os
-import shlex
 import subprocess
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import click
-
-from sandbox.cloud import Cloud
-from sandbox.control.client import CONTROL_TOKEN, CONTROL_URL, Control
 
 _STOP_SECONDS = 5.0
 
 
 class Beside:
-    """Runs the command from entering the context to leaving it. What it prints goes where the sandbox prints."""
+    """Runs a command from entering the context to leaving it, with more settings in its environment.
 
-    def __init__(self, command: str, cloud: Cloud, control: Control) -> None:
-        self._command = shlex.split(command)
-        self._environment = {
-            **os.environ,
-            **cloud.operator_settings,
-            CONTROL_URL: control.url,
-            CONTROL_TOKEN: control.token,
-        }
+    What it prints goes where the sandbox prints, unless it is silent. `name` is what messages call it.
+    """
+
+    def __init__(
+        self, command: Sequence[str], settings: Mapping[str, str], *, name: str, silent: bool = False
+    ) -> None:
+        self._command = command
+        self._environment = {**os.environ, **settings}
+        self._name = name
+        self._output = subprocess.DEVNULL if silent else None
 
     def __enter__(self) -> Self:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the caller's own command
-                self._command, env=self._environment, stdin=subprocess.DEVNULL
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=self._output
             )
         except OSError as error:
-            raise click.ClickException(f"{self._command[0]} does not start: {error}") from error
+            raise click.ClickException(f"{self._name} does not start: {error}") from error
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,22 +15,19 @@ from rich.table import Table
 from sandbox.demo import Progress
 
 
-def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
-) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows: drawn and folded on a terminal; aligned, whole and without colour elsewhere."""
     console = Console()
     if console.is_terminal:
-        table = Table(title=title or None, title_justify="left")
+        table = Table(title=title, title_justify="left")
         for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
         console.print(table)
         return
-    if title:
-        click.echo(f"{title}:")
-    print_aligned([tuple(columns), *rows], [column in right for column in columns])
+    click.echo(f"{title}:")
+    print_aligned([columns, *rows], [False for _ in columns])
 
 
 def print_aligned(lines: Sequence[Sequence[str]], to_the_right: Sequence[bool]) -> None:

@@ -7,18 +7,16 @@ of an SQLite database, in the member `event_id` of a line of JSON, or in the fir
 
 import csv
 import json
-import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Self
 
 import click
 
 from sandbox.cloud import CREATED_TOPIC, Cloud
+from sandbox.command_line.beside import Beside
 
 SUBSCRIPTION = "ledger"
 # What the demonstration's Service Bus has for it.
@@ -26,17 +24,14 @@ EXTRA_SUBSCRIPTION = (CREATED_TOPIC, SUBSCRIPTION)
 
 _SQLITE = b"SQLite format 3\0"
 _POLL_SECONDS = 0.1
-_STOP_SECONDS = 5.0
 
 
-class LedgerConsumer:
+class LedgerConsumer(Beside):
     """Runs the program from entering the context to leaving it."""
 
     def __init__(self, command: Sequence[str], cloud: Cloud) -> None:
-        self._command = command
         self._file = cloud.folder / "ledger"
-        self._environment = {
-            **os.environ,
+        settings = {
             **cloud.operator_connection,
             **cloud.certificates.settings,
             "NODE_EXTRA_CA_CERTS": str(cloud.certificates.bundle),
@@ -44,26 +39,7 @@ class LedgerConsumer:
             "LEDGER_SUBSCRIPTION": SUBSCRIPTION,
             "LEDGER_FILE": str(self._file),
         }
-
-    def __enter__(self) -> Self:
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - the caller's own command
-                self._command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-        except OSError as error:
-            raise click.ClickException(f"the consumer does not start: {error}") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        super().__init__(command, settings, name="the consumer", silent=True)
 
     def wait_for(self, count: int, timeout: float) -> tuple[str, ...]:
         """Wait until so many bookings are in the ledger, `timeout` seconds at most; return their events' ids."""

@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from sandbox.cloud import Cloud, CloudOptions
 from sandbox.command_line.beside import Beside
 from sandbox.command_line.console import log_to_stderr
 from sandbox.command_line.local_settings import FILE_NAME, LocalSettings, write_operator_settings
-from sandbox.command_line.options import Common, common, running, workers
+from sandbox.command_line.options import Common, common, running, words, workers
 from sandbox.command_line.struck import show_struck
-from sandbox.control.client import Control
+from sandbox.control.client import CONTROL_TOKEN, CONTROL_URL, Control
 from sandbox.control.panel import ControlPanel
 from sandbox.control.server import ControlServer
 from sandbox.dataverse import ServiceProtectionLimits
@@ -62,6 +63,7 @@ _DEBUG_PORT = 5678
 @click.option(
     "--beside",
     metavar="COMMAND",
+    callback=words,
     help="Run this command as well, with the operator's settings and the control address in its environment.",
 )
 @click.option("--force", is_flag=True, help="Overwrite local settings that somebody else wrote.")
@@ -78,7 +80,7 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
     debug_port: int | None,
     traces: bool,
     local_settings: Path | None,
-    beside: str | None,
+    beside: Sequence[str],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -116,8 +118,9 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
         else:
             _show(cloud, control, written, operator)
         sys.stdout.flush()
-        if beside is not None:
-            closing.enter_context(Beside(beside, cloud, control))
+        if beside:
+            address = {CONTROL_URL: control.url, CONTROL_TOKEN: control.token}
+            closing.enter_context(Beside(beside, cloud.operator_settings | address, name=beside[0]))
         stop.wait()
         if not as_json:
             click.echo("Stopping …", err=True)
