@@ -36,10 +36,11 @@ from operations.web_api import Row, WebApi, derived_id
 from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
 SAS_KEY_NAME = "dataverse"
+_STEP = "Step on Win of opportunity"
 
 
 class StepOutcome(Enum):
@@ -167,9 +168,21 @@ class SetUp:
         self._enable(step)
         return self._done
 
-    def _say(self, step: str, outcome: StepOutcome, detail: str = "") -> None:
-        if self._dry_run and outcome in (StepOutcome.DONE, StepOutcome.CHANGED):
+    def _exists(self, step: str, detail: str = "") -> None:
+        self._done.append(Done(step, StepOutcome.ALREADY_THERE, detail))
+
+    def _write(
+        self,
+        step: str,
+        write: Callable[[], object],
+        detail: str = "",
+        outcome: StepOutcome = StepOutcome.DONE,
+    ) -> None:
+        """Write to Dataverse, which a dry run only says."""
+        if self._dry_run:
             outcome = StepOutcome.WOULD_BE_DONE
+        else:
+            write()
         self._done.append(Done(step, outcome, detail))
 
     def _win_message(self) -> tuple[str, str]:
@@ -183,7 +196,7 @@ class SetUp:
             raise click.ClickException(
                 "The message Win is not offered for opportunities in this environment."
             )
-        self._say("Dynamics 365 Sales", StepOutcome.ALREADY_THERE)
+        self._exists("Dynamics 365 Sales")
         return win.message_id, win.filter_ids[0]
 
     def _root_business_unit(self) -> str:
@@ -195,25 +208,20 @@ class SetUp:
         return unit
 
     def _application_user(self, unit: str) -> str | None:
-        user = find_application_user(self._api, self._target.application_id)
+        client_id = self._target.application_id
+        user = find_application_user(self._api, client_id)
         if user is None:
-            self._say("Application user", StepOutcome.DONE, self._target.application_id)
+            values = {"applicationid": client_id, "businessunitid@odata.bind": f"/businessunits({unit})"}
+            self._write("Application user", lambda: self._api.create("systemusers", values), client_id)
             if self._dry_run:
                 return None
-            self._api.create(
-                "systemusers",
-                {
-                    "applicationid": self._target.application_id,
-                    "businessunitid@odata.bind": f"/businessunits({unit})",
-                },
-            )
-            user = find_application_user(self._api, self._target.application_id)
+            user = find_application_user(self._api, client_id)
             if user is None:
                 raise click.ClickException(
                     "Dataverse took the application user but does not show it: run this again."
                 )
         else:
-            self._say("Application user", StepOutcome.ALREADY_THERE, str(user.get("fullname") or ""))
+            self._exists("Application user", str(user.get("fullname") or ""))
         if user.get("isdisabled"):
             raise click.ClickException(
                 "The application user is deactivated: activate it, then run this again."
@@ -223,20 +231,16 @@ class SetUp:
     def _role(self, unit: str) -> str:
         role = find_role(self._api, unit)
         if role is not None:
-            self._say("Role", StepOutcome.ALREADY_THERE, ROLE_NAME)
+            self._exists("Role", ROLE_NAME)
             return role
         role = derived_id("role", ROLE_NAME, unit)
-        self._say("Role", StepOutcome.DONE, ROLE_NAME)
-        if not self._dry_run:
-            self._api.create(
-                "roles",
-                {
-                    "roleid": role,
-                    "name": ROLE_NAME,
-                    "description": "Generates invoices of won opportunities and leaves a note that says so.",
-                    "businessunitid@odata.bind": f"/businessunits({unit})",
-                },
-            )
+        values = {
+            "roleid": role,
+            "name": ROLE_NAME,
+            "description": "Generates invoices of won opportunities and leaves a note that says so.",
+            "businessunitid@odata.bind": f"/businessunits({unit})",
+        }
+        self._write("Role", lambda: self._api.create("roles", values), ROLE_NAME)
         return role
 
     def _privileges(self, role: str) -> None:
@@ -249,19 +253,17 @@ class SetUp:
         wanted = {name: depth for name, depth in self._target.privileges.items() if name in ids}
         missing = lacking(wanted, self._granted(role, ids))
         if not missing:
-            self._say("Privileges", StepOutcome.ALREADY_THERE, f"{len(wanted)} at their depth")
+            self._exists("Privileges", f"{len(wanted)} at their depth")
             return
-        self._say("Privileges", StepOutcome.DONE, ", ".join(sorted(missing)))
+        action = f"roles({role})/Microsoft.Dynamics.CRM.AddPrivilegesRole"
+        added = [{"PrivilegeId": ids[name], "Depth": depth} for name, depth in sorted(missing.items())]
+        self._write(
+            "Privileges",
+            lambda: self._api.call(action, {"Privileges": added}),
+            ", ".join(sorted(missing)),
+        )
         if self._dry_run:
             return
-        self._api.call(
-            f"roles({role})/Microsoft.Dynamics.CRM.AddPrivilegesRole",
-            {
-                "Privileges": [
-                    {"PrivilegeId": ids[name], "Depth": depth} for name, depth in sorted(missing.items())
-                ]
-            },
-        )
         # Whether adding raises a lower depth that was there is not confirmed: so it is read back.
         lower = lacking(wanted, self._granted(role, ids))
         if lower:
@@ -286,14 +288,13 @@ class SetUp:
             else self._api.rows(f"systemusers({user})/systemuserroles_association?$select=roleid")
         )
         if any(row["roleid"] == role for row in roles):
-            self._say("Role of the application user", StepOutcome.ALREADY_THERE)
+            self._exists("Role of the application user")
             return
-        self._say("Role of the application user", StepOutcome.DONE)
-        if not self._dry_run:
-            self._api.call(
-                f"systemusers({user})/systemuserroles_association/$ref",
-                {"@odata.id": self._api.address(f"roles({role})")},
-            )
+        values = {"@odata.id": self._api.address(f"roles({role})")}
+        self._write(
+            "Role of the application user",
+            lambda: self._api.call(f"systemusers({user})/systemuserroles_association/$ref", values),
+        )
 
     def _service_endpoint(self) -> str:
         target = self._target
@@ -309,12 +310,15 @@ class SetUp:
         if target.sas_key is not None:
             # It cannot be read back: whether this is another one is not known, so it is set.
             different["saskey"] = target.sas_key
-        if not different:
-            self._say("Service endpoint", StepOutcome.ALREADY_THERE, target.queue)
-            return endpoint
-        self._say("Service endpoint", StepOutcome.CHANGED, ", ".join(sorted(different)))
-        if not self._dry_run:
-            self._api.update(f"serviceendpoints({endpoint})", different)
+        if different:
+            self._write(
+                "Service endpoint",
+                lambda: self._api.update(f"serviceendpoints({endpoint})", different),
+                ", ".join(sorted(different)),
+                StepOutcome.CHANGED,
+            )
+        else:
+            self._exists("Service endpoint", target.queue)
         return endpoint
 
     def _create_endpoint(self, values: Row) -> str:
@@ -324,63 +328,54 @@ class SetUp:
                 f"environment variable {SAS_KEY_SETTING}, or use --sas-key-stdin."
             )
         endpoint = derived_id("serviceendpoint", ENDPOINT_NAME)
-        self._say("Service endpoint", StepOutcome.DONE, self._target.queue)
-        if not self._dry_run:
-            self._api.create(
-                "serviceendpoints",
-                {
-                    "serviceendpointid": endpoint,
-                    "name": ENDPOINT_NAME,
-                    "description": "Won opportunities, as JSON, to the queue from which they are invoiced.",
-                    "saskey": self._target.sas_key,
-                    **values,
-                },
-            )
+        values = {
+            "serviceendpointid": endpoint,
+            "name": ENDPOINT_NAME,
+            "description": "Won opportunities, as JSON, to the queue from which they are invoiced.",
+            "saskey": self._target.sas_key,
+            **values,
+        }
+        self._write(
+            "Service endpoint", lambda: self._api.create("serviceendpoints", values), self._target.queue
+        )
         return endpoint
 
     def _step(self, endpoint: str, message: str, message_filter: str) -> str:
-        bound = {
+        values: Row = {
+            **STEP_KIND,
             "eventhandler_serviceendpoint@odata.bind": f"/serviceendpoints({endpoint})",
             "sdkmessageid@odata.bind": f"/sdkmessages({message})",
             "sdkmessagefilterid@odata.bind": f"/sdkmessagefilters({message_filter})",
         }
         found = find_step(self._api)
-        if found is not None:
-            step = str(found["sdkmessageprocessingstepid"])
-            wanted = {**STEP_KIND, "_eventhandler_value": endpoint, "_sdkmessageid_value": message}
-            if all(found.get(name) == value for name, value in wanted.items()):
-                self._say("Step on Win of opportunity", StepOutcome.ALREADY_THERE)
-                return step
-            self._say("Step on Win of opportunity", StepOutcome.CHANGED)
-            if not self._dry_run:
-                self._api.update(f"sdkmessageprocessingsteps({step})", {**STEP_KIND, **bound})
+        if found is None:
+            step = derived_id("sdkmessageprocessingstep", STEP_NAME)
+            values |= {
+                "sdkmessageprocessingstepid": step,
+                "name": STEP_NAME,
+                "description": "Posts the event as a system job, which is repeated until it succeeds.",
+                "rank": 1,
+                "supporteddeployment": 0,
+                "asyncautodelete": True,
+            }
+            self._write(_STEP, lambda: self._api.create("sdkmessageprocessingsteps", values))
             return step
-        step = derived_id("sdkmessageprocessingstep", STEP_NAME)
-        self._say("Step on Win of opportunity", StepOutcome.DONE)
-        if not self._dry_run:
-            self._api.create(
-                "sdkmessageprocessingsteps",
-                {
-                    "sdkmessageprocessingstepid": step,
-                    "name": STEP_NAME,
-                    "description": "Posts the event as a system job, which is repeated until it succeeds.",
-                    "rank": 1,
-                    "supporteddeployment": 0,
-                    "asyncautodelete": True,
-                    **STEP_KIND,
-                    **bound,
-                },
-            )
+        step = str(found["sdkmessageprocessingstepid"])
+        wanted = {**STEP_KIND, "_eventhandler_value": endpoint, "_sdkmessageid_value": message}
+        if all(found.get(name) == value for name, value in wanted.items()):
+            self._exists(_STEP)
+        else:
+            path = f"sdkmessageprocessingsteps({step})"
+            self._write(_STEP, lambda: self._api.update(path, values), outcome=StepOutcome.CHANGED)
         return step
 
     def _enable(self, step: str) -> None:
-        row = self._api.row_or_none(f"sdkmessageprocessingsteps({step})?$select=statecode")
+        path = f"sdkmessageprocessingsteps({step})"
+        row = self._api.row_or_none(f"{path}?$select=statecode")
         if row is not None and row["statecode"] == ENABLED["statecode"]:
-            self._say("Step enabled", StepOutcome.ALREADY_THERE)
-            return
-        self._say("Step enabled", StepOutcome.DONE)
-        if not self._dry_run:
-            self._api.update(f"sdkmessageprocessingsteps({step})", dict(ENABLED))
+            self._exists("Step enabled")
+        else:
+            self._write("Step enabled", lambda: self._api.update(path, dict(ENABLED)))
 
 
 def verify_set_up(api: WebApi, target: Target) -> None:
@@ -404,10 +399,7 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
     unit = find_root_business_unit(api)
     role = find_role(api, unit) if unit else None
     for name, path in (
-        (
-            "Step on Win of opportunity",
-            f"sdkmessageprocessingsteps({step['sdkmessageprocessingstepid']})" if step else None,
-        ),
+        (_STEP, f"sdkmessageprocessingsteps({step['sdkmessageprocessingstepid']})" if step else None),
         ("Service endpoint", f"serviceendpoints({endpoint['serviceendpointid']})" if endpoint else None),
         ("Role", f"roles({role})" if role else None),
     ):
@@ -418,13 +410,8 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
         else:
             api.delete(path)
             done.append(Done(name, StepOutcome.DONE, "deleted"))
-    user = find_application_user(api, application_id)
-    done.append(
-        Done(
-            "Application user", StepOutcome.ALREADY_THERE, "kept, without a role" if user else "was not there"
-        )
-    )
-    return done
+    kept = "kept, without a role" if find_application_user(api, application_id) else "was not there"
+    return [*done, Done("Application user", StepOutcome.ALREADY_THERE, kept)]
 
 
 def _sas_key(environment: Mapping[str, str], *, from_stdin: bool) -> str | None:
@@ -445,12 +432,8 @@ _COLUMNS = [
 
 
 def _say(done: Sequence[Done], *, as_json: bool) -> None:
-    rows = [_row(each) for each in done]
+    rows = [{"step": each.step, "outcome": each.outcome.value, "detail": each.detail} for each in done]
     if as_json:
         say_json(rows)
     else:
         say_table(_COLUMNS, rows)
-
-
-def _row(done: Done) -> dict[str, object]:
-    return {"step": done.step, "outcome": done.outcome.value, "detail": done.detail}
