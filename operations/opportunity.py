@@ -38,9 +38,8 @@ from shared.invoice import OpportunityState, OrderedOpportunity
 from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from operations.namespace import NamespaceClient
     from operations.web_api import Row
 
 Item = TypeVar("Item")
@@ -48,6 +47,7 @@ Item = TypeVar("Item")
 _MAX_MATCHES = 20
 _JOB_STATES = {10: "is retried", 20: "runs", 21: "pauses", 30: "succeeded", 31: "failed", 32: "was canceled"}
 _JOB_FAILED = 31
+_JOB_WAITS = (0, 10, 20)
 _CANCELED_INVOICE, _CANCELED_ORDER, _CANCELED_CLOSE = 3, 2, 2
 _FORMATTED = "@OData.Community.Display.V1.FormattedValue"
 
@@ -194,7 +194,7 @@ def history(environment: Mapping[str, str], api: WebApi, opportunity_id: str) ->
         [*_from_dataverse(billing), *map(_job_entry, jobs), *_from_messages(messages)],
         key=lambda entry: entry.time or datetime.max.replace(tzinfo=UTC),
     )
-    verdict, because = _verdict(_Facts(api, billing, messages, ordered, tuple(jobs)))
+    verdict, because = next(_Facts(api, billing, messages, ordered, tuple(jobs)).verdicts())
     return History(
         billing,
         f"{api.url}/main.aspx?pagetype=entityrecord&etn=opportunity&id={billing.opportunity_id}",
@@ -209,62 +209,52 @@ def history(environment: Mapping[str, str], api: WebApi, opportunity_id: str) ->
 def messages_about(environment: Mapping[str, str], opportunity_id: str) -> Messages:
     """Read all messages about an opportunity; what cannot be read is named in the result."""
     not_seen: list[str] = []
+
+    def read(what: str, found: Iterable[Item]) -> tuple[Item, ...] | None:
+        try:
+            return tuple(found)
+        except AzureError as error:
+            not_seen.append(f"{what}: {_reason(error)}")
+            return None
+
     try:
         with open_namespace(environment) as namespace:
-            reader = _Reader(namespace, opportunity_id, not_seen)
-            queued = reader.read("the queue of wins", reader.queued)
-            failures = reader.read("the failed queue", reader.failures)
-            published = reader.read("the published events", reader.published)
+            names = namespace.settings
+            queued = read(
+                "the queue of wins",
+                (
+                    QueuedMessage(sequence_number(message), seen)
+                    for message in namespace.peek_all(Source(names.opportunity_won_queue))
+                    if (seen := MessageInfo.of(message)).opportunity_id == opportunity_id
+                ),
+            )
+            failures = read(
+                "the failed queue",
+                (
+                    each
+                    for each in failed_messages(namespace, not_seen.append)
+                    if each.seen.opportunity_id == opportunity_id
+                ),
+            )
+            published = read(
+                "the published events",
+                (
+                    event
+                    for event in map(
+                        published_event, namespace.peek_all(Source(names.invoice_created_topic, AUDIT))
+                    )
+                    if event is not None and event.opportunity_id == opportunity_id
+                ),
+            )
     except (InvoicingFailure, AzureError, ServiceBusTimeout, OSError) as error:
         return Messages(not_seen=(f"Service Bus: {_reason(error)}",), queues_are_seen=False)
     return Messages(
-        tuple(queued or ()),
-        tuple(failures or ()),
-        tuple(published or ()),
+        queued or (),
+        failures or (),
+        published or (),
         tuple(not_seen),
         queues_are_seen=queued is not None and failures is not None,
     )
-
-
-class _Reader:
-    """Reads what each entity holds about one opportunity."""
-
-    def __init__(self, namespace: NamespaceClient, opportunity_id: str, not_seen: list[str]) -> None:
-        self._namespace = namespace
-        self._settings = namespace.settings
-        self._opportunity_id = opportunity_id
-        self._not_seen = not_seen
-
-    def read(self, what: str, read: Callable[[], list[Item]]) -> list[Item] | None:
-        """Return what is read, or None where it cannot be read."""
-        try:
-            return read()
-        except AzureError as error:
-            self._not_seen.append(f"{what}: {_reason(error)}")
-            return None
-
-    def queued(self) -> list[QueuedMessage]:
-        found = []
-        for message in self._namespace.peek_all(Source(self._settings.opportunity_won_queue)):
-            seen = MessageInfo.of(message)
-            if seen.opportunity_id == self._opportunity_id:
-                found.append(QueuedMessage(sequence_number(message), seen))
-        return found
-
-    def failures(self) -> list[FailedMessage]:
-        return [
-            each
-            for each in failed_messages(self._namespace, self._not_seen.append)
-            if each.seen.opportunity_id == self._opportunity_id
-        ]
-
-    def published(self) -> list[PublishedEvent]:
-        messages = self._namespace.peek_all(Source(self._settings.invoice_created_topic, AUDIT))
-        return [
-            event
-            for event in map(published_event, messages)
-            if event is not None and event.opportunity_id == self._opportunity_id
-        ]
 
 
 # ---------------------------------------------------------------------------------------------- the verdict
@@ -289,101 +279,56 @@ class _Facts:
         about_invoice = failure.seen.reason in (PublishFailed.reason, InvoiceOutdated.reason)
         return bool(self.billing.active_invoices) and not about_invoice
 
+    def verdicts(self) -> Iterator[tuple[Verdict, str]]:
+        """Yield what applies, each with its reason: from what needs a person to what is in order."""
+        state, invoices = self.billing.opportunity.state, self.billing.active_invoices
+        if state != OpportunityState.WON:
+            yield Verdict.NOT_WON, "it is open" if state == OpportunityState.OPEN else "it is lost"
+        if len(invoices) > 1:
+            yield Verdict.INVOICED_TWICE, ", ".join(map(invoice_number, invoices))
+        yield from self._of_differences()
+        yield from self._of_messages()
+        if invoices:
+            yield Verdict.INVOICED_ONCE, invoice_number(invoices[0])
+        # A repeated win of an opportunity that is invoiced changes nothing.
+        if self.messages.queued:
+            yield Verdict.IN_QUEUE, ""
+        yield from self._without_invoice()
 
-def _verdict(facts: _Facts) -> tuple[Verdict, str]:
-    """Return the verdict and its reason: the first that applies, from what needs a person to what is in order."""
-    return next(found for judge in _JUDGES if (found := judge(facts)) is not None)
+    def _of_differences(self) -> Iterator[tuple[Verdict, str]]:
+        differences, failure = self.billing.differences(self.api), self.failure
+        if differences:
+            yield Verdict.OUTDATED, "; ".join(differences)
+        if failure is not None and failure.seen.reason == InvoiceOutdated.reason:
+            yield Verdict.OUTDATED, failure.seen.description
 
+    def _of_messages(self) -> Iterator[tuple[Verdict, str]]:
+        due = [(each.seen.due, each) for each in self.messages.queued if each.seen.due is not None]
+        if due:
+            time, first = min(due, key=lambda each: each[0])
+            because = f" because {first.seen.reason}" if first.seen.reason else ""
+            said = f"next try at {time:%Y-%m-%d %H:%M:%S} UTC{because} (message {first.number})."
+            yield Verdict.RETRIED, f"{said} {first.seen.description}".strip()
+        failure = self.failure
+        if failure is not None:
+            said = f"{failure.seen.reason} (message {failure.id})."
+            yield Verdict.PARKED, f"{said} {failure.seen.description}".strip()
 
-def _not_won(facts: _Facts) -> tuple[Verdict, str] | None:
-    state = facts.billing.opportunity.state
-    if state == OpportunityState.WON:
-        return None
-    return Verdict.NOT_WON, "it is open" if state == OpportunityState.OPEN else "it is lost"
-
-
-def _invoiced_twice(facts: _Facts) -> tuple[Verdict, str] | None:
-    invoices = facts.billing.active_invoices
-    return (Verdict.INVOICED_TWICE, ", ".join(map(invoice_number, invoices))) if len(invoices) > 1 else None
-
-
-def _outdated(facts: _Facts) -> tuple[Verdict, str] | None:
-    billing, failure = facts.billing, facts.failure
-    differences = billing.differences(facts.api)
-    if differences:
-        return Verdict.OUTDATED, "; ".join(differences)
-    if failure is not None and failure.seen.reason == InvoiceOutdated.reason:
-        return Verdict.OUTDATED, failure.seen.description
-    return None
-
-
-def _retried(facts: _Facts) -> tuple[Verdict, str] | None:
-    due = [(each.seen.due, each) for each in facts.messages.queued if each.seen.due is not None]
-    if not due:
-        return None
-    time, first = min(due, key=lambda each: each[0])
-    because = f" because {first.seen.reason}" if first.seen.reason else ""
-    text = f" {first.seen.description}" if first.seen.description else ""
-    return (
-        Verdict.RETRIED,
-        f"next try at {time:%Y-%m-%d %H:%M:%S} UTC{because} (message {first.number}).{text}",
-    )
-
-
-def _in_queue(facts: _Facts) -> tuple[Verdict, str] | None:
-    # A repeated win of an opportunity that is invoiced changes nothing.
-    waiting = facts.messages.queued and not facts.billing.active_invoices
-    return (Verdict.IN_QUEUE, "") if waiting else None
-
-
-def _parked(facts: _Facts) -> tuple[Verdict, str] | None:
-    failure = facts.failure
-    if failure is None:
-        return None
-    return Verdict.PARKED, f"{failure.seen.reason} (message {failure.id}). {failure.seen.description}".strip()
-
-
-def _invoiced_once(facts: _Facts) -> tuple[Verdict, str] | None:
-    invoices = facts.billing.active_invoices
-    return (Verdict.INVOICED_ONCE, invoice_number(invoices[0])) if invoices else None
-
-
-def _ordered(facts: _Facts) -> tuple[Verdict, str] | None:
-    if not facts.billing.is_billed_by_order(facts.ordered):
-        return None
-    active = [row for row in facts.billing.orders if row.optional_integer("statecode") != _CANCELED_ORDER]
-    return Verdict.ORDERED, ", ".join(map(order_number, active))
-
-
-def _invoice_gone(facts: _Facts) -> tuple[Verdict, str] | None:
-    return (Verdict.INVOICE_GONE, "") if facts.billing.claim is not None else None
-
-
-def _job_failed(facts: _Facts) -> tuple[Verdict, str] | None:
-    failed = [job for job in facts.jobs if job["statuscode"] == _JOB_FAILED]
-    return (Verdict.JOB_FAILED, job_message(failed[-1])) if failed else None
-
-
-def _never_arrived(facts: _Facts) -> tuple[Verdict, str]:
-    if not facts.messages.queues_are_seen:
-        return Verdict.NOT_INVOICED, ""
-    waiting = [job for job in facts.jobs if job["statuscode"] in (0, 10, 20)]
-    return Verdict.NEVER_ARRIVED, f"Dataverse still tries: {job_message(waiting[-1])}" if waiting else ""
-
-
-_JUDGES: tuple[Callable[[_Facts], tuple[Verdict, str] | None], ...] = (
-    _not_won,
-    _invoiced_twice,
-    _outdated,
-    _retried,
-    _parked,
-    _invoiced_once,
-    _in_queue,
-    _ordered,
-    _invoice_gone,
-    _job_failed,
-    _never_arrived,
-)
+    def _without_invoice(self) -> Iterator[tuple[Verdict, str]]:
+        if self.billing.is_billed_by_order(self.ordered):
+            active = (
+                row for row in self.billing.orders if row.optional_integer("statecode") != _CANCELED_ORDER
+            )
+            yield Verdict.ORDERED, ", ".join(map(order_number, active))
+        if self.billing.claim is not None:
+            yield Verdict.INVOICE_GONE, ""
+        failed = [job for job in self.jobs if job["statuscode"] == _JOB_FAILED]
+        if failed:
+            yield Verdict.JOB_FAILED, job_message(failed[-1])
+        if not self.messages.queues_are_seen:
+            yield Verdict.NOT_INVOICED, ""
+        waiting = [job for job in self.jobs if job["statuscode"] in _JOB_WAITS]
+        yield Verdict.NEVER_ARRIVED, f"Dataverse still tries: {job_message(waiting[-1])}" if waiting else ""
 
 
 def _remarks(billing: Billing, messages: Messages, verdict: Verdict) -> list[str]:
