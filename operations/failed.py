@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 from azure.servicebus.exceptions import ServiceBusError
@@ -185,7 +185,12 @@ def discard_with_record(
 
     def record(what: str, **details: object) -> None:
         line = {"time": datetime.now(UTC), "who": who, "what": what, "because": because}
-        _append(audit, {**line, "export": file and str(file.resolve()), **details})
+        line |= {"export": file and str(file.resolve()), **details}
+        try:
+            with _opened(audit, os.O_APPEND) as log:
+                log.write(json.dumps(line, default=str) + "\n")
+        except OSError as error:
+            raise click.ClickException(f"The record {audit} cannot be written: {error.strerror}.") from error
 
     # Before anything is deleted: a record that cannot be written, or names nobody, must not come too late.
     record("discard begins", ids=[str(each) for each in ids])
@@ -199,34 +204,17 @@ def discard_with_record(
             yield each
     finally:
         # What was done before an error belongs into the record.
-        record("discard", messages=[_recorded(each) for each in settled])
+        done = [
+            {
+                "id": str(each.id),
+                "outcome": each.outcome.value,
+                "reason": each.text,
+                "opportunity": each.opportunity_id,
+            }
+            for each in settled
+        ]
+        record("discard", messages=done)
         note(f"Recorded in {audit}.")
-
-
-def export_messages(namespace: NamespaceClient, ids: Iterable[MessageId], file: Path) -> int:
-    """Write the messages into a new file, one JSON document a line; return how many.
-
-    Only its owner can read the file: bodies may hold personal data. Raises FileExistsError.
-    """
-    by_place: dict[Place, set[int]] = defaultdict(set)
-    for message_id in ids:
-        by_place[message_id.place].add(message_id.number)
-    written = 0
-    with os.fdopen(
-        os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-    ) as output:
-        for place, numbers in by_place.items():
-            for message in namespace.peek_all(place.source(namespace.settings), min(numbers)):
-                number = sequence_number(message)
-                if number in numbers:
-                    document = {"id": str(MessageId(place, number)), **document_of(message)}
-                    output.write(json.dumps(document, default=str) + "\n")
-                    written += 1
-                if number >= max(numbers):
-                    break
-        output.flush()
-        os.fsync(output.fileno())
-    return written
 
 
 @click.group(cls=Commands)
@@ -334,7 +322,8 @@ def replay(
         tracker = ReplayTracker.of(namespace) if is_followed else None
         replaying = replay_messages(namespace, ids, drop_unsupported=drop_unsupported)
         settled = list(progress(replaying, "Replaying", len(ids)))
-        fates = {} if tracker is None else tracker.follow(_copies(settled), seconds)
+        copies = {each.copy_id: each.opportunity_id for each in settled if each.copy_id}
+        fates = {} if tracker is None else tracker.follow(copies, seconds)
     rows = [_settled_row(each, fates.get(each.copy_id)) for each in settled]
     _say_settled(settled, rows, "replayed", as_json=as_json)
     if any(each.outcome is not Outcome.DONE for each in settled) or any(
@@ -444,10 +433,6 @@ def _summary(messages: Sequence[FailedMessage]) -> list[dict[str, object]]:
     ]
 
 
-def _copies(settled: Iterable[Settled]) -> dict[str, str | None]:
-    return {each.copy_id: each.opportunity_id for each in settled if each.copy_id}
-
-
 def _settled_row(settled: Settled, fate: Fate | None) -> dict[str, object]:
     return {
         "id": str(settled.id),
@@ -480,8 +465,27 @@ def _say_dry_run(ids: Sequence[MessageId], verb: str, *, as_json: bool) -> None:
 
 
 def _export(namespace: NamespaceClient, ids: Sequence[MessageId], file: Path) -> int:
+    """Write the messages into a new file, one JSON document a line; return how many.
+
+    Only its owner can read the file: bodies may hold personal data. Raises ClickException.
+    """
+    by_place: dict[Place, set[int]] = defaultdict(set)
+    for message_id in ids:
+        by_place[message_id.place].add(message_id.number)
+    written = 0
     try:
-        written = export_messages(namespace, ids, file)
+        with _opened(file, os.O_EXCL) as output:
+            for place, numbers in by_place.items():
+                for message in namespace.peek_all(place.source(namespace.settings), min(numbers)):
+                    number = sequence_number(message)
+                    if number in numbers:
+                        document = {"id": str(MessageId(place, number)), **document_of(message)}
+                        output.write(json.dumps(document, default=str) + "\n")
+                        written += 1
+                    if number >= max(numbers):
+                        break
+            output.flush()
+            os.fsync(output.fileno())
     except OSError as error:
         raise click.ClickException(
             f"{file} cannot be written: {error.strerror}. Nothing was changed."
@@ -496,21 +500,6 @@ def new_file(name: str) -> Path:
     return Path(f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl")
 
 
-def _recorded(settled: Settled) -> dict[str, object]:
-    return {
-        "id": str(settled.id),
-        "outcome": settled.outcome.value,
-        "reason": settled.text,
-        "opportunity": settled.opportunity_id,
-    }
-
-
-def _append(audit: Path, record: Mapping[str, object]) -> None:
-    line = json.dumps(record, default=str)
-    try:
-        with os.fdopen(
-            os.open(audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
-        ) as log:
-            log.write(line + "\n")
-    except OSError as error:
-        raise click.ClickException(f"The record {audit} cannot be written: {error.strerror}.") from error
+def _opened(file: Path, flags: int) -> TextIO:
+    """Open a file to write to that only its owner can read."""
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | flags, 0o600), "a", encoding="utf-8")

@@ -31,23 +31,15 @@ from shared.invoice import InvoiceOwner, OrderedOpportunity
 from shared.settings import dataverse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
     from shared.record import Record
 
 FOUND = 3
 # What is read, in the whole organization.
-_PRIVILEGES = {
-    name: PRIVILEGES[name]
-    for name in (
-        "prvReadOpportunity",
-        "prvReadInvoice",
-        "prvReadSalesOrder",
-        "prvReadNote",
-        "prvReadActivity",
-    )
-}
+_READS = ("prvReadOpportunity", "prvReadInvoice", "prvReadSalesOrder", "prvReadNote", "prvReadActivity")
+_PRIVILEGES = {name: PRIVILEGES[name] for name in _READS}
 
 
 class Problem(Assessment):
@@ -105,9 +97,40 @@ class AuditContext:
         return cls(api, settings.ordered_opportunity, settings.invoice_owner)
 
 
-def _no_invoice(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
-    if billing.active_invoices or billing.is_billed_by_order(context.ordered):
-        return None
+def audit(billings: Iterable[Billing], context: AuditContext) -> Iterator[AuditFinding]:
+    """Yield what is wrong with each of the won opportunities."""
+    for billing in billings:
+        for problem, detail in _problems(billing, context):
+            yield AuditFinding(billing, problem, detail)
+
+
+def _problems(billing: Billing, context: AuditContext) -> Iterator[tuple[Problem, str]]:
+    """Yield each problem of a won opportunity, with its detail."""
+    invoices = billing.active_invoices
+    if not invoices and not billing.is_billed_by_order(context.ordered):
+        yield _without_invoice(billing, context)
+    if len(invoices) > 1:
+        yield Problem.TWO_INVOICES, ", ".join(map(invoice_number, invoices))
+    differences = billing.differences(context.api)
+    if differences:
+        yield Problem.OUTDATED, "; ".join(differences)
+    wrong = {
+        Problem.PRICING_ERROR: filter(has_pricing_error, invoices),
+        # One request for each invoice: its totals are calculated when it is retrieved by itself.
+        Problem.TOTALS_DISAGREE: (
+            row
+            for row in invoices
+            if not has_pricing_error(row) and not context.api.invoice(row.guid("invoiceid")).totals_agree
+        ),
+        Problem.NOT_ASSIGNED: _not_assigned(billing, context),
+    }
+    for problem, rows in wrong.items():
+        numbers = ", ".join(map(invoice_number, rows))
+        if numbers:
+            yield problem, numbers
+
+
+def _without_invoice(billing: Billing, context: AuditContext) -> tuple[Problem, str]:
     if billing.claim is not None:
         canceled = ", ".join(map(invoice_number, billing.invoices))
         return Problem.INVOICE_GONE, f"canceled: {canceled}" if canceled else "deleted, or moved"
@@ -116,71 +139,16 @@ def _no_invoice(billing: Billing, context: AuditContext) -> tuple[Problem, str] 
     return Problem.NO_INVOICE, ""
 
 
-def _two_invoices(billing: Billing, _: AuditContext) -> tuple[Problem, str] | None:
-    invoices = billing.active_invoices
-    return _about(Problem.TWO_INVOICES, invoices) if len(invoices) > 1 else None
-
-
-def _outdated(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
-    differences = billing.differences(context.api)
-    return (Problem.OUTDATED, "; ".join(differences)) if differences else None
-
-
-def _pricing_error(billing: Billing, _: AuditContext) -> tuple[Problem, str] | None:
-    return _about(Problem.PRICING_ERROR, filter(has_pricing_error, billing.active_invoices))
-
-
-def _totals_disagree(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
-    # One request for each invoice: its totals are calculated when it is retrieved by itself.
-    wrong = (
-        row
-        for row in billing.active_invoices
-        if not has_pricing_error(row) and not context.api.invoice(row.guid("invoiceid")).totals_agree
-    )
-    return _about(Problem.TOTALS_DISAGREE, wrong)
-
-
-def _not_assigned(billing: Billing, context: AuditContext) -> tuple[Problem, str] | None:
+def _not_assigned(billing: Billing, context: AuditContext) -> Iterator[Record]:
+    """Yield the invoices that the function generated for another owner, and that are still its own."""
     owner = billing.opportunity.owner
     if context.owner is not InvoiceOwner.OPPORTUNITY or billing.claim is None or owner is None:
-        return None
+        return
     function = billing.claim.optional_guid("_createdby_value")
-    ours = (
-        row
-        for row in billing.active_invoices
-        if function
-        and row.optional_guid("_createdby_value")
-        == row.optional_guid("_ownerid_value")
-        == function
-        != owner.id
-    )
-    return _about(Problem.NOT_ASSIGNED, ours)
-
-
-def _about(problem: Problem, invoices: Iterable[Record]) -> tuple[Problem, str] | None:
-    """Return the problem with the invoices that have it, or None where none has."""
-    numbers = ", ".join(map(invoice_number, invoices))
-    return (problem, numbers) if numbers else None
-
-
-# What is checked of every won opportunity; each check finds one problem at most, with its detail.
-CHECKS: tuple[Callable[[Billing, AuditContext], tuple[Problem, str] | None], ...] = (
-    _no_invoice,
-    _two_invoices,
-    _outdated,
-    _pricing_error,
-    _totals_disagree,
-    _not_assigned,
-)
-
-
-def audit(billings: Iterable[Billing], context: AuditContext) -> Iterator[AuditFinding]:
-    """Yield what is wrong with each of the won opportunities."""
-    for billing in billings:
-        for check in CHECKS:
-            found = check(billing, context)
-            if found is not None:
-                yield AuditFinding(billing, *found)
+    for row in billing.active_invoices:
+        creator, owned_by = row.optional_guid("_createdby_value"), row.optional_guid("_ownerid_value")
+        if function and creator == owned_by == function != owner.id:
+            yield row
 
 
 def won_since(api: WebApi, since: datetime) -> Iterator[str]:
@@ -274,12 +242,11 @@ def _say(findings: list[AuditFinding], checked: int) -> None:
         {
             **_row(each),
             "about": f"{each.billing.name} ({each.billing.customer or each.billing.opportunity_id})",
+            "problem": each.problem.text,
         }
         for each in findings
     ]
-    say_table(
-        _COLUMNS, [{**row, "problem": each.problem.text} for row, each in zip(rows, findings, strict=True)]
-    )
+    say_table(_COLUMNS, rows)
     say()
     counts = Counter(each.problem for each in findings)
     say(f"{wins}: {', '.join(f'{counts[each]} {each.text}' for each in Problem if each in counts)}.")
