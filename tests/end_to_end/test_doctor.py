@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from operator import methodcaller as does
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 from uuid import uuid4
 
@@ -35,6 +36,7 @@ from sandbox.dataverse import DataverseApp, DataverseServer, ResponseLost, seed
 from sandbox.dataverse.organization import FailedChangeSet
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.web_api import _OperationRefused
+from sandbox.http_server import HttpServer, StartResponse, respond_json
 from sandbox.identity import Identity, IdentityServer, InvalidToken, TokenAuthority
 from sandbox.service_bus import (
     Authenticator,
@@ -113,34 +115,22 @@ class Organization(DataverseApp):
         return b"GenerateInvoiceFromOpportunity" in body
 
 
-class Azure:
+class Azure(HttpServer):
     """Azure Resource Manager, as far as the doctor needs it: resources by path, for a valid token."""
 
     def __init__(self, tokens: TokenAuthority, host: str) -> None:
         self._tokens = tokens
         self.is_reader = True
         self.resources = _resources(host)
-        self._server = wsgi.Server(("127.0.0.1", 0), self, numthreads=4, timeout=5, shutdown_timeout=1)
+        server = wsgi.Server(("127.0.0.1", 0), self, numthreads=4, timeout=5, shutdown_timeout=1)
+        super().__init__("azure", server)
 
     @property
     def endpoint(self) -> str:
-        host, port = self._server.bind_addr[:2]
-        return f"http://{host}:{port}"
+        return f"http://{self.address}"
 
-    def __enter__(self) -> Self:
-        self._server.prepare()
-        self._thread = threading.Thread(target=self._server.serve, name="azure", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop()
-        self._thread.join(timeout=5)
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-        status, document = self._respond(environ)
-        start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
-        return [json.dumps(document).encode()]
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        return respond_json(start_response, *self._respond(environ))
 
     def _respond(self, environ: dict[str, Any]) -> tuple[HTTPStatus, object]:
         try:
@@ -506,15 +496,13 @@ def test_a_check_that_needs_a_failed_check_is_not_run(sandbox: Sandbox) -> None:
 
 
 def test_an_endpoint_that_somebody_created_by_hand_is_found_by_its_queue(
-    sandbox: Sandbox, tmp_path: Path
+    sandbox: Sandbox, broken: Broken
 ) -> None:
-    with ExitStack() as undo:
-        broken = Broken(sandbox, undo, tmp_path)
-        row = broken.ours("serviceendpoint")
-        broken.enter(sandbox.removed("serviceendpoint", row))
-        values = {name: value for name, value in row.items() if name != "serviceendpointid"}
-        broken.enter(sandbox.added("serviceendpoint", **{**values, "name": "Won"}))
-        _, rows = sandbox.doctor({})
+    row = broken.ours("serviceendpoint")
+    broken.enter(sandbox.removed("serviceendpoint", row))
+    values = {name: value for name, value in row.items() if name != "serviceendpointid"}
+    broken.enter(sandbox.added("serviceendpoint", **{**values, "name": "Won"}))
+    _, rows = sandbox.doctor({})
     assert [row["seen"] for row in rows if row["check"] == "service endpoint"] == [f"Won: JSON to {QUEUE}"]
 
 
@@ -556,13 +544,11 @@ def test_a_token_that_does_not_say_whose_it_is_belongs_to_nobody_known(token: st
     assert str(owner_of(token)) == "an identity that the token does not name"
 
 
-def test_secrets_are_not_shown(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_secrets_are_not_shown(sandbox: Sandbox, broken: Broken) -> None:
     """Neither keys of settings nor signatures in the messages of system jobs."""
-    with ExitStack() as undo:
-        broken = Broken(sandbox, undo, tmp_path)
-        broken.has_key("aVerySecretKey")
-        _retrying_job(broken)
-        _, rows = sandbox.doctor(broken.environment)
+    broken.has_key("aVerySecretKey")
+    _retrying_job(broken)
+    _, rows = sandbox.doctor(broken.environment)
     shown = json.dumps(rows)
     assert "jobs-retrying" in shown
     assert "c2VjcmV0" not in shown
@@ -597,12 +583,10 @@ def test_nothing_is_tried_without_being_asked(sandbox: Sandbox) -> None:
     assert len(sandbox.organization.requests) == asked
 
 
-def test_a_lost_response_does_not_hide_what_was_left(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_lost_response_does_not_hide_what_was_left(sandbox: Sandbox, broken: Broken) -> None:
     """The result depends on the rows that exist afterwards, not on the response."""
-    with ExitStack() as undo:
-        broken = Broken(sandbox, undo, tmp_path)
-        broken.organization_is(is_atomic=False, loses_responses=True)
-        _, rows = sandbox.doctor({}, *broken.arguments)
+    broken.organization_is(is_atomic=False, loses_responses=True)
+    _, rows = sandbox.doctor({}, *broken.arguments)
     assert [row["finding"] for row in rows if row["finding"]] == ["change-set-left-something-behind"]
 
 
@@ -649,6 +633,10 @@ class Broken:
     def change(self, table: str, /, **values: object) -> None:
         """Change the one row of ours in a table."""
         self.enter(self.sandbox.changed(table, self.ours(table), **values))
+
+    def remove(self, table: str) -> None:
+        """Remove the one row of ours from a table."""
+        self.enter(self.sandbox.removed(table, self.ours(table)))
 
     def ours(self, table: str) -> Row:
         which = {"applicationid": FUNCTION.client_id} if table == "systemuser" else {}
@@ -754,45 +742,9 @@ class Broken:
         return namespace.address
 
 
-def _settings_invalid(broken: Broken) -> None:
-    broken.set(DATAVERSE_URL="http://contoso.crm.dynamics.com")
-
-
-def _connection_string_without_a_key(broken: Broken) -> None:
-    broken.set(ServiceBusConnection="Endpoint=sb://contoso.servicebus.windows.net/")
-
-
-def _unknown_exporter(broken: Broken) -> None:
-    broken.set(TELEMETRY_EXPORTER="jaeger")
-
-
-def _other_thread_count(broken: Broken) -> None:
-    broken.set(PYTHON_THREADPOOL_THREAD_COUNT="5")
-
-
-def _no_thread_count(broken: Broken) -> None:
-    broken.set(PYTHON_THREADPOOL_THREAD_COUNT="")
-
-
-def _other_calls_by_app_setting(broken: Broken) -> None:
-    broken.set(AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls="32")
-
-
-def _unassigned_identity(broken: Broken) -> None:
-    broken.is_function(Identity.named("not assigned"))
-
-
 def _unassigned_identity_and_a_key(broken: Broken) -> None:
     broken.is_function(Identity.named("not assigned"))
     broken.has_key()
-
-
-def _two_identities(broken: Broken) -> None:
-    broken.set(ServiceBusConnection__clientId=MUTE.client_id)
-
-
-def _dataverse_name(broken: Broken) -> None:
-    broken.set(DATAVERSE_URL="https://contoso.invalid")
 
 
 def _dataverse_refuses(broken: Broken) -> None:
@@ -812,10 +764,6 @@ def _dataverse_certificate(broken: Broken) -> None:
     context = CertificateAuthority(broken.folder).server_context(host)
     server = broken.enter(DataverseServer(impostor, context))
     broken.set(DATAVERSE_URL=server.url)
-
-
-def _no_bundle(broken: Broken) -> None:
-    broken.set(REQUESTS_CA_BUNDLE="/nowhere/bundle.pem")
 
 
 def _namespace_name(broken: Broken) -> None:
@@ -853,53 +801,9 @@ def _restricted_application(broken: Broken) -> None:
     broken.refuses(403, "0x80095ffc", "WhoAmI")
 
 
-def _page_of_a_proxy(broken: Broken) -> None:
-    broken.responds(200, b"<html>Please log in</html>", Content_Type="text/html")
-
-
-def _redirect(broken: Broken) -> None:
-    broken.responds(302, Location="https://login.example.com/")
-
-
-def _nothing_there(broken: Broken) -> None:
-    broken.responds(404, b"<html>Not here</html>", Content_Type="text/html")
-
-
-def _dataverse_is_down(broken: Broken) -> None:
-    broken.responds(503, b"<html>Sorry</html>", Content_Type="text/html")
-
-
-def _dataverse_goes_down(broken: Broken) -> None:
-    broken.responds(503, b"<html>Sorry</html>", "/serviceendpoints", Content_Type="text/html")
-
-
-def _throttled(broken: Broken) -> None:
-    broken.responds(429, Retry_After="60")
-
-
-def _question_refused(broken: Broken) -> None:
-    broken.refuses(400, "0x80060888", "/serviceendpoints")
-
-
-def _other_organization(broken: Broken) -> None:
-    broken.set(DATAVERSE_ORGANIZATION_ID=str(uuid4()))
-
-
-def _no_organization(broken: Broken) -> None:
-    broken.set(DATAVERSE_ORGANIZATION_ID="")
-
-
-def _unknown_column(broken: Broken) -> None:
-    broken.set(INVOICE_COLUMNS="billto_city,new_typo")
-
-
 def _without_sales(broken: Broken) -> None:
     row = broken.message("GenerateInvoiceFromOpportunity")
     broken.enter(broken.sandbox.changed("sdkmessage", row, name="SomethingElse"))
-
-
-def _no_application_user(broken: Broken) -> None:
-    broken.names(UNKNOWN)
 
 
 def _function_is_no_application_user(broken: Broken) -> None:
@@ -907,25 +811,9 @@ def _function_is_no_application_user(broken: Broken) -> None:
     broken.has_key()
 
 
-def _disabled_user(broken: Broken) -> None:
-    broken.change("systemuser", isdisabled=True)
-
-
 def _function_is_disabled(broken: Broken) -> None:
     broken.is_function()
     broken.change("systemuser", isdisabled=True)
-
-
-def _deleted_identity(broken: Broken) -> None:
-    broken.change("systemuser", azurestate=2)
-
-
-def _softly_deleted_identity(broken: Broken) -> None:
-    broken.change("systemuser", azurestate=1)
-
-
-def _no_privilege(broken: Broken) -> None:
-    broken.lacks("prvCreateNote")
 
 
 def _no_privilege_for_the_columns(broken: Broken) -> None:
@@ -941,46 +829,6 @@ def _function_reads_no_orders(broken: Broken) -> None:
 def _shallow_privilege(broken: Broken) -> None:
     row = broken.granted("prvReadInvoice")
     broken.enter(broken.sandbox.changed("roleprivileges", row, privilegedepthmask=2))
-
-
-def _no_optional_privilege(broken: Broken) -> None:
-    broken.lacks("prvReadEntityMap")
-
-
-def _no_endpoint(broken: Broken) -> None:
-    broken.enter(broken.sandbox.removed("serviceendpoint", broken.ours("serviceendpoint")))
-
-
-def _other_namespace(broken: Broken) -> None:
-    broken.change("serviceendpoint", namespaceaddress="sb://fabrikam.servicebus.windows.net/")
-
-
-def _other_queue(broken: Broken) -> None:
-    broken.change("serviceendpoint", path="opportunity-lost")
-
-
-def _event_hub(broken: Broken) -> None:
-    broken.change("serviceendpoint", contract=7)
-
-
-def _old_contract(broken: Broken) -> None:
-    broken.change("serviceendpoint", contract=2)
-
-
-def _binary_xml(broken: Broken) -> None:
-    broken.change("serviceendpoint", messageformat=1)
-
-
-def _no_key(broken: Broken) -> None:
-    broken.change("serviceendpoint", issaskeyset=False)
-
-
-def _managed_identity_endpoint(broken: Broken) -> None:
-    broken.change("serviceendpoint", authtype=9)
-
-
-def _no_step(broken: Broken) -> None:
-    broken.enter(broken.sandbox.removed("sdkmessageprocessingstep", broken.ours("sdkmessageprocessingstep")))
 
 
 def _step_on_lose(broken: Broken) -> None:
@@ -1009,24 +857,8 @@ def _step_to_another_endpoint(broken: Broken) -> None:
     )
 
 
-def _disabled_step(broken: Broken) -> None:
-    broken.change("sdkmessageprocessingstep", statecode=1, statuscode=2)
-
-
-def _synchronous_step(broken: Broken) -> None:
-    broken.change("sdkmessageprocessingstep", mode=0)
-
-
 def _retrying_job(broken: Broken) -> None:
     broken.job(statecode=1, statuscode=10, retrycount=3, message="Unauthorized: sig=c2VjcmV0")
-
-
-def _failed_job(broken: Broken) -> None:
-    broken.job(statecode=3, statuscode=31, message="No such host is known.")
-
-
-def _wrong_key(broken: Broken) -> None:
-    broken.has_key("WRONG")
 
 
 class _SomethingElse(socketserver.BaseRequestHandler):
@@ -1045,30 +877,6 @@ def _no_amqp(broken: Broken) -> None:
     broken.has_key(port=server.server_address[1])
 
 
-def _no_failed_queue(broken: Broken) -> None:
-    broken.set(OPPORTUNITY_WON_FAILED_QUEUE="nowhere")
-
-
-def _no_queue_as_a_resource(broken: Broken) -> None:
-    broken.loses_resource(f"{NAMESPACE_ID}/topics/{TOPIC}")
-
-
-def _disabled_topic(broken: Broken) -> None:
-    broken.status(TOPIC, Status.DISABLED)
-
-
-def _paused(broken: Broken) -> None:
-    broken.status(QUEUE, Status.RECEIVE_DISABLED)
-
-
-def _deaf(broken: Broken) -> None:
-    broken.is_function(DEAF)
-
-
-def _mute(broken: Broken) -> None:
-    broken.is_function(MUTE)
-
-
 def _mute_by_roles(broken: Broken) -> None:
     broken.resource(f"queues/{QUEUE}")
     broken.sandbox.azure.resources[_assignments(f"topics/{TOPIC}")]["value"].pop()
@@ -1083,58 +891,6 @@ def _no_such_resource(broken: Broken) -> None:
     broken.arguments = "--namespace-id", "/subscriptions/other", *broken.sandbox.arm[2:]
 
 
-def _resource_of_another_namespace(broken: Broken) -> None:
-    broken.resource("", serviceBusEndpoint="https://fabrikam.servicebus.windows.net:443/")
-
-
-def _lock_duration(broken: Broken) -> None:
-    broken.resource(f"queues/{QUEUE}", lockDuration="PT30S")
-
-
-def _delivery_count(broken: Broken) -> None:
-    broken.resource(f"queues/{FAILED}", maxDeliveryCount=10)
-
-
-def _no_duplicate_detection(broken: Broken) -> None:
-    broken.resource(f"topics/{TOPIC}", requiresDuplicateDetection=False)
-
-
-def _short_window(broken: Broken) -> None:
-    broken.resource(f"queues/{QUEUE}", duplicateDetectionHistoryTimeWindow="PT30S")
-
-
-def _dropping_the_expired(broken: Broken) -> None:
-    broken.resource(f"queues/{QUEUE}", deadLetteringOnMessageExpiration=False)
-
-
-def _not_forwarding(broken: Broken) -> None:
-    broken.resource(f"queues/{QUEUE}", forwardDeadLetteredMessagesTo=None)
-
-
-def _short_life(broken: Broken) -> None:
-    broken.resource(f"queues/{QUEUE}", defaultMessageTimeToLive="PT1H")
-
-
-def _failed_messages_expire(broken: Broken) -> None:
-    broken.resource(f"queues/{FAILED}", defaultMessageTimeToLive="P14D")
-
-
-def _no_audit(broken: Broken) -> None:
-    broken.loses_resource(f"{NAMESPACE_ID}/topics/{TOPIC}/subscriptions/audit")
-
-
-def _failed_message(broken: Broken) -> None:
-    broken.message_in(FAILED)
-
-
-def _failed_messages_by_counters(broken: Broken) -> None:
-    broken.resource(f"queues/{FAILED}", countDetails={"activeMessageCount": 7})
-
-
-def _dead_letter(broken: Broken) -> None:
-    broken.dead_letter()
-
-
 def _old_retry(broken: Broken) -> None:
     now = datetime.now(UTC)
     properties = {
@@ -1144,14 +900,6 @@ def _old_retry(broken: Broken) -> None:
     broken.message_in(
         QUEUE, scheduled_enqueue_time=now + timedelta(hours=1), application_properties=properties
     )
-
-
-def _no_transaction(broken: Broken) -> None:
-    broken.organization_is(is_atomic=False)
-
-
-def _no_duplicates(broken: Broken) -> None:
-    broken.organization_is(forgives_duplicates=True)
 
 
 def _no_price_list(broken: Broken) -> None:
@@ -1183,21 +931,65 @@ def _no_queue_with_a_key(broken: Broken) -> None:
     broken.set(OPPORTUNITY_WON_FAILED_QUEUE="nowhere")
 
 
+DESIGN_CHECKS = {
+    f"queues/{QUEUE}": "queue as designed",
+    f"queues/{FAILED}": "failed queue as designed",
+    f"topics/{TOPIC}": "topic as designed",
+}
+# Properties of entities that differ from infrastructure/entities.json.
+DIFFERENCES: list[tuple[str, str, object, Finding]] = [
+    (f"queues/{QUEUE}", "lockDuration", "PT30S", Finding.LOCK_DURATION_DIFFERS),
+    (f"queues/{FAILED}", "maxDeliveryCount", 10, Finding.MAX_DELIVERY_COUNT_DIFFERS),
+    (f"topics/{TOPIC}", "requiresDuplicateDetection", False, Finding.DUPLICATE_DETECTION_DIFFERS),
+    (f"queues/{QUEUE}", "duplicateDetectionHistoryTimeWindow", "PT30S", Finding.DUPLICATE_DETECTION_DIFFERS),
+    (f"queues/{QUEUE}", "deadLetteringOnMessageExpiration", False, Finding.DEAD_LETTERING_ON_EXPIRATION_OFF),
+    (f"queues/{QUEUE}", "forwardDeadLetteredMessagesTo", None, Finding.DEAD_LETTER_FORWARDING_DIFFERS),
+    (f"queues/{QUEUE}", "defaultMessageTimeToLive", "PT1H", Finding.TIME_TO_LIVE_TOO_SHORT),
+    (f"queues/{FAILED}", "defaultMessageTimeToLive", "P14D", Finding.TIME_TO_LIVE_TOO_SHORT),
+]
+
+
+@pytest.fixture
+def broken(sandbox: Sandbox, tmp_path: Path) -> Iterator[Broken]:
+    with ExitStack() as undo:
+        yield Broken(sandbox, undo, tmp_path)
+
+
 CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
-    (_settings_invalid, Finding.SETTINGS_INVALID, "settings"),
-    (_connection_string_without_a_key, Finding.SETTINGS_INVALID, "settings"),
-    (_unknown_exporter, Finding.SETTINGS_INVALID, "settings"),
-    (_other_thread_count, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
-    (_no_thread_count, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
-    (_other_calls_by_app_setting, Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
-    (_unassigned_identity, Finding.TOKEN_UNAVAILABLE, "token for Service Bus"),
+    (does("set", DATAVERSE_URL="http://contoso.crm.dynamics.com"), Finding.SETTINGS_INVALID, "settings"),
+    (
+        does("set", ServiceBusConnection="Endpoint=sb://contoso.servicebus.windows.net/"),
+        Finding.SETTINGS_INVALID,
+        "settings",
+    ),
+    (does("set", TELEMETRY_EXPORTER="jaeger"), Finding.SETTINGS_INVALID, "settings"),
+    (does("set", PYTHON_THREADPOOL_THREAD_COUNT="5"), Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
+    (does("set", PYTHON_THREADPOOL_THREAD_COUNT=""), Finding.THREADS_DIFFER_FROM_CALLS, "threads"),
+    (
+        does("set", AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls="32"),
+        Finding.THREADS_DIFFER_FROM_CALLS,
+        "threads",
+    ),
+    (does("is_function", Identity.named("not assigned")), Finding.TOKEN_UNAVAILABLE, "token for Service Bus"),
     (_unassigned_identity_and_a_key, Finding.TOKEN_UNAVAILABLE, "token for Dataverse"),
-    (_two_identities, Finding.TOKEN_OF_ANOTHER_IDENTITY, "token for Service Bus"),
-    (_dataverse_name, Finding.DATAVERSE_NAME_UNKNOWN, "connection to Dataverse"),
+    (
+        does("set", ServiceBusConnection__clientId=MUTE.client_id),
+        Finding.TOKEN_OF_ANOTHER_IDENTITY,
+        "token for Service Bus",
+    ),
+    (
+        does("set", DATAVERSE_URL="https://contoso.invalid"),
+        Finding.DATAVERSE_NAME_UNKNOWN,
+        "connection to Dataverse",
+    ),
     (_dataverse_refuses, Finding.DATAVERSE_REFUSED, "connection to Dataverse"),
     (_dataverse_is_silent, Finding.DATAVERSE_SILENT, "connection to Dataverse"),
     (_dataverse_certificate, Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED, "connection to Dataverse"),
-    (_no_bundle, Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED, "connection to Dataverse"),
+    (
+        does("set", REQUESTS_CA_BUNDLE="/nowhere/bundle.pem"),
+        Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED,
+        "connection to Dataverse",
+    ),
     (_namespace_name, Finding.SERVICE_BUS_NAME_UNKNOWN, "connection to Service Bus"),
     (_namespace_refuses, Finding.SERVICE_BUS_REFUSED, "connection to Service Bus"),
     (_namespace_is_silent, Finding.SERVICE_BUS_SILENT, "connection to Service Bus"),
@@ -1205,89 +997,125 @@ CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
     (_namespace_certificate, Finding.SERVICE_BUS_CERTIFICATE_NOT_TRUSTED, "connection to Service Bus"),
     (_other_audience, Finding.DATAVERSE_UNAUTHORIZED, "Dataverse"),
     (_restricted_application, Finding.DATAVERSE_FORBIDDEN, "Dataverse"),
-    (_page_of_a_proxy, Finding.NOT_A_WEB_API, "Dataverse"),
-    (_redirect, Finding.NOT_A_WEB_API, "Dataverse"),
-    (_nothing_there, Finding.NOT_A_WEB_API, "Dataverse"),
-    (_dataverse_is_down, Finding.DATAVERSE_UNAVAILABLE, "Dataverse"),
-    (_dataverse_goes_down, Finding.DATAVERSE_UNAVAILABLE, "service endpoint"),
-    (_throttled, Finding.DATAVERSE_THROTTLED, "Dataverse"),
-    (_question_refused, Finding.DATAVERSE_REFUSED_A_QUESTION, "service endpoint"),
-    (_other_organization, Finding.OTHER_ENVIRONMENT, "environment"),
-    (_no_organization, Finding.ORGANIZATION_ID_NOT_SET, "environment"),
+    (
+        does("responds", 200, b"<html>Please log in</html>", Content_Type="text/html"),
+        Finding.NOT_A_WEB_API,
+        "Dataverse",
+    ),
+    (does("responds", 302, Location="https://login.example.com/"), Finding.NOT_A_WEB_API, "Dataverse"),
+    (
+        does("responds", 404, b"<html>Not here</html>", Content_Type="text/html"),
+        Finding.NOT_A_WEB_API,
+        "Dataverse",
+    ),
+    (
+        does("responds", 503, b"<html>Sorry</html>", Content_Type="text/html"),
+        Finding.DATAVERSE_UNAVAILABLE,
+        "Dataverse",
+    ),
+    (
+        does("responds", 503, b"<html>Sorry</html>", "/serviceendpoints", Content_Type="text/html"),
+        Finding.DATAVERSE_UNAVAILABLE,
+        "service endpoint",
+    ),
+    (does("responds", 429, Retry_After="60"), Finding.DATAVERSE_THROTTLED, "Dataverse"),
+    (
+        does("refuses", 400, "0x80060888", "/serviceendpoints"),
+        Finding.DATAVERSE_REFUSED_A_QUESTION,
+        "service endpoint",
+    ),
+    (does("set", DATAVERSE_ORGANIZATION_ID=str(uuid4())), Finding.OTHER_ENVIRONMENT, "environment"),
+    (does("set", DATAVERSE_ORGANIZATION_ID=""), Finding.ORGANIZATION_ID_NOT_SET, "environment"),
     (_without_sales, Finding.SALES_MISSING, "Sales"),
-    (_unknown_column, Finding.COLUMNS_UNKNOWN, "columns"),
-    (_no_application_user, Finding.APPLICATION_USER_MISSING, "application user"),
+    (does("set", INVOICE_COLUMNS="billto_city,new_typo"), Finding.COLUMNS_UNKNOWN, "columns"),
+    (does("names", UNKNOWN), Finding.APPLICATION_USER_MISSING, "application user"),
     (_function_is_no_application_user, Finding.APPLICATION_USER_MISSING, "Dataverse"),
-    (_disabled_user, Finding.APPLICATION_USER_DISABLED, "application user"),
+    (does("change", "systemuser", isdisabled=True), Finding.APPLICATION_USER_DISABLED, "application user"),
     (_function_is_disabled, Finding.APPLICATION_USER_DISABLED, "Dataverse"),
-    (_deleted_identity, Finding.APPLICATION_USER_GONE, "application user"),
-    (_softly_deleted_identity, Finding.APPLICATION_USER_GONE, "application user"),
-    (_no_privilege, Finding.PRIVILEGE_MISSING, "privileges"),
+    (does("change", "systemuser", azurestate=2), Finding.APPLICATION_USER_GONE, "application user"),
+    (does("change", "systemuser", azurestate=1), Finding.APPLICATION_USER_GONE, "application user"),
+    (does("lacks", "prvCreateNote"), Finding.PRIVILEGE_MISSING, "privileges"),
     (_no_privilege_for_the_columns, Finding.PRIVILEGE_MISSING, "privileges"),
     (_function_reads_no_orders, Finding.PRIVILEGE_MISSING, "privileges"),
     (_shallow_privilege, Finding.PRIVILEGE_TOO_SHALLOW, "privileges"),
-    (_no_optional_privilege, Finding.OPTIONAL_PRIVILEGE_MISSING, "privileges"),
-    (_no_endpoint, Finding.ENDPOINT_MISSING, "service endpoint"),
-    (_other_namespace, Finding.ENDPOINT_OTHER_NAMESPACE, "service endpoint"),
-    (_other_queue, Finding.ENDPOINT_OTHER_QUEUE, "service endpoint"),
-    (_event_hub, Finding.ENDPOINT_NOT_A_QUEUE, "service endpoint"),
-    (_old_contract, Finding.ENDPOINT_OLD_CONTRACT, "service endpoint"),
-    (_binary_xml, Finding.ENDPOINT_NOT_JSON, "service endpoint"),
-    (_no_key, Finding.ENDPOINT_WITHOUT_KEY, "service endpoint"),
-    (_managed_identity_endpoint, Finding.ENDPOINT_WITHOUT_KEY, "service endpoint"),
-    (_no_step, Finding.STEP_MISSING, "step"),
+    (does("lacks", "prvReadEntityMap"), Finding.OPTIONAL_PRIVILEGE_MISSING, "privileges"),
+    (does("remove", "serviceendpoint"), Finding.ENDPOINT_MISSING, "service endpoint"),
+    (
+        does("change", "serviceendpoint", namespaceaddress="sb://fabrikam.servicebus.windows.net/"),
+        Finding.ENDPOINT_OTHER_NAMESPACE,
+        "service endpoint",
+    ),
+    (
+        does("change", "serviceendpoint", path="opportunity-lost"),
+        Finding.ENDPOINT_OTHER_QUEUE,
+        "service endpoint",
+    ),
+    (does("change", "serviceendpoint", contract=7), Finding.ENDPOINT_NOT_A_QUEUE, "service endpoint"),
+    (does("change", "serviceendpoint", contract=2), Finding.ENDPOINT_OLD_CONTRACT, "service endpoint"),
+    (does("change", "serviceendpoint", messageformat=1), Finding.ENDPOINT_NOT_JSON, "service endpoint"),
+    (does("change", "serviceendpoint", issaskeyset=False), Finding.ENDPOINT_WITHOUT_KEY, "service endpoint"),
+    (does("change", "serviceendpoint", authtype=9), Finding.ENDPOINT_WITHOUT_KEY, "service endpoint"),
+    (does("remove", "sdkmessageprocessingstep"), Finding.STEP_MISSING, "step"),
     (_step_on_lose, Finding.STEP_OTHER_MESSAGE, "step"),
     (_step_on_every_table, Finding.STEP_OTHER_MESSAGE, "step"),
     (_step_to_another_endpoint, Finding.STEP_OTHER_ENDPOINT, "step"),
-    (_disabled_step, Finding.STEP_DISABLED, "step"),
-    (_synchronous_step, Finding.STEP_SYNCHRONOUS, "step"),
+    (does("change", "sdkmessageprocessingstep", statecode=1, statuscode=2), Finding.STEP_DISABLED, "step"),
+    (does("change", "sdkmessageprocessingstep", mode=0), Finding.STEP_SYNCHRONOUS, "step"),
     (_retrying_job, Finding.JOBS_RETRYING, "system jobs"),
-    (_failed_job, Finding.JOBS_FAILED, "system jobs"),
-    (_wrong_key, Finding.SERVICE_BUS_KEY_REFUSED, "queue"),
+    (
+        does("job", statecode=3, statuscode=31, message="No such host is known."),
+        Finding.JOBS_FAILED,
+        "system jobs",
+    ),
+    (does("has_key", "WRONG"), Finding.SERVICE_BUS_KEY_REFUSED, "queue"),
     (_no_amqp, Finding.SERVICE_BUS_UNAVAILABLE, "queue"),
-    (_no_failed_queue, Finding.ENTITY_MISSING, "failed queue"),
+    (does("set", OPPORTUNITY_WON_FAILED_QUEUE="nowhere"), Finding.ENTITY_MISSING, "failed queue"),
     (_no_topic_for_the_function, Finding.ENTITY_MISSING, "topic"),
     (_no_queue_with_a_key, Finding.ENTITY_MISSING, "failed queue"),
-    (_no_queue_as_a_resource, Finding.ENTITY_MISSING, "topic as designed"),
-    (_disabled_topic, Finding.ENTITY_DISABLED, "topic"),
-    (_paused, Finding.QUEUE_PAUSED, "queue"),
-    (_deaf, Finding.NO_RIGHT_TO_RECEIVE, "queue"),
-    (_mute, Finding.NO_RIGHT_TO_SEND, "topic"),
+    (does("loses_resource", f"{NAMESPACE_ID}/topics/{TOPIC}"), Finding.ENTITY_MISSING, "topic as designed"),
+    (does("status", TOPIC, Status.DISABLED), Finding.ENTITY_DISABLED, "topic"),
+    (does("status", QUEUE, Status.RECEIVE_DISABLED), Finding.QUEUE_PAUSED, "queue"),
+    (does("is_function", DEAF), Finding.NO_RIGHT_TO_RECEIVE, "queue"),
+    (does("is_function", MUTE), Finding.NO_RIGHT_TO_SEND, "topic"),
     (_mute_by_roles, Finding.NO_RIGHT_TO_SEND, "roles of the function"),
     (_deaf_by_roles, Finding.NO_RIGHT_TO_RECEIVE, "roles of the function"),
     (_no_such_resource, Finding.NAMESPACE_ID_WRONG, "namespace"),
-    (_resource_of_another_namespace, Finding.NAMESPACE_ID_WRONG, "namespace"),
-    (_lock_duration, Finding.LOCK_DURATION_DIFFERS, "queue as designed"),
-    (_delivery_count, Finding.MAX_DELIVERY_COUNT_DIFFERS, "failed queue as designed"),
-    (_no_duplicate_detection, Finding.DUPLICATE_DETECTION_DIFFERS, "topic as designed"),
-    (_short_window, Finding.DUPLICATE_DETECTION_DIFFERS, "queue as designed"),
-    (_dropping_the_expired, Finding.DEAD_LETTERING_ON_EXPIRATION_OFF, "queue as designed"),
-    (_not_forwarding, Finding.DEAD_LETTER_FORWARDING_DIFFERS, "queue as designed"),
-    (_short_life, Finding.TIME_TO_LIVE_TOO_SHORT, "queue as designed"),
-    (_failed_messages_expire, Finding.TIME_TO_LIVE_TOO_SHORT, "failed queue as designed"),
-    (_no_audit, Finding.AUDIT_SUBSCRIPTION_MISSING, "audit subscription"),
-    (_failed_message, Finding.MESSAGES_FAILED, "failed messages"),
-    (_failed_messages_by_counters, Finding.MESSAGES_FAILED, "failed messages"),
-    (_dead_letter, Finding.DEAD_LETTERS, "failed messages"),
+    (
+        does("resource", "", serviceBusEndpoint="https://fabrikam.servicebus.windows.net:443/"),
+        Finding.NAMESPACE_ID_WRONG,
+        "namespace",
+    ),
+    (
+        does("loses_resource", f"{NAMESPACE_ID}/topics/{TOPIC}/subscriptions/audit"),
+        Finding.AUDIT_SUBSCRIPTION_MISSING,
+        "audit subscription",
+    ),
+    (does("message_in", FAILED), Finding.MESSAGES_FAILED, "failed messages"),
+    (
+        does("resource", f"queues/{FAILED}", countDetails={"activeMessageCount": 7}),
+        Finding.MESSAGES_FAILED,
+        "failed messages",
+    ),
+    (does("dead_letter"), Finding.DEAD_LETTERS, "failed messages"),
     (_old_retry, Finding.RETRIES_OLD, "retries"),
-    (_no_transaction, Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, "change sets"),
-    (_no_duplicates, Finding.CHANGE_SET_SUCCEEDED, "change sets"),
+    (does("organization_is", is_atomic=False), Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, "change sets"),
+    (does("organization_is", forgives_duplicates=True), Finding.CHANGE_SET_SUCCEEDED, "change sets"),
     (_no_price_list, Finding.CHANGE_SET_REFUSED_OTHERWISE, "change sets"),
     (_stopping_batches, Finding.BATCH_STOPS_AT_FAILURE, "change sets"),
     (_root_key, Finding.ROOT_KEY_EXISTS, "keys of the namespace"),
+    *(
+        (does("resource", entity, **{name: value}), finding, DESIGN_CHECKS[entity])
+        for entity, name, value, finding in DIFFERENCES
+    ),
 ]
 
 
-@pytest.mark.parametrize(
-    ("breaks", "finding", "check"), CASES, ids=[breaks.__name__.strip("_") for breaks, *_ in CASES]
-)
+@pytest.mark.parametrize(("breaks", "finding", "check"), CASES, ids=[finding.code for _, finding, _ in CASES])
 def test_a_broken_set_up_shows_exactly_its_finding(
-    sandbox: Sandbox, tmp_path: Path, breaks: Callable[[Broken], None], finding: Finding, check: str
+    sandbox: Sandbox, broken: Broken, breaks: Callable[[Broken], None], finding: Finding, check: str
 ) -> None:
-    with ExitStack() as undo:
-        broken = Broken(sandbox, undo, tmp_path)
-        breaks(broken)
-        code, rows = sandbox.doctor(broken.environment, *broken.arguments)
+    breaks(broken)
+    code, rows = sandbox.doctor(broken.environment, *broken.arguments)
     findings = [row for row in rows if row["finding"]]
     assert {row["finding"] for row in findings} == {finding.code}, findings
     assert check in {row["check"] for row in findings}
@@ -1296,16 +1124,14 @@ def test_a_broken_set_up_shows_exactly_its_finding(
     assert code == (1 if finding.state is State.PROBLEM else 0)
 
 
-def test_what_failed_before_is_a_problem_only_on_request(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_what_failed_before_is_a_problem_only_on_request(sandbox: Sandbox, broken: Broken) -> None:
     """Messages that failed before a deployment do not make its verification fail."""
-    with ExitStack() as undo:
-        broken = Broken(sandbox, undo, tmp_path)
-        _failed_message(broken)
-        _dead_letter(broken)
-        _old_retry(broken)
-        _failed_job(broken)
-        code, rows = sandbox.doctor({}, *sandbox.arm[2:])
-        asked, _ = sandbox.doctor({}, "--fail-on", "attention")
+    broken.message_in(FAILED)
+    broken.dead_letter()
+    _old_retry(broken)
+    broken.job(statecode=3, statuscode=31, message="No such host is known.")
+    code, rows = sandbox.doctor({}, *sandbox.arm[2:])
+    asked, _ = sandbox.doctor({}, "--fail-on", "attention")
     states = {row["finding"]: row["state"] for row in rows if row["finding"]}
     assert states == dict.fromkeys(
         ("jobs-failed", "messages-failed", "dead-letters", "retries-old"), "attention"
@@ -1321,12 +1147,11 @@ def test_a_login_that_must_see_everything_can_require_it(sandbox: Sandbox) -> No
 
 
 def test_a_paused_function_is_a_remark_also_where_everything_must_be_seen(
-    sandbox: Sandbox, tmp_path: Path
+    sandbox: Sandbox, broken: Broken
 ) -> None:
     """A shadow run is deployed paused, and its deployment is verified as any other."""
-    with ExitStack() as undo:
-        _paused(Broken(sandbox, undo, tmp_path))
-        code, rows = sandbox.doctor({}, *sandbox.arm, "--fail-on", "cannot-see")
+    broken.status(QUEUE, Status.RECEIVE_DISABLED)
+    code, rows = sandbox.doctor({}, *sandbox.arm, "--fail-on", "cannot-see")
     states = state_of(rows)
     assert (states.pop("queue"), states.pop("retries")) == ("remark", "not checked")
     assert set(states.values()) == {"ok"}
