@@ -60,22 +60,27 @@ class Organization:
     def run(self, *arguments: str, stdin: str | None = None, **environment: str) -> Result:
         return CliRunner().invoke(operations, arguments, stdin, env={**self.environment, **environment})
 
-    def connect_with(self, stdin: str) -> Result:
-        identity = ("--application-id", FUNCTION.client_id)
-        return self.run("connect", *identity, "--yes", "--sas-key-stdin", stdin=stdin)
+    def set_up(self, command: str, *arguments: str, stdin: str | None = None, **environment: str) -> Result:
+        """Connect or disconnect the function's identity."""
+        return self.run(
+            command, "--application-id", FUNCTION.client_id, *arguments, stdin=stdin, **environment
+        )
 
     def connect(self, *arguments: str, key: str = KEY) -> dict[str, str]:
-        result = self.run(
-            "connect",
-            "--application-id",
-            FUNCTION.client_id,
-            "--json",
-            "--yes",
-            *arguments,
-            OPPORTUNITY_WON_SAS_KEY=key,
-        )
-        assert result.exit_code == 0, (result.output, result.exception)
-        return {row["step"]: row["outcome"] for row in json.loads(result.stdout)}
+        return outcomes(self.set_up("connect", "--json", "--yes", *arguments, OPPORTUNITY_WON_SAS_KEY=key))
+
+    def wins(self, *opportunities: str, on: str = "2026-03-01") -> None:
+        """Win opportunities, which posts no event."""
+        with self.app.session() as session:
+            for opportunity in opportunities:
+                won = {"statecode": 1, "actualclosedate": on}
+                session.change(TABLES["opportunity"], opportunity, won)
+
+    def change(self, table: str, **values: object) -> None:
+        """Change the one row of a table."""
+        (row,) = self.rows(table)
+        with self.app.session() as session:
+            session.change(TABLES[table], row[TABLES[table].key], values)
 
     def win(self, opportunity: str) -> None:
         api = WebApi.of(self.environment)
@@ -85,6 +90,11 @@ class Organization:
     def rows(self, table: str) -> list[dict[str, Any]]:
         with self.app.session() as session:
             return [dict(row) for row in session.transaction.rows(TABLES[table])]
+
+
+def outcomes(result: Result) -> dict[str, str]:
+    assert result.exit_code == 0, (result.output, result.exception)
+    return {row["step"]: row["outcome"] for row in json.loads(result.stdout)}
 
 
 @pytest.fixture
@@ -140,9 +150,9 @@ def test_everything_is_done_once_and_then_exists(organization: Organization) -> 
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(organization: Organization) -> None:
-    outcomes = organization.connect("--dry-run")
-    assert "would be done" in outcomes.values()
-    assert "done" not in outcomes.values()
+    said = organization.connect("--dry-run").values()
+    assert "would be done" in said
+    assert "done" not in said
     assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
 
 
@@ -198,11 +208,9 @@ def test_a_step_that_somebody_changed_is_corrected(organization: Organization) -
         organization.app, namespace_address="sb://other/", path="other", sas_key=KEY
     )
     (step,) = organization.rows("sdkmessageprocessingstep")
-    bent = {"mode": 0, "eventhandler": other, "statecode": 1, "statuscode": 2}
-    with organization.app.session() as session:
-        session.change(TABLES["sdkmessageprocessingstep"], step["sdkmessageprocessingstepid"], bent)
-    outcomes = organization.connect()
-    assert (outcomes["Step on Win of opportunity"], outcomes["Step enabled"]) == ("changed", "done")
+    organization.change("sdkmessageprocessingstep", mode=0, eventhandler=other, statecode=1, statuscode=2)
+    done = organization.connect()
+    assert (done["Step on Win of opportunity"], done["Step enabled"]) == ("changed", "done")
     (fixed,) = organization.rows("sdkmessageprocessingstep")
     for column in ("mode", "stage", "eventhandler", "sdkmessageid", "sdkmessagefilterid", "statecode"):
         assert fixed[column] == step[column], column
@@ -211,11 +219,9 @@ def test_a_step_that_somebody_changed_is_corrected(organization: Organization) -
 def test_everything_is_read_back(organization: Organization) -> None:
     """A change that Dataverse accepts and does not make is reported, not shown as done."""
     organization.connect()
-    (endpoint,) = organization.rows("serviceendpoint")
-    with organization.app.session() as session:
-        session.change(TABLES["serviceendpoint"], endpoint["serviceendpointid"], {"messageformat": 1})
+    organization.change("serviceendpoint", messageformat=1)
     organization.forgets_changes = True
-    result = organization.run("connect", "--application-id", FUNCTION.client_id, "--yes")
+    result = organization.set_up("connect", "--yes")
     assert result.exit_code == 1
     assert re.search(r"^Service endpoint +changed ", result.stdout, re.MULTILINE)
     assert "does not have: Service endpoint." in result.stderr
@@ -224,19 +230,14 @@ def test_everything_is_read_back(organization: Organization) -> None:
 def test_what_dataverse_writes_differently_is_recognised(organization: Organization) -> None:
     """Whether it keeps an address and the kind of queue as they were written is not confirmed."""
     organization.connect()
-    (endpoint,) = organization.rows("serviceendpoint")
-    kept = {"namespaceaddress": "sb://CONTOSO.servicebus.windows.net", "contract": 2}
-    with organization.app.session() as session:
-        session.change(TABLES["serviceendpoint"], endpoint["serviceendpointid"], kept)
+    organization.change("serviceendpoint", namespaceaddress="sb://CONTOSO.servicebus.windows.net", contract=2)
     organization.forgets_changes = True
     assert organization.connect(key="")["Service endpoint"] == "already there"
 
 
 def test_an_endpoint_that_was_taken_and_is_not_there_is_named(organization: Organization) -> None:
     organization.forgets_endpoints = True
-    result = organization.run(
-        "connect", "--application-id", FUNCTION.client_id, "--yes", OPPORTUNITY_WON_SAS_KEY=KEY
-    )
+    result = organization.set_up("connect", "--yes", OPPORTUNITY_WON_SAS_KEY=KEY)
     assert result.exit_code == 1
     assert "does not have: Service endpoint." in result.stderr
 
@@ -250,14 +251,14 @@ def test_another_key_is_a_rotation(organization: Organization) -> None:
 
 
 def test_without_a_key_nothing_is_registered(organization: Organization) -> None:
-    result = organization.run("connect", "--application-id", FUNCTION.client_id, "--yes")
+    result = organization.set_up("connect", "--yes")
     assert result.exit_code == 2
     assert "OPPORTUNITY_WON_SAS_KEY" in result.output
     assert organization.rows("serviceendpoint") == []
 
 
 def test_the_key_may_come_from_standard_input(organization: Organization) -> None:
-    result = organization.connect_with(f"{KEY}\n")
+    result = organization.set_up("connect", "--yes", "--sas-key-stdin", stdin=f"{KEY}\n")
     assert result.exit_code == 0, result.output
     assert KEY not in result.output
     assert organization.rows("serviceendpoint")[0]["saskey"] == KEY
@@ -267,7 +268,7 @@ def test_the_key_may_come_from_standard_input(organization: Organization) -> Non
 def test_an_empty_key_on_standard_input_is_an_error(organization: Organization, text: str) -> None:
     """The program before the pipe failed. Keeping the old key would hide that, and it expires next."""
     organization.connect()
-    result = organization.connect_with(text)
+    result = organization.set_up("connect", "--yes", "--sas-key-stdin", stdin=text)
     assert result.exit_code == 2
     assert "There is no key on standard input" in result.output
     assert organization.rows("serviceendpoint")[0]["saskey"] == KEY
@@ -275,8 +276,9 @@ def test_an_empty_key_on_standard_input_is_an_error(organization: Organization, 
 
 def test_dataverse_posts_to_no_host_outside_of_azure(organization: Organization) -> None:
     """Events are whole records, and everybody who may write app settings can name a host."""
-    result = organization.run(
-        *("connect", "--application-id", FUNCTION.client_id, "--yes"),
+    result = organization.set_up(
+        "connect",
+        "--yes",
         OPPORTUNITY_WON_SAS_KEY=KEY,
         ServiceBusConnection="Endpoint=sb://evil.example/;SharedAccessKeyName=a;SharedAccessKey=a2V5",
     )
@@ -289,13 +291,7 @@ def test_dataverse_posts_to_no_host_outside_of_azure(organization: Organization)
 def test_the_format_of_the_output_is_no_consent(organization: Organization, command: str) -> None:
     organization.connect()
     before = [organization.rows(table) for table in _MADE]
-    result = organization.run(
-        command,
-        "--application-id",
-        FUNCTION.client_id,
-        "--json",
-        OPPORTUNITY_WON_SAS_KEY=KEY.replace("0", "9"),
-    )
+    result = organization.set_up(command, "--json", OPPORTUNITY_WON_SAS_KEY=KEY.replace("0", "9"))
     assert result.exit_code == 2
     assert "--yes" in result.output
     assert [organization.rows(table) for table in _MADE] == before
@@ -306,12 +302,9 @@ def test_a_dry_run_of_disconnect_says_what_would_be_deleted_and_deletes_nothing(
 ) -> None:
     organization.connect()
     before = [organization.rows(table) for table in _MADE]
-    result = organization.run("disconnect", "--application-id", FUNCTION.client_id, "--dry-run", "--json")
-    assert result.exit_code == 0, result.output
-    outcomes = {row["step"]: row["outcome"] for row in json.loads(result.stdout)}
-    assert [outcomes[step] for step in ("Step on Win of opportunity", "Service endpoint", "Role")] == [
-        "would be done"
-    ] * 3
+    said = outcomes(organization.set_up("disconnect", "--dry-run", "--json"))
+    deleted = ("Step on Win of opportunity", "Service endpoint", "Role")
+    assert {said[step] for step in deleted} == {"would be done"}
     assert [organization.rows(table) for table in _MADE] == before
 
 
@@ -330,7 +323,7 @@ def test_a_win_is_posted_only_after_connect_and_no_more_after_disconnect(organiz
     assert wins_post(demo.opportunities[0]) == 0
     organization.connect()
     assert wins_post(demo.opportunities[1]) == 1
-    result = organization.run("disconnect", "--application-id", FUNCTION.client_id, "--yes")
+    result = organization.set_up("disconnect", "--yes")
     assert result.exit_code == 0, result.output
     assert wins_post(demo.opportunities[2]) == 0
     assert organization.rows("serviceendpoint") == organization.rows("sdkmessageprocessingstep") == []
@@ -339,9 +332,7 @@ def test_a_win_is_posted_only_after_connect_and_no_more_after_disconnect(organiz
 
 def test_a_login_without_rights_sees_what_is_missing(organization: Organization) -> None:
     seed.add_application_user(organization.app, FUNCTION.client_id)
-    result = organization.run(
-        "connect", "--application-id", FUNCTION.client_id, "--yes", AZURE_CLIENT_ID=FUNCTION.client_id
-    )
+    result = organization.set_up("connect", "--yes", AZURE_CLIENT_ID=FUNCTION.client_id)
     assert result.exit_code != 0
     assert "prvRead" in result.output
     assert "operations doctor" in result.output
@@ -352,14 +343,11 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
     demo = seed.demo_organization(organization.app, opportunities=1106)
     invoiced, canceled, ordered, claimed, lost, old, still_open, *missing = demo.opportunities
     api = WebApi.of(organization.environment)
+    organization.wins(invoiced, canceled, claimed, *missing)
+    organization.wins(ordered, on="2026-06-01")
+    organization.wins(old, on="2025-12-31")
     with organization.app.session() as session:
-        for opportunity in (invoiced, canceled, ordered, claimed, *missing):
-            session.change(
-                TABLES["opportunity"], opportunity, {"statecode": 1, "actualclosedate": "2026-03-01"}
-            )
-        session.change(TABLES["opportunity"], ordered, {"actualclosedate": "2026-06-01"})
         session.change(TABLES["opportunity"], lost, {"statecode": 2, "actualclosedate": "2026-03-01"})
-        session.change(TABLES["opportunity"], old, {"statecode": 1, "actualclosedate": "2025-12-31"})
     for opportunity in (invoiced, canceled):
         api.call(
             "GenerateInvoiceFromOpportunity",
@@ -412,9 +400,7 @@ def test_reconcile_says_where_it_cannot_tell_what_its_login_sees(organization: O
 def test_reconcile_waits_where_dataverse_throttles(organization: Organization) -> None:
     """Every second request is refused for a second, and the command succeeds nevertheless."""
     demo = seed.demo_organization(organization.app, opportunities=1)
-    with organization.app.session() as session:
-        won = {"statecode": 1, "actualclosedate": "2026-03-01"}
-        session.change(TABLES["opportunity"], demo.opportunities[0], won)
+    organization.wins(*demo.opportunities)
     organization.app.protection = ServiceProtection(
         SystemClock(), ServiceProtectionLimits(requests=1, window=timedelta(seconds=1))
     )
@@ -425,11 +411,7 @@ def test_reconcile_waits_where_dataverse_throttles(organization: Organization) -
 
 def test_reconcile_sends_an_event_for_each(organization: Organization) -> None:
     demo = seed.demo_organization(organization.app, opportunities=3)
-    with organization.app.session() as session:
-        for opportunity in demo.opportunities:
-            session.change(
-                TABLES["opportunity"], opportunity, {"statecode": 1, "actualclosedate": "2026-03-01"}
-            )
+    organization.wins(*demo.opportunities)
     configuration = Configuration.load()
     broker = Broker(configuration)
     with ServiceBusServer(broker, authenticator=Authenticator(configuration)) as server:
@@ -437,13 +419,10 @@ def test_reconcile_sends_an_event_for_each(organization: Organization) -> None:
             f"Endpoint=sb://{server.host}:{server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
             "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
         )
-        refused = organization.run(
-            "reconcile", "--since", "2026-01-01", "--send", "--json", ServiceBusConnection=connection_string
-        )
+        send = ("reconcile", "--since", "2026-01-01", "--send")
+        refused = organization.run(*send, "--json", ServiceBusConnection=connection_string)
         assert (refused.exit_code, "--yes" in refused.output, broker.counts(QUEUE).active) == (2, True, 0)
-        result = organization.run(
-            "reconcile", "--since", "2026-01-01", "--send", "--yes", ServiceBusConnection=connection_string
-        )
+        result = organization.run(*send, "--yes", ServiceBusConnection=connection_string)
     assert result.exit_code == 0, (result.output, result.exception)
     sent = {json.loads(bytes(m.message.body))["opportunityId"] for m in broker.peek(QUEUE, 0, 9)}  # type: ignore[arg-type]
     assert sent == set(demo.opportunities)
