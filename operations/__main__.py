@@ -21,7 +21,6 @@ from operations.reconcile import reconcile
 from operations.trouble import explain
 from operations.waiting import waiting
 
-PROBLEM = 1
 INTERRUPTED = 130
 _NO_LOG = logging.NullHandler()
 
@@ -69,15 +68,8 @@ def operations(context: click.Context, settings: Path | None) -> None:
     context.obj = environment_of(file)
 
 
-operations.add_command(connect)
-operations.add_command(disconnect)
-operations.add_command(dashboard)
-operations.add_command(doctor)
-operations.add_command(failed)
-operations.add_command(reconcile)
-operations.add_command(waiting)
-operations.add_command(events)
-operations.add_command(opportunity)
+for _command in (connect, disconnect, dashboard, doctor, failed, reconcile, waiting, events, opportunity):
+    operations.add_command(_command)
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ from operations.console import (
     say_json,
     say_table,
 )
-from operations.following import Fate, ReplayTracker
+from operations.following import Fate, FateState, ReplayTracker
 from operations.identity import operator
 from operations.listing import AGE, info_cells, info_row, say_message, say_messages, with_reason
 from operations.messages import MessageInfo, NotCopyable, copy_of, document_of
@@ -327,7 +327,7 @@ def replay(
     rows = [_settled_row(each, fates.get(each.copy_id)) for each in settled]
     _say_settled(settled, rows, "replayed", as_json=as_json)
     if any(each.outcome is not Outcome.DONE for each in settled) or any(
-        fate.state.is_failure for fate in fates.values()
+        fate.state is FateState.PARKED for fate in fates.values()
     ):
         raise click.exceptions.Exit(NOT_DONE)
 

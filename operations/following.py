@@ -20,7 +20,7 @@ from operations.namespace import AUDIT, Source, sequence_number
 from shared.message import ORIGINAL_MESSAGE_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
 
     from azure.servicebus import ServiceBusReceivedMessage
@@ -38,16 +38,6 @@ class FateState(Enum):
     PARKED = "failed again"
     WAITING = "waits in the queue"
     LEFT = "processed"
-
-    @property
-    def is_failure(self) -> bool:
-        """Whether a person has to act on the message again."""
-        return self is FateState.PARKED
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing else becomes of the message while one watches."""
-        return self is not FateState.WAITING
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,8 @@ class ReplayTracker:
         end = time.monotonic() + seconds
         while True:
             fates = self._fates(copies)
-            if all(fate.state.is_final for fate in fates.values()) or time.monotonic() >= end:
+            is_known = all(fate.state is not FateState.WAITING for fate in fates.values())
+            if is_known or time.monotonic() >= end:
                 return fates
             time.sleep(min(_PAUSE, max(end - time.monotonic(), 0.0)))
 
@@ -117,27 +108,34 @@ class ReplayTracker:
         return self.namespace.peek_all(source, self.first[source])
 
     def _in_the_queue(self) -> tuple[dict[str, Fate], dict[str | None, Fate]]:
-        by_id: dict[str, Fate] = {}
-        by_opportunity: dict[str | None, Fate] = {}
-        for message in self._new(Source(self.namespace.settings.opportunity_won_queue)):
-            seen = MessageInfo.of(message)
-            fate = Fate(FateState.WAITING)
-            if seen.due is not None:
-                fate = Fate(FateState.RETRY, f"{seen.reason}, next try at {seen.due:%H:%M:%S}")
-            by_id[str(message.message_id)] = fate
-            if seen.opportunity_id is not None:
-                by_opportunity[seen.opportunity_id] = fate
-        return by_id, by_opportunity
+        def fate(seen: MessageInfo) -> Fate:
+            if seen.due is None:
+                return Fate(FateState.WAITING)
+            return Fate(FateState.RETRY, f"{seen.reason}, next try at {seen.due:%H:%M:%S}")
+
+        queue = Source(self.namespace.settings.opportunity_won_queue)
+        return self._of_new(queue, lambda message: message.message_id, fate)
 
     def _parked(self) -> tuple[dict[str, Fate], dict[str | None, Fate]]:
+        return self._of_new(
+            Source(self.namespace.settings.failed_queue),
+            lambda message: text_properties(message).get(ORIGINAL_MESSAGE_ID) or message.message_id,
+            lambda seen: Fate(FateState.PARKED, f"{seen.reason}: {seen.description}"),
+        )
+
+    def _of_new(
+        self,
+        source: Source,
+        message_id: Callable[[ServiceBusReceivedMessage], object],
+        fate: Callable[[MessageInfo], Fate],
+    ) -> tuple[dict[str, Fate], dict[str | None, Fate]]:
+        """Return the fates that the new messages of a queue show, by message id and by opportunity."""
         by_id: dict[str, Fate] = {}
         by_opportunity: dict[str | None, Fate] = {}
-        for message in self._new(Source(self.namespace.settings.failed_queue)):
+        for message in self._new(source):
             seen = MessageInfo.of(message)
-            fate = Fate(FateState.PARKED, f"{seen.reason}: {seen.description}")
-            by_id[str(text_properties(message).get(ORIGINAL_MESSAGE_ID) or message.message_id)] = fate
-            if seen.opportunity_id is not None:
-                by_opportunity[seen.opportunity_id] = fate
+            by_id[str(message_id(message))] = by_opportunity[seen.opportunity_id] = fate(seen)
+        by_opportunity.pop(None, None)
         return by_id, by_opportunity
 
     def _events(self) -> dict[str | None, Fate]:

@@ -89,7 +89,7 @@ class MessageInfo:
         return cls(
             reason=str(reason or UNKNOWN),
             description=str(description or ""),
-            opportunity_id=opportunity_of(message),
+            opportunity_id=_opportunity_of(message),
             since=_time(properties.get(FIRST_SEEN)) or aware(message.enqueued_time_utc),
             # The first try counts. A message that never was rescheduled has the broker's count.
             attempts=attempt + 1 if isinstance(attempt, int) else message.delivery_count or 0,
@@ -190,8 +190,7 @@ def text_properties(message: ServiceBusReceivedMessage) -> dict[str, object]:
     }
 
 
-def opportunity_of(message: ServiceBusReceivedMessage) -> str | None:
-    """Return the id of the opportunity that a message is about, where it can be read."""
+def _opportunity_of(message: ServiceBusReceivedMessage) -> str | None:
     try:
         event = parse_event(body_of(message), text_properties(message), message.content_type)
     except (InvalidEvent, OtherOrganization):
