@@ -16,26 +16,22 @@ from shared.errors import InvalidSettings, ServiceBusUnavailable
 from shared.handler import Handler
 from shared.service_bus import AmqpSender
 from shared.settings import service_bus_settings
+from tests.unit.conftest import APP_SETTINGS, SERVICE_BUS, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shared.message import Message
-    from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, RecordingSender, Reply
+    from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, RecordingSender
 
 CLIENT = "11111111-2222-3333-4444-555555555555"
-SERVICE_BUS = {
-    "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
-    "OPPORTUNITY_WON_QUEUE": "won",
-    "OPPORTUNITY_WON_FAILED_QUEUE": "failed",
-    "INVOICE_CREATED_TOPIC": "created",
-}
-ENVIRONMENT = {**SERVICE_BUS, "DATAVERSE_URL": "https://contoso.crm4.dynamics.com"}
 
 
 @pytest.fixture
-def fresh_process() -> Iterator[None]:
-    """Let the process have no handler yet, and none afterwards."""
+def fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the process have all settings and no handler yet, and none afterwards."""
+    for name, value in APP_SETTINGS.items():
+        monkeypatch.setenv(name, value)
     names = ("azure", "azure.identity", "azure.servicebus", "opentelemetry")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -47,14 +43,12 @@ def fresh_process() -> Iterator[None]:
 
 
 def test_a_handler_is_built_from_settings_without_touching_the_network() -> None:
-    handler = build(ENVIRONMENT)
-    assert isinstance(handler, Handler)
-    assert isinstance(handler._service_bus._sender, AmqpSender)
+    assert isinstance(build(APP_SETTINGS)._service_bus._sender, AmqpSender)
 
 
 def test_the_sender_and_not_the_sdk_sends_again() -> None:
     """The SDK would do it in the caller's thread, where nothing bounds name resolution."""
-    with build_sender(service_bus_settings(SERVICE_BUS), Identities({}))._connect() as client:
+    with build_sender(SERVICE_BUS, Identities({}))._connect() as client:
         assert client._config.retry_total == 0
 
 
@@ -75,19 +69,8 @@ class RecordingIdentities(Identities):
 @pytest.mark.parametrize(
     ("connection", "renewed"),
     [
-        (
-            {
-                "ServiceBusConnection__fullyQualifiedNamespace": "contoso.servicebus.windows.net",
-                "ServiceBusConnection__clientId": CLIENT,
-            },
-            [(CLIENT, SERVICE_BUS_SCOPE, 3.0)],
-        ),
-        (
-            {
-                "ServiceBusConnection": "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=a;SharedAccessKey=b"
-            },
-            [],
-        ),
+        ({"ServiceBusConnection__clientId": CLIENT}, [(CLIENT, SERVICE_BUS_SCOPE, 3.0)]),
+        ({"ServiceBusConnection": "Endpoint=sb://contoso/;SharedAccessKeyName=a;SharedAccessKey=b"}, []),
     ],
     ids=["identity", "key"],
 )
@@ -95,8 +78,7 @@ def test_a_refused_token_of_the_identity_is_renewed(
     connection: dict[str, str], renewed: list[tuple[str, str, float]]
 ) -> None:
     identities = RecordingIdentities()
-    queues = {name: value for name, value in SERVICE_BUS.items() if "Connection" not in name}
-    sender = build_sender(service_bus_settings(queues | connection), identities)
+    sender = build_sender(service_bus_settings({**APP_SETTINGS, **connection}), identities)
     sender._renew_token(3.0)
     assert identities.renewed == renewed
 
@@ -107,18 +89,17 @@ def test_what_is_given_takes_the_place_of_what_would_be_built(
     server: FakeServer,
     tokens: FixedTokens,
     make_message: Callable[..., Message],
-    make_reply: Callable[..., Reply],
 ) -> None:
     server.replies.clear()
-    server.replies.append(make_reply(status=503))
+    server.replies.append(Reply(status=503))
     dataverse = Dataverse(
-        ENVIRONMENT["DATAVERSE_URL"],
+        APP_SETTINGS["DATAVERSE_URL"],
         tokens=tokens,
         clock=clock,
         random=lambda: 0.0,
         exchange=server.exchange,
     )
-    handler = build(ENVIRONMENT, clock=clock, random=lambda: 1.0, sender=sender, dataverse=dataverse)
+    handler = build(APP_SETTINGS, clock=clock, random=lambda: 1.0, sender=sender, dataverse=dataverse)
     handler.handle(make_message())
     ((entity, copy),) = sender.sent
     assert entity == "won"
@@ -136,8 +117,7 @@ def test_without_an_identity_the_message_waits(
 ) -> None:
     """The token's scope is the environment's; outside Azure it is asked of the Azure CLI, which is not there."""
     monkeypatch.setenv("PATH", "")
-    handler = build(ENVIRONMENT, sender=sender)
-    handler.handle(make_message())
+    build(APP_SETTINGS, sender=sender).handle(make_message())
     ((_, copy),) = sender.sent
     assert copy.properties["InvoicingReason"] == "TokenUnavailable"
 
@@ -160,35 +140,32 @@ def test_without_service_bus_nothing_can_be_rescheduled_and_every_problem_is_rep
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"),
+    ("name", "value"),
     [
-        ({}, "DATAVERSE_URL"),
-        ({**ENVIRONMENT, "RETRY_OUTAGE_SECONDS": "0"}, "RETRY_OUTAGE_SECONDS"),
-        ({**ENVIRONMENT, "INVOICE_CREATED_TOPIC": ""}, "INVOICE_CREATED_TOPIC"),
-        ({**ENVIRONMENT, "INVOCATION_DEADLINE_SECONDS": "286"}, "INVOCATION_DEADLINE_SECONDS"),
+        ("DATAVERSE_URL", ""),
+        ("RETRY_OUTAGE_SECONDS", "0"),
+        ("INVOICE_CREATED_TOPIC", ""),
+        ("INVOCATION_DEADLINE_SECONDS", "286"),
     ],
 )
 def test_with_connection_and_queues_messages_wait_until_the_other_settings_are_corrected(
-    wrong: dict[str, str],
-    named: str,
+    name: str,
+    value: str,
     sender: RecordingSender,
     make_message: Callable[..., Message],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A function that failed to load would dead-letter a backlog in seconds."""
-    handler = build({**SERVICE_BUS, **wrong}, sender=sender)
-    handler.handle(make_message())
+    build({**APP_SETTINGS, name: value}, sender=sender).handle(make_message())
     ((entity, copy),) = sender.sent
     assert entity == "won"
     assert copy.properties["InvoicingReason"] == "InvalidSettings"
     assert sender.warmed_up == []
-    assert named in caplog.text
+    assert name in caplog.text
 
 
 @pytest.mark.usefixtures("fresh_process")
-def test_a_process_has_one_handler_built_at_the_first_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+def test_a_process_has_one_handler_built_at_the_first_message() -> None:
     first = bootstrap.handler()
     assert bootstrap.handler() is first
     assert logging.getLogger("azure").level == logging.WARNING
@@ -198,10 +175,8 @@ def test_a_process_has_one_handler_built_at_the_first_message(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("fresh_process")
-def test_only_one_thread_builds_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_thread_builds_at_a_time() -> None:
     """Sixteen first messages at once: a second handler would have connections and tokens of its own."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     built: list[Handler] = []
     other = threading.Thread(target=lambda: built.append(bootstrap.handler()), daemon=True)
     with bootstrap._lock:
@@ -214,13 +189,10 @@ def test_only_one_thread_builds_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("fresh_process")
 def test_wrong_settings_are_read_again_at_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("ServiceBusConnection", raising=False)
+    monkeypatch.delenv("OPPORTUNITY_WON_QUEUE")
     with pytest.raises(InvalidSettings):
         bootstrap.handler()
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OPPORTUNITY_WON_QUEUE", "won")
     assert isinstance(bootstrap.handler(), Handler)
 
 
@@ -231,7 +203,7 @@ def test_the_sender_has_the_identity_of_the_connection(
     monkeypatch.setenv("PATH", "")
     handler = build(
         {
-            **ENVIRONMENT,
+            **APP_SETTINGS,
             "ServiceBusConnection__fullyQualifiedNamespace": "127.0.0.1",
             "INVOCATION_DEADLINE_SECONDS": "1",
         },

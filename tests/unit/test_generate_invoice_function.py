@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from azure.functions.servicebus import ServiceBusMessage
 
+import GenerateInvoiceFunction
 from shared import bootstrap
-from shared.settings import service_bus_settings
+from tests.unit.conftest import SERVICE_BUS as SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import azure.functions as func
 
     from shared.message import Message
-
-    Main = Callable[[func.ServiceBusMessage, func.Context], object]
 
 ROOT = Path(__file__).parents[2]
 HOST = json.loads((ROOT / "host.json").read_text())
@@ -60,7 +59,8 @@ def handler() -> Iterator[RecordingHandler]:
     bootstrap._built.clear()
 
 
-def call(main: Main, traceparent: str = "00-trace-01") -> object:
+def call(traceparent: str = "00-trace-01") -> object:
+    main: Callable[[func.ServiceBusMessage, func.Context], object] = GenerateInvoiceFunction.main
     message = ServiceBusMessage(
         body=b"{}",
         message_id="win-1",
@@ -75,33 +75,28 @@ def call(main: Main, traceparent: str = "00-trace-01") -> object:
     return main(message, cast("func.Context", context))
 
 
-@pytest.fixture
-def main() -> Main:
-    return cast("Main", importlib.import_module("GenerateInvoiceFunction").main)
-
-
-def test_the_entry_point_hands_the_message_and_its_trace_on(main: Main, handler: RecordingHandler) -> None:
-    assert call(main) is None, "any other value would fail the invocation"
+def test_the_entry_point_hands_the_message_and_its_trace_on(handler: RecordingHandler) -> None:
+    assert call() is None, "any other value would fail the invocation"
     ((message, traceparent, invocation_id),) = handler.handled
     assert (message.message_id, message.body) == ("win-1", b"{}")
     assert (traceparent, invocation_id) == ("00-trace-01", "invocation-1")
 
 
-def test_without_a_trace_there_is_none(main: Main, handler: RecordingHandler) -> None:
-    call(main, traceparent="")
+def test_without_a_trace_there_is_none(handler: RecordingHandler) -> None:
+    call(traceparent="")
     assert handler.handled[0][1] is None
 
 
-def test_what_the_handler_raises_reaches_the_host(main: Main, handler: RecordingHandler) -> None:
+def test_what_the_handler_raises_reaches_the_host(handler: RecordingHandler) -> None:
     handler.failure = LookupError("a bug")
     with pytest.raises(LookupError):
-        call(main)
+        call()
 
 
 def test_loading_the_function_reads_no_settings() -> None:
     """A function that fails to load dead-letters a backlog in seconds."""
     bootstrap._built.clear()
-    importlib.reload(importlib.import_module("GenerateInvoiceFunction"))
+    importlib.reload(GenerateInvoiceFunction)
     assert not bootstrap._built
 
 
@@ -137,15 +132,7 @@ def test_the_entry_point_is_thin() -> None:
 
 def test_each_time_out_fits_into_the_next() -> None:
     """One invocation's deadline < the host's timeout for it <= how long the host keeps the message locked."""
-    settings = service_bus_settings(
-        {
-            "ServiceBusConnection": "Endpoint=sb://contoso/;SharedAccessKeyName=n;SharedAccessKey=k",
-            "OPPORTUNITY_WON_QUEUE": "a",
-            "OPPORTUNITY_WON_FAILED_QUEUE": "b",
-            "INVOICE_CREATED_TOPIC": "c",
-        }
-    )
-    deadline, timeout = settings.invocation_deadline, seconds(HOST["functionTimeout"])
+    deadline, timeout = SETTINGS.invocation_deadline, seconds(HOST["functionTimeout"])
     assert deadline + 30 <= timeout, (
         "a token or a send that began just before the deadline has still time to end"
     )
