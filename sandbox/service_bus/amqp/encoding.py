@@ -117,7 +117,19 @@ class Array:
     @classmethod
     def of(cls, kind: type, items: Iterable[Any]) -> "Array":
         """Return the array of values of a Python type."""
-        return cls(_ELEMENT_CONSTRUCTORS[kind], tuple(items))
+        return cls(_WIDE[kind][0], tuple(items))
+
+
+# Numbers: the constructor and the layout of their usual encoding, and of the encoding in one byte where they have one.
+_FIXED: dict[type, tuple[int, str]] = {
+    bool: (0x56, "?"), UByte: (0x50, "B"), UShort: (0x60, "H"), UInt: (0x70, "I"), ULong: (0x80, "Q"),
+    Byte: (0x51, "b"), Short: (0x61, "h"), Int: (0x71, "i"), int: (0x81, "q"), Timestamp: (0x83, "q"),
+    Float: (0x72, "f"), float: (0x82, "d"),
+}  # fmt: skip
+_SMALL: dict[type, tuple[int, str]] = {
+    UInt: (0x52, "B"), ULong: (0x53, "B"), Int: (0x54, "b"), int: (0x55, "b"),
+}  # fmt: skip
+_DECIMALS = {4: 0x74, 8: 0x84, 16: 0x94}
 
 
 def decode(data: bytes, at: int = 0) -> tuple[Any, int]:
@@ -161,12 +173,12 @@ def _constant(value: Any) -> Decoder:  # noqa: ANN401 - any AMQP value
     return lambda _data, at, _depth: (value, at)
 
 
-def _fixed(layout: str, kind: Callable[[Any], Any] | None = None) -> Decoder:
-    unpack, size = struct.Struct(layout).unpack_from, struct.calcsize(layout)
+def _fixed(layout: str, kind: Callable[[Any], Any]) -> Decoder:
+    unpack, size = struct.Struct(f">{layout}").unpack_from, struct.calcsize(f">{layout}")
 
     def read(data: bytes, at: int, _depth: int) -> tuple[Any, int]:
         (value,) = unpack(data, at)
-        return value if kind is None else kind(value), at + size
+        return kind(value), at + size
 
     return read
 
@@ -239,10 +251,6 @@ def _described(data: bytes, at: int, depth: int) -> tuple[Any, int]:
     return Described(descriptor, value), at
 
 
-def _boolean(data: bytes, at: int, _depth: int) -> tuple[Any, int]:
-    return data[at] != 0, at + 1
-
-
 def _map(items: list[Any]) -> dict[Any, Any]:
     if len(items) % 2:
         raise Malformed("a map has a key without a value")
@@ -271,26 +279,9 @@ for _code, _decoder in {
     0x43: _constant(UInt(0)),
     0x44: _constant(ULong(0)),
     0x45: lambda _data, at, _depth: ([], at),
-    0x50: _fixed(">B", UByte),
-    0x51: _fixed(">b", Byte),
-    0x52: _fixed(">B", UInt),
-    0x53: _fixed(">B", ULong),
-    0x54: _fixed(">b", Int),
-    0x55: _fixed(">b"),
-    0x56: _boolean,
-    0x60: _fixed(">H", UShort),
-    0x61: _fixed(">h", Short),
-    0x70: _fixed(">I", UInt),
-    0x71: _fixed(">i", Int),
-    0x72: _fixed(">f", Float),
-    0x73: _fixed(">I", lambda code: Char(chr(code))),
-    0x74: _fixed("4s", Decimal),
-    0x80: _fixed(">Q", ULong),
-    0x81: _fixed(">q"),
-    0x82: _fixed(">d"),
-    0x83: _fixed(">q", Timestamp),
-    0x84: _fixed("8s", Decimal),
-    0x94: _fixed("16s", Decimal),
+    **{code: _fixed(layout, kind) for table in (_FIXED, _SMALL) for kind, (code, layout) in table.items()},
+    **{code: _fixed(f"{size}s", Decimal) for size, code in _DECIMALS.items()},
+    0x73: _fixed("I", lambda code: Char(chr(code))),
     0x98: _fixed("16s", lambda encoded: UUID(bytes=encoded)),
     0xA0: _variable(1, _is),
     0xA1: _variable(1, _text),
@@ -326,33 +317,104 @@ def _write_other(value: Any) -> bytes:  # noqa: ANN401 - any value
     raise Unencodable(f"AMQP 1.0 has no {type(value).__name__}")
 
 
+# The widest encoding of each type, without its constructor: that of an array's elements.
+
+
+def _wide_bytes(encoded: bytes) -> bytes:
+    return struct.pack(">I", len(encoded)) + encoded
+
+
+def _wide_compound(encoded: list[bytes]) -> bytes:
+    body = b"".join(encoded)
+    return struct.pack(">II", len(body) + 4, len(encoded)) + body
+
+
+def _items(values: Iterable[Any]) -> list[bytes]:
+    return [_write(each) for each in values]
+
+
+def _pairs(values: Mapping[Any, Any]) -> list[bytes]:
+    return [_write(each) for pair in values.items() for each in pair]
+
+
+def _wide_array(array: Array) -> bytes:
+    """Write each element without the constructor, which the array states once."""
+    element = _ELEMENT_WRITERS.get(array.constructor)
+    if element is None:
+        raise Unencodable(f"there is no array of {array.constructor:#04x}")
+    constructor = bytes([array.constructor])
+    if array.descriptor is not None:
+        constructor = b"\x00" + _write(array.descriptor) + constructor
+    body = constructor + b"".join([element(item) for item in array.items])
+    return struct.pack(">II", len(body) + 4, len(array.items)) + body
+
+
+_WIDE: dict[type, tuple[int, Writer]] = {
+    **{kind: (code, struct.Struct(f">{layout}").pack) for kind, (code, layout) in _FIXED.items()},
+    Char: (0x73, lambda value: struct.pack(">I", ord(value))),
+    UUID: (0x98, lambda value: value.bytes),
+    bytes: (0xB0, _wide_bytes),
+    str: (0xB1, lambda value: _wide_bytes(value.encode())),
+    Symbol: (0xB3, lambda value: _wide_bytes(value.encode())),
+    list: (0xD0, lambda value: _wide_compound(_items(value))),
+    dict: (0xD1, lambda value: _wide_compound(_pairs(value))),
+    Array: (0xF0, _wide_array),
+}
+_ELEMENT_WRITERS: dict[int, Writer] = {
+    0x40: lambda _value: b"",
+    **dict.fromkeys(_DECIMALS.values(), lambda value: value.encoded),
+    **dict(_WIDE.values()),
+}
+# What decoded arrays of a compact encoding are encoded as.
+_WIDEST = {
+    0x41: 0x56, 0x42: 0x56, 0x43: 0x70, 0x44: 0x80, 0x45: 0xD0, 0x52: 0x70, 0x53: 0x80, 0x54: 0x71, 0x55: 0x81,
+    0xA0: 0xB0, 0xA1: 0xB1, 0xA3: 0xB3, 0xC0: 0xD0, 0xC1: 0xD1, 0xE0: 0xF0,
+}  # fmt: skip
+
+
+# The shortest encoding of each type, with its constructor.
+
+
+def _constructed(kind: type) -> Writer:
+    code, write = _WIDE[kind]
+    constructor = bytes([code])
+    return lambda value: constructor + write(value)
+
+
+def _small(kind: type) -> Writer:
+    """Return what writes an integer in one byte if it is small."""
+    code, layout = _SMALL[kind]
+    least, most = (0, 255) if layout == "B" else (-128, 127)
+    write_small, write = struct.Struct(f">B{layout}").pack, _constructed(kind)
+    return lambda value: write_small(code, value) if least <= value <= most else write(value)
+
+
 def _sized(short: int, long: int) -> Callable[[bytes], bytes]:
-    short_code, long_code, pack = bytes([short]), bytes([long]), struct.Struct(">I").pack
+    short_code, long_code = bytes([short]), bytes([long])
 
     def write(encoded: bytes) -> bytes:
         size = len(encoded)
-        return short_code + bytes([size]) + encoded if size < _SHORT else long_code + pack(size) + encoded
+        return short_code + bytes([size]) + encoded if size < _SHORT else long_code + _wide_bytes(encoded)
 
     return write
 
 
-write_binary: Callable[[bytes], bytes] = _sized(0xA0, 0xB0)
-_write_text, _write_symbol = _sized(0xA1, 0xB1), _sized(0xA3, 0xB3)
+def _compound_of(short: int, long: int) -> Callable[[list[bytes]], bytes]:
+    long_code = bytes([long])
+
+    def write(encoded: list[bytes]) -> bytes:
+        size = sum(map(len, encoded)) + 1
+        if size < _SHORT and len(encoded) < _SHORT:
+            return bytes((short, size, len(encoded))) + b"".join(encoded)
+        return long_code + _wide_compound(encoded)
+
+    return write
 
 
-def _whole(constructor: int, layout: str, small: tuple[int, str, int, int] | None = None) -> Writer:
-    """Return what writes an integer, in one byte where `small` has a constructor and limits for that."""
-    pack = struct.Struct(f">B{layout}").pack
-    if small is None:
-        return lambda value: pack(constructor, value)
-    code, small_layout, least, most = small
-    pack_small = struct.Struct(f">B{small_layout}").pack
-    return lambda value: pack_small(code, value) if least <= value <= most else pack(constructor, value)
-
-
-write_uint: Writer = _whole(0x70, "I", (0x52, "B", 0, 255))
-write_ubyte: Writer = _whole(0x50, "B")
-write_ushort: Writer = _whole(0x60, "H")
+write_binary, _write_text, _write_symbol = _sized(0xA0, 0xB0), _sized(0xA1, 0xB1), _sized(0xA3, 0xB3)
+_write_items, _write_pairs = _compound_of(0xC0, 0xD0), _compound_of(0xC1, 0xD1)
+write_ubyte, write_ushort = _constructed(UByte), _constructed(UShort)
+write_uint = _small(UInt)
 
 
 def write_boolean(value: object) -> bytes:
@@ -362,108 +424,21 @@ def write_boolean(value: object) -> bytes:
 
 def write_list(encoded: list[bytes]) -> bytes:
     """Return a list of values that are encoded already."""
-    return _write_compound(0xC0, 0xD0, encoded) if encoded else b"\x45"
-
-
-def _write_compound(short: int, long: int, encoded: list[bytes]) -> bytes:
-    body = b"".join(encoded)
-    if len(body) < _SHORT - 1 and len(encoded) < _SHORT:
-        return bytes((short, len(body) + 1, len(encoded))) + body
-    return struct.pack(">BII", long, len(body) + 4, len(encoded)) + body
-
-
-def _write_sequence(items: Iterable[Any]) -> bytes:
-    return write_list([_write(item) for item in items])
-
-
-def _write_map(items: Mapping[Any, Any]) -> bytes:
-    return _write_compound(0xC1, 0xD1, [_write(each) for pair in items.items() for each in pair])
-
-
-def _write_described(value: Described) -> bytes:
-    return b"\x00" + _write(value.descriptor) + _write(value.value)
-
-
-def _write_array(array: Array) -> bytes:
-    """Write each element as its type's widest encoding, without the constructor that the array states once."""
-    element = _ELEMENT_WRITERS.get(array.constructor)
-    if element is None:
-        raise Unencodable(f"there is no array of {array.constructor:#04x}")
-    constructor = bytes([array.constructor])
-    if array.descriptor is not None:
-        constructor = b"\x00" + _write(array.descriptor) + constructor
-    body = constructor + b"".join([element(item) for item in array.items])
-    return struct.pack(">BII", 0xF0, len(body) + 4, len(array.items)) + body
+    return _write_items(encoded) if encoded else b"\x45"
 
 
 _WRITERS: dict[type, Writer] = {
+    **{kind: _constructed(kind) for kind in _WIDE},
+    **{kind: _small(kind) for kind in _SMALL},
     type(None): lambda _value: b"\x40",
     bool: write_boolean,
-    UByte: write_ubyte,
-    UShort: write_ushort,
-    UInt: write_uint,
-    ULong: _whole(0x80, "Q", (0x53, "B", 0, 255)),
-    Byte: _whole(0x51, "b"),
-    Short: _whole(0x61, "h"),
-    Int: _whole(0x71, "i", (0x54, "b", -128, 127)),
-    int: _whole(0x81, "q", (0x55, "b", -128, 127)),
-    Timestamp: _whole(0x83, "q"),
-    Float: lambda value: struct.pack(">Bf", 0x72, value),
-    float: lambda value: struct.pack(">Bd", 0x82, value),
-    Char: lambda value: struct.pack(">BI", 0x73, ord(value)),
-    Decimal: lambda value: bytes([{4: 0x74, 8: 0x84, 16: 0x94}[len(value.encoded)]]) + value.encoded,
-    UUID: lambda value: b"\x98" + value.bytes,
+    Decimal: lambda value: bytes([_DECIMALS[len(value.encoded)]]) + value.encoded,
     bytes: write_binary,
-    bytearray: lambda value: write_binary(bytes(value)),
+    bytearray: write_binary,
     str: lambda value: _write_text(value.encode()),
     Symbol: lambda value: _write_symbol(value.encode()),
-    list: _write_sequence,
-    tuple: _write_sequence,
-    dict: _write_map,
-    Described: _write_described,
-    Array: _write_array,
+    list: lambda value: write_list(_items(value)),
+    tuple: lambda value: write_list(_items(value)),
+    dict: lambda value: _write_pairs(_pairs(value)),
+    Described: lambda value: b"\x00" + _write(value.descriptor) + _write(value.value),
 }
-
-# What decoded arrays of a compact encoding are encoded as.
-_WIDEST = {
-    0x41: 0x56, 0x42: 0x56, 0x43: 0x70, 0x44: 0x80, 0x45: 0xD0, 0x52: 0x70, 0x53: 0x80, 0x54: 0x71, 0x55: 0x81,
-    0xA0: 0xB0, 0xA1: 0xB1, 0xA3: 0xB3, 0xC0: 0xD0, 0xC1: 0xD1, 0xE0: 0xF0,
-}  # fmt: skip
-_ELEMENT_CONSTRUCTORS: dict[type, int] = {
-    bool: 0x56, UByte: 0x50, UShort: 0x60, UInt: 0x70, ULong: 0x80, Byte: 0x51, Short: 0x61, Int: 0x71, int: 0x81,
-    Timestamp: 0x83, Float: 0x72, float: 0x82, UUID: 0x98, bytes: 0xB0, str: 0xB1, Symbol: 0xB3, list: 0xD0,
-    dict: 0xD1,
-}  # fmt: skip
-
-
-def _element(layout: str) -> Writer:
-    return struct.Struct(layout).pack
-
-
-def _element_sized(encode_text: Callable[[Any], bytes]) -> Writer:
-    def write(value: Any) -> bytes:  # noqa: ANN401 - any AMQP value
-        encoded = encode_text(value)
-        return struct.pack(">I", len(encoded)) + encoded
-
-    return write
-
-
-def _element_compound(value: Any) -> bytes:  # noqa: ANN401 - any AMQP value
-    """Write a list or map in the wide form that its array has stated."""
-    flat = [each for pair in value.items() for each in pair] if isinstance(value, dict) else value
-    body = b"".join([_write(each) for each in flat])
-    return struct.pack(">II", len(body) + 4, len(flat)) + body
-
-
-_ELEMENT_WRITERS: dict[int, Writer] = {
-    0x40: lambda _value: b"",
-    0x50: _element(">B"), 0x51: _element(">b"), 0x56: _element(">?"), 0x60: _element(">H"), 0x61: _element(">h"),
-    0x70: _element(">I"), 0x71: _element(">i"), 0x72: _element(">f"), 0x80: _element(">Q"), 0x81: _element(">q"),
-    0x82: _element(">d"), 0x83: _element(">q"),
-    0x73: lambda value: struct.pack(">I", ord(value)),
-    0x74: lambda value: value.encoded, 0x84: lambda value: value.encoded, 0x94: lambda value: value.encoded,
-    0x98: lambda value: value.bytes,
-    0xB0: _element_sized(bytes), 0xB1: _element_sized(str.encode), 0xB3: _element_sized(str.encode),
-    0xD0: _element_compound, 0xD1: _element_compound,
-    0xF0: lambda value: _write_array(value)[1:],
-}  # fmt: skip

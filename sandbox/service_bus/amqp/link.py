@@ -44,6 +44,8 @@ class Link:
         self.sends_settled = attach.snd_settle_mode == _SETTLED
         self.credit = 0
         self.delivery_count = 0
+        # Whether the peer wants its credit back where there is no message.
+        self.drains = False
         self.context: Any = None
         # Whether this side has detached: what the peer still sends on the link is ignored then.
         self.is_detached = False
@@ -66,16 +68,11 @@ class Link:
         self, *, max_message_size: int | None = None, properties: dict[Any, Any] | None = None
     ) -> None:
         """Attach this side with what the peer asked for."""
-        self._send_attach(self._attach.source, self._attach.target, max_message_size, properties)
+        self._send_attach(max_message_size=max_message_size, properties=properties)
 
     def refuse(self, error: Condition) -> None:
         """Attach this side without a node, which announces the detach that follows with the reason."""
-        source, target = self._attach.source, self._attach.target
-        if self.role is SENDER:
-            source = None
-        else:
-            target = None
-        self._send_attach(source, target, None, None)
+        self._send_attach(**{"source" if self.role is SENDER else "target": None})
         self.detach(error)
 
     def detach(self, error: Condition | None = None) -> None:
@@ -93,45 +90,30 @@ class Link:
                 delivery_count=self.delivery_count,
                 link_credit=self.credit,
                 available=0 if self.role is SENDER else None,
-                drain=self._is_draining(),
+                drain=self.drains,
                 echo=echo,
             )
         )
 
-    def _is_draining(self) -> bool:
-        return False
-
-    def _send_attach(
-        self,
-        source: Source | None,
-        target: Target | Coordinator | None,
-        max_message_size: int | None,
-        properties: dict[Any, Any] | None,
-    ) -> None:
-        self.session.send(
-            Attach(
-                self.name,
-                self.handle,
-                self.role,
-                self._attach.snd_settle_mode,
-                self._attach.rcv_settle_mode,
-                source,
-                target,
-                initial_delivery_count=0 if self.role is SENDER else None,
-                max_message_size=max_message_size,
-                properties=properties,
-            )
+    def _send_attach(self, **fields: Any) -> None:  # noqa: ANN401 - the fields of an attach
+        asked = self._attach
+        attach = Attach(
+            self.name,
+            self.handle,
+            self.role,
+            asked.snd_settle_mode,
+            asked.rcv_settle_mode,
+            asked.source,
+            asked.target,
+            initial_delivery_count=0 if self.role is SENDER else None,
         )
+        self.session.send(attach._replace(**fields))
 
 
 class SenderLink(Link):
     """A link on which this side sends."""
 
     role = SENDER
-
-    def __init__(self, session: "Session", attach: Attach) -> None:
-        super().__init__(session, attach)
-        self.drains = False
 
     @property
     def can_send(self) -> bool:
@@ -149,9 +131,7 @@ class SenderLink(Link):
         """Send a message; the owner gets it back with the outcome, unless it is sent settled."""
         self.credit -= 1
         self.delivery_count = (self.delivery_count + 1) % SERIAL
-        delivery = OutgoingDelivery(self, context)
-        self.session.send_message(delivery, tag, payload, settled=settled)
-        return delivery
+        return self.session.send_message(self, tag, payload, settled=settled, context=context)
 
     def receive_flow(self, flow: Flow) -> None:
         """Take the peer's credit: it is counted from the delivery count that the peer has seen."""
@@ -166,9 +146,6 @@ class SenderLink(Link):
             self.delivery_count = (self.delivery_count + self.credit) % SERIAL
             self.credit = 0
             self.state_flow()
-
-    def _is_draining(self) -> bool:
-        return self.drains
 
 
 class ReceiverLink(Link):
@@ -253,41 +230,40 @@ class ReceiverLink(Link):
         self._size = 0
 
 
-class OutgoingDelivery:
-    """A message that this side sent. `context` is the owner's."""
+class _Delivery:
+    __slots__ = ("id", "is_settled", "link")
 
-    __slots__ = ("context", "id", "is_settled", "link")
-
-    def __init__(self, link: SenderLink, context: Any) -> None:  # noqa: ANN401
-        self.link = link
-        self.context = context
-        self.id = -1
-        self.is_settled = False
-
-    def settle(self, state: Any) -> None:  # noqa: ANN401 - an outcome
-        """Confirm the outcome that the peer stated, or state another; a peer that has settled expects nothing."""
-        if not self.is_settled:
-            self.is_settled = True
-            self.link.session.settle(SENDER, self.id, state)
-
-
-class IncomingDelivery:
-    """A message that the peer sent."""
-
-    __slots__ = ("id", "is_settled", "link", "message_format", "payload")
-
-    def __init__(self, link: ReceiverLink, delivery_id: int, message_format: int) -> None:
+    def __init__(self, link: Link, delivery_id: int) -> None:
         self.link = link
         self.id = delivery_id
-        self.message_format = message_format
-        self.payload = b""
         self.is_settled = False
 
     def settle(self, state: Any) -> None:  # noqa: ANN401 - an outcome
-        """State the outcome; a peer that sent it settled expects none."""
+        """State the outcome, or confirm the peer's; a peer that has settled expects nothing."""
         if not self.is_settled:
             self.is_settled = True
-            self.link.session.settle(RECEIVER, self.id, state)
+            self.link.session.settle(self.link.role, self.id, state)
+
+
+class OutgoingDelivery(_Delivery):
+    """A message that this side sent. `context` is the owner's."""
+
+    __slots__ = ("context",)
+
+    def __init__(self, link: SenderLink, delivery_id: int, context: Any) -> None:  # noqa: ANN401
+        super().__init__(link, delivery_id)
+        self.context = context
+
+
+class IncomingDelivery(_Delivery):
+    """A message that the peer sent."""
+
+    __slots__ = ("message_format", "payload")
+
+    def __init__(self, link: ReceiverLink, delivery_id: int, message_format: int) -> None:
+        super().__init__(link, delivery_id)
+        self.message_format = message_format
+        self.payload = b""
 
 
 def _address(terminus: Source | Target | None) -> str:

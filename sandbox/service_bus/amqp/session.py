@@ -50,7 +50,7 @@ class Session:
         self._next_delivery_id = 0
         self._remote_incoming_window = begin.incoming_window
         # Transfers that wait for the peer's window.
-        self._waiting: deque[tuple[SenderLink, Transfer, bytes]] = deque()
+        self._waiting: deque[tuple[Transfer, bytes]] = deque()
         # Outcomes of consecutive deliveries, stated together.
         self._outcomes: _Outcomes | None = None
         # Whether this side has ended: what the peer still sends is ignored then.
@@ -83,20 +83,23 @@ class Session:
         window = self._connection.limits.window
         return self._next_incoming_id, window, self._next_outgoing_id, window
 
-    def send_message(self, delivery: OutgoingDelivery, tag: bytes, payload: bytes, *, settled: bool) -> None:
+    def send_message(
+        self, link: SenderLink, tag: bytes, payload: bytes, *, settled: bool, context: object
+    ) -> OutgoingDelivery:
         """Send a message in as many frames as the peer's frame size demands, when the peer's window permits."""
-        delivery.id = self._next_delivery_id
+        delivery = OutgoingDelivery(link, self._next_delivery_id, context)
         self._next_delivery_id = (delivery.id + 1) % SERIAL
         if settled:
             delivery.is_settled = True
         else:
             self._unsettled[delivery.id] = delivery
-        handle, size = delivery.link.handle, self._connection.max_payload - _TRANSFER_OVERHEAD
-        first = Transfer(handle, delivery.id, tag, 0, settled, len(payload) > size)
-        self._send_transfer(delivery.link, first, payload[:size] if first.more else payload)
+        size = self._connection.max_payload - _TRANSFER_OVERHEAD
+        transfer = Transfer(link.handle, delivery.id, tag, 0, settled, len(payload) > size)
+        self._send_transfer(transfer, payload[:size] if transfer.more else payload)
         for start in range(size, len(payload), size):
             more = start + size < len(payload)
-            self._send_transfer(delivery.link, Transfer(handle, more=more), payload[start : start + size])
+            self._send_transfer(Transfer(link.handle, more=more), payload[start : start + size])
+        return delivery
 
     def settle(self, role: bool, delivery_id: int, state: Any) -> None:  # noqa: ANN401, FBT001 - AMQP's names
         """State the outcome of a delivery."""
@@ -151,7 +154,7 @@ class Session:
         """End a link."""
         link = self._link(detach.handle)
         del self._links[detach.handle]
-        self._waiting = deque(each for each in self._waiting if each[0] is not link)
+        self._waiting = deque(each for each in self._waiting if each[0].handle != detach.handle)
         self._unsettled = {key: each for key, each in self._unsettled.items() if each.link is not link}
         if link.is_detached:
             return ()
@@ -236,13 +239,13 @@ class Session:
             )
         return link
 
-    def _send_transfer(self, link: SenderLink, transfer: Transfer, payload: bytes) -> None:
-        if self._remote_incoming_window > 0 and not self._waiting:
-            self._write_transfer(link, transfer, payload)
+    def _send_transfer(self, transfer: Transfer, payload: bytes) -> None:
+        if self.can_send:
+            self._write_transfer(transfer, payload)
         else:
-            self._waiting.append((link, transfer, payload))
+            self._waiting.append((transfer, payload))
 
-    def _write_transfer(self, _link: SenderLink, transfer: Transfer, payload: bytes) -> None:
+    def _write_transfer(self, transfer: Transfer, payload: bytes) -> None:
         self._remote_incoming_window -= 1
         self._next_outgoing_id = (self._next_outgoing_id + 1) % SERIAL
         self.flush_outcomes()
