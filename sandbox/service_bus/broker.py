@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID, uuid4
 
 from sandbox.clock import Clock, SystemClock
@@ -285,7 +285,7 @@ class Broker:
         return now
 
     @contextmanager
-    def _locked(self, entity: str, lock_token: UUID) -> Iterator["_Locked"]:
+    def _locked(self, entity: str, lock_token: UUID) -> Iterator[tuple[Store, StoredMessage, datetime]]:
         """Find a message by its lock, under the broker's lock; raise MessageLockLost."""
         with self._lock:
             now = self._catch_up()
@@ -296,15 +296,7 @@ class Broker:
                     f"The lock supplied is invalid. Either the lock expired, or the message has already been "
                     f"removed from {store.path}."
                 )
-            yield _Locked(store, stored, now)
-
-
-class _Locked(NamedTuple):
-    """A message under a lock, and the time."""
-
-    store: Store
-    stored: StoredMessage
-    now: datetime
+            yield store, stored, now
 
 
 def _in_state(store: Store, number: int, state: MessageState) -> StoredMessage:

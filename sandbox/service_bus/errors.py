@@ -9,9 +9,8 @@ Refusal
 ├── MessageTooLarge       amqp:link:message-size-exceeded
 ├── InvalidArgument       com.microsoft:argument-error
 ├── NotAllowed            amqp:not-allowed
-├── NotSupported            amqp:not-implemented
-├── Unauthorized          amqp:unauthorized-access
-└── ServerBusy            com.microsoft:server-busy
+├── NotSupported          amqp:not-implemented
+└── Unauthorized          amqp:unauthorized-access
 """
 
 from typing import ClassVar
@@ -92,10 +91,3 @@ class Unauthorized(Refusal):
 
     condition = "amqp:unauthorized-access"
     status = 401
-
-
-class ServerBusy(Refusal):
-    """The service throttles: come back later."""
-
-    condition = "com.microsoft:server-busy"
-    status = 503

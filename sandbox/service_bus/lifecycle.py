@@ -96,11 +96,13 @@ class Lifecycle:
         """Give a message to a receiver."""
         if mode is ReceiveMode.RECEIVE_AND_DELETE:
             store.remove(stored)
-            return self.observe(EventKind.RECEIVED_AND_DELETED, store, stored, now)
-        stored.lock_token = self._new_lock_token()
-        store.locked[stored.lock_token] = stored
-        self.lock(store, stored, now)
-        return self.observe(EventKind.LOCKED, store, stored, now)
+            self.observe(EventKind.RECEIVED_AND_DELETED, store, stored, now)
+        else:
+            stored.lock_token = self._new_lock_token()
+            store.locked[stored.lock_token] = stored
+            self.lock(store, stored, now)
+            self.observe(EventKind.LOCKED, store, stored, now)
+        return stored.brokered(store.path)
 
     def lock(self, store: Store, stored: StoredMessage, now: datetime) -> datetime:
         """Lock a message for the lock duration from now; return until when."""
@@ -160,12 +162,10 @@ class Lifecycle:
 
     def observe(
         self, kind: EventKind, store: Store, stored: StoredMessage, at: datetime, detail: str = ""
-    ) -> BrokeredMessage:
-        """Report what happened to a message; return the message as it is now."""
-        message = stored.brokered(store.path)
+    ) -> None:
+        """Report what happened to a message."""
         for observer in self.observers:
-            observer(Observation(kind, store.path, at, message, detail))
-        return message
+            observer(Observation(kind, store.path, at, stored.brokered(store.path), detail))
 
     def wake(self, store: Store) -> None:
         """Report that there may be something to receive."""

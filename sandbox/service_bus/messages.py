@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, IntEnum
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # What a property weighs beside its own characters, roughly as AMQP encodes it: constructors, lengths, numbers.
 _OVERHEAD = 16
