@@ -46,7 +46,7 @@ class Services:
     broker: Broker
     dispatcher: Dispatcher
     authenticator: Authenticator
-    interceptor: Interceptor | None = None
+    interceptor: Interceptor
 
 
 class Client:
@@ -76,8 +76,10 @@ class Client:
                     delivery.settle(state)
             case CreditReceived(link):
                 self._use_credit(link)
-            case LinkAttached() | LinkDetached():
-                self._handle_link(event)
+            case LinkAttached(link):
+                self._attach(link)
+            case LinkDetached(link):
+                self._forget(link)
             case _:
                 self._handle_beginning(event)
 
@@ -107,12 +109,6 @@ class Client:
             case ForeignProtocol(start) if is_http(start):
                 self._socket.amqp.reject(RESPONSE)
 
-    def _handle_link(self, event: LinkAttached | LinkDetached) -> None:
-        if isinstance(event, LinkAttached):
-            self._attach(event.link)
-        else:
-            self._forget(event.link)
-
     def _authenticate(self, mechanism: str, response: bytes) -> None:
         """Check a key that comes as user name and password; with other mechanisms tokens follow by `$cbs`."""
         if mechanism == "PLAIN":
@@ -139,7 +135,7 @@ class Client:
 
     def _attach(self, link: SenderLink | ReceiverLink) -> None:
         path = entity_path(link.source_address if isinstance(link, SenderLink) else link.target_address)
-        if self._services.interceptor is None or is_node(path) or isinstance(link.target, Coordinator):
+        if is_node(path) or isinstance(link.target, Coordinator):
             self._accept(link, path)
             return
         self._services.interceptor.intercept(

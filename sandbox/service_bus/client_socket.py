@@ -8,43 +8,26 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from sandbox.service_bus.amqp import Connection, Event, Limits
+from sandbox.service_bus.amqp import Connection, Limits
+
+if TYPE_CHECKING:
+    from sandbox.service_bus.client import Client
 
 _LOG = logging.getLogger(__name__)
 # A client that is refused gets this long to read why: closing at once could destroy what it has not read yet.
 _LINGER_SECONDS = 0.25
 
 
-class EventHandler(Protocol):
-    """What a client's events mean."""
-
-    def handle(self, event: Event) -> None:
-        """Handle one event."""
-        ...
-
-    def input_done(self) -> None:
-        """Act on several events at once, after they were handled."""
-        ...
-
-    def output_possible(self) -> None:
-        """Send what waited while the client read slowly."""
-        ...
-
-    def disconnected(self) -> None:
-        """Forget the client."""
-        ...
-
-
 class ClientSocket(asyncio.Protocol):
-    """One client's connection. `new_handler` makes the handler of its events, which is one of `clients`."""
+    """One client's connection. `new_client` makes what handles its events; it is in `clients` while connected."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         limits: Limits,
-        new_handler: Callable[["ClientSocket"], EventHandler],
+        new_client: Callable[["ClientSocket"], "Client"],
         clients: "ConnectedClients",
     ) -> None:
         self.amqp = Connection(limits, loop.time())
@@ -54,7 +37,7 @@ class ClientSocket(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_silent = False
         self._is_ending = False
-        self._handler = new_handler(self)
+        self._client = new_client(self)
         self._clients = clients
 
     # For the owner
@@ -118,9 +101,9 @@ class ClientSocket(asyncio.Protocol):
         with self._aborting_on_exception():
             heartbeat = self.amqp.heartbeat_seconds
             for event in self.amqp.receive(data, self._loop.time()):
-                self._handler.handle(event)
+                self._client.handle(event)
             self.flush()
-            self._handler.input_done()
+            self._client.input_done()
             if self.amqp.heartbeat_seconds != heartbeat:
                 self._beat()
 
@@ -135,7 +118,7 @@ class ClientSocket(asyncio.Protocol):
         self.is_congested = False
         with self._aborting_on_exception():
             self.flush()
-            self._handler.output_possible()
+            self._client.output_possible()
             # It may have become congested again.
             if self._transport is not None and not self._transport.is_closing() and not self.is_congested:
                 self._transport.resume_reading()
@@ -145,7 +128,7 @@ class ClientSocket(asyncio.Protocol):
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
-        self._handler.disconnected()
+        self._client.disconnected()
         self._clients.remove(self)
 
     # Inside

@@ -147,6 +147,14 @@ def to_timestamp(at: datetime) -> Timestamp:
     return Timestamp((at - _EPOCH) // _MILLISECOND)
 
 
+def with_text_keys(names: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """Return a map with texts as keys, where some clients write bytes."""
+    return {
+        key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key): value
+        for key, value in (names or {}).items()
+    }
+
+
 def _encode(sections: Iterable[Section]) -> bytes:
     return b"".join([_SECTION_HEADS[code] + encode(value) for code, value in sections])
 
@@ -205,7 +213,7 @@ def _lifetime(milliseconds: object) -> timedelta | None:
 
 
 def _read_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str, Any]:
-    annotations = {_text(key): each for key, each in (value or {}).items()}
+    annotations = with_text_keys(value)
     named: dict[str, Any] = {}
     if isinstance(due := annotations.get("x-opt-scheduled-enqueue-time"), int):
         named["scheduled_enqueue_time"] = _datetime(due)
@@ -218,7 +226,7 @@ def _read_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str,
 
 
 def _read_delivery_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str, Any]:
-    annotations = {_text(key): each for key, each in (value or {}).items()}
+    annotations = with_text_keys(value)
     if rest := {key: each for key, each in annotations.items() if key not in _BROKERS_OWN}:
         other["delivery_annotations"] = rest
     return {}
@@ -244,7 +252,7 @@ def _read_properties(value: list[Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_application_properties(value: dict[Any, Any], _other: dict[str, Any]) -> dict[str, Any]:
-    return {"application_properties": {_text(key): each for key, each in (value or {}).items()}}
+    return {"application_properties": with_text_keys(value)}
 
 
 def _read_value(value: object, _other: dict[str, Any]) -> dict[str, Any]:
@@ -339,7 +347,3 @@ def _datetime(milliseconds: int) -> datetime:
         return _EPOCH + milliseconds * _MILLISECOND
     except OverflowError:
         return _LATEST
-
-
-def _text(key: object) -> str:
-    return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)

@@ -1,43 +1,19 @@
 """Which client gets the next message: links with credit, in turns.
 
 One dispatcher per server. It sleeps until the broker reports that a message became available, or until the broker
-has something due, and lives in the server's thread. It knows recipients, not connections.
+has something due.
 """
 
 import asyncio
 import threading
 from collections import deque
-from typing import Protocol
 
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.errors import Refusal
-from sandbox.service_bus.messages import BrokeredMessage, ReceiveMode
+from sandbox.service_bus.links import EntitySender
 
 # The broker's clock may be moved by hand, which the event loop does not notice.
 _CHECK_CLOCK_EVERY = 0.25
-
-
-class Recipient(Protocol):
-    """A receiver of an entity's messages, which takes them while it has credit."""
-
-    path: str
-    mode: ReceiveMode
-
-    def wants(self) -> bool:
-        """Return whether a message can be taken now."""
-        ...
-
-    def deliver(self, brokered: BrokeredMessage) -> None:
-        """Take a message."""
-        ...
-
-    def fail(self, error: Refusal) -> None:
-        """Receive the reason why no more messages come."""
-        ...
-
-    def flush(self) -> None:
-        """Send what was delivered."""
-        ...
 
 
 class Dispatcher:
@@ -46,7 +22,7 @@ class Dispatcher:
     def __init__(self, broker: Broker, loop: asyncio.AbstractEventLoop) -> None:
         self.broker = broker
         self.loop = loop
-        self._recipients: dict[str, deque[Recipient]] = {}
+        self._links: dict[str, deque[EntitySender]] = {}
         self._woken: set[str] = set()
         self._woken_lock = threading.Lock()
         self._timer: asyncio.TimerHandle | None = None
@@ -68,45 +44,45 @@ class Dispatcher:
             self.hand_out(path)
         self.arm()
 
-    def add(self, recipient: Recipient) -> None:
+    def add(self, link: EntitySender) -> None:
         """Take a link into its entity's turns."""
-        self._recipients.setdefault(recipient.path, deque()).append(recipient)
+        self._links.setdefault(link.path, deque()).append(link)
 
-    def remove(self, recipient: Recipient) -> None:
+    def remove(self, link: EntitySender) -> None:
         """Take a link out of the turns."""
-        ring = self._recipients.get(recipient.path)
-        if ring and recipient in ring:
-            ring.remove(recipient)
+        ring = self._links.get(link.path)
+        if ring and link in ring:
+            ring.remove(link)
 
     def waiting(self, path: str) -> int:
         """Return how many links would take a message of this entity."""
-        return sum(recipient.wants() for recipient in self._recipients.get(path, ()))
+        return sum(link.wants() for link in self._links.get(path, ()))
 
     def hand_out(self, path: str) -> None:
         """Give messages to the entity's links, one each in turn, until credit or messages end."""
-        ring = self._recipients.get(path)
-        touched: set[Recipient] = set()
+        ring = self._links.get(path)
+        touched: set[EntitySender] = set()
         without = 0
         while ring and without < len(ring):
-            recipient = ring[0]
+            link = ring[0]
             ring.rotate(-1)
-            if not recipient.wants():
+            if not link.wants():
                 without += 1
                 continue
             try:
-                received = self.broker.receive(path, 1, recipient.mode)
+                received = self.broker.receive(path, 1, link.mode)
             except Refusal as error:
-                recipient.fail(error)
-                ring.remove(recipient)
-                touched.add(recipient)
+                link.fail(error)
+                ring.remove(link)
+                touched.add(link)
                 continue
             if not received:
                 break
-            recipient.deliver(received[0])
-            touched.add(recipient)
+            link.deliver(received[0])
+            touched.add(link)
             without = 0
-        for recipient in touched:
-            recipient.flush()
+        for link in touched:
+            link.flush()
 
     def tick(self) -> None:
         """Let the broker do what is due, and wake again for the next."""

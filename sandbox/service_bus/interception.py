@@ -1,7 +1,6 @@
 """What a client asks for, one call at a time, for an interceptor that decides how each is carried out.
 
-A server without an interceptor carries every call out. The sandbox's faults are an interceptor; nothing else here
-knows them.
+The sandbox's faults are an interceptor; nothing else here knows them.
 """
 
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
+from sandbox.service_bus.client_socket import ClientSocket
 from sandbox.service_bus.errors import Refusal
 
 
@@ -30,28 +30,7 @@ class Direction(StrEnum):
     RECEIVES = "receives"
 
 
-class ClientControl(Protocol):
-    """What can be done to a client's connection."""
-
-    @property
-    def peer(self) -> tuple[str, int] | None:
-        """The client's address; None once it is gone."""
-        ...
-
-    def abort(self) -> None:
-        """Cut the connection."""
-        ...
-
-    def go_silent(self) -> None:
-        """Read and write nothing any more, but keep the connection open."""
-        ...
-
-    def call_later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Act after some time, unless the connection has ended by then."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """One thing that a client asks for, or that is delivered to it.
 
@@ -63,9 +42,9 @@ class Call:
     direction: Direction
     entity: str
     subject: str
-    client: ClientControl
+    client: ClientSocket
     carry_out: Callable[[], None]
-    carry_out_unconfirmed: Callable[[], None]
+    carry_out_unconfirmed: Callable[[], object]
     refuse: Callable[[Refusal], None]
     lock_token: UUID | None = None
 
@@ -76,3 +55,11 @@ class Interceptor(Protocol):
     def intercept(self, call: Call) -> None:
         """Carry a call out, or not, or differently."""
         ...
+
+
+class CarryOut:
+    """Carries every call out."""
+
+    def intercept(self, call: Call) -> None:
+        """Carry a call out."""
+        call.carry_out()

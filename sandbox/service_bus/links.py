@@ -3,7 +3,6 @@
 Every rule is the broker's; here AMQP's deliveries and outcomes become calls of the broker and the other way round.
 """
 
-from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -12,10 +11,10 @@ from sandbox.service_bus.amqp.encoding import Symbol
 from sandbox.service_bus.amqp.performatives import Accepted, Modified, Received, Rejected, Released
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.client_socket import ClientSocket
-from sandbox.service_bus.codec import decode_transfer, encode_message
-from sandbox.service_bus.errors import InvalidArgument, NotSupported, Refusal
+from sandbox.service_bus.codec import decode_transfer, encode_message, with_text_keys
+from sandbox.service_bus.errors import NotSupported, Refusal
 from sandbox.service_bus.interception import Call, Direction, Interceptor, Operation
-from sandbox.service_bus.messages import BrokeredMessage, ReceiveMode
+from sandbox.service_bus.messages import BrokeredMessage, Message, ReceiveMode
 
 # Like Azure: how many messages a client may send before it gets credit again.
 _CREDIT = 1000
@@ -30,6 +29,11 @@ def amqp_error(error: Refusal) -> Condition:
     return Condition(error.condition, str(error), _PRODUCT)
 
 
+def rejected(error: Refusal) -> Rejected:
+    """Return a refusal as an outcome."""
+    return Rejected(amqp_error(error))
+
+
 class EntityReceiver:
     """Receives what a client sends to an entity."""
 
@@ -39,7 +43,7 @@ class EntityReceiver:
         path: str,
         broker: Broker,
         socket: ClientSocket,
-        interceptor: Interceptor | None,
+        interceptor: Interceptor,
     ) -> None:
         self.path = path
         self._broker = broker
@@ -49,44 +53,32 @@ class EntityReceiver:
 
     def receive(self, delivery: IncomingDelivery) -> None:
         """Send a transfer's messages to the entity, and state the outcome."""
-        if self._interceptor is None:
-            self._accept(delivery)
-            return
-        with suppress(Refusal):
-            self._interceptor.intercept(self._call(delivery))
-            return
-        self._accept(delivery)  # what is no message cannot be described, and is refused
-
-    def _call(self, delivery: IncomingDelivery) -> Call:
-        messages = decode_transfer(delivery.payload, delivery.message_format)
-        is_scheduled = any(message.scheduled_enqueue_time for message in messages)
-        return Call(
-            Operation.SCHEDULE if is_scheduled else Operation.SEND,
-            Direction.SENDS,
-            self.path,
-            f"message {', '.join(str(message.message_id) for message in messages)}",
-            self._socket,
-            carry_out=lambda: self._accept(delivery),
-            carry_out_unconfirmed=lambda: self._accept_unconfirmed(delivery),
-            refuse=lambda error: delivery.settle(Rejected(amqp_error(error))),
-        )
-
-    def _accept(self, delivery: IncomingDelivery) -> None:
         try:
-            self._send(delivery)
+            messages = decode_transfer(delivery.payload, delivery.message_format)
         except Refusal as error:
-            delivery.settle(Rejected(amqp_error(error)))
-        else:
-            delivery.settle(_ACCEPTED)
-
-    def _accept_unconfirmed(self, delivery: IncomingDelivery) -> None:
-        with suppress(Refusal):
-            self._send(delivery)
-
-    def _send(self, delivery: IncomingDelivery) -> None:
-        self._broker.send(
-            self.path, *decode_transfer(delivery.payload, delivery.message_format), size=len(delivery.payload)
+            delivery.settle(rejected(error))
+            return
+        is_scheduled = any(message.scheduled_enqueue_time for message in messages)
+        self._interceptor.intercept(
+            Call(
+                Operation.SCHEDULE if is_scheduled else Operation.SEND,
+                Direction.SENDS,
+                self.path,
+                f"message {', '.join(str(message.message_id) for message in messages)}",
+                self._socket,
+                carry_out=lambda: delivery.settle(self._send(delivery, messages)),
+                carry_out_unconfirmed=lambda: self._send(delivery, messages),
+                refuse=lambda error: delivery.settle(rejected(error)),
+            )
         )
+
+    def _send(self, delivery: IncomingDelivery, messages: list[Message]) -> Accepted | Rejected:
+        """Send a transfer's messages; return the outcome."""
+        try:
+            self._broker.send(self.path, *messages, size=len(delivery.payload))
+        except Refusal as error:
+            return rejected(error)
+        return _ACCEPTED
 
 
 class EntitySender:
@@ -99,7 +91,7 @@ class EntitySender:
         mode: ReceiveMode,
         broker: Broker,
         socket: ClientSocket,
-        interceptor: Interceptor | None,
+        interceptor: Interceptor,
     ) -> None:
         self.path = path
         self.mode = mode
@@ -122,9 +114,6 @@ class EntitySender:
 
     def deliver(self, brokered: BrokeredMessage) -> None:
         """Send a message."""
-        if self._interceptor is None:
-            self._deliver(brokered)
-            return
         self._interceptor.intercept(
             Call(
                 Operation.DELIVER,
@@ -152,9 +141,6 @@ class EntitySender:
         token = delivery.context
         if isinstance(state, Received):
             return  # no outcome yet
-        if self._interceptor is None or token is None:
-            self._settle(delivery, state)
-            return
         self._interceptor.intercept(
             Call(
                 Operation.SETTLE,
@@ -162,27 +148,21 @@ class EntitySender:
                 self.path,
                 f"outcome {type(state).__name__.lower()}",
                 self._socket,
-                carry_out=lambda: self._settle(delivery, state),
-                carry_out_unconfirmed=lambda: self._settle_unconfirmed(token, state),
-                refuse=lambda error: delivery.settle(Rejected(amqp_error(error))),
+                carry_out=lambda: delivery.settle(self._settle(token, state)),
+                carry_out_unconfirmed=lambda: self._settle(token, state),
+                refuse=lambda error: delivery.settle(rejected(error)),
                 lock_token=token,
             )
         )
 
-    def _settle(self, delivery: OutgoingDelivery, state: Any) -> None:  # noqa: ANN401
-        token, delivery.context = delivery.context, None
+    def _settle(self, token: UUID, state: Any) -> Any:  # noqa: ANN401 - an outcome
+        """Carry out an outcome; return the one to confirm."""
         try:
-            if token is not None:
-                self._decide(token, state)
-        except Refusal as error:
-            delivery.settle(Rejected(amqp_error(error)))
-        else:
-            # The outcome without the client's own details: the SDKs take an error there for a refusal.
-            delivery.settle(type(state)())
-
-    def _settle_unconfirmed(self, token: UUID, state: Any) -> None:  # noqa: ANN401
-        with suppress(Refusal):
             self._decide(token, state)
+        except Refusal as error:
+            return rejected(error)
+        # Without the client's own details: the SDKs take an error there for a refusal.
+        return type(state)()
 
     def _decide(self, token: UUID, state: Any) -> None:  # noqa: ANN401
         match state:
@@ -191,24 +171,12 @@ class EntitySender:
             case Released():
                 self._broker.release(self.path, token)
             case Rejected(error):
-                info = _texts(error.info if error is not None else None)
+                info = with_text_keys(error.info if error is not None else None)
                 reason = info.pop("DeadLetterReason", None)
                 description = info.pop("DeadLetterErrorDescription", None)
                 self._broker.dead_letter(self.path, token, reason, description, info)
             case Modified(_, undeliverable_here, annotations):
-                if undeliverable_here:
-                    self._broker.defer(self.path, token, _texts(annotations))
-                else:
-                    self._broker.abandon(self.path, token, _texts(annotations))
+                act = self._broker.defer if undeliverable_here else self._broker.abandon
+                act(self.path, token, with_text_keys(annotations))
             case _:
                 raise NotSupported("The Service Bus emulator does not support transactions.")
-
-
-def _texts(changed: dict[Any, Any] | None) -> dict[str, Any]:
-    """Return a map with texts as keys."""
-    if any(not isinstance(key, str | bytes) for key in changed or ()):
-        raise InvalidArgument("the names of properties must be texts")
-    return {
-        key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key): value
-        for key, value in (changed or {}).items()
-    }

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sandbox.service_bus.amqp.encoding import Array, Int, Symbol, Timestamp
 from sandbox.service_bus.broker import Broker
-from sandbox.service_bus.codec import decode_message, encode_message, to_timestamp
+from sandbox.service_bus.codec import decode_message, encode_message, to_timestamp, with_text_keys
 from sandbox.service_bus.configuration import Right
 from sandbox.service_bus.errors import InvalidArgument, NotSupported, Refusal
 from sandbox.service_bus.messages import AmqpValue, BrokeredMessage, Message, ReceiveMode
@@ -20,7 +20,6 @@ from sandbox.service_bus.rules import decode_rule, encode_rule
 _PREFIX = "com.microsoft:"
 _NO_CONTENT = 204
 _OK = 200
-_CBS_OK = 202
 _PEEK_LOCK = 1
 _MAX_MESSAGES = 250
 _OF_SESSIONS = {
@@ -52,6 +51,14 @@ class Management:
 
     def respond(self, entity: str, request: Message, require: Callable[[Right], None]) -> Response:
         """Return a response's application properties and body; `require` raises where a right is missing."""
+        try:
+            status, body = self._carry_out(entity, request, require)
+        except Refusal as error:
+            condition = Symbol(error.condition)
+            return _status(error.status, str(error)) | {"errorCondition": condition}, None
+        return _status(status, "OK"), body
+
+    def _carry_out(self, entity: str, request: Message, require: Callable[[Right], None]) -> tuple[int, Any]:
         name = str(request.application_properties.get("operation", ""))
         right, operation = self._operations.get(name.removeprefix(_PREFIX), (None, None))
         if right is None or operation is None or not name.startswith(_PREFIX):
@@ -62,12 +69,11 @@ class Management:
         if not isinstance(body, dict):
             raise InvalidArgument(f"the body of {name} must be a map")
         try:
-            status, result = operation(entity, {str(key): value for key, value in body.items()})
+            return operation(entity, with_text_keys(body))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidArgument(
                 f"the body of {name} has another shape than it should: {error!r}"
             ) from error
-        return {"statusCode": Int(status), "statusDescription": "OK"}, result
 
     def _renew_lock(self, entity: str, body: Body) -> tuple[int, Any]:
         until = [self._broker.renew_lock(entity, token) for token in _tokens(body)]
@@ -87,20 +93,20 @@ class Management:
         return _messages([_with_lock(each) for each in messages])
 
     def _settle(self, entity: str, body: Body) -> tuple[int, Any]:
-        changed = {str(key): value for key, value in (body.get("properties-to-modify") or {}).items()}
+        changed = with_text_keys(body.get("properties-to-modify"))
         reason, description = body.get("deadletter-reason"), body.get("deadletter-description")
-        status = body.get("disposition-status")
         for token in _tokens(body):
-            if status == "completed":
-                self._broker.complete(entity, token)
-            elif status == "abandoned":
-                self._broker.abandon(entity, token, changed)
-            elif status == "defered":
-                self._broker.defer(entity, token, changed)
-            elif status == "suspended":
-                self._broker.dead_letter(entity, token, reason, description, changed)
-            else:
-                raise InvalidArgument(f"there is no disposition status {status!r}")
+            match body.get("disposition-status"):
+                case "completed":
+                    self._broker.complete(entity, token)
+                case "abandoned":
+                    self._broker.abandon(entity, token, changed)
+                case "defered":
+                    self._broker.defer(entity, token, changed)
+                case "suspended":
+                    self._broker.dead_letter(entity, token, reason, description, changed)
+                case status:
+                    raise InvalidArgument(f"there is no disposition status {status!r}")
         return _OK, None
 
     def _schedule(self, entity: str, body: Body) -> tuple[int, Any]:
@@ -129,17 +135,8 @@ class Management:
         return _OK, None
 
 
-def status_properties(error: Refusal | None, *, prefix: str = "") -> dict[str, Any]:
-    """Return the properties of a response without a body: an error's or, for `$cbs`, success."""
-    status = error.status if error is not None else _CBS_OK
-    description = str(error) if error is not None else "Accepted"
-    if prefix:
-        return {f"{prefix}code": Int(status), f"{prefix}description": description}
-    return {
-        "statusCode": Int(status),
-        "statusDescription": description,
-        "errorCondition": Symbol(error.condition if error is not None else ""),
-    }
+def _status(code: int, description: str) -> dict[str, Any]:
+    return {"statusCode": Int(code), "statusDescription": description}
 
 
 def _messages(maps: list[dict[str, Any]]) -> tuple[int, Any]:

@@ -3,18 +3,20 @@
 from typing import Any
 
 from sandbox.service_bus.amqp import IncomingDelivery, ReceiverLink, SenderLink
-from sandbox.service_bus.amqp.performatives import Accepted, Rejected
+from sandbox.service_bus.amqp.encoding import Int
+from sandbox.service_bus.amqp.performatives import Accepted
 from sandbox.service_bus.authorization import ClientRights, entity_path
 from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.codec import decode_message, encode_reply
 from sandbox.service_bus.configuration import Right
 from sandbox.service_bus.errors import InvalidArgument, Refusal
-from sandbox.service_bus.links import amqp_error
-from sandbox.service_bus.management import Management, Response, status_properties
+from sandbox.service_bus.links import rejected
+from sandbox.service_bus.management import Management, Response
 from sandbox.service_bus.messages import AmqpValue, Message
 
 _CBS = "$cbs"
 _MANAGEMENT = "$management"
+_ACCEPTED = 202
 _CREDIT = 1000
 # Like Azure's largest batch.
 _MAX_REQUEST = 1024 * 1024
@@ -67,12 +69,7 @@ class RequestNodes:
         entity, _, node = path.rpartition("/")
         if node.lower() == _CBS:
             return self._put_token(request), None
-        try:
-            return self._management.respond(
-                entity, request, lambda right: self._rights.require(entity, right)
-            )
-        except Refusal as error:
-            return status_properties(error), None
+        return self._management.respond(entity, request, lambda right: self._rights.require(entity, right))
 
     def _put_token(self, request: Message) -> dict[str, Any]:
         properties = request.application_properties
@@ -86,8 +83,8 @@ class RequestNodes:
             if entity := entity_path(resource).removesuffix(f"/{_MANAGEMENT}"):
                 self._broker.path_of(entity)
         except Refusal as error:
-            return status_properties(error, prefix="status-")
-        return status_properties(None, prefix="status-")
+            return {"status-code": Int(error.status), "status-description": str(error)}
+        return {"status-code": Int(_ACCEPTED), "status-description": "Accepted"}
 
     def _link_for(self, path: str, reply_to: str | None) -> SenderLink:
         for link in self._response_links:
@@ -112,6 +109,6 @@ class RequestReceiver:
         try:
             self._nodes.respond(self.path, decode_message(delivery.payload))
         except Refusal as error:
-            delivery.settle(Rejected(amqp_error(error)))
+            delivery.settle(rejected(error))
         else:
             delivery.settle(Accepted())

@@ -22,7 +22,7 @@ from sandbox.service_bus.client import Client, Services
 from sandbox.service_bus.client_socket import ClientSocket, ConnectedClients
 from sandbox.service_bus.dispatch import Dispatcher
 from sandbox.service_bus.http_refusal import HttpRefusal, TlsRefusal
-from sandbox.service_bus.interception import Interceptor
+from sandbox.service_bus.interception import CarryOut, Interceptor
 
 _CLOSE_WITHIN = 0.5
 _START_WITHIN = 10.0
@@ -67,7 +67,7 @@ class ServiceBusServer:
         self.port = port
         self.authenticator = authenticator or Authenticator(broker.configuration)
         self._ssl_context = ssl_context
-        self._interceptor = interceptor
+        self._interceptor = interceptor or CarryOut()
         self._https_context = https_context
         self._clients = ConnectedClients()
         self._thread: threading.Thread | None = None

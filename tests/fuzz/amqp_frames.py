@@ -67,6 +67,7 @@ from sandbox.service_bus.client import Client, Services  # noqa: E402
 from sandbox.service_bus.client_socket import ClientSocket, ConnectedClients  # noqa: E402
 from sandbox.service_bus.codec import BATCH_FORMAT  # noqa: E402
 from sandbox.service_bus.dispatch import Dispatcher  # noqa: E402
+from sandbox.service_bus.interception import CarryOut  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +120,8 @@ class Fuzzer:
         self._loop = asyncio.new_event_loop()
         self._broker = Broker(Configuration.parse(ENTITIES))
         dispatcher = Dispatcher(self._broker, self._loop)
-        self._services = Services(self._broker, dispatcher, Authenticator(self._broker.configuration))
+        authenticator = Authenticator(self._broker.configuration)
+        self._services = Services(self._broker, dispatcher, authenticator, CarryOut())
         self.ended: Counter[str] = Counter()
         self.frames = 0
 
