@@ -13,11 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-# A script finds modules in its own folder only. Appended: a staged copy of the package may come first.
-sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from proofs.histories import run_history

@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# A script finds modules in its own folder only.
-sys.path.append(str(Path(__file__).parents[2]))
-
 import click
+from proofs import ROOT
 from proofs.matrix import Boundary, Matrix, cells, rows, short
 from proofs.parallel import spread
 from proofs.report import follow
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
     from proofs.matrix import Cell, Result
 
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "faults-matrix.md"
+_DOCUMENT = ROOT / "docs" / "faults-matrix.md"
 _COMMAND = "python tests/faults/run_matrix.py"
 
 _HEAD = """\

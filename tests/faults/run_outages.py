@@ -9,11 +9,7 @@ import json
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-# A script finds modules in its own folder only. Appended: a staged copy of the package may come first.
-sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from proofs import outage

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
-
-# A script finds modules in its own folder only.
-sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from proofs.report import show

@@ -10,11 +10,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-# A script finds modules in its own folder only.
-sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from proofs.parallel import spread

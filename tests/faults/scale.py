@@ -17,12 +17,8 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
-
-# A script finds modules in its own folder only.
-sys.path.append(str(Path(__file__).parents[2]))
 
 import click
 from proofs.checker import QUEUE

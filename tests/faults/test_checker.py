@@ -21,8 +21,8 @@ from proofs.checker import (
     judge,
     judge_requests,
 )
-from proofs.contract import validate_event
 from proofs.sales_state import InvoiceState, OpportunityState, Terms
+from published_event import validate_event
 
 from sandbox.clock import MovableClock
 from sandbox.dataverse import Change, Commit

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import astuple
-from pathlib import Path
 
 import pytest
+from proofs import ROOT
 
 from sandbox import demo
 from sandbox.cloud import FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions
 from sandbox.faults import FaultPlan
 from sandbox.faults.syntax import parse_rule
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "alternatives.md").read_text()
 COMMANDS = re.findall(r"^\$ \.venv/bin/python -m sandbox demo (.+)\n(?:…\n)?(.+)$", PAGE, re.MULTILINE)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from proofs import ROOT
 from proofs.matrix import cells
 from proofs.mutants import MUTANTS
 
-_ROOT = Path(__file__).parents[2]
-_PAGE = (_ROOT / "docs" / "guarantee.md").read_text("utf-8")
+_PAGE = (ROOT / "docs" / "guarantee.md").read_text("utf-8")
 _DIAGRAMS = re.findall(r"^```mermaid\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
 _SCRIPTS = sorted(set(re.findall(r"tests/faults/\w+\.py", _PAGE)))
 
@@ -23,7 +22,7 @@ def test_no_text_of_a_diagram_ends_before_its_line_does(diagram: str) -> None:
 
 @pytest.mark.parametrize("script", _SCRIPTS)
 def test_every_command_exists(script: str) -> None:
-    assert (_ROOT / script).is_file()
+    assert (ROOT / script).is_file()
 
 
 def test_the_figures_are_of_this_list_and_this_matrix() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from proofs import ROOT
 from proofs.matrix import Boundary, Matrix, cells, short
 from proofs.sockets import Stage
 
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-_TABLE = Path(__file__).parents[2] / "docs" / "faults-matrix.md"
+_TABLE = ROOT / "docs" / "faults-matrix.md"
 _SHORT = short()
 
 

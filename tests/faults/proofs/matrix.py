@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations
 from proofs.sockets import Stage, broken
-from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
+from sandbox.faults import Dependency, FaultKind, FaultRule, When
+from sandbox.faults.syntax import parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,108 +109,77 @@ class Result:
 
 # ---------------------------------------------------------------------------------------------- the cells
 
-_ONCE = When.once()
-# More than one repeat in place, or one of the SDK's own, gets over.
-_FOUR = When(last=4)
+# Faults are written as in `sandbox.faults.syntax`, with semicolons between them; one that does not say how often
+# strikes once. Four times is more than one repeat in place, or one of the SDK's own, gets over.
 
 _RETRY_AFTER_SHORT = ("1", "date+2", "none", "-5", "soon", "0.5")
 _RETRY_AFTER_FAR = ("60", "date+120", "99999999")
 # Of one fault at a time: each is what a response to the whole request may be.
-_RESPONSES = (
-    Fault(FaultKind.ADMIN_MODE),
-    Fault(FaultKind.EMPTY),
-    Fault(FaultKind.REDIRECT),
-    Fault(FaultKind.UNAUTHORIZED),
-    Fault(FaultKind.FORBIDDEN),
-    Fault(FaultKind.FORBIDDEN, code="0x80040220"),
-    Fault(FaultKind.NOT_FOUND),
-    Fault(FaultKind.NOT_FOUND, code="0x80040217"),
-    Fault(FaultKind.CONFLICT),
-    Fault(FaultKind.CONFLICT, code="0x80060882"),
-    Fault(FaultKind.DEADLOCK),
-    Fault(FaultKind.UNAVAILABLE, status=502),
-    Fault(FaultKind.UNAVAILABLE, status=503),
-    Fault(FaultKind.UNAVAILABLE, status=504),
-    Fault(FaultKind.HTML),
-)
-# Of one part of a batch.
-_PARTS = (
-    Fault(FaultKind.CONFLICT),
-    Fault(FaultKind.CONFLICT, code="0x80060892"),
-    Fault(FaultKind.DEADLOCK),
-    Fault(FaultKind.THROTTLED, retry_after="1"),
-    Fault(FaultKind.FORBIDDEN, code="0x80040220"),
-    Fault(FaultKind.NOT_FOUND, code="0x80040217"),
-    Fault(FaultKind.UNAVAILABLE, status=503),
-    Fault(FaultKind.SQL_TIMEOUT),
-    # A plug-in refuses, throttles its record, or reports that its backend fails.
-    Fault(FaultKind.ERROR),
-    Fault(FaultKind.ERROR, status=403, code="0x80048d06"),
-    Fault(FaultKind.ERROR, status=429, code="0x80048d04"),
-    Fault(FaultKind.ERROR, status=500, code="0x80048d0a"),
-    # The batch ends with this part: those behind it are missing.
-    Fault(FaultKind.UNAVAILABLE, stop=200),
-    Fault(FaultKind.UNAVAILABLE, stop=400),
-)
+_RESPONSES = """
+    admin-mode; empty; redirect; unauthorized; forbidden; forbidden code=0x80040220; not-found;
+    not-found code=0x80040217; conflict; conflict code=0x80060882; deadlock;
+    unavailable status=502; unavailable status=503; unavailable status=504; html
+"""
+# Of one part of a batch. With an error, a plug-in refuses, throttles its record, or reports that its backend fails. A
+# batch that stops ends with this part: those behind it are missing.
+_PARTS = """
+    conflict; conflict code=0x80060892; deadlock; throttled retry_after=1; forbidden code=0x80040220;
+    not-found code=0x80040217; unavailable status=503; sql-timeout;
+    error; error status=403 code=0x80048d06; error status=429 code=0x80048d04; error status=500 code=0x80048d0a;
+    unavailable stop=200; unavailable stop=400
+"""
+_REFUSALS = "forbidden code=0x80040299; forbidden code=0x80042f09; conflict code=0x80060882;"
+_UNAUTHORIZED = "reject code=amqp:unauthorized-access"
 
 
 def cells() -> list[Cell]:
     """Return all of them, those that move the broker's clock last."""
-    every = [*_receive(), *_token(), *_dataverse(), *_publish(), *_copies(), *_complete(), *_permanent()]
+    every = [*_receive(), *_token(), *_dataverse(), *_service_bus(), *_permanent()]
     return sorted(every, key=lambda cell: (cell.reason is not None, cell.far))
 
 
-def _receive() -> Iterator[Cell]:
-    def cell(fault: Fault, operation: str, when: When = _ONCE, *, cut: bool = False) -> Cell:
-        rule = FaultRule(Dependency.SERVICE_BUS_IN, fault, when, operation)
-        return Cell(Boundary.RECEIVE, rule, cut=cut)
+def _cells(
+    boundary: Boundary, where: str, faults: str, *, after: bool | None = None, part: int | None = None
+) -> Iterator[Cell]:
+    """Yield a cell for each of the faults, on a connection or one of its operations.
 
-    for kind in (FaultKind.REFUSE, FaultKind.RESET):
-        yield cell(Fault(kind), "connect", _FOUR, cut=True)
-    yield cell(Fault(FaultKind.SILENT, seconds=3), "connect", cut=True)
-    yield cell(Fault(FaultKind.CUT, bytes=200), "connect", cut=True)
-    yield cell(Fault(FaultKind.DRIBBLE, seconds=2), "connect", cut=True)
-    yield cell(Fault(FaultKind.REJECT, code="amqp:unauthorized-access"), f"attach:{QUEUE}", _FOUR, cut=True)
-    deliver = f"deliver:{QUEUE}"
-    yield cell(Fault(FaultKind.RESET), deliver)
-    yield cell(Fault(FaultKind.RESET, after=True), deliver)
-    yield cell(Fault(FaultKind.SILENT), deliver)
-    yield cell(Fault(FaultKind.SWALLOW), deliver)
-    yield cell(Fault(FaultKind.DELAY, seconds=0.5), deliver)
-    yield cell(Fault(FaultKind.LOCK_LOST), deliver)
-    yield cell(Fault(FaultKind.DUPLICATE), deliver)
-    yield cell(Fault(FaultKind.DUPLICATE), deliver, When(last=3))
-    yield cell(Fault(FaultKind.RESTART), deliver)
-    yield Cell(Boundary.RECEIVE, FaultRule(Dependency.FUNCTIONS_HOST, Fault(FaultKind.KILL), _ONCE, "invoke"))
+    `after`, if given, and `part` hold for all of them.
+    """
+    for text in filter(None, map(str.strip, faults.split(";"))):
+        rule = parse_rule(f"{where} {text}" if "nth=" in text else f"{where} {text} nth=1")
+        fault = rule.fault if part is None else replace(rule.fault, part=part)
+        yield Cell(boundary, replace(rule, fault=fault if after is None else replace(fault, after=after)))
+
+
+def _receive() -> Iterator[Cell]:
+    connect = "refuse nth=1-4; reset nth=1-4; silent seconds=3; cut bytes=200; dribble seconds=2"
+    for operation, faults in (("connect", connect), (f"attach:{QUEUE}", f"{_UNAUTHORIZED} nth=1-4")):
+        for cell in _cells(Boundary.RECEIVE, f"service-bus-in/{operation}", faults):
+            yield replace(cell, cut=True)
+    yield from _cells(
+        Boundary.RECEIVE,
+        f"service-bus-in/deliver:{QUEUE}",
+        "reset; reset after=yes; silent; swallow; delay seconds=0.5; lock-lost; duplicate; duplicate nth=1-3; restart",
+    )
+    yield from _cells(Boundary.RECEIVE, "functions-host/invoke", "kill")
+    yield from _cells(
+        Boundary.COMPLETE,
+        f"service-bus-in/settle:{QUEUE}",
+        "reset; reset after=yes; silent; silent after=yes; swallow; lock-lost;"
+        "reject code=com.microsoft:message-lock-lost; delay seconds=0.5; restart; restart after=yes; kill",
+    )
 
 
 def _token() -> Iterator[Cell]:
-    def cell(fault: Fault, operation: str = "token", when: When = _ONCE) -> Cell:
-        rule = FaultRule(Dependency.IDENTITY, fault, when, operation)
-        return Cell(Boundary.TOKEN, rule, cut=operation == "connect", anew=True)
-
-    yield cell(Fault(FaultKind.REFUSE), "connect", _FOUR)
-    yield cell(Fault(FaultKind.RESET), "connect", _FOUR)
-    for fault in (
-        Fault(FaultKind.REFUSE),
-        Fault(FaultKind.RESET),
-        Fault(FaultKind.RESET, after=True),
-        Fault(FaultKind.CUT),
-        Fault(FaultKind.TRUNCATED),
-        Fault(FaultKind.REDIRECT),
-        Fault(FaultKind.UNAUTHORIZED),
-        Fault(FaultKind.FORBIDDEN),
-        Fault(FaultKind.NOT_FOUND),
-        Fault(FaultKind.THROTTLED, retry_after="1"),
-        Fault(FaultKind.UNAVAILABLE, status=500),
-        Fault(FaultKind.UNAVAILABLE),
-        Fault(FaultKind.HTML),
-    ):
-        yield cell(fault, when=_FOUR)
-    yield cell(Fault(FaultKind.SILENT))
-    yield cell(Fault(FaultKind.DRIBBLE, seconds=1))
-    yield cell(Fault(FaultKind.DELAY, seconds=1))
-    yield cell(Fault(FaultKind.KILL))
+    for cell in _cells(Boundary.TOKEN, "identity/connect", "refuse nth=1-4; reset nth=1-4"):
+        yield replace(cell, cut=True, anew=True)
+    four_times = (
+        "refuse; reset; reset after=yes; cut; truncated; redirect; unauthorized; forbidden; not-found;"
+        "throttled retry_after=1; unavailable status=500; unavailable; html;"
+    ).replace(";", " nth=1-4;")
+    once = "silent; dribble seconds=1; delay seconds=1; kill"
+    for cell in _cells(Boundary.TOKEN, "identity/token", four_times + once):
+        yield replace(cell, anew=True)
 
 
 def _dataverse() -> Iterator[Cell]:
@@ -224,184 +194,83 @@ def _dataverse() -> Iterator[Cell]:
     yield from _calls(Boundary.COMMITTED, "change-set", after=True)
     # The error of the change set's own part is false; with the others, its reads fail.
     yield from _parts(Boundary.COMMITTED, "change-set", range(3), after=True)
-    for fault in (Fault(FaultKind.CUT), Fault(FaultKind.TRUNCATED), Fault(FaultKind.DRIBBLE, seconds=1)):
-        yield _of_dataverse(Boundary.COMMITTED, "change-set", fault)
-    yield from _assignments()
-    yield from _connections()
+    yield from _cells(Boundary.COMMITTED, "dataverse/change-set", "cut; truncated; dribble seconds=1")
+    # The assignment fails, alone or with its batch: the event is published in spite of it.
+    for after, boundary in ((False, Boundary.ASSIGN), (True, Boundary.ASSIGNED)):
+        yield from _cells(boundary, "dataverse/update", _REFUSALS + _PARTS, part=0, after=after)
+    yield from _calls(Boundary.ASSIGNED, "update", after=True)
+    # Faults of connections, which the check meets first.
+    connect = """
+        refuse nth=1-4; reset nth=1-4; reset bytes=6000 nth=1-4; cut bytes=2000 nth=1-4; silent; silent after=yes;
+        swallow; dribble seconds=1; delay seconds=0.3
+    """
+    for cell in _cells(Boundary.CHECK, "dataverse/connect", connect):
+        yield replace(cell, cut=True)
 
 
 def _parts(boundary: Boundary, operation: str, parts: range, *, after: bool) -> Iterator[Cell]:
-    for part, fault in itertools.product(parts, _PARTS):
-        yield _of_dataverse(boundary, operation, replace(fault, part=part, after=after))
-
-
-def _assignments() -> Iterator[Cell]:
-    """Let the assignment fail, alone or with its batch: the event is published in spite of it."""
-    refusals = (
-        Fault(FaultKind.FORBIDDEN, code="0x80040299"),
-        Fault(FaultKind.FORBIDDEN, code="0x80042f09"),
-        Fault(FaultKind.CONFLICT, code="0x80060882"),
-        *_PARTS,
-    )
-    for after, boundary in ((False, Boundary.ASSIGN), (True, Boundary.ASSIGNED)):
-        for fault in refusals:
-            yield _of_dataverse(boundary, "update", replace(fault, part=0, after=after))
-    yield from _calls(Boundary.ASSIGNED, "update", after=True)
+    for part in parts:
+        yield from _cells(boundary, f"dataverse/{operation}", _PARTS, part=part, after=after)
 
 
 def _calls(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]:
-    def cell(fault: Fault, when: When = _ONCE) -> Cell:
-        return _of_dataverse(boundary, operation, replace(fault, after=after), when)
-
+    where = f"dataverse/{operation}"
     if not after:
-        yield cell(Fault(FaultKind.REFUSE), _FOUR)
-        yield cell(Fault(FaultKind.DELAY, seconds=1))
+        yield from _cells(boundary, where, "refuse nth=1-4; delay seconds=1")
         if boundary is not Boundary.CLAIM:
             # Of the claim these are after the commit.
-            yield cell(Fault(FaultKind.CUT), _FOUR)
-            yield cell(Fault(FaultKind.TRUNCATED))
-            yield cell(Fault(FaultKind.DRIBBLE, seconds=1))
-    yield cell(Fault(FaultKind.RESET))
-    yield cell(Fault(FaultKind.RESET), _FOUR)
-    yield cell(Fault(FaultKind.SILENT))
-    yield cell(Fault(FaultKind.KILL))
-    for fault in _RESPONSES:
-        yield cell(fault)
+            yield from _cells(boundary, where, "cut nth=1-4; truncated; dribble seconds=1")
+    yield from _cells(boundary, where, f"reset; reset nth=1-4; silent; kill; {_RESPONSES}", after=after)
     # Every form where something is carried out or nothing is; one where that is no different.
-    every_form = boundary in (Boundary.CHECK, Boundary.COMMITTED)
-    for form in _RETRY_AFTER_SHORT if every_form else _RETRY_AFTER_SHORT[:1]:
-        yield cell(Fault(FaultKind.THROTTLED, retry_after=form))
-    for form in _RETRY_AFTER_FAR if every_form else _RETRY_AFTER_FAR[:1]:
-        yield replace(cell(Fault(FaultKind.THROTTLED, retry_after=form)), far=True)
+    forms = None if boundary in (Boundary.CHECK, Boundary.COMMITTED) else 1
+    for form in _RETRY_AFTER_SHORT[:forms]:
+        yield from _cells(boundary, where, f"throttled retry_after={form}", after=after)
+    for form in _RETRY_AFTER_FAR[:forms]:
+        for cell in _cells(boundary, where, f"throttled retry_after={form}", after=after):
+            yield replace(cell, far=True)
 
 
-def _of_dataverse(boundary: Boundary, operation: str, fault: Fault, when: When = _ONCE) -> Cell:
-    return Cell(boundary, FaultRule(Dependency.DATAVERSE, fault, when, operation))
-
-
-def _connections() -> Iterator[Cell]:
-    """Faults of Dataverse's connections, which the check meets first."""
-    for fault, when in (
-        (Fault(FaultKind.REFUSE), _FOUR),
-        (Fault(FaultKind.RESET), _FOUR),
-        (Fault(FaultKind.RESET, bytes=6000), _FOUR),
-        (Fault(FaultKind.CUT, bytes=2000), _FOUR),
-        (Fault(FaultKind.SILENT), _ONCE),
-        (Fault(FaultKind.SILENT, after=True), _ONCE),
-        (Fault(FaultKind.SWALLOW), _ONCE),
-        (Fault(FaultKind.DRIBBLE, seconds=1), _ONCE),
-        (Fault(FaultKind.DELAY, seconds=0.3), _ONCE),
-    ):
-        yield replace(_of_dataverse(Boundary.CHECK, "connect", fault, when), cut=True)
-
-
-def _publish() -> Iterator[Cell]:
-    yield from _sends(Boundary.PUBLISH, f"send:{TOPIC}", after=False)
-    yield from _sends(Boundary.ACCEPTED, f"send:{TOPIC}", after=True)
-    out = Dependency.SERVICE_BUS_OUT
-    for fault, when in (
-        (Fault(FaultKind.REFUSE), _FOUR),
-        (Fault(FaultKind.RESET), _FOUR),
-        (Fault(FaultKind.SILENT), _ONCE),
-        (Fault(FaultKind.SWALLOW), _ONCE),
-        (Fault(FaultKind.CUT, bytes=200), _FOUR),
-        (Fault(FaultKind.DRIBBLE, seconds=1), _ONCE),
-    ):
-        yield Cell(Boundary.PUBLISH, FaultRule(out, fault, when, "connect"), cut=True)
-    unauthorized = Fault(FaultKind.REJECT, code="amqp:unauthorized-access")
-    yield Cell(Boundary.PUBLISH, FaultRule(out, unauthorized, When(last=2), f"attach:{TOPIC}"), cut=True)
-
-
-def _copies() -> Iterator[Cell]:
-    """Schedule a retry, after one failed check; park a message that cannot be read."""
+def _service_bus() -> Iterator[Cell]:
+    """Publish; schedule a retry, after one failed check; park a message that cannot be read."""
+    connect = "refuse nth=1-4; reset nth=1-4; silent; swallow; cut bytes=200 nth=1-4; dribble seconds=1"
     for boundary, operation, after in (
+        (Boundary.PUBLISH, f"send:{TOPIC}", False),
+        (Boundary.ACCEPTED, f"send:{TOPIC}", True),
         (Boundary.SCHEDULE, f"schedule:{QUEUE}", False),
         (Boundary.SCHEDULED, f"schedule:{QUEUE}", True),
         (Boundary.PARK, f"send:{FAILED_QUEUE}", False),
         (Boundary.PARKED, f"send:{FAILED_QUEUE}", True),
     ):
-        for cell in _sends(boundary, operation, after=after):
+        faults = "reset; reset nth=1-4; silent; kill; restart"
+        if not after:
+            faults += f"; reject nth=1-4; {_UNAUTHORIZED} nth=1-4; reject code=amqp:internal-error"
+            faults += "; delay seconds=1; swallow"
+        for cell in _cells(boundary, f"service-bus-out/{operation}", faults, after=after):
             yield replace(cell, reason="InvalidEvent") if "park" in boundary else cell
-
-
-def _sends(boundary: Boundary, operation: str, *, after: bool) -> Iterator[Cell]:
-    def cell(fault: Fault, when: When = _ONCE) -> Cell:
-        return Cell(
-            boundary,
-            FaultRule(Dependency.SERVICE_BUS_OUT, replace(fault, after=after), when, operation),
-        )
-
-    yield cell(Fault(FaultKind.RESET))
-    yield cell(Fault(FaultKind.RESET), _FOUR)
-    yield cell(Fault(FaultKind.SILENT))
-    yield cell(Fault(FaultKind.KILL))
-    yield cell(Fault(FaultKind.RESTART))
-    if not after:
-        yield cell(Fault(FaultKind.REJECT), _FOUR)
-        yield cell(Fault(FaultKind.REJECT, code="amqp:unauthorized-access"), _FOUR)
-        yield cell(Fault(FaultKind.REJECT, code="amqp:internal-error"))
-        yield cell(Fault(FaultKind.DELAY, seconds=1))
-        yield cell(Fault(FaultKind.SWALLOW))
-
-
-def _complete() -> Iterator[Cell]:
-    def cell(fault: Fault) -> Cell:
-        return Cell(Boundary.COMPLETE, FaultRule(Dependency.SERVICE_BUS_IN, fault, _ONCE, f"settle:{QUEUE}"))
-
-    yield cell(Fault(FaultKind.RESET))
-    yield cell(Fault(FaultKind.RESET, after=True))
-    yield cell(Fault(FaultKind.SILENT))
-    yield cell(Fault(FaultKind.SILENT, after=True))
-    yield cell(Fault(FaultKind.SWALLOW))
-    yield cell(Fault(FaultKind.LOCK_LOST))
-    yield cell(Fault(FaultKind.REJECT, code="com.microsoft:message-lock-lost"))
-    yield cell(Fault(FaultKind.DELAY, seconds=0.5))
-    yield cell(Fault(FaultKind.RESTART))
-    yield cell(Fault(FaultKind.RESTART, after=True))
-    yield cell(Fault(FaultKind.KILL))
+    for operation, faults in (("connect", connect), (f"attach:{TOPIC}", f"{_UNAUTHORIZED} nth=1-2")):
+        for cell in _cells(Boundary.PUBLISH, f"service-bus-out/{operation}", faults):
+            yield replace(cell, cut=True)
 
 
 def _permanent() -> Iterator[Cell]:
     """Let what never passes be parked with its reason, once the time of the retry policy is over."""
-    for boundary, operation, fault, reason in (
-        (Boundary.CHECK, "*", Fault(FaultKind.REFUSE), "DataverseUnreachable"),
-        (Boundary.CHECK, "*", Fault(FaultKind.UNAVAILABLE), "DataverseUnavailable"),
-        (Boundary.CHECK, "*", Fault(FaultKind.HTML), "DataverseUnavailable"),
-        (Boundary.CHECK, "*", Fault(FaultKind.UNAUTHORIZED), "DataverseUnauthorized"),
-        (Boundary.CHECK, "*", Fault(FaultKind.FORBIDDEN), "DataverseForbidden"),
-        (Boundary.CHECK, "*", Fault(FaultKind.NOT_FOUND), "DataverseNotFound"),
-        (
-            Boundary.CHECK,
-            "batch",
-            Fault(FaultKind.NOT_FOUND, code="0x80040217", part=0),
-            "OpportunityNotFound",
-        ),
-        (
-            Boundary.CLAIM,
-            "change-set",
-            Fault(FaultKind.FORBIDDEN, code="0x80040220", part=0),
-            "DataverseForbidden",
-        ),
-        (Boundary.CLAIM, "change-set", Fault(FaultKind.ERROR, part=0), "InvoiceRefused"),
-        (
-            Boundary.CLAIM,
-            "change-set",
-            Fault(FaultKind.ERROR, status=404, code="0x80048d02"),
-            "InvoiceRefused",
-        ),
-        (Boundary.CLAIM, "change-set", Fault(FaultKind.ERROR, code="", part=0, stop=400), "InvoiceRefused"),
-        (Boundary.CLAIM, "change-set", Fault(FaultKind.SQL_TIMEOUT, part=0), "DataverseUnavailable"),
+    for boundary, where, fault, reason in (
+        (Boundary.CHECK, "dataverse", "refuse", "DataverseUnreachable"),
+        (Boundary.CHECK, "dataverse", "unavailable", "DataverseUnavailable"),
+        (Boundary.CHECK, "dataverse", "html", "DataverseUnavailable"),
+        (Boundary.CHECK, "dataverse", "unauthorized", "DataverseUnauthorized"),
+        (Boundary.CHECK, "dataverse", "forbidden", "DataverseForbidden"),
+        (Boundary.CHECK, "dataverse", "not-found", "DataverseNotFound"),
+        (Boundary.CHECK, "dataverse/batch", "not-found code=0x80040217 part=0", "OpportunityNotFound"),
+        (Boundary.CLAIM, "dataverse/change-set", "forbidden code=0x80040220 part=0", "DataverseForbidden"),
+        (Boundary.CLAIM, "dataverse/change-set", "error part=0", "InvoiceRefused"),
+        (Boundary.CLAIM, "dataverse/change-set", "error status=404 code=0x80048d02", "InvoiceRefused"),
+        (Boundary.CLAIM, "dataverse/change-set", "error code= part=0 stop=400", "InvoiceRefused"),
+        (Boundary.CLAIM, "dataverse/change-set", "sql-timeout part=0", "DataverseUnavailable"),
+        (Boundary.TOKEN, "identity/token", "unavailable", "TokenUnavailable"),
+        (Boundary.PUBLISH, f"service-bus-out/send:{TOPIC}", _UNAUTHORIZED, "PublishFailed"),
     ):
-        yield Cell(boundary, FaultRule(Dependency.DATAVERSE, fault, When(), operation), reason=reason)
-    refused = Fault(FaultKind.UNAVAILABLE)
-    token = FaultRule(Dependency.IDENTITY, refused, When(), "token")
-    yield Cell(Boundary.TOKEN, token, anew=True, reason="TokenUnavailable")
-    rejected = Fault(FaultKind.REJECT, code="amqp:unauthorized-access")
-    yield Cell(
-        Boundary.PUBLISH,
-        FaultRule(Dependency.SERVICE_BUS_OUT, rejected, When(), f"send:{TOPIC}"),
-        reason="PublishFailed",
-    )
+        yield Cell(boundary, parse_rule(f"{where} {fault}"), anew=boundary is Boundary.TOKEN, reason=reason)
 
 
 def short() -> list[Cell]:
@@ -444,7 +313,7 @@ class Matrix:
         unread = "park" in cell.boundary
         stage.plan.add(cell.rule)
         if "schedul" in cell.boundary:
-            stage.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.UNAVAILABLE), _ONCE, "batch"))
+            stage.plan.add(parse_rule("dataverse/batch unavailable nth=1"))
         mark = self._unreadable(cell) if unread else self._won(cell)
         rests = self._to_rest(cell, seen, mark)
         stage.plan.clear()
@@ -468,7 +337,7 @@ class Matrix:
 
     def _unassigned(self, cell: Cell, opportunity: str) -> list[str]:
         """Say which invoices do not belong to the opportunity's owner; where the assignment fails, they may not."""
-        fails_often = cell.boundary is Boundary.RETRIEVE and cell.rule.when == _FOUR
+        fails_often = cell.boundary is Boundary.RETRIEVE and cell.rule.when == When(last=4)
         if cell.reason is not None or cell.boundary is Boundary.ASSIGN or fails_often:
             return []
         return self._stage.unassigned(opportunity)

@@ -15,7 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from proofs import ROOT
+
 _STAGED = ("shared", "operations")
 _SCRIPTS = Path(__file__).parents[1]
 _DIFF = Path(__file__).with_name("mutants.diff")

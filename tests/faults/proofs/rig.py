@@ -25,9 +25,9 @@ import requests
 from adapter_exchange import AdapterExchange
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
+from published_event import validate_event
 
 from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Request, Violation, Watch, body_of
-from proofs.contract import validate_event
 from proofs.simulation import Killed, Simulation
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, Depth, ServiceProtection, seed

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from published_event import validate_event
+
+from proofs import ROOT
 from proofs.checker import QUEUE, Expectations, Watch, judge
-from proofs.contract import validate_event
 from proofs.report import follow
 from proofs.rig import as_delivered
 from proofs.sockets import function_user
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from shared.handler import Handler
     from shared.message import Message
 
-APP = Path(__file__).parents[3]
 # 50 threads on four processes.
 THREADS = (13, 13, 12, 12)
 _PATIENCE = 60.0
@@ -104,7 +104,7 @@ def run(rounds: int) -> Outcome:
     """Let the rounds happen and judge them."""
     started = time.monotonic()
     gate = Gate(sum(THREADS))
-    options = CloudOptions(APP, opportunities=rounds, functions_host=False, dataverse_middleware=gate.wrap)
+    options = CloudOptions(ROOT, opportunities=rounds, functions_host=False, dataverse_middleware=gate.wrap)
     with Cloud(options) as cloud, ExitStack() as stack:
         watch = Watch(cloud.broker, validate_event)
         # Kept here: a barrier that is forgotten is taken from under the processes that are still to open it.

@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from published_event import validate_event
+
+from proofs import ROOT
 from proofs.checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
-from proofs.contract import validate_event
 from proofs.sales_state import read_opportunities
 from proofs.users import win
 from sandbox.cloud import Cloud, CloudOptions, Mode
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from proofs.checker import Violation
 
-APP = Path(__file__).parents[3]
 # Long enough for every step, short enough to wait for what is silent.
 DEADLINE_SECONDS = 6.0
 SETTINGS = {
@@ -93,7 +93,7 @@ class Stage:
         self.plan = FaultPlan()
         self.cloud = Cloud(
             CloudOptions(
-                APP,
+                ROOT,
                 opportunities=opportunities,
                 mode=mode,
                 settings={**SETTINGS, **(settings or {})},
