@@ -102,17 +102,20 @@ def test_host_json_is_refused_by_name(app: Path, service_bus: dict[str, object],
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[]", "must hold a JSON object"), ("{}", '"version": "2.0"')]
+    ("text", "message"),
+    [
+        (None, r"host\.json is missing"),
+        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{}", '"version": "2.0"'),
+    ],
 )
-def test_a_broken_host_json_is_refused(app: Path, text: str, message: str) -> None:
-    (app / "host.json").write_text(text)
+def test_a_missing_or_broken_host_json_is_refused(app: Path, text: str | None, message: str) -> None:
+    (app / "host.json").unlink()
+    if text is not None:
+        (app / "host.json").write_text(text)
     with pytest.raises(InvalidAppConfiguration, match=message):
         host(app)
-
-
-def test_a_missing_host_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidAppConfiguration, match=r"host\.json is missing"):
-        host(tmp_path)
 
 
 def test_client_retry_options_are_accepted_and_have_no_effect(app: Path) -> None:

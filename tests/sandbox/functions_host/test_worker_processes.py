@@ -1,5 +1,6 @@
 """Worker processes by themselves: what they see, how they respond, how they end."""
 
+import io
 import json
 import os
 import shutil
@@ -13,10 +14,10 @@ import pytest
 
 from sandbox.functions_host.configuration import Settings
 from sandbox.functions_host.functions import read_functions
+from sandbox.functions_host.worker import read_frame, write_frame
 from sandbox.functions_host.worker_pool import WorkerPool
 from sandbox.functions_host.worker_process import (
     App,
-    FunctionNotLoaded,
     WorkerDied,
     WorkerProcess,
     declarations,
@@ -125,13 +126,20 @@ def test_the_apps_folder_comes_first(runner: _Runner, app: Path) -> None:
     assert runner.record()["path"][0] == str(app)
 
 
+INSTALLED = Path(azure.functions.__file__).parents[2]
+
+
+def give_packages(app: Path) -> Path:
+    """Give an app what it needs itself; returns where."""
+    packages = app / ".python_packages" / "lib" / "site-packages"
+    for name in ("azure/functions", "werkzeug", "markupsafe"):
+        shutil.copytree(INSTALLED / name, packages / name)
+    return packages
+
+
 def test_an_app_with_its_own_packages_sees_no_others(runner: _Runner, app: Path) -> None:
     """A package that the deployed zip lacks must be missing here as it would be in Azure."""
-    packages = app / ".python_packages" / "lib" / "site-packages"
-    installed = Path(azure.functions.__file__).parents[2]
-    shutil.copytree(installed / "azure" / "functions", packages / "azure" / "functions")
-    for name in ("werkzeug", "markupsafe"):
-        shutil.copytree(installed / name, packages / name)
+    packages = give_packages(app)
     function = app / "record" / "__init__.py"
     function.write_text(
         function.read_text()
@@ -143,7 +151,7 @@ def test_an_app_with_its_own_packages_sees_no_others(runner: _Runner, app: Path)
     assert runner.invoke(runner.start()).status == protocol().StatusResult.Success
     path = runner.record()["path"]
     assert path[:2] == [str(app), str(packages)]
-    assert str(installed) not in path
+    assert str(INSTALLED) not in path
 
 
 V2_APP = """
@@ -161,11 +169,7 @@ def receive(message: func.ServiceBusMessage, context: func.Context) -> None:
 
 
 def test_a_v2_app_with_its_own_packages_sees_no_others(app: Path, records: Path) -> None:
-    packages = app / ".python_packages" / "lib" / "site-packages"
-    installed = Path(azure.functions.__file__).parents[2]
-    shutil.copytree(installed / "azure" / "functions", packages / "azure" / "functions")
-    for name in ("werkzeug", "markupsafe"):
-        shutil.copytree(installed / name, packages / name)
+    give_packages(app)
     (app / "function_app.py").write_text(V2_APP)
     running = _Runner(app, records)
     try:
@@ -173,7 +177,7 @@ def test_a_v2_app_with_its_own_packages_sees_no_others(app: Path, records: Path)
         function_id = running.functions[0].declaration.function_id
         response = process.invoke(running.functions[0], request(b"x", function_id)).result(20)
         assert response.invocation_response.result.status == protocol().StatusResult.Success
-        assert str(installed) not in running.record()["path"]
+        assert str(INSTALLED) not in running.record()["path"]
     finally:
         running.stop()
 
@@ -224,13 +228,6 @@ def test_a_death_ends_what_was_running(runner: _Runner) -> None:
         process.invoke(runner.functions[0], request(b"too late")).result(1)
 
 
-def test_stopping_leaves_no_process(runner: _Runner) -> None:
-    process = runner.start()
-    process.invoke(runner.functions[0], request(b'{"do": "wait", "for": "never"}'))
-    process.stop()
-    assert not is_running(process.pid)
-
-
 EXIT_HANDLER = """
 import atexit
 import os
@@ -278,14 +275,6 @@ def test_a_breakpoint_without_a_debugger_is_ignored(
     assert "no debugger is attached" in caplog.text
 
 
-def test_a_function_that_does_not_load_fails_each_invocation(runner: _Runner, app: Path) -> None:
-    (app / "record" / "__init__.py").write_text("import no_such_module\n")
-    process = runner.start()
-    for _ in range(2):
-        with pytest.raises(FunctionNotLoaded, match="no_such_module"):
-            process.invoke(runner.functions[0], request(b"x"))
-
-
 def test_a_worker_that_cannot_even_start_says_why(app: Path, runner: _Runner) -> None:
     (app / ".python_packages" / "lib" / "site-packages").mkdir(parents=True)
     pool = WorkerPool(1, runner.app, runner.functions)
@@ -311,3 +300,11 @@ def test_a_pool_takes_turns_and_replaces_the_dead(runner: _Runner) -> None:
     finally:
         pool.stop()
     assert not any(is_running(pid) for pid in pids)
+
+
+def test_a_frame_that_is_cut_is_the_end() -> None:
+    stream = io.BytesIO()
+    write_frame(stream, b"whole")
+    assert read_frame(io.BytesIO(stream.getvalue())) == b"whole"
+    assert read_frame(io.BytesIO(stream.getvalue()[:-1])) is None
+    assert read_frame(io.BytesIO(stream.getvalue()[:2])) is None
