@@ -45,7 +45,7 @@ def grant(
     admin.post(f"roles({role})/{NAMESPACE}AddPrivilegesRole", {"Privileges": granted}, status)
 
 
-def create_endpoint(admin: Client, **changes: object) -> None:
+def create_endpoint(admin: Client) -> None:
     body = {
         "serviceendpointid": ENDPOINT,
         "name": "Opportunity won",
@@ -62,7 +62,7 @@ def create_endpoint(admin: Client, **changes: object) -> None:
         "messageformat": 2,
         "userclaim": 1,
     }
-    admin.post("serviceendpoints", body | changes)
+    admin.post("serviceendpoints", body)
 
 
 def create_step(admin: Client) -> str:

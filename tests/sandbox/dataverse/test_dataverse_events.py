@@ -15,28 +15,11 @@ from sandbox.dataverse.execution_context import CLAIMS, MAX_BODY
 from sandbox.dataverse.schema import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from tests.sandbox.dataverse.conftest import World
 
 CONTRACTS = "http://schemas.microsoft.com/xrm/2011/Contracts"
-
-
-def listen(world: World, message: str = "Win", table: str = "opportunity", **options: Any) -> str:  # noqa: ANN401
-    message_format = options.pop("message_format", 2)
-    endpoint = seed.add_service_endpoint(
-        world.app,
-        namespace_address="sb://sandbox/",
-        path="opportunity-won",
-        sas_key_name="send",
-        sas_key="secret",
-        message_format=message_format,
-    )
-    return seed.add_step(world.app, endpoint, message, table, **options)
-
-
-def contexts(world: World) -> list[dict[str, Any]]:
-    return [json.loads(posted.body) for posted in world.outside.posted]
 
 
 def parameter(context: dict[str, Any], name: str) -> Any:  # noqa: ANN401
@@ -55,17 +38,16 @@ def test_without_a_step_nothing_is_posted(world: World) -> None:
 
 
 def test_a_win_is_posted_as_a_remote_execution_context(world: World) -> None:
-    listen(world)
+    world.listen()
     opportunity = world.opportunity
     world.admin.win(opportunity, actualrevenue=12.5, actualend="2026-03-01T10:00:00Z")
-    assert world.app.run_due_jobs() == 1
+    (context,) = world.posted()
     (posted,) = world.outside.posted
     assert posted.endpoint == ServiceEndpoint(
         posted.endpoint.id, "opportunity-won", "sb://sandbox/", "opportunity-won", "send", "secret", 6, 2
     )
     assert posted.content_type == "application/json"
     assert b'"__type": "Entity:http:\\/\\/schemas.microsoft.com\\/xrm\\/2011\\/Contracts"' in posted.body
-    context = json.loads(posted.body)
     assert (context["MessageName"], context["PrimaryEntityName"]) == ("Win", "opportunity")
     assert context["OrganizationId"] == world.app.organization.id
     assert context["OrganizationName"].startswith("unq")
@@ -75,17 +57,15 @@ def test_a_win_is_posted_as_a_remote_execution_context(world: World) -> None:
     assert (close["__type"], close["LogicalName"]) == (f"Entity:{CONTRACTS}", "opportunityclose")
     given = attributes(close)
     assert given["opportunityid"]["__type"] == f"EntityReference:{CONTRACTS}"
-    assert (given["opportunityid"]["Id"], given["opportunityid"]["LogicalName"]) == (
-        opportunity,
-        "opportunity",
-    )
+    reference = (given["opportunityid"]["LogicalName"], given["opportunityid"]["Id"])
+    assert reference == ("opportunity", opportunity)
     assert given["actualrevenue"] == {"__type": f"Money:{CONTRACTS}", "Value": 12.5}
     assert given["actualend"] == "/Date(1772323200000)/"
     assert parameter(context, "Status") == {"__type": f"OptionSetValue:{CONTRACTS}", "Value": 3}
 
 
 def test_the_properties_are_the_real_ones(world: World) -> None:
-    listen(world)
+    world.listen()
     world.admin.win(world.opportunity)
     world.app.run_due_jobs()
     properties = world.outside.posted[0].properties
@@ -102,12 +82,12 @@ def test_the_properties_are_the_real_ones(world: World) -> None:
 
 def test_a_win_also_updates_sets_the_state_and_creates_an_activity(world: World) -> None:
     opportunity = world.opportunity
-    listen(world, "Update")
-    listen(world, "SetState")
-    listen(world, "Create", "opportunityclose")
+    world.listen("Update")
+    world.listen("SetState")
+    world.listen("Create", "opportunityclose")
     world.admin.win(opportunity)
-    assert world.app.run_due_jobs() == 3
-    by_message = {context["MessageName"]: context for context in contexts(world)}
+    by_message = {context["MessageName"]: context for context in world.posted()}
+    assert len(world.outside.posted) == 3
     target = parameter(by_message["Update"], "Target")
     assert target["Id"] == by_message["Update"]["PrimaryEntityId"] == opportunity
     assert attributes(target)["statecode"] == {"__type": f"OptionSetValue:{CONTRACTS}", "Value": 1}
@@ -122,62 +102,55 @@ def test_a_win_also_updates_sets_the_state_and_creates_an_activity(world: World)
 
 
 def test_reopening_and_the_old_message_fire_too(world: World) -> None:
-    opportunity = world.opportunity
-    world.admin.win(opportunity)
-    listen(world, "SetStateDynamicEntity")
-    world.admin.call("PATCH", f"opportunities({opportunity})", {"statecode": 0})
-    assert world.app.run_due_jobs() == 1
-    (context,) = contexts(world)
+    world.admin.win(world.opportunity)
+    world.listen("SetStateDynamicEntity")
+    world.admin.patch(world.path, {"statecode": 0})
+    (context,) = world.posted()
     assert (context["MessageName"], context["ParentContext"]) == ("SetStateDynamicEntity", None)
     assert parameter(context, "State")["Value"] == 0
 
 
 def test_a_lost_opportunity_creates_the_same_activity(world: World) -> None:
-    listen(world, "Create", "opportunityclose")
-    listen(world, "Win")
-    listen(world, "Lose")
+    world.listen("Create", "opportunityclose")
+    world.listen("Win")
+    world.listen("Lose")
     world.admin.close(world.opportunity, "Lose", 4, 204)
-    world.app.run_due_jobs()
-    assert [context["MessageName"] for context in contexts(world)] == ["Create", "Lose"]
+    assert [context["MessageName"] for context in world.posted()] == ["Create", "Lose"]
 
 
 def test_an_update_step_may_be_limited_to_columns(world: World) -> None:
-    step = listen(world, "Update")
-    world.admin.call("PATCH", f"sdkmessageprocessingsteps({step})", {"filteringattributes": "statecode,name"})
-    path = world.path
-    world.admin.call("PATCH", path, {"description": "x"})
-    world.admin.call("PATCH", path, {"name": "x"})
+    step = world.listen("Update")
+    world.admin.patch(f"sdkmessageprocessingsteps({step})", {"filteringattributes": "statecode,name"})
+    world.admin.patch(world.path, {"description": "x"})
+    world.admin.patch(world.path, {"name": "x"})
     assert world.app.run_due_jobs() == 1
 
 
 def test_a_disabled_step_posts_nothing(world: World) -> None:
-    step = listen(world)
-    path = f"sdkmessageprocessingsteps({step})"
-    world.admin.call("PATCH", path, {"statecode": 1, "statuscode": 2})
+    path = f"sdkmessageprocessingsteps({world.listen()})"
+    world.admin.patch(path, {"statecode": 1, "statuscode": 2})
     world.admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 0
-    world.admin.call("PATCH", path, {"statecode": 0, "statuscode": 1})
+    world.admin.patch(path, {"statecode": 0, "statuscode": 1})
     world.admin.win(world.demo.opportunities[1])
     assert world.app.run_due_jobs() == 1
 
 
 def test_too_big_a_context_goes_out_without_its_parameters(world: World) -> None:
-    listen(world)
+    world.listen()
     world.admin.win(world.opportunity, description="x" * MAX_BODY)
-    world.app.run_due_jobs()
-    (posted,) = world.outside.posted
-    context = json.loads(posted.body)
+    (context,) = world.posted()
     assert context["InputParameters"] == []
     assert context["ParentContext"] is None
     assert context["PrimaryEntityId"] == world.opportunity
-    assert posted.properties[f"{CLAIMS}MessageMaxSizeExceeded"]
+    assert world.outside.posted[0].properties[f"{CLAIMS}MessageMaxSizeExceeded"]
 
 
 @pytest.mark.parametrize(
     ("message_format", "content_type"), [(1, "application/msbin1"), (3, "application/xml")]
 )
 def test_the_endpoint_chooses_the_format(world: World, message_format: int, content_type: str) -> None:
-    listen(world, message_format=message_format)
+    world.listen(message_format=message_format)
     world.admin.win(world.opportunity)
     world.app.run_due_jobs()
     (posted,) = world.outside.posted
@@ -186,7 +159,7 @@ def test_the_endpoint_chooses_the_format(world: World, message_format: int, cont
 
 
 def test_a_failed_post_is_tried_again_with_growing_intervals(world: World) -> None:
-    step = listen(world, auto_delete=False)
+    step = world.listen(auto_delete=False)
     world.outside.failure = ConnectionError("no way")
     world.admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 0
@@ -202,12 +175,12 @@ def test_a_failed_post_is_tried_again_with_growing_intervals(world: World) -> No
     assert world.app.run_due_jobs() == 1
     (job,) = world.admin.rows(jobs)
     assert (job["statecode"], job["statuscode"], job["message"]) == (3, 30, None)
-    assert contexts(world)[0]["OperationId"] == job["asyncoperationid"]
-    assert world.app.run_due_jobs() == 0
+    (context,) = world.posted()
+    assert context["OperationId"] == job["asyncoperationid"]
 
 
 def test_after_the_last_interval_the_job_has_failed(world: World) -> None:
-    listen(world)
+    world.listen()
     world.outside.failure = ConnectionError()
     world.admin.win(world.opportunity)
     for _ in range(60):
@@ -219,78 +192,58 @@ def test_after_the_last_interval_the_job_has_failed(world: World) -> None:
 
 
 def test_a_successful_job_may_delete_itself(world: World) -> None:
-    listen(world, auto_delete=True)
+    world.listen(auto_delete=True)
     world.admin.win(world.opportunity)
     assert len(world.admin.rows("asyncoperations")) == 1
     world.app.run_due_jobs()
     assert not world.admin.rows("asyncoperations")
 
 
-def test_a_job_is_written_with_the_win_or_not_at_all(world: World) -> None:
-    listen(world)
-    client, opportunity = world.admin, world.opportunity
-    close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
+@pytest.mark.parametrize(("mode", "posted"), [(1, []), (0, ["Win"])])
+def test_a_job_is_written_with_the_win_or_not_at_all(world: World, mode: int, posted: list[str]) -> None:
+    """A synchronous step posts at once, and its post stays when the win is rolled back."""
+    world.listen(mode=mode)
+    client = world.admin
+    close = {"opportunityid@odata.bind": f"/{world.path}"}
     win = client.operation("POST", "WinOpportunity", json.dumps({"Status": 3, "OpportunityClose": close}))
     (failed,) = client.responses(
         client.batch(client.change_set(win, client.operation("DELETE", "accounts(x)")))
     )
     assert [part.status for part in failed.nested] == [400]
-    assert world.app.run_due_jobs() == 0
-    assert client.get(f"opportunities({opportunity})")["statecode"] == 0
-
-
-def test_a_synchronous_step_posts_at_once_and_what_is_posted_stays(world: World) -> None:
-    """The win is rolled back after its event was posted."""
-    listen(world, mode=0)
-    client, opportunity = world.admin, world.opportunity
-    close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
-    win = client.operation("POST", "WinOpportunity", json.dumps({"Status": 3, "OpportunityClose": close}))
-    client.batch(client.change_set(win, client.operation("DELETE", "accounts(x)")))
-    assert len(world.outside.posted) == 1
-    assert contexts(world)[0]["Mode"] == 0
-    assert client.get(f"opportunities({opportunity})")["statecode"] == 0
+    contexts = world.posted()
+    assert [context["MessageName"] for context in contexts] == posted
+    assert all(context["Mode"] == mode for context in contexts)
+    assert client.get(world.path)["statecode"] == 0
 
 
 def test_a_synchronous_post_that_fails_refuses_the_win(world: World) -> None:
-    listen(world, mode=0)
+    world.listen(mode=0)
     world.outside.failure = ConnectionError("no way")
     world.admin.win(world.opportunity, 400)
     assert world.admin.get(world.path)["statecode"] == 0
 
 
 def test_a_rotated_key_is_used_for_posts_that_wait(world: World) -> None:
-    step = listen(world)
+    step = world.admin.get(f"sdkmessageprocessingsteps({world.listen()})")
     world.admin.win(world.opportunity)
-    endpoint = world.admin.get(f"sdkmessageprocessingsteps({step})")["_eventhandler_value"]
-    world.admin.call("PATCH", f"serviceendpoints({endpoint})", {"saskey": "rotated"})
+    world.admin.patch(f"serviceendpoints({step['_eventhandler_value']})", {"saskey": "rotated"})
     world.app.run_due_jobs()
     assert world.outside.posted[0].endpoint.sas_key == "rotated"
 
 
 def test_an_endpoint_that_is_no_queue_fails_the_job(world: World) -> None:
-    step = listen(world)
-    endpoint = world.admin.get(f"sdkmessageprocessingsteps({step})")["_eventhandler_value"]
-    world.admin.call("PATCH", f"serviceendpoints({endpoint})", {"contract": 8})
+    step = world.admin.get(f"sdkmessageprocessingsteps({world.listen()})")
+    world.admin.patch(f"serviceendpoints({step['_eventhandler_value']})", {"contract": 8})
     world.admin.win(world.opportunity)
     world.app.run_due_jobs()
     assert "contract 8" in world.admin.rows("asyncoperations")[0]["message"]
-
-
-def test_the_check_of_an_endpoint_posts_a_probe(world: World) -> None:
-    endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="q")
-    check = f"serviceendpoints({endpoint})/Microsoft.Dynamics.CRM.TriggerServiceEndpointCheck"
-    world.admin.post(check, None)
-    assert world.app.run_due_jobs() == 1
-    (context,) = contexts(world)
-    assert context["MessageName"] == "TriggerServiceEndpointCheck"
-    assert context["PrimaryEntityName"] == "serviceendpoint"
 
 
 def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  # noqa: ANN401
     """The first posts fail; all arrive in the end, and stopping leaves no thread behind."""
     arrived, failures = threading.Semaphore(0), [ConnectionError("first"), ConnectionError("second")]
 
-    def post(_: ServiceEndpoint, _body: bytes, _properties: Mapping[str, str], _type: str) -> None:
+    def post(*_: object) -> None:
         if failures:
             raise failures.pop()
         arrived.release()
@@ -315,15 +268,13 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
 
 def test_two_posters_do_not_post_the_same_job(world: World) -> None:
     """While one poster works on the first of two jobs, the other posts the second."""
-    listen(world, auto_delete=False)
+    world.listen(auto_delete=False)
     for opportunity in world.demo.opportunities[:2]:
         world.admin.win(opportunity)
     others: list[int] = []
 
-    def post(
-        endpoint: ServiceEndpoint, body: bytes, properties: Mapping[str, str], content_type: str
-    ) -> None:
-        world.outside.post(endpoint, body, properties, content_type)
+    def post(*args: Any) -> None:  # noqa: ANN401
+        world.outside.post(*args)
         if not others:
             others.append(0)
             another = threading.Thread(target=lambda: others.append(world.app.run_due_jobs()))
@@ -333,12 +284,12 @@ def test_two_posters_do_not_post_the_same_job(world: World) -> None:
     world.app.organization.pipeline.post = post
     assert world.app.run_due_jobs() == 1
     assert others == [0, 1]
-    assert len({context["OperationId"] for context in contexts(world)}) == len(world.outside.posted) == 2
+    assert len({context["OperationId"] for context in world.posted()}) == len(world.outside.posted) == 2
 
 
 def test_without_a_way_to_post_jobs_wait(world: World) -> None:
     world.app.organization.pipeline.post = None
-    listen(world)
+    world.listen()
     world.admin.win(world.opportunity)
     assert world.app.run_due_jobs() == 0
     assert world.admin.rows("asyncoperations?$filter=statuscode eq 10")

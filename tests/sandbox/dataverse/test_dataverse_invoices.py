@@ -182,29 +182,6 @@ def test_a_column_that_does_not_exist_is_named(world: World, column: str) -> Non
     }
 
 
-@pytest.mark.parametrize(
-    ("missing", "path"),
-    [
-        ("prvReadActivity", "opportunitycloses"),
-        ("prvReadSalesOrder", "salesorders"),
-        ("prvReadProduct", "invoicedetails?$expand=productid($select=name)"),
-        ("prvReadProduct", "invoicedetails?$expand=uomid($select=name)"),
-        ("prvReadProduct", "uoms"),
-        ("prvReadAccount", "invoices?$expand=customerid_account($select=accountnumber)"),
-        ("prvReadContact", "invoices?$expand=customerid_contact($select=fullname)"),
-    ],
-)
-def test_each_read_needs_its_privilege_which_the_refusal_names(world: World, missing: str, path: str) -> None:
-    world.function.generate(world.opportunity)
-    world.function.get(path)
-    names = ["prvReadInvoice", "prvReadActivity", "prvReadSalesOrder", "prvReadProduct"]
-    names += ["prvReadAccount", "prvReadContact"]
-    client = world.new_client([name for name in names if name != missing])
-    error = client.get(path, status=403)["error"]
-    assert error["code"] == "0x80040220"
-    assert f"is missing {missing} privilege" in error["message"]
-
-
 def test_a_line_without_a_price_is_a_pricing_error(world: World) -> None:
     opportunity = world.opportunity
     world.admin.create(

@@ -1,4 +1,4 @@
-"""Who owns a row, over HTTPS: assigning to users and teams, alone and in a batch, and every refusal."""
+"""Who owns a row: assigning to users and teams, alone and in a batch, and every refusal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sandbox.dataverse import Depth, base_data, seed
-from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity
 
 if TYPE_CHECKING:
@@ -62,10 +61,7 @@ def test_an_invoice_is_assigned_to_a_team(world: World, invoice: str) -> None:
     team = make_team(world, salesperson(world))
     world.function.patch(f"invoices({invoice})", to("teams", team))
     assert owner_of(world, invoice) == (team, "team")
-    row = world.admin.get(
-        f"invoices({invoice})?$select=_ownerid_value,_owningteam_value,_owninguser_value",
-        Prefer='odata.include-annotations="*"',
-    )
+    row = world.admin.get(f"invoices({invoice})", Prefer='odata.include-annotations="*"')
     assert (row["_owningteam_value"], row["_owninguser_value"]) == (team, None)
     assert row[FORMATTED] == "Key accounts"
 
@@ -159,38 +155,31 @@ def test_members_of_a_team_see_its_rows(world: World) -> None:
     user = client.get("WhoAmI")["UserId"]
     role = seed.add_role(world.app, ["prvReadOpportunity"], depth=Depth.BASIC, name="Reads its own")
     team = seed.add_team(world.app, "Owners", roles=[role], members=[user])
-    opportunity = world.opportunity
-    world.admin.patch(f"opportunities({opportunity})", to("teams", team))
-    client.get(f"opportunities({opportunity})")
-    assert [row["opportunityid"] for row in client.rows("opportunities")] == [opportunity]
+    world.admin.patch(world.path, to("teams", team))
+    client.get(world.path)
+    assert [row["opportunityid"] for row in client.rows("opportunities")] == [world.opportunity]
 
 
-def test_an_assignment_is_a_message_of_its_own(world: World) -> None:
-    endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="opportunity-won")
-    seed.add_step(world.app, endpoint, "Assign", "invoice")
-    invoice = world.function.generate(world.opportunity)["invoiceid"]
+def test_an_assignment_is_a_message_of_its_own(world: World, invoice: str) -> None:
+    world.listen("Assign", "invoice")
     for _ in range(2):
         world.function.patch(f"invoices({invoice})", to("systemusers", world.demo.sellers[0]))
-    assert world.app.run_due_jobs() == 1
-    inputs = json.loads(world.outside.posted[0].body)["InputParameters"]
-    assert {item["key"]: item["value"]["Id"] for item in inputs} == {
+    (context,) = world.posted()
+    assert {item["key"]: item["value"]["Id"] for item in context["InputParameters"]} == {
         "Target": invoice,
         "Assignee": world.demo.sellers[0],
     }
 
 
-def test_an_update_names_the_table_of_its_owner(world: World) -> None:
-    endpoint = seed.add_service_endpoint(world.app, namespace_address="sb://sandbox/", path="opportunity-won")
-    seed.add_step(world.app, endpoint, "Update", "invoice")
-    invoice = world.function.generate(world.opportunity)["invoiceid"]
+def test_an_update_names_the_table_of_its_owner(world: World, invoice: str) -> None:
+    world.listen("Update", "invoice")
     world.function.patch(f"invoices({invoice})", to("teams", world.demo.teams[0]))
-    world.app.run_due_jobs()
-    ((_, target),) = [item.values() for item in json.loads(world.outside.posted[0].body)["InputParameters"]]
+    (context,) = world.posted()
+    ((_, target),) = [item.values() for item in context["InputParameters"]]
     (owner,) = [item["value"] for item in target["Attributes"] if item["key"] == "ownerid"]
     assert (owner["LogicalName"], owner["Id"]) == ("team", world.demo.teams[0])
 
 
 def test_opportunities_have_different_owners(world: World) -> None:
-    with world.app.database.reading() as transaction:
-        owners = {row["ownerid"] for row in transaction.rows(TABLES["opportunity"])}
+    owners = {row["_ownerid_value"] for row in world.admin.rows("opportunities")}
     assert len(owners) > 1
