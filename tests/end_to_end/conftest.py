@@ -19,7 +19,7 @@ from sandbox.cloud.settings import entity_settings
 from sandbox.service_bus import Authenticator, Broker, Configuration, Message, ServiceBusServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from click.testing import Result
@@ -36,6 +36,13 @@ def wait_until(condition: Callable[[], object], what: str | Callable[[], object]
         time.sleep(0.02)
 
 
+def run_operations(environment: Mapping[str, str], *arguments: str, code: int = 0) -> Result:
+    """Run a command of the operators; it must end with this exit code."""
+    result = CliRunner().invoke(operations, arguments, env=environment)
+    assert result.exit_code == code, (arguments, result.output, result.exception)
+    return result
+
+
 @dataclass
 class Namespace:
     """A broker, and the command line pointed at it."""
@@ -44,10 +51,7 @@ class Namespace:
     environment: dict[str, str]
 
     def run(self, *arguments: str, code: int = 0) -> Result:
-        """Run a command; it must end with this exit code."""
-        result = CliRunner().invoke(operations, arguments, env=self.environment)
-        assert result.exit_code == code, (arguments, result.output)
-        return result
+        return run_operations(self.environment, *arguments, code=code)
 
     def listed(self, *arguments: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(self.run(*arguments, "--json").stdout)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from sandbox import demo
 from sandbox.cloud import Cloud, CloudOptions
 from sandbox.dataverse.schema import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sandbox.service_bus import Broker, Message
 
@@ -23,35 +21,27 @@ COLUMNS = (
 )
 
 
-@pytest.fixture
-def won(watch_topic: Callable[[Broker], list[Message]]) -> Iterator[tuple[Cloud, demo.Outcome]]:
-    """Win opportunities of salespeople, one of whom is disabled meanwhile."""
-    options = CloudOptions(ROOT, opportunities=COUNT, settings={"INVOICE_COLUMNS": COLUMNS})
-    with Cloud(options) as cloud:
-        published = watch_topic(cloud.broker)
-        with cloud.dataverse.session() as session:
-            row = session.transaction.get(TABLES["opportunity"], cloud.demo.opportunities[0])
-            assert row is not None
-            session.transaction.update(TABLES["systemuser"], row["ownerid"], {"isdisabled": True})
-        outcome = demo.run(cloud, cloud.demo.opportunities)
-        assert outcome.is_good, [win.problems for win in outcome.wins]
-        assert len(published) == COUNT
-        yield cloud, outcome
-
-
 def rows(cloud: Cloud, table: str) -> dict[str, dict[str, Any]]:
     with cloud.dataverse.database.reading() as transaction:
         return {str(row[TABLES[table].key]): dict(row) for row in transaction.rows(TABLES[table])}
 
 
 def test_an_event_can_be_booked_and_the_invoice_belongs_to_the_salesperson(
-    won: tuple[Cloud, demo.Outcome],
+    watch_topic: Callable[[Broker], list[Message]],
 ) -> None:
-    cloud, outcome = won
-    invoices, opportunities, users = (
-        rows(cloud, table) for table in ("invoice", "opportunity", "systemuser")
-    )
-    details = rows(cloud, "invoicedetail")
+    """One of the salespeople is disabled meanwhile, so that the assignment is refused."""
+    options = CloudOptions(ROOT, opportunities=COUNT, settings={"INVOICE_COLUMNS": COLUMNS})
+    with Cloud(options) as cloud:
+        published = watch_topic(cloud.broker)
+        with cloud.dataverse.session() as session:
+            row = session.find(TABLES["opportunity"], cloud.demo.opportunities[0])
+            session.transaction.update(TABLES["systemuser"], row["ownerid"], {"isdisabled": True})
+        outcome = demo.run(cloud, cloud.demo.opportunities)
+        assert outcome.is_good, [win.problems for win in outcome.wins]
+        assert len(published) == COUNT
+        invoices, details, opportunities, users = (
+            rows(cloud, table) for table in ("invoice", "invoicedetail", "opportunity", "systemuser")
+        )
     disabled, assigned, priced = 0, 0, 0
     for event in outcome.received:
         data = event.content["data"]
