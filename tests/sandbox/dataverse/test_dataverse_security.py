@@ -31,8 +31,8 @@ def test_an_invalid_token_gets_401(world: World, kind: str) -> None:
 
 
 def test_an_identity_without_application_user_is_no_member(world: World) -> None:
-    stranger = world.client(Identity.named("x"))
-    assert stranger.refused("GET", "WhoAmI", None, 403)["code"] == "0x80072560"
+    client = world.client(Identity.named("x"))
+    assert client.refused("GET", "WhoAmI", None, 403)["code"] == "0x80072560"
 
 
 def test_a_trailing_slash_of_the_audience_makes_no_difference(world: World) -> None:
