@@ -87,6 +87,11 @@ class _Terminal:
                 return content
         raise AssertionError(f"no document: {process.communicate(timeout=PATIENCE)}")
 
+    def end(self, process: subprocess.Popen[str], by: int = signal.SIGTERM) -> tuple[str, str]:
+        """Ask a process to stop; returns the rest of what it prints, on standard output and standard error."""
+        process.send_signal(by)
+        return process.communicate(timeout=PATIENCE)
+
     def processes(self) -> list[int]:
         mark = f"TMPDIR={self.temporary}".encode()
         found = []
@@ -130,8 +135,7 @@ def test_start_for_scripts_until_it_is_terminated(terminal: _Terminal) -> None:
     assert document["localSettings"] == str(terminal.settings)
     assert_loopback_only(terminal.processes())
 
-    process.send_signal(signal.SIGTERM)
-    rest, error = process.communicate(timeout=PATIENCE)
+    rest, error = terminal.end(process)
 
     assert (process.returncode, rest, error) == (0, "", "")
     terminal.assert_nothing_is_left()
@@ -161,8 +165,7 @@ def test_start_for_people_until_ctrl_c(terminal: _Terminal) -> None:
         lines.append(line)
         if "Ctrl-C" in line:
             break
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=PATIENCE)
+    _, error = terminal.end(process, signal.SIGINT)
     text = "".join(lines)
     assert "ServiceBusConnection=Endpoint=" in text, error
     assert "Try this in another terminal" in text
@@ -174,7 +177,7 @@ def test_start_for_people_until_ctrl_c(terminal: _Terminal) -> None:
 
 def test_a_running_sandbox_is_controlled_by_commands(terminal: _Terminal) -> None:
     """As a person, and as a script that reads JSON and exit codes."""
-    process, document = terminal.start_for_scripts()
+    process, document = terminal.start_for_scripts("--traces")
 
     won = terminal.run("win")
     assert (won.returncode, won.stderr) == (0, "")
@@ -185,7 +188,15 @@ def test_a_running_sandbox_is_controlled_by_commands(terminal: _Terminal) -> Non
     while not invoices:
         assert time.monotonic() < deadline
         invoices = json.loads(terminal.run("invoices", "--json").stdout)
-    assert invoices[0]["opportunity"] in won.stdout
+    opportunity = invoices[0]["opportunity"]
+    assert opportunity in won.stdout
+    while "process opportunity-won" not in (traces := terminal.run("traces", opportunity).stdout):
+        assert time.monotonic() < deadline, traces
+    first, second, *_ = traces.splitlines()
+    assert (first.startswith("WinOpportunity"), second.startswith("  process opportunity-won")) == (
+        True,
+        True,
+    )
     by_id = terminal.run("win", document["opportunities"][-1], "--json")
     assert [each["id"] for each in json.loads(by_id.stdout)] == [document["opportunities"][-1]]
 
@@ -205,33 +216,17 @@ def test_a_running_sandbox_is_controlled_by_commands(terminal: _Terminal) -> Non
     assert "WinOpportunity" in terminal.run("requests").stdout
     assert "sent: sequence number" in terminal.run("send", "invoice-created", "{}").stdout
     assert "  active  " in terminal.run("messages", "invoice-created/Subscriptions/audit").stdout
-    assert f"won   {invoices[0]['opportunity']}" in terminal.run("opportunities").stdout
+    assert f"won   {opportunity}" in terminal.run("opportunities").stdout
 
     refused = terminal.run("win", "nobody", "--pid", str(process.pid))
     assert (refused.returncode, refused.stderr) == (1, "Error: no opportunity is called 'nobody'\n")
     other = terminal.run("status", "--pid", "1")
     assert (other.returncode, other.stderr) == (3, "Error: no sandbox runs with the process id 1\n")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE)
+    terminal.end(process)
     terminal.assert_nothing_is_left()
     gone = terminal.run("status")
     assert gone.returncode == 3
     assert "start one with" in gone.stderr
-
-
-def test_traces_are_shown_as_trees(terminal: _Terminal) -> None:
-    process, document = terminal.start_for_scripts("--traces")
-    opportunity = document["opportunities"][0]
-    terminal.run("win", opportunity)
-    deadline = time.monotonic() + PATIENCE
-    while "process opportunity-won" not in (shown := terminal.run("traces", opportunity).stdout):
-        assert time.monotonic() < deadline, shown
-    lines = shown.splitlines()
-    assert lines[0].startswith("WinOpportunity")
-    assert lines[1].startswith("  process opportunity-won")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE)
-    terminal.assert_nothing_is_left()
 
 
 def test_events_are_followed_until_ctrl_c(terminal: _Terminal) -> None:
@@ -241,11 +236,9 @@ def test_events_are_followed_until_ctrl_c(terminal: _Terminal) -> None:
     assert following.stdout is not None
     event = json.loads(following.stdout.readline())
     assert (event["topic"], document["opportunities"][0] in event["body"]) == ("invoice-created", True)
-    following.send_signal(signal.SIGINT)
-    _, error = following.communicate(timeout=PATIENCE)
+    _, error = terminal.end(following, signal.SIGINT)
     assert (following.returncode, error) == (0, "")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE)
+    terminal.end(process)
 
 
 # Somewhere in the imports, the start, the running and the stop; a failing moment can be run again by its number.
@@ -254,9 +247,8 @@ def test_an_interruption_at_any_time_leaves_nothing(terminal: _Terminal, seed: i
     delay = random.Random(seed).uniform(0.3, 4.0)  # noqa: S311 - to be repeatable, not secret
     process = terminal.start(*terminal.demo(), "--count", "40")
     threading.Event().wait(delay)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=PATIENCE)
+    process.send_signal(signal.SIGINT)
+    out, error = terminal.end(process, signal.SIGINT)
     # The very first moments are Python's own: there it dies of the signal, with nothing started.
     assert process.returncode in (130, -signal.SIGINT), (delay, out, error)
     terminal.assert_nothing_is_left()
@@ -264,8 +256,7 @@ def test_an_interruption_at_any_time_leaves_nothing(terminal: _Terminal, seed: i
 
 def test_workers_end_with_a_sandbox_that_is_killed(terminal: _Terminal) -> None:
     process, document = terminal.start_for_scripts()
-    process.kill()
-    process.communicate(timeout=PATIENCE)
+    terminal.end(process, signal.SIGKILL)
     deadline = time.monotonic() + PATIENCE
     while terminal.processes():
         assert time.monotonic() < deadline, f"{document['workers']} are still there"
@@ -275,8 +266,7 @@ def test_workers_end_with_a_sandbox_that_is_killed(terminal: _Terminal) -> None:
     # Its settings are those of a sandbox that is gone, so the next one takes their place, and removes what it left.
     second, _ = terminal.start_for_scripts()
     assert not [folder for folder in left if folder.exists()]
-    second.send_signal(signal.SIGTERM)
-    second.communicate(timeout=PATIENCE)
+    terminal.end(second)
     assert second.returncode == 0
     assert not terminal.settings.exists()
 
@@ -292,8 +282,7 @@ def test_two_starts_side_by_side(terminal: _Terminal) -> None:
     other = terminal.document(second)
     assert not set(one["endpoints"].values()) & set(other["endpoints"].values())
     for process in (first, second):
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE)
+        terminal.end(process, signal.SIGINT)
         assert process.returncode == 0
     assert not elsewhere.exists()
     terminal.assert_nothing_is_left()
@@ -313,8 +302,7 @@ def test_force_overwrites_them(terminal: _Terminal) -> None:
     process, document = terminal.start_for_scripts("--force", "--no-functions-host")
     assert json.loads(terminal.settings.read_text())["Values"]
     assert document["workers"] == []
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE)
+    terminal.end(process)
     terminal.assert_nothing_is_left()
 
 
@@ -332,6 +320,27 @@ def test_the_demonstration_shows_what_came_of_each_win(terminal: _Terminal) -> N
     assert len(terminal.events()) == 5
     assert "\x1b" not in done.stdout + done.stderr
     terminal.assert_nothing_is_left()
+
+
+def test_the_demonstration_survives_faults_and_reports_what_struck(terminal: _Terminal) -> None:
+    """A response that is lost after the commit, and a link that breaks: still one invoice and one event."""
+    done = terminal.run(
+        *(*terminal.demo(), "--count", "2", "--set", "RETRY_FIRST_DELAY_SECONDS=0.2"),
+        *("--fault", "dataverse/change-set reset after=yes nth=1"),
+        *("--fault", "service-bus-out/send:* reset nth=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 opportunities won · 2 invoices · 2 events · 0 failed" in done.stdout
+    assert "dataverse/change-set reset after=yes: struck 1 time" in done.stderr
+    assert "service-bus-out/send:invoice-created reset: struck 1 time" in done.stderr
+    assert len(terminal.events()) == 2
+
+
+def test_what_can_fail_is_listed(terminal: _Terminal) -> None:
+    listed = terminal.run("faults")
+    assert listed.returncode == 0
+    for word in ("dataverse", "change-set", "lock-lost", "retry_after", "chance"):
+        assert word in listed.stdout
 
 
 def test_on_a_terminal_there_is_a_progress_bar_and_no_colour_that_is_not_wanted(terminal: _Terminal) -> None:
@@ -378,8 +387,7 @@ def test_what_is_missing_after_an_interruption_is_no_failure(terminal: _Terminal
     process = terminal.start("demo", "--count", "1", "--patience", "60", "--set", disabled)
     assert process.stdout is not None
     process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=PATIENCE)
+    out, error = terminal.end(process, signal.SIGINT)
     assert process.returncode == 130
     assert "Interrupted before the end" in error
     assert "0 invoices" not in error
@@ -441,6 +449,7 @@ def test_a_consumer_that_books_nothing_fails_the_demonstration(terminal: _Termin
         (("events",), 3, "no sandbox runs here"),
         (("start", "--local-settings", "/proc/nowhere/x.json"), 1, "/proc/nowhere/x.json cannot be written"),
         (("demo", "--set", "nonsense"), 2, "NAME=VALUE"),
+        (("demo", "--fault", "dataverse hiccup"), 2, "no fault on the connection dataverse called 'hiccup'"),
         (("demo", "--app", "tests"), 1, "host.json is missing"),
         (("nonsense",), 2, "No such command"),
         (("--help",), 0, ""),
