@@ -26,6 +26,7 @@ MAX_FORWARD_HOPS = 4
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
+Q = TypeVar("Q", bound="QueueSettings")
 
 
 class InvalidConfiguration(ValueError):
@@ -124,15 +125,10 @@ class SubscriptionSettings:
 
 
 @dataclass(frozen=True)
-class TopicSettings:
-    """A topic with its subscriptions."""
+class TopicSettings(QueueSettings):
+    """A topic with its subscriptions. Nobody receives from it: locks, counts and forwarding have no meaning."""
 
-    path: str
     subscriptions: tuple[SubscriptionSettings, ...] = ()
-    default_time_to_live: timedelta | None = None
-    duplicate_detection_window: timedelta | None = None
-    max_message_size: int = 256 * 1024
-    status: Status = Status.ACTIVE
 
 
 # The emulator's own published key, so that its connection string works with a namespace that names no rules.
@@ -275,28 +271,24 @@ def _namespace(node: _Node) -> Configuration:
     name = node.required("Name")
     rules = list(_sas_rules(node, ""))
     roles = list(_role_assignments(node, ""))
-    queues, topics = [], []
-    for child in node.children("Queues"):
-        path = child.required("Name")
-        rules += _sas_rules(child, path)
-        roles += _role_assignments(child, path)
-        queues.append(_queue(child, path))
-        child.end()
-    for child in node.children("Topics"):
-        path = child.required("Name")
-        rules += _sas_rules(child, path)
-        roles += _role_assignments(child, path)
-        topics.append(_topic(child, path))
-        child.end()
-    node.end()
     seen: set[str] = set()
-    for path in [queue.path for queue in queues] + [topic.path for topic in topics]:
-        if path.lower() in seen:
-            node.problem("", f"{path} is there twice (names differ by more than case)")
-        seen.add(path.lower())
+
+    def entities(kind: str, read: Callable[[_Node, str], Q]) -> Iterator[Q]:
+        for child in node.children(kind):
+            path = child.required("Name")
+            if path.lower() in seen:
+                node.problem("", f"{path} is there twice (names differ by more than case)")
+            seen.add(path.lower())
+            rules.extend(_sas_rules(child, path))
+            roles.extend(_role_assignments(child, path))
+            yield read(child, path)
+            child.end()
+
+    queues, topics = tuple(entities("Queues", _queue)), tuple(entities("Topics", _topic))
+    node.end()
     if all(rule.scope for rule in rules):
         rules.append(EMULATOR_RULE)
-    return Configuration(name, tuple(queues), tuple(topics), tuple(rules), tuple(roles))
+    return Configuration(name, queues, topics, tuple(rules), tuple(roles))
 
 
 _FOREVER = timedelta(days=3653059)
@@ -316,13 +308,17 @@ def _queue(node: _Node, path: str) -> QueueSettings:
         duplicate_detection_window=_duplicate_detection(properties),
         forward_to=properties.take("ForwardTo", str, "") or None,
         forward_dead_letters_to=properties.take("ForwardDeadLetteredMessagesTo", str, "") or None,
-        max_message_size=properties.number("MaxMessageSizeInKilobytes", 256, 1, 102400) * 1024,
+        max_message_size=_max_message_size(properties),
         status=properties.choice("Status", Status, Status.ACTIVE),
     )
     if properties.take("RequiresSession", bool, default=False):
         properties.problem("RequiresSession", "the emulator does not support sessions")
     properties.end()
     return settings
+
+
+def _max_message_size(properties: _Node) -> int:
+    return properties.number("MaxMessageSizeInKilobytes", 256, 1, 102400) * 1024
 
 
 def _time_to_live(properties: _Node) -> timedelta | None:
@@ -340,21 +336,24 @@ def _duplicate_detection(properties: _Node) -> timedelta | None:
 
 def _topic(node: _Node, path: str) -> TopicSettings:
     properties = node.child("Properties")
-    time_to_live = _time_to_live(properties)
-    window = _duplicate_detection(properties)
-    size = properties.number("MaxMessageSizeInKilobytes", 256, 1, 102400) * 1024
-    status = properties.choice("Status", Status, Status.ACTIVE)
+    topic = TopicSettings(
+        path=path,
+        default_time_to_live=_time_to_live(properties),
+        duplicate_detection_window=_duplicate_detection(properties),
+        max_message_size=_max_message_size(properties),
+        status=properties.choice("Status", Status, Status.ACTIVE),
+        subscriptions=tuple(_subscription(child, path) for child in node.children("Subscriptions")),
+    )
     properties.end()
-    subscriptions = []
-    for child in node.children("Subscriptions"):
-        name = child.required("Name")
-        queue = _queue(child, f"{path}/Subscriptions/{name}")
-        rules = tuple(_rule(rule) for rule in child.children("Rules"))
-        child.end()
-        subscriptions.append(
-            SubscriptionSettings(name, queue, rules) if rules else SubscriptionSettings(name, queue)
-        )
-    return TopicSettings(path, tuple(subscriptions), time_to_live, window, size, status)
+    return topic
+
+
+def _subscription(node: _Node, topic: str) -> SubscriptionSettings:
+    name = node.required("Name")
+    queue = _queue(node, f"{topic}/Subscriptions/{name}")
+    rules = tuple(_rule(rule) for rule in node.children("Rules"))
+    node.end()
+    return SubscriptionSettings(name, queue, rules) if rules else SubscriptionSettings(name, queue)
 
 
 def _rule(node: _Node) -> Rule:

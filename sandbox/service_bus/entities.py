@@ -9,7 +9,6 @@ from sandbox.service_bus.configuration import (
     QueueSettings,
     Rule,
     Status,
-    SubscriptionSettings,
     TopicSettings,
 )
 from sandbox.service_bus.errors import (
@@ -33,47 +32,33 @@ class Entities:
 
     def __init__(self, configuration: Configuration, now: datetime) -> None:
         self._namespace = configuration.name
-        self._now = now
         self._stores: dict[str, Store] = {}
         for queue in configuration.queues:
-            self.add_queue(queue)
+            self._add_queue(queue)
         for topic in configuration.topics:
-            self.add_topic(topic)
+            self._add_topic(topic, now)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Return the paths of all entities, dead-letter queues included."""
         return tuple(store.path for store in self._stores.values())
 
-    def add_queue(self, settings: QueueSettings) -> Store:
-        """Add a queue and its dead-letter queue."""
+    def _add_queue(self, settings: QueueSettings) -> Store:
+        """Add a queue or a subscription, and its dead-letter queue."""
         dead_letters = Store(replace(settings, path=settings.path + DEAD_LETTER_SUFFIX))
         store = Store(settings, dead_letters=dead_letters)
         for each in (store, dead_letters):
             self._stores[each.path.lower()] = each
         return store
 
-    def add_topic(self, settings: TopicSettings) -> None:
+    def _add_topic(self, settings: TopicSettings, now: datetime) -> None:
         """Add a topic and its subscriptions."""
-        as_queue = QueueSettings(
-            path=settings.path,
-            default_time_to_live=settings.default_time_to_live,
-            duplicate_detection_window=settings.duplicate_detection_window,
-            max_message_size=settings.max_message_size,
-            status=settings.status,
-        )
-        self._stores[settings.path.lower()] = Store(as_queue, subscriptions=[])
+        subscriptions: list[Store] = []
+        self._stores[settings.path.lower()] = Store(settings, subscriptions=subscriptions)
         for subscription in settings.subscriptions:
-            self.add_subscription(settings.path, subscription)
-
-    def add_subscription(self, topic: str, settings: SubscriptionSettings) -> None:
-        """Add a subscription to a topic."""
-        subscriptions = self.find(topic).subscriptions
-        if subscriptions is None:
-            raise NotAllowed(f"{topic} is not a topic")
-        store = self.add_queue(settings.queue)
-        store.rules = {rule.name: (rule, self._now) for rule in settings.rules}
-        subscriptions.append(store)
+            store = self._add_queue(subscription.queue)
+            store.rules = {rule.name: (rule, now) for rule in subscription.rules}
+            subscriptions.append(store)
 
     def find(self, entity: str) -> Store:
         """Return an entity's store; raise EntityNotFound."""
