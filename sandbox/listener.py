@@ -33,10 +33,10 @@ def run_listening(main: Coroutine[Any, Any, None]) -> None:
 
 @dataclass(frozen=True)
 class UnexpectedTls:
-    """What a client gets that begins TLS on a plain port: a TLS connection of its own, or a plain one to refuse it."""
+    """What a client gets that begins TLS on a plain port: a TLS connection of its own."""
 
     new_connection: NewConnection
-    ssl_context: ssl.SSLContext | None = None
+    ssl_context: ssl.SSLContext
 
 
 class Listener:

@@ -11,8 +11,6 @@ RESPONSE = (
     b"HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_MESSAGE), _MESSAGE)
 )
-# A TLS alert: fatal, 120.
-_NO_APPLICATION_PROTOCOL = b"\x15\x03\x03\x00\x02\x02\x78"
 # How long a client may take to send its request and to read the response.
 _PATIENCE_SECONDS = 5.0
 _MAX_REQUEST = 64 * 1024
@@ -45,22 +43,4 @@ class HttpRefusal(asyncio.Protocol):
             self._transport.abort()
         elif b"\r\n\r\n" in self._request and not self._transport.is_closing():
             self._transport.write(RESPONSE)
-            self._transport.close()
-
-
-class TlsRefusal(asyncio.Protocol):
-    """One client that came with TLS to a port that has no certificate: it gets the alert "no application protocol"."""
-
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for what the client has to say: closing before it is read could destroy the alert."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        self._transport = transport
-
-    def data_received(self, _data: bytes) -> None:
-        """Respond to the client's hello."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(_NO_APPLICATION_PROTOCOL)
             self._transport.close()

@@ -21,7 +21,7 @@ from sandbox.service_bus.broker import Broker
 from sandbox.service_bus.client import Client, Services
 from sandbox.service_bus.client_socket import ClientSocket, ConnectedClients
 from sandbox.service_bus.dispatch import Dispatcher
-from sandbox.service_bus.http_refusal import HttpRefusal, TlsRefusal
+from sandbox.service_bus.http_refusal import HttpRefusal
 from sandbox.service_bus.interception import CarryOut, Interceptor
 
 _CLOSE_WITHIN = 0.5
@@ -45,8 +45,7 @@ class ServiceBusServer:
 
     `port` 0 takes a free port. Several servers may share one broker (plain and TLS). A new server for the same broker
     finds its messages and locks unchanged. `interceptor` decides how calls are carried out; faults use it. With
-    `https_context`, a plain server refuses management over HTTPS with a text; without it, with a TLS alert. The server
-    is a context manager.
+    `https_context`, a plain server refuses management over HTTPS with a text. The server is a context manager.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class ServiceBusServer:
         self._ssl_context = ssl_context
         self._interceptor = interceptor or CarryOut()
         self._https_context = https_context
-        self._clients = ConnectedClients()
+        self._clients: ConnectedClients
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -128,46 +127,32 @@ class ServiceBusServer:
         path = self.broker.path_of(entity)
         return self._ask(lambda dispatcher: dispatcher.waiting(path), 0)
 
-    def _unexpected_tls(self, loop: asyncio.AbstractEventLoop) -> UnexpectedTls | None:
-        """Return how to refuse a client that opens TLS on a plain port, as clients of the HTTPS management do."""
-        if self._ssl_context is not None:
-            return None
-        if self._https_context is None:
-            return UnexpectedTls(TlsRefusal)
-        return UnexpectedTls(lambda: HttpRefusal(loop), self._https_context)
-
     def _ask(self, what: Callable[[Dispatcher], T], otherwise: T) -> T:
         """Run `what` in the server's thread and return its result, or `otherwise` if the server is stopped."""
         loop, dispatcher = self._loop, self._dispatcher
         if self._thread is None or loop is None or dispatcher is None:
             return otherwise
-        result: Future[T] = Future()
 
-        def run() -> None:
-            try:
-                result.set_result(what(dispatcher))
-            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-                result.set_exception(error)
+        async def run() -> T:
+            return what(dispatcher)
 
-        loop.call_soon_threadsafe(run)
-        return result.result(_STOP_WITHIN)
+        return asyncio.run_coroutine_threadsafe(run(), loop).result(_STOP_WITHIN)
 
     async def _serve(self, started: Future[int]) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        dispatcher = self._dispatcher = Dispatcher(self.broker, self._loop)
-
+        loop, clients = self._loop, ConnectedClients()
+        self._clients = clients
+        dispatcher = self._dispatcher = Dispatcher(self.broker, loop)
         services = Services(self.broker, dispatcher, self.authenticator, self._interceptor)
-        clients = self._clients = ConnectedClients()
-        loop = self._loop
 
         def new_client() -> ClientSocket:
             return ClientSocket(loop, _LIMITS, lambda socket: Client(socket, services), clients)
 
+        https = self._https_context
+        unexpected_tls = None if https is None else UnexpectedTls(lambda: HttpRefusal(loop), https)
         try:
-            listener = Listener(
-                loop, (self.host, self.port), new_client, self._ssl_context, self._unexpected_tls(loop)
-            )
+            listener = Listener(loop, (self.host, self.port), new_client, self._ssl_context, unexpected_tls)
         except OSError as error:
             dispatcher.close()
             started.set_exception(error)
