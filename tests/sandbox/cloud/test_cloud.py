@@ -175,17 +175,6 @@ def _handshake(cloud: Cloud, address: str) -> None:
         pass
 
 
-def test_the_function_may_do_what_it_needs_on_service_bus_and_no_more() -> None:
-    """The roles are those that the templates assign; its settings name no key in this mode."""
-    with Cloud(CloudOptions(APP, mode=Mode.IDENTITY, opportunities=1, functions_host=False)) as cloud:
-        assert function_rights(cloud) == [
-            ("invoice-created", "SEND"),
-            ("opportunity-won", "LISTEN"),
-            ("opportunity-won", "SEND"),
-            ("opportunity-won-failed", "SEND"),
-        ]
-
-
 V2_APP = """
 import os
 
@@ -280,13 +269,6 @@ def test_local_settings_have_every_connection_of_the_app(other_app: CloudOptions
         assert not [name for name in values if name.endswith("__fullyQualifiedNamespace")]
 
 
-def test_defaults_give_way_to_the_sandboxs_settings_and_the_rest_stays() -> None:
-    defaults = {"AZURE_CLIENT_ID": "old", "MINE": "kept"}
-    with Cloud(CloudOptions(APP, defaults=defaults, opportunities=1, functions_host=False)) as cloud:
-        assert cloud.app_settings["AZURE_CLIENT_ID"] == cloud.function_identity.client_id
-        assert cloud.app_settings["MINE"] == "kept"
-
-
 @pytest.mark.parametrize("text", [None, ENTITIES], ids=["this project's", "without keys"])
 def test_nobody_can_guess_a_key(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "Config.json"
@@ -312,26 +294,49 @@ def test_a_key_of_the_users_own_stays(tmp_path: Path) -> None:
     assert [rule.keys == ("my-own-key",) for rule in rules] == [True, False]
 
 
-def test_settings_of_the_caller_win_over_the_sandboxs() -> None:
-    settings = {
-        "AZURE_CLIENT_ID": "mine",
-        "AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls": "3",
-    }
-    with Cloud(CloudOptions(APP, settings=settings, opportunities=1, functions_host=False)) as cloud:
-        assert cloud.app_settings["AZURE_CLIENT_ID"] == "mine"
-        assert cloud.app_settings["PYTHON_THREADPOOL_THREAD_COUNT"] == "3"
-
-
-def test_local_settings_are_for_core_tools() -> None:
-    """A plain connection string, because the tools' own runtime trusts no authority of ours."""
-    options = CloudOptions(APP, mode=Mode.IDENTITY, opportunities=1, functions_host=False)
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Cloud]:
+    """Return a sandbox for this project's function, which does not run."""
+    options = CloudOptions(
+        APP,
+        mode=Mode.IDENTITY,
+        opportunities=1,
+        functions_host=False,
+        defaults={"AZURE_CLIENT_ID": "of the defaults", "MINE": "kept"},
+        settings={
+            "DATAVERSE_ORGANIZATION_ID": "mine",
+            "AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls": "3",
+        },
+    )
     with Cloud(options) as cloud:
-        document = cloud.local_settings()
-        values = document["Values"]
-        assert document["IsEncrypted"] is False
-        assert isinstance(values, dict)
-        assert values["ServiceBusConnection"] == cloud.connection_string
-        assert values["FUNCTIONS_WORKER_RUNTIME"] == "python"
-        assert values["DATAVERSE_URL"] == cloud.dataverse_server.url
-        assert all(isinstance(value, str) for value in values.values())
-        assert not [name for name in values if name.startswith("ServiceBusConnection__")]
+        yield cloud
+
+
+def test_the_function_may_do_what_it_needs_on_service_bus_and_no_more(prepared: Cloud) -> None:
+    """The roles are those that the templates assign; its settings name no key in this mode."""
+    assert function_rights(prepared) == [
+        ("invoice-created", "SEND"),
+        ("opportunity-won", "LISTEN"),
+        ("opportunity-won", "SEND"),
+        ("opportunity-won-failed", "SEND"),
+    ]
+
+
+def test_settings_of_the_caller_win_over_the_sandboxs_and_those_over_the_defaults(prepared: Cloud) -> None:
+    settings = prepared.app_settings
+    assert settings["AZURE_CLIENT_ID"] == prepared.function_identity.client_id
+    assert (settings["MINE"], settings["DATAVERSE_ORGANIZATION_ID"]) == ("kept", "mine")
+    assert settings["PYTHON_THREADPOOL_THREAD_COUNT"] == "3"
+
+
+def test_local_settings_are_for_core_tools(prepared: Cloud) -> None:
+    """A plain connection string, because the tools' own runtime trusts no authority of ours."""
+    document = prepared.local_settings()
+    values = document["Values"]
+    assert document["IsEncrypted"] is False
+    assert isinstance(values, dict)
+    assert values["ServiceBusConnection"] == prepared.connection_string
+    assert values["FUNCTIONS_WORKER_RUNTIME"] == "python"
+    assert values["DATAVERSE_URL"] == prepared.dataverse_server.url
+    assert all(isinstance(value, str) for value in values.values())
+    assert not [name for name in values if name.startswith("ServiceBusConnection__")]
