@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,16 @@ def mutations(module: str, source: str) -> list[Mutation]:
     """Return all mutations of a module whose result still compiles."""
     finder = _Finder(module, source)
     finder.visit(ast.parse(source))
-    seen: dict[tuple[str, str, str], int] = {}
+    seen: Counter[tuple[str, str, str]] = Counter()
     found = []
     for each in sorted(finder.found, key=lambda one: (one.start, one.end, one.after)):
         identity = (each.scope, _one_line(each.before), _one_line(each.after))
-        occurrence = seen.get(identity, 0)
-        seen[identity] = occurrence + 1
-        numbered = Mutation(**{**vars(each), "occurrence": occurrence})
-        if _compiles(numbered.apply(source.encode())):
+        numbered = replace(each, occurrence=seen[identity])
+        seen[identity] += 1
+        with suppress(SyntaxError):
+            compile(numbered.apply(source.encode()), "<mutant>", "exec")
             found.append(numbered)
     return found
-
-
-def _compiles(source: bytes) -> bool:
-    try:
-        compile(source, "<mutant>", "exec")
-    except SyntaxError:
-        return False
-    return True
 
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[str, ...]] = {
@@ -106,12 +101,9 @@ class _Finder(ast.NodeVisitor):
     def __init__(self, module: str, source: str) -> None:
         self.found: list[Mutation] = []
         self._module = module
-        self._source = source
-        self._lines = source.encode().splitlines(keepends=True)
-        self._offsets = [0]
-        for line in self._lines:
-            self._offsets.append(self._offsets[-1] + len(line))
         self._bytes = source.encode()
+        lines = self._bytes.splitlines(keepends=True)
+        self._offsets = list(accumulate(map(len, lines), initial=0))
         self._scope: list[str] = []
 
     # --- places ---
@@ -121,7 +113,8 @@ class _Finder(ast.NodeVisitor):
         end = self._offsets[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
         return start, end
 
-    def _text(self, start: int, end: int) -> str:
+    def _text(self, node: ast.AST) -> str:
+        start, end = self._span(node)
         return self._bytes[start:end].decode()
 
     def _replace(self, node: ast.AST, after: str) -> None:
@@ -131,7 +124,7 @@ class _Finder(ast.NodeVisitor):
     def _replace_span(self, node: ast.AST, start: int, end: int, after: str) -> None:
         line, last_line = node.lineno, node.end_lineno  # type: ignore[attr-defined]
         scope = ".".join(self._scope) or "module"
-        before = self._text(start, end)
+        before = self._bytes[start:end].decode()
         self.found.append(Mutation(self._module, scope, line, last_line, start, end, before, after))
 
     def _between(self, left: ast.AST, right: ast.AST, after: str) -> None:
@@ -162,24 +155,14 @@ class _Finder(ast.NodeVisitor):
         self._body(node.body)
 
     def _body(self, body: list[ast.stmt]) -> None:
-        for position, statement in enumerate(body):
-            docstring = (
-                position == 0
-                and isinstance(statement, ast.Expr)
-                and isinstance(statement.value, ast.Constant)
-            )
-            if not docstring:
+        for statement in body:
+            # A docstring, or `...`.
+            if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
                 self.visit(statement)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
             self.visit(node.value)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        pass
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        pass
 
     # --- statements ---
 
@@ -193,14 +176,10 @@ class _Finder(ast.NodeVisitor):
         self._condition(node.test)
         self.generic_visit(node)
 
-    def visit_While(self, node: ast.While) -> None:
-        self.generic_visit(node)
-
     def _condition(self, test: ast.expr) -> None:
         # Comparisons and `not` have mutations of their own that say the same.
         if isinstance(test, ast.Name | ast.Attribute | ast.Call | ast.BoolOp | ast.NamedExpr):
-            start, end = self._span(test)
-            self._replace(test, f"(not ({self._text(start, end)}))")
+            self._replace(test, f"(not ({self._text(test)}))")
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if isinstance(node.value, ast.Call):
@@ -248,8 +227,7 @@ class _Finder(ast.NodeVisitor):
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.Not):
-            start, end = self._span(node.operand)
-            self._replace(node, f"({self._text(start, end)})")
+            self._replace(node, f"({self._text(node.operand)})")
         self.generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
@@ -264,7 +242,7 @@ class _Finder(ast.NodeVisitor):
         if isinstance(value, bool):
             self._replace(node, str(not value))
         elif isinstance(value, int | float):
-            self._replace(node, f"({self._text(*self._span(node))} + 1)")
+            self._replace(node, f"({self._text(node)} + 1)")
         elif isinstance(value, str) and (_LOG_FORMAT.match(value) or (value and " " not in value)):
             self._replace(node, repr(value + "XX"))
         elif isinstance(value, bytes) and value:
@@ -281,8 +259,7 @@ class _Finder(ast.NodeVisitor):
         if isinstance(node.func, ast.Name) and node.func.id in _CALLED:
             self._replace(node.func, _CALLED[node.func.id])
         if isinstance(node.func, ast.Attribute) and node.func.attr in _DROPPABLE:
-            start, end = self._span(node.func.value)
-            self._replace(node, self._text(start, end))
+            self._replace(node, self._text(node.func.value))
         if len(node.keywords) + len(node.args) >= _MIN_ELEMENTS:
             for keyword in node.keywords:
                 self._drop(node, keyword)
@@ -290,10 +267,6 @@ class _Finder(ast.NodeVisitor):
         is_cast = isinstance(node.func, ast.Name) and node.func.id == "cast"
         for child in (node.func, *node.args[is_cast:], *(keyword.value for keyword in node.keywords)):
             self.visit(child)
-
-    def visit_Subscript(self, node: ast.Subscript) -> None:
-        self.visit(node.value)
-        self.visit(node.slice)
 
     def visit_Tuple(self, node: ast.Tuple) -> None:
         if isinstance(node.ctx, ast.Load) and all(isinstance(each, ast.Constant) for each in node.elts):
@@ -311,19 +284,11 @@ class _Finder(ast.NodeVisitor):
 
     def visit_Dict(self, node: ast.Dict) -> None:
         pairs = list(zip(node.keys, node.values, strict=True))
-        for number, (key, value) in enumerate(pairs):
-            first = key or value
-            start = self._span(first)[0] - (0 if key else 2)
-            end = (
-                self._span(pairs[number + 1][0] or pairs[number + 1][1])[0]
-                if number + 1 < len(pairs)
-                else None
-            )
-            if end is None:
-                end = self._span(value)[1]
-            elif pairs[number + 1][0] is None:
-                end -= 2
-            self._replace_span(first, start, end, "")
+        # What has no key begins with two asterisks.
+        starts = [self._span(key)[0] if key else self._span(value)[0] - 2 for key, value in pairs]
+        ends = [*starts[1:], *(self._span(value)[1] for value in node.values[-1:])]
+        for (key, value), start, end in zip(pairs, starts, ends, strict=True):
+            self._replace_span(key or value, start, end, "")
         self.generic_visit(node)
 
     def _elements(self, node: ast.expr, elements: list[ast.expr]) -> None:

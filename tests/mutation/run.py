@@ -122,10 +122,8 @@ class Copy:
         """Run a test that has noticed a mutation without any, once: one that fails anyway notices nothing."""
         if "::" not in test or (kind, test) in self._passing:
             return
-        outcome = self._ask(
-            kind,
-            {"original": "", "mutated": "", "module": "", "tests": [test], "timeout": _UNCHANGED_TIMEOUT},
-        )
+        unchanged = {"original": "", "mutated": "", "module": "", "tests": [test]}
+        outcome = self._ask(kind, {**unchanged, "timeout": _UNCHANGED_TIMEOUT})
         if outcome["noticed_by"] is not None:
             raise click.ClickException(f"Without any mutation fails in a {kind} worker: {outcome}, {test}")
         self._passing.add((kind, test))
@@ -209,19 +207,16 @@ def main(
     """Draw, test and judge."""
     console = Console(stderr=True)
     everything = all_mutations(modules)
-    known = {each["mutation"]: each["reason"] for each in _equivalent()}
+    known = tomllib.loads(EQUIVALENT.read_text()).keys()
     open_ones = [each for each in everything if each.key not in known]
     chosen = open_ones if whole else random.Random(seed).sample(open_ones, min(sample, len(open_ones)))  # noqa: S311 - repeatable, not secret
     started = time.monotonic()
     outcomes = run(chosen, modules if own else (), jobs, console)
     survivors = [each.mutation for each in outcomes if each.noticed_by is None]
-    gone = [] if modules else sorted(known.keys() - {each.key for each in everything})
+    gone = [] if modules else sorted(known - {each.key for each in everything})
     if as_json:
-        click.echo(
-            json.dumps(
-                [{"key": each.mutation.key, "noticed_by": each.noticed_by} for each in outcomes], indent=1
-            )
-        )
+        document = [{"key": each.mutation.key, "noticed_by": each.noticed_by} for each in outcomes]
+        click.echo(json.dumps(document, indent=1))
     for mutation in survivors:
         click.echo(f"not noticed by any test: line {mutation.line}, {mutation.key}", err=as_json)
     for key in gone:
@@ -232,10 +227,6 @@ def main(
         err=as_json,
     )
     raise SystemExit(1 if survivors or gone else 0)
-
-
-def _equivalent() -> list[dict[str, str]]:
-    return list(tomllib.loads(EQUIVALENT.read_text()).get("equivalent", []))
 
 
 if __name__ == "__main__":

@@ -119,21 +119,9 @@ class FirstFailure:
 
 
 def _arguments(tests: Sequence[str]) -> list[str]:
+    options = ["-x", "-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout=0", "--basetemp=tmp"]
     # What is imported before pytest begins needs no better assertions.
-    warnings = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    return [
-        "-x",
-        "-q",
-        "-s",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--timeout=0",
-        *warnings,
-        "--basetemp=tmp",
-        *tests,
-    ]
+    return [*options, "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]
 
 
 def run_files(request: Request) -> str | None:
