@@ -21,6 +21,7 @@ from shared.deadline_socket import CallTimeout, thread_deadline
 from shared.errors import TokenUnavailable
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -89,6 +90,10 @@ class Silence:
 
     def __exit__(self, *_: object) -> None:
         self.released.set()
+
+
+def no_fetch_is_left() -> bool:
+    return "token" not in {thread.name for thread in threading.enumerate()}
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -243,7 +248,7 @@ def test_a_fetch_that_is_stuck_is_left_behind_with_its_credential(authority: Aut
         eventually(lambda: time.monotonic() >= identity._fetches[SCOPE].until)
         assert identity.token(SCOPE, BOUND) == "token-2"
         assert authority.built == 2
-    eventually(lambda: "token" not in {thread.name for thread in threading.enumerate()})
+    eventually(no_fetch_is_left)
     assert identity.token(SCOPE, BOUND) in {"token-1", "token-2"}
 
 
@@ -274,7 +279,7 @@ def test_a_refused_token_is_replaced_once_for_all_threads(identity: Identity, au
     refused = identity.token(SCOPE, BOUND)
     with ThreadPoolExecutor(16) as pool:
         renewed = set(pool.map(lambda _: identity.renewed(SCOPE, refused, BOUND), range(16)))
-    assert renewed == {"token-2"}
+    assert renewed == {"token-2"} == {identity.renewed(SCOPE, refused, BOUND)}
     assert len(authority.requests) == 2
     assert authority.built == 2, "the SDK's own cache has the refused one"
     assert identity.token(SCOPE, BOUND) == "token-2"
@@ -401,108 +406,87 @@ def secrets_in(error: BaseException | None, logs: pytest.LogCaptureFixture) -> l
 
 
 @pytest.mark.parametrize("client_id", [None, CLIENT])
-def test_a_managed_identity_is_asked_for_a_token(client_id: str | None, endpoint: TlsServer) -> None:
+def test_a_managed_identity_is_asked_for_a_token_directly(
+    client_id: str | None, endpoint: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a proxy nor ~/.netrc concerns the endpoint, which is on the same machine."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert managed(client_id).token(SCOPE, BOUND) == TOKEN
     (request,) = endpoint.requests
     assert request.headers["x-identity-header"] == "header-secret"
     query = parse_qs(urlsplit(request.line.split()[1]).query)
     assert query["resource"] == ["https://contoso.crm4.dynamics.com"]
     assert query.get("client_id") == ([client_id] if client_id else None)
-
-
-def test_neither_a_proxy_nor_netrc_concerns_the_endpoint(
-    endpoint: TlsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is on the same machine."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    assert managed().token(SCOPE, BOUND) == TOKEN
-    assert "authorization" not in endpoint.requests[0].headers
+    assert "authorization" not in request.headers
 
 
 def test_elsewhere_it_is_the_developers_own_login() -> None:
     assert isinstance(build_credential({}, CLIENT), AzureCliCredential)
 
 
-def silent(endpoint: TlsServer, _: object) -> None:
-    endpoint.wait()
-
-
-def dribbling(endpoint: TlsServer, connection: object) -> None:
-    endpoint.dribble(connection, b"HTTP/1.1 200 OK\r\nX: " + 60_000 * b"x")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("stage", [silent, dribbling])
+@pytest.mark.parametrize(
+    "dribbled", [b"", b"HTTP/1.1 200 OK\r\nX: " + 60_000 * b"x"], ids=["silent", "dribbles"]
+)
 def test_an_endpoint_that_hangs_is_an_error_at_the_deadline_and_its_thread_ends(
-    stage: Callable[[TlsServer, object], None], endpoint: TlsServer, caplog: pytest.LogCaptureFixture
+    dribbled: bytes, endpoint: TlsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The SDK alone would wait for minutes."""
     identity = Identity(
         lambda hook: build_credential({"IDENTITY_ENDPOINT": "set"}, None, hook), fetch_seconds=0.3
     )
-    endpoint.serve = lambda connection: stage(endpoint, connection)
+
+    def serve(connection: socket.socket) -> None:
+        endpoint.dribble(connection, dribbled)
+        endpoint.wait()
+
+    endpoint.serve = serve
     with pytest.raises(TokenUnavailable, match="in time") as raised:
         identity.token(SCOPE, 0.2)
     assert secrets_in(raised.value, caplog) == []
-    eventually(lambda: "token" not in {thread.name for thread in threading.enumerate()})
+    eventually(no_fetch_is_left)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
         (
-            "400 Bad Request",
+            400,
             b'{"statusCode": 400, "message": "No User Assigned or Delegated Managed Identity found.\\nTrace"}',
-            "responded 400: No User Assigned or Delegated Managed Identity found.",
+            "400: No User Assigned or Delegated Managed Identity found.",
         ),
+        (403, b'{"error": "unauthorized_client", "error_description": "Not for you."}', "403: Not for you."),
+        (404, b'{"error": {"message": "Identity not found"}}', "404: Identity not found."),
+        (400, b'{"error": "invalid_request"}', "400: invalid_request."),
+        (400, b'{"message": 7}', "400 without a token that can be used."),
+        (400, b'{"message": "no\\u001b[2J"}', "400: no\N{REPLACEMENT CHARACTER}[2J."),
+        (400, b'{"message": "' + 999 * b"x" + b'"}', f"400: {300 * 'x'}."),
+        (500, b"", "500 with an empty body."),
+        (400, b" \r\n", "400 with an empty body."),
+        (502, b"<html>%s</html>" % TOKEN.encode(), "502 with a body that is not JSON."),
+        (200, b"<html>the page of a proxy</html>", "200 with a body that is not JSON."),
+        (200, b"[" * 100_000, "200 with a body that is not JSON."),
+        (200, b"\xff\xfe", "200 with a body that is not JSON."),
+        (200, b'{"access_token": "%s"}' % TOKEN.encode(), "200 without a token that can be used."),
         (
-            "403 Forbidden",
-            b'{"error": "unauthorized_client", "error_description": "Not for you."}',
-            "responded 403: Not for you.",
-        ),
-        (
-            "404 Not Found",
-            b'{"error": {"message": "Identity not found"}}',
-            "responded 404: Identity not found.",
-        ),
-        ("400 Bad Request", b'{"error": "invalid_request"}', "responded 400: invalid_request."),
-        ("400 Bad Request", b'{"message": 7}', "responded 400 without a token that can be used."),
-        ("400 Bad Request", b'{"message": "no\\u001b[2J"}', "responded 400: no\N{REPLACEMENT CHARACTER}[2J."),
-        ("400 Bad Request", b'{"message": "' + 999 * b"x" + b'"}', f"responded 400: {300 * 'x'}."),
-        ("500 Internal Server Error", b"", "responded 500 with an empty body."),
-        ("400 Bad Request", b" \r\n", "responded 400 with an empty body."),
-        (
-            "502 Bad Gateway",
-            b"<html>%s</html>" % TOKEN.encode(),
-            "responded 502 with a body that is not JSON.",
-        ),
-        ("200 OK", b"<html>the page of a proxy</html>", "responded 200 with a body that is not JSON."),
-        ("200 OK", b"[" * 100_000, "responded 200 with a body that is not JSON."),
-        (
-            "200 OK",
-            b'{"access_token": "%s"}' % TOKEN.encode(),
-            "responded 200 without a token that can be used.",
-        ),
-        (
-            "200 OK",
+            200,
             b'{"access_token": "%s", "expires_on": "soon"}' % TOKEN.encode(),
-            "responded 200 without a token that can be used.",
+            "200 without a token that can be used.",
         ),
-        ("200 OK", b'{"message": "%s"}' % TOKEN.encode(), "responded 200 without a token that can be used."),
-        ("200 OK", b'"no object"', "responded 200 without a token that can be used."),
-        ("200 OK", b"\xff\xfe", "responded 200 with a body that is not JSON."),
+        (200, b'{"message": "%s"}' % TOKEN.encode(), "200 without a token that can be used."),
+        (200, b'"no object"', "200 without a token that can be used."),
     ],
 )
 def test_an_error_says_status_and_message_of_the_endpoint_and_no_secret(
-    status: str, body: bytes, said: str, endpoint: TlsServer, caplog: pytest.LogCaptureFixture
+    status: int, body: bytes, said: str, endpoint: TlsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For any exception of the SDK, an identity without a token is an outage and never a bug."""
     caplog.set_level(logging.INFO, "shared")
     # As the process does: the SDK's own warnings quote the response.
     caplog.set_level(logging.ERROR, "azure.identity")
-    endpoint.serve = lambda connection: endpoint.respond(connection, body, status=status)
+    endpoint.serve = lambda connection: endpoint.respond(connection, body, status=f"{status} Reason")
     with pytest.raises(TokenUnavailable) as raised:
         managed().token(SCOPE, BOUND)
-    assert str(raised.value) == f"The identity gave no token for {SCOPE}: its endpoint {said}"
+    assert str(raised.value) == f"The identity gave no token for {SCOPE}: its endpoint responded {said}"
     assert secrets_in(raised.value, caplog) == []
 
 
@@ -544,32 +528,13 @@ def test_an_endpoint_that_refuses_connections_is_an_outage(endpoint: TlsServer) 
 # ---------------------------------------------------------------------------------------------- the SDK's errors
 
 
-def raising(error: Exception) -> Callable[[object], TokenCredential]:
-    authority = Authority()
-    authority.error = error
-    return authority.build
-
-
-def test_the_innermost_cause_is_reported_in_one_line() -> None:
+def test_the_innermost_cause_is_reported_in_one_line(identity: Identity, authority: Authority) -> None:
     """The SDK reports a failing endpoint as "no identity found"."""
-    error = CredentialUnavailableError(message="No identity found.")
-    error.__cause__ = ConnectionError("\nrefused\nContent: " + TOKEN)
+    authority.error = CredentialUnavailableError(message="No identity found.")
+    authority.error.__cause__ = ConnectionError("\nrefused\nContent: " + TOKEN)
     with pytest.raises(TokenUnavailable) as raised:
-        Identity(raising(error)).token(SCOPE, BOUND)
+        identity.token(SCOPE, BOUND)
     assert str(raised.value) == f"The identity gave no token for {SCOPE}: ConnectionError: refused"
-
-
-@pytest.fixture
-def azure_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that puts an `az` on the PATH which fails with this text."""
-
-    def install(text: str) -> None:
-        script = tmp_path / "az"
-        script.write_text(f"#!/bin/sh\ncat >&2 <<'TEXT'\n{text}\nTEXT\nexit 1\n")
-        script.chmod(0o755)
-
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    return install
 
 
 @pytest.mark.parametrize(
@@ -584,10 +549,13 @@ def azure_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     ],
 )
 def test_a_missing_or_expired_login_says_what_to_run_in_one_sentence(
-    text: str | None, said: str, azure_cli: Callable[[str], None]
+    text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     if text is not None:
-        azure_cli(text)
+        az = tmp_path / "az"
+        az.write_text(f"#!/bin/sh\ncat >&2 <<'TEXT'\n{text}\nTEXT\nexit 1\n")
+        az.chmod(0o755)
     with pytest.raises(TokenUnavailable) as raised:
         Identities({}).of(None).token(SCOPE, BOUND)
     assert str(raised.value) == f"Run az login: the Azure CLI gave no token for {SCOPE} ({said})."
