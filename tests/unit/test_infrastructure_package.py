@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -196,35 +195,6 @@ def test_the_packages_in_it_are_listed_beside_it(built: Package) -> None:
     }
 
 
-def unpacked(package: Package, folder: Path) -> Path:
-    """Unpack a package into a folder that cannot be written to."""
-    with zipfile.ZipFile(package.path) as archive:
-        archive.extractall(folder)
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    return folder
-
-
-def imported(python: str, folder: Path) -> str:
-    """Import `shared` of an unpacked package in a new process, and return what its `source` says."""
-    code = "import shared; print(shared.source)"
-    environment = {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
-    done = subprocess.run(  # noqa: S603 - our own command, no shell
-        [python, "-c", code], env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout.strip()
-
-
-def with_other_source(package: Package) -> Package:
-    """Replace the source of `shared` in a package, and not its bytecode."""
-    changed = package.path.with_name("changed.zip")
-    with zipfile.ZipFile(package.path) as old, zipfile.ZipFile(changed, "w") as new:
-        for entry in old.infolist():
-            text = b"source = 'compiled here'" if entry.filename == "shared/__init__.py" else old.read(entry)
-            new.writestr(entry, text)
-    return replace(package, path=changed)
-
-
 def bytecode(package: Package) -> set[str]:
     """Return the modules that have bytecode, as paths without `__pycache__` and tag."""
     paths = [PurePosixPath(name) for name in names(package) if name.endswith(".pyc")]
@@ -307,10 +277,23 @@ def test_only_the_python_of_the_app_uses_the_bytecode_and_does_so_without_a_chec
     if interpreter is None:
         pytest.skip(f"there is no Python {python} here")
     project.write("shared/__init__.py", "source = 'bytecode'")
+    with zipfile.ZipFile(project.build().path) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    (tmp_path / "unpacked/shared/__init__.py").write_text("source = 'compiled here'", encoding="utf-8")
+    for path in [*(tmp_path / "unpacked").rglob("*"), tmp_path / "unpacked"]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
 
-    folder = unpacked(with_other_source(project.build()), tmp_path / "unpacked")
+    done = subprocess.run(  # noqa: S603 - our own command, no shell
+        [interpreter, "-c", "import shared; print(shared.source)"],
+        env={"PYTHONPATH": str(tmp_path / "unpacked"), "PATH": os.environ["PATH"]},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
 
-    assert imported(interpreter, folder) == source
+    assert done.stdout.strip() == source
 
 
 def test_bytecode_is_the_same_in_every_build(
