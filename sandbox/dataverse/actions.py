@@ -12,7 +12,7 @@ from typing import Final
 from sandbox.dataverse.columns import InvalidValue, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, invalid_argument
 from sandbox.dataverse.execution_context import Entity, MessageExecution, OptionSet
-from sandbox.dataverse.messages import EntityResult, Parameters, UnboundMessage
+from sandbox.dataverse.messages import EntityResult, Message, Parameters
 from sandbox.dataverse.payload import parse_entity
 from sandbox.dataverse.pricing import TOTALS
 from sandbox.dataverse.sales_rules import (
@@ -316,13 +316,13 @@ def _column_set(table: Table, column_set: object) -> tuple[str, ...]:
     return tuple(name for name in every if name in names or name == table.key)
 
 
-SALES_ACTIONS: Final[Mapping[str, UnboundMessage]] = {
-    "WinOpportunity": UnboundMessage(win_opportunity, frozenset({"OpportunityClose", "Status"})),
-    "LoseOpportunity": UnboundMessage(lose_opportunity, frozenset({"OpportunityClose", "Status"})),
-    "CancelSalesOrder": UnboundMessage(_cancel_order, frozenset({"OrderClose", "Status"})),
-    "FulfillSalesOrder": UnboundMessage(_fulfill_order, frozenset({"OrderClose", "Status"})),
+SALES_ACTIONS: Final[Mapping[str, Message]] = {
+    "WinOpportunity": Message(win_opportunity, frozenset({"OpportunityClose", "Status"})),
+    "LoseOpportunity": Message(lose_opportunity, frozenset({"OpportunityClose", "Status"})),
+    "CancelSalesOrder": Message(_cancel_order, frozenset({"OrderClose", "Status"})),
+    "FulfillSalesOrder": Message(_fulfill_order, frozenset({"OrderClose", "Status"})),
     **{
-        conversion.message: UnboundMessage(
+        conversion.message: Message(
             partial(_generate, conversion), frozenset({conversion.parameter, "ColumnSet"})
         )
         for conversion in _CONVERSIONS

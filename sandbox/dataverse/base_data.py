@@ -10,7 +10,7 @@ from sandbox.clock import MovableClock
 from sandbox.dataverse.columns import Row, format_datetime, stable_id
 from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.schema import ACT_ON_BEHALF, MESSAGES, PRIVILEGES, TABLES, VERBS
-from sandbox.dataverse.security import Depth
+from sandbox.dataverse.security import Depth, granted
 
 ORGANIZATION_ID: Final = stable_id("organization")
 ADMINISTRATOR_ROLE: Final = "System Administrator"
@@ -140,8 +140,3 @@ class Inserter:
             full.setdefault("owninguser", None if full.get("owningteam") else full["ownerid"])
         self._transaction.insert(description, full)
         return str(full[description.key])
-
-
-def granted(role: str, privilege: str, depth: Depth) -> Row:
-    """Return the row by which a role has a privilege."""
-    return {"roleid": role, "privilegeid": privilege, "privilegedepthmask": int(depth)}

@@ -123,7 +123,7 @@ def _in_base_currency(row: Row, name: str) -> Decimal | None:
     return base
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table; `privilege` is the name in `prvRead…`, `owned` says whether its rows have owners."""
 

@@ -19,15 +19,8 @@ from sandbox.clock import Clock
 from sandbox.dataverse.columns import Column, ColumnKind, Row, Table
 from sandbox.dataverse.schema import TABLES
 
-_INTEGER_KINDS = frozenset(
-    {
-        ColumnKind.INTEGER,
-        ColumnKind.CHOICE,
-        ColumnKind.VERSION,
-        ColumnKind.BOOLEAN,
-        ColumnKind.MONEY,
-        ColumnKind.DECIMAL,
-    }
+_TEXT_KINDS = frozenset(
+    {ColumnKind.ID, ColumnKind.LOOKUP, ColumnKind.TEXT, ColumnKind.DATE, ColumnKind.DATETIME}
 )
 
 
@@ -258,14 +251,9 @@ def _sql_values(table: Table, values: Mapping[str, object]) -> list[object]:
 
 
 @cache
-def _insert_sql_of(name: str) -> str:
-    columns = TABLES[name].stored
-    names = ", ".join(f'"{column}"' for column in columns)
-    return f'INSERT INTO "{name}" ({names}) VALUES ({", ".join("?" * len(columns))})'  # noqa: S608
-
-
 def _insert_sql(table: Table) -> str:
-    return _insert_sql_of(table.name)
+    names = ", ".join(f'"{name}"' for name in table.stored)
+    return f'INSERT INTO "{table.name}" ({names}) VALUES ({", ".join("?" * len(table.stored))})'  # noqa: S608
 
 
 @lru_cache(maxsize=1)
@@ -291,7 +279,7 @@ def _ddl(table: Table) -> Iterator[str]:
 
 
 def _column_ddl(column: Column) -> str:
-    if column.kind in _INTEGER_KINDS:
+    if column.kind not in _TEXT_KINDS:
         return f'"{column.name}" INTEGER'
     # Dataverse ignores case when it compares text. Ids and dates are stored in one form, so they need no collation.
     return f'"{column.name}" TEXT' + (" COLLATE NOCASE" if column.kind is ColumnKind.TEXT else "")

@@ -22,7 +22,6 @@ from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.execution_context import (
     CONTENT_TYPES,
-    JSON,
     Entity,
     ExecutionContext,
     MessageExecution,
@@ -89,17 +88,7 @@ class EventPipeline:
             if step["mode"] == 0:
                 self._post_now(endpoint, context)
             else:
-                self._write_job(transaction, context)
-
-    def check_endpoint(self, transaction: Transaction, endpoint: Row, request: RequestContext) -> None:
-        """Post the test message of an endpoint, asynchronously. The contents of the real one are not confirmed."""
-        event = MessageExecution(
-            "TriggerServiceEndpointCheck", "serviceendpoint", endpoint["serviceendpointid"], []
-        )
-        step: Row = {"sdkmessageprocessingstepid": None, "eventhandler": endpoint["serviceendpointid"]}
-        step |= {"name": "ServiceEndpointCheck", "stage": 40, "mode": 1, "asyncautodelete": False}
-        context = ExecutionContext(event, request, step, self._new_id(), self._clock.now())
-        self._write_job(transaction, context)
+                self._write_job(transaction, endpoint, context)
 
     def run_due_jobs(self, database: Database) -> int:
         """Run each due job once; return how many posted."""
@@ -196,10 +185,9 @@ class EventPipeline:
                 f"The post to the service endpoint failed: {_reason(error)}",
             ) from error
 
-    def _write_job(self, transaction: Transaction, context: ExecutionContext) -> None:
+    def _write_job(self, transaction: Transaction, endpoint: Row, context: ExecutionContext) -> None:
         event, request, step = context.event, context.request, context.step
-        endpoint = transaction.get(TABLES["serviceendpoint"], step["eventhandler"])
-        body, properties = context.message(endpoint["messageformat"] if endpoint else JSON)
+        body, properties = context.message(endpoint["messageformat"])
         now = format_datetime(self._clock.now())
         transaction.insert(
             TABLES["asyncoperation"],
@@ -211,9 +199,7 @@ class EventPipeline:
                 "correlationid": request.info.correlation_id,
                 "requestid": request.info.request_id,
                 "owningextensionid": step["sdkmessageprocessingstepid"],
-                "regardingobjectid": event.record_id
-                if event.table in ("opportunity", "serviceendpoint")
-                else None,
+                "regardingobjectid": event.record_id if event.table == "opportunity" else None,
                 "createdon": now,
                 "modifiedon": now,
                 "createdby": request.caller.user_id,

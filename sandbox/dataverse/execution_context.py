@@ -138,7 +138,7 @@ class ExecutionContext:
             "OutputParameters": [],
             "OwningExtension": _typed(
                 "EntityReference",
-                Id=self.step["sdkmessageprocessingstepid"] or NO_ID,
+                Id=self.step["sdkmessageprocessingstepid"],
                 KeyAttributes=[],
                 LogicalName="sdkmessageprocessingstep",
                 Name=self.step["name"],

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox.dataverse.columns import Row, Table
-from sandbox.dataverse.service import Session
 
 
 @dataclass(frozen=True)
@@ -22,17 +21,11 @@ Result = EntityResult | dict[str, object] | None
 
 
 @dataclass(frozen=True)
-class UnboundMessage:
-    """An action (POST, may change things) or a function (GET), and the parameters that it takes."""
+class Message:
+    """An action (POST, may change things) or a function (GET), and the parameters that it takes.
 
-    run: Callable[[Session, Parameters], Result]
-    parameters: frozenset[str] = frozenset()
+    `run` takes a session, the row if the message is bound to one, and the Parameters.
+    """
 
-
-@dataclass(frozen=True)
-class BoundMessage:
-    """An action or a function bound to a row of a table."""
-
-    table: str
-    run: Callable[[Session, Row, Parameters], Result]
+    run: Callable[..., Result]
     parameters: frozenset[str] = frozenset()

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sandbox.dataverse.columns import Column, ColumnKind, InvalidValue, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, no_property, not_supported
-from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
+from sandbox.dataverse.schema import BY_SET, COLLECTIONS
 
 _REFERENCE = re.compile(r"(?:https?://[^/]+/api/data/v9\.\d+)?/?(\w+)\(([^)]*)\)\Z")
 _ANNOTATIONS = re.compile(r'odata\.include-annotations\s*=\s*"([^"]*)"')
@@ -189,16 +189,11 @@ def represent(rows: Rows, table: Table, row: Row, shape: Shape) -> dict[str, obj
 
 
 @lru_cache(maxsize=1024)
-def _selected_of(name: str, select: tuple[str, ...] | None) -> tuple[Column, ...]:
-    table = TABLES[name]
+def _selected(table: Table, select: tuple[str, ...] | None) -> tuple[Column, ...]:
     if select is None:
         return tuple(table.by_property.values())
     names = dict.fromkeys((*select, table.key))
     return tuple(table.by_property[name] for name in names)
-
-
-def _selected(table: Table, select: tuple[str, ...] | None) -> tuple[Column, ...]:
-    return _selected_of(table.name, select)
 
 
 def _annotations(

@@ -123,7 +123,7 @@ PLATFORM: Final = (
             {"sdkmessageprocessingstep": "owningextensionid"},
             {"sdkmessageprocessingstep": "SdkMessageProcessingStep_AsyncOperations"}))],
         [Column("regardingobjectid", ColumnKind.LOOKUP, lookup=Lookup(
-            {"opportunity": "regardingobjectid_opportunity", "serviceendpoint": "regardingobjectid_serviceendpoint"},
+            {"opportunity": "regardingobjectid_opportunity"},
             {"opportunity": "Opportunity_AsyncOperations"}))],
         states({
             0: ("Ready", {0: "Waiting For Resources"}),

@@ -4,12 +4,12 @@ Supports what clients of sales data and the set-up of service endpoints need; re
 names it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from sandbox.dataverse.actions import SALES_ACTIONS
-from sandbox.dataverse.columns import ColumnKind, Table
+from sandbox.dataverse.columns import ColumnKind, Row, Table
 from sandbox.dataverse.definitions import definitions
 from sandbox.dataverse.errors import (
     RequestRefused,
@@ -21,10 +21,10 @@ from sandbox.dataverse.errors import (
     not_supported,
 )
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.messages import BoundMessage, EntityResult, Parameters, Result
+from sandbox.dataverse.messages import EntityResult, Message
 from sandbox.dataverse.operation import Operation, Reply, Segment, literal, method_not_allowed, record_id
 from sandbox.dataverse.payload import parse_entity, parse_reference, read_json
-from sandbox.dataverse.platform_actions import PLATFORM_ACTIONS, PLATFORM_FUNCTIONS, USER_FUNCTIONS
+from sandbox.dataverse.platform_actions import BOUND_MESSAGES, PLATFORM_FUNCTIONS
 from sandbox.dataverse.reading import NAMESPACE, Reader
 from sandbox.dataverse.schema import BY_SET, TABLES
 from sandbox.dataverse.service import Session, collection_of
@@ -58,8 +58,9 @@ class _Execution:
             return self._record(table, record_id(table, first.key), rest)
         if first.name == "EntityDefinitions":
             return definitions(self._session.caller, self._operation, first, rest)
-        if not rest and first.name in (SALES_ACTIONS if self._method == "POST" else PLATFORM_FUNCTIONS):
-            return self._message(first)
+        messages = SALES_ACTIONS if self._method == "POST" else PLATFORM_FUNCTIONS
+        if not rest and first.name in messages:
+            return self._message(first, messages[first.name])
         if first.name in SALES_ACTIONS or first.name in PLATFORM_FUNCTIONS:
             raise method_not_allowed(self._method)
         raise _unknown(first.name)
@@ -192,49 +193,22 @@ class _Execution:
         return Reply(HTTPStatus.NO_CONTENT)
 
     def _bound(self, table: Table, row_id: str, segment: Segment) -> Reply:
-        name = segment.name.removeprefix(NAMESPACE)
-        is_function = self._method == "GET"
-        known: Mapping[str, BoundMessage] = USER_FUNCTIONS if is_function else PLATFORM_ACTIONS
-        bound = known.get(name)
-        if bound is None or bound.table != table.name:
+        message = BOUND_MESSAGES.get((self._method, table.name, segment.name.removeprefix(NAMESPACE)))
+        if message is None:
             raise _unknown(segment.name)
-        parameters = (
-            self._parameters(segment, bound.parameters) if is_function else self._body(name, bound.parameters)
-        )
-        row = self._session.retrieve(table, row_id)
-        return self._replied(bound.run(self._session, row, parameters))
+        return self._message(segment, message, self._session.retrieve(table, row_id))
 
     # --- actions and functions ---
 
-    def _message(self, segment: Segment) -> Reply:
+    def _message(self, segment: Segment, message: Message, *bound: Row) -> Reply:
         if self._method == "POST":
-            action = SALES_ACTIONS[segment.name]
-            return self._replied(action.run(self._session, self._body(segment.name, action.parameters)))
-        function = PLATFORM_FUNCTIONS[segment.name]
-        return self._replied(function.run(self._session, self._parameters(segment, function.parameters)))
-
-    def _body(self, name: str, known: frozenset[str]) -> dict[str, Any]:
-        """Read an action's parameters."""
-        parameters = read_json(self._operation.body or b"{}", name)
-        _check_known(name, known, parameters)
-        return parameters
-
-    def _parameters(self, segment: Segment, known: frozenset[str]) -> dict[str, Any]:
-        """Read a function's parameters, `Name=value` or `Name=@alias`."""
-        parameters: dict[str, Any] = {}
-        for item in filter(None, (segment.key or "").split(",")):
-            name, _, value = item.partition("=")
-            if value.startswith("@"):
-                if value not in self._operation.aliases:
-                    raise bad_request(f"The parameter alias '{value}' has no value.")
-                value = self._operation.aliases[value]
-            parameters[name.strip()] = literal(value)
-        _check_known(segment.name, known, parameters)
-        if missing := known - parameters.keys():
-            raise bad_request(f"The parameter '{min(missing)}' of '{segment.name}' is missing.")
-        return parameters
-
-    def _replied(self, result: Result) -> Reply:
+            parameters = read_json(self._operation.body or b"{}", segment.name)
+        else:
+            parameters = self._parameters(segment, message.parameters)
+        for name in parameters:
+            if name not in message.parameters and not name.startswith("@odata."):
+                raise no_property(name, segment.name)
+        result = message.run(self._session, *bound, parameters)
         if result is None:
             return Reply(HTTPStatus.NO_CONTENT)
         if isinstance(result, EntityResult):
@@ -242,12 +216,19 @@ class _Execution:
         context = {"@odata.context": f"{self._reader.root}/$metadata#{NAMESPACE}ComplexType"}
         return Reply(HTTPStatus.OK, context | result)
 
-
-def _check_known(name: str, known: frozenset[str], parameters: Parameters) -> None:
-    """Refuse parameters that the message does not have."""
-    for parameter in parameters:
-        if parameter not in known and not parameter.startswith("@odata."):
-            raise no_property(parameter, name)
+    def _parameters(self, segment: Segment, known: frozenset[str]) -> dict[str, object]:
+        """Read a function's parameters, `Name=value` or `Name=@alias`; all of `known` must have a value."""
+        parameters: dict[str, object] = {}
+        for item in filter(None, (segment.key or "").split(",")):
+            name, _, value = item.partition("=")
+            if value.startswith("@"):
+                if value not in self._operation.aliases:
+                    raise bad_request(f"The parameter alias '{value}' has no value.")
+                value = self._operation.aliases[value]
+            parameters[name.strip()] = literal(value)
+        if missing := known - parameters.keys():
+            raise bad_request(f"The parameter '{min(missing)}' of '{segment.name}' is missing.")
+        return parameters
 
 
 def _unknown(name: str) -> RequestRefused:

@@ -157,6 +157,11 @@ def role_privileges(transaction: Transaction, role_id: str) -> dict[str, Depth]:
     }
 
 
+def granted(role_id: str, privilege_id: str, depth: Depth) -> Row:
+    """Return the row by which a role has a privilege."""
+    return {"roleid": role_id, "privilegeid": privilege_id, "privilegedepthmask": int(depth)}
+
+
 def _units_below(transaction: Transaction, unit: str) -> tuple[str, ...]:
     units = [unit]
     for above in units:
@@ -209,11 +214,8 @@ def _places(values: tuple[str, ...]) -> str:
     return ", ".join("?" * len(values))
 
 
-def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
-    """Return whether the caller has the privilege and it covers this row."""
-    depth = caller.depth(f"prv{verb}{table.privilege}")
-    if depth is None:
-        return False
+def _reaches(caller: Caller, table: Table, depth: Depth, row: Row) -> bool:
+    """Return whether a privilege of this depth covers a row."""
     if not table.owned or depth is Depth.GLOBAL or row["ownerid"] in caller.owners:
         return True
     if depth is Depth.BASIC:
@@ -224,8 +226,7 @@ def reaches(caller: Caller, table: Table, verb: str, row: Row) -> bool:
 
 def check_access(caller: Caller, table: Table, verb: str, row: Row) -> None:
     """Refuse (403) an operation that the caller may not do with this row."""
-    require(caller, verb, table)
-    if not reaches(caller, table, verb, row):
+    if not _reaches(caller, table, require(caller, verb, table), row):
         raise privilege_denied(
             f"SecLib::AccessCheckEx failed. Returned hr = -2147187962, ObjectID: {row[table.key]}, "
             f"OwnerId: {row.get('ownerid')}, OwnerIdType: 8 and CallingUser: {caller.user_id}. "

@@ -3,16 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from sandbox.dataverse.base_data import (
-    ADMINISTRATOR_ROLE,
-    granted,
-)
+from sandbox.dataverse.base_data import ADMINISTRATOR_ROLE
 from sandbox.dataverse.base_data import ORGANIZATION_ID as ORGANIZATION_ID  # noqa: PLC0414 - of all that is seeded
 from sandbox.dataverse.columns import stable_id
 from sandbox.dataverse.demo_organization import DemoOrganization as DemoOrganization  # noqa: PLC0414
 from sandbox.dataverse.demo_organization import demo_organization as demo_organization  # noqa: PLC0414
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.security import Depth
+from sandbox.dataverse.security import Depth, granted
 from sandbox.dataverse.web_api import DataverseApp
 
 # The privileges of the deployed function's role: those documented for GenerateInvoiceFromOpportunity, and those for the

@@ -34,7 +34,6 @@ from sandbox.dataverse.security import (
     check_access,
     load_caller,
     load_team,
-    reaches,
     require,
     visible,
 )
@@ -389,14 +388,6 @@ def collection_of(table: Table, name: str) -> tuple[Table, Column] | None:
     """Return the table and the lookup of a collection-valued navigation property."""
     found = COLLECTIONS[table.name].get(name)
     return (found.table, found.lookup) if found else None
-
-
-def access_rights(caller: Caller, table: Table, row: Row) -> list[str]:
-    """Return the caller's access rights to a row, as RetrievePrincipalAccess writes them."""
-    words = {"Create": "CreateAccess", "Read": "ReadAccess", "Write": "WriteAccess", "Delete": "DeleteAccess",
-             "Append": "AppendAccess", "AppendTo": "AppendToAccess", "Assign": "AssignAccess",
-             "Share": "ShareAccess"}  # fmt: skip
-    return [word for verb, word in words.items() if reaches(caller, table, verb, row)]
 
 
 def _check_choices(table: Table, values: Mapping[str, object]) -> None:

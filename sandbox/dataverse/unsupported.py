@@ -23,5 +23,6 @@ MESSAGES: Final = frozenset({
     "ReviseQuote", "GetInvoiceProductsFromOpportunity", "QualifyLead", "AddMembersTeam",
     "RemoveMembersTeam", "SetBusinessSystemUser", "Merge", "InitializeFrom", "RetrieveVersion",
     "RetrieveCurrentOrganization", "RetrieveUserPrivileges", "PublishXml", "RetrieveEntityChanges",
-    "RetrieveTotalRecordCount", "ExecuteWorkflow", "FormatAddress",
+    "RetrieveTotalRecordCount", "ExecuteWorkflow", "FormatAddress", "RetrievePrincipalAccess",
+    "RemovePrivilegeRole", "TriggerServiceEndpointCheck",
 })  # fmt: skip
