@@ -8,41 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from sandbox.cloud import Mode
 
 ROOT = Path(__file__).parents[2]
 CONNECT = f"{sys.executable} -m operations connect --application-id {{function}} --yes"
 PATIENCE = 100
-
-
-@pytest.fixture(scope="module", params=["identity", "connection-string"])
-def started(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Any]]:
-    """Return what `start --json` prints, while it runs."""
-    folder = tmp_path_factory.mktemp("started")
-    arguments = ("--mode", request.param, "--local-settings", str(folder / "local.settings.json"))
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "sandbox", "start", "--json", "--connect-with", CONNECT, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    while not lines or lines[-1] != "}\n":
-        line = process.stdout.readline()
-        assert line, "it has ended"
-        lines.append(line)
-    yield json.loads("".join(lines))
-    process.terminate()
-    process.communicate(timeout=PATIENCE)
 
 
 def doctor(*options: str, shell_file: str | None = None, **environment: str) -> tuple[int, dict[str, str]]:
@@ -70,24 +43,34 @@ def doctor(*options: str, shell_file: str | None = None, **environment: str) -> 
 OPERATORS = ("service endpoint", "step", "system jobs")
 
 
-def test_as_the_function_with_the_printed_settings(started: dict[str, Any]) -> None:
-    code, states = doctor(**started["settings"])
-    assert (code, {states[name] for name in OPERATORS}) == (0, {"cannot see"})
-    assert set(states.values()) == {"ok", "cannot see"}
-
-
-def test_as_the_function_with_local_settings(started: dict[str, Any]) -> None:
-    code, states = doctor("--settings", started["localSettings"])
-    assert (code, set(states.values())) == (0, {"ok", "cannot see"})
-
-
-def test_as_an_operator_with_the_printed_settings(started: dict[str, Any]) -> None:
-    code, states = doctor(**started["operatorSettings"])
-    assert (code, {states[name] for name in OPERATORS}) == (0, {"ok"})
-
-
-def test_as_an_operator_with_the_file_for_a_shell(started: dict[str, Any]) -> None:
-    file = Path(started["operatorSettingsFile"])
-    assert file.stat().st_mode & 0o077 == 0
-    code, states = doctor(shell_file=str(file))
-    assert (code, {states[name] for name in OPERATORS}) == (0, {"ok"})
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", Mode)
+def test_doctor_finds_no_problem_with_what_start_prints_and_writes(mode: Mode, tmp_path: Path) -> None:
+    local_settings = str(tmp_path / "local.settings.json")
+    arguments = ("--mode", mode, "--local-settings", local_settings, "--connect-with", CONNECT)
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-m", "sandbox", "start", "--json", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if line == "}\n":
+                    break
+            started = json.loads("".join(lines))
+            shell_file = Path(started["operatorSettingsFile"])
+            assert shell_file.stat().st_mode & 0o077 == 0
+            as_function = [doctor(**started["settings"]), doctor("--settings", local_settings)]
+            as_operator = [doctor(**started["operatorSettings"]), doctor(shell_file=str(shell_file))]
+        finally:
+            process.terminate()
+    for code, states in as_function:
+        assert (code, {*states.values()}) == (0, {"ok", "cannot see"})
+        assert {states[name] for name in OPERATORS} == {"cannot see"}
+    for code, states in as_operator:
+        assert (code, {states[name] for name in OPERATORS}) == (0, {"ok"})

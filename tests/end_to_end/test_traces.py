@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from click.testing import CliRunner
-
-from operations.__main__ import operations
 from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, Cloud, CloudOptions
 from sandbox.control.panel import ControlPanel
 from sandbox.faults import FaultPlan
+from tests.end_to_end.conftest import run_operations, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 APP = Path(__file__).parents[2]
 CONSUMER = APP / "examples" / "python" / "consumer.py"
-PATIENCE = 80.0
 SETTINGS = {
     "TELEMETRY_EXPORTER": "otlp",
     "OTEL_METRICS_EXPORTER": "none",
@@ -70,13 +63,6 @@ def consumer(cloud: Cloud, folder: Path) -> Iterator[None]:
         process.wait()
 
 
-def wait(condition: Callable[[], object], what: str, *shown: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, (what, [each() for each in shown])
-        threading.Event().wait(0.05)
-
-
 def outline(spans: list[Json]) -> list[Any]:
     """Return what is compared, nested: name, outcome or status, and the children."""
     root: list[Any] = []
@@ -100,7 +86,7 @@ def only_tree(panel: ControlPanel, opportunity: str, last: str, service: str) ->
             (span["name"], span["service"]) == (last, service) for span in spans
         )
 
-    wait(is_complete, f"{last} of {service}", lambda: outline(panel.traces(opportunity)))
+    wait_until(is_complete, lambda: f"{last} of {service}: {outline(panel.traces(opportunity))}")
     return panel.traces(opportunity)
 
 
@@ -148,12 +134,9 @@ def test_a_parked_and_replayed_win_stays_in_its_tree() -> None:
     with running(RETRY_OUTAGE_SECONDS="0.1") as (cloud, panel):
         panel.add_fault("dataverse unavailable")
         (row,) = panel.win()
-        wait(lambda: cloud.broker.counts(FAILED_QUEUE).active == 1, "the win is parked")
+        wait_until(lambda: cloud.broker.counts(FAILED_QUEUE).active == 1, "the win is parked")
         panel.repair()
-        replayed = CliRunner().invoke(
-            operations, ["failed", "replay", "--all", "--yes"], env=cloud.operator_settings
-        )
-        assert replayed.exit_code == 0, replayed.output
+        run_operations(cloud.operator_settings, "failed", "replay", "--all", "--yes")
         (names,) = outline(only_tree(panel, row["id"], "send invoice-created", "invoice-from-opportunity"))
         path = []
         while True:
@@ -169,36 +152,3 @@ def test_a_parked_and_replayed_win_stays_in_its_tree() -> None:
             "send opportunity-won-failed",
             *("process opportunity-won", "process opportunity-won", "published"),
         ]
-
-
-def test_the_last_spans_are_exported_when_the_worker_ends() -> None:
-    """They wait for the next batch otherwise: here that would be in a minute."""
-    with running(OTEL_BSP_SCHEDULE_DELAY="60000") as (cloud, panel):
-        (row,) = panel.win()
-        wait(panel.invoices, "there is an invoice")
-        wait(lambda: cloud.broker.counts(f"{CREATED_TOPIC}/Subscriptions/ledger").active == 1, "an event")
-        spans = cloud.spans
-        assert spans is not None
-        assert not [span for span in spans.outline(row["id"]) if span["name"] == "send invoice-created"]
-        # The collector must outlive the worker.
-        assert cloud.host is not None
-        cloud.host.stop()
-        assert [span for span in spans.outline(row["id"]) if span["name"] == "send invoice-created"]
-
-
-@pytest.mark.parametrize("collector", ["gone", "silent"])
-def test_invoicing_goes_on_without_a_collector_that_responds(collector: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        if collector == "gone":
-            silent.close()
-        options = CloudOptions(
-            APP,
-            opportunities=3,
-            settings={**SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
-            extra_subscriptions=[(CREATED_TOPIC, "ledger")],
-        )
-        with Cloud(options) as cloud, ControlPanel(cloud) as panel:
-            panel.win(count=3)
-            ledger = f"{CREATED_TOPIC}/Subscriptions/ledger"
-            wait(lambda: cloud.broker.counts(ledger).active == 3, "three events")
