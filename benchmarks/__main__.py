@@ -61,21 +61,14 @@ class Run:
 
 # The numbers of messages give each run about a second or two.
 _COMPARED = (
-    Run("floor", 1, 0, 400),
-    Run("product", 1, 0, 400),
-    Run("floor", 16, 0, 600),
-    Run("product", 16, 0, 600),
-    Run("floor", 1, 50, 12),
-    Run("product", 1, 50, 12),
-    Run("floor", 16, 50, 320),
-    Run("product", 16, 50, 320),
+    *(
+        Run(contestant, threads, latency_ms, messages)
+        for threads, latency_ms, messages in ((1, 0, 400), (16, 0, 600), (1, 50, 12), (16, 50, 320))
+        for contestant in ("floor", "product")
+    ),
     Run("usual", 1, 0, 3),
 )
-_COUNTED = (
-    Run("product", 1, 0, 50, "new"),
-    Run("product", 1, 0, 50, "duplicate"),
-    Run("product", 1, 0, 50, "ignored"),
-)
+_COUNTED = tuple(Run("product", 1, 0, 50, kind) for kind in ("new", "duplicate", "ignored"))
 _EXPORTERS = ("off", "azure-monitor", "otlp")
 _NEW_AMONG_DUPLICATES = 2
 
@@ -157,19 +150,23 @@ def execute(
 ) -> Figures:
     """Run a contestant and return its figures; raises click.ClickException with what it printed if it failed."""
     at.delay(run.latency_ms)
-    command = [sys.executable, "-B", "-m", "benchmarks.contestants", run.contestant]
+    command = ["-B", "-m", "benchmarks.contestants", run.contestant]
     command += ["--threads", str(run.threads), "--messages", str(run.messages), "--kind", run.kind]
+    return _figures(run.name, command, folder, {**at.environment, **(environment or {})})
+
+
+def _figures(name: str, command: list[str], folder: Path, environment: dict[str, str]) -> Figures:
     done = subprocess.run(
-        command,
+        [sys.executable, *command],
         cwd=folder,
-        env={**at.environment, **(environment or {})},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=_TIMEOUT,
         check=False,
     )
     if done.returncode:
-        raise click.ClickException(f"{run.name} failed:\n{done.stderr[-2000:]}")
+        raise click.ClickException(f"{name} failed:\n{done.stderr[-2000:]}")
     return dict(json.loads(done.stdout))
 
 
@@ -199,8 +196,7 @@ class Results:
 def benchmark(rounds: int, endurance: int, package: Path | None, progress: Progress) -> Results:
     """Run everything once, and the comparisons `rounds` times."""
     results = Results({run: [] for run in _COMPARED})
-    total = rounds * len(_COMPARED) + len(_COUNTED) + bool(endurance) + (2 * rounds if package else 0)
-    total += rounds
+    total = rounds * (1 + len(_COMPARED) + 2 * bool(package)) + len(_COUNTED) + bool(endurance)
     task = progress.add_task("starting the peers", total=total)
     for telemetry in _telemetry(rounds):
         progress.update(task, description="telemetry")
@@ -273,18 +269,10 @@ def _telemetry(rounds: int) -> Iterator[dict[str, Figures]]:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as compiled:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
         for number in range(rounds + 1):
-            figures = {}
-            for exporter in _EXPORTERS:
-                done = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.telemetry", exporter],
-                    cwd=ROOT,
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                    timeout=_TIMEOUT,
-                    check=True,
-                )
-                figures[exporter] = json.loads(done.stdout)
+            figures = {
+                exporter: _figures(exporter, ["-m", "benchmarks.telemetry", exporter], ROOT, environment)
+                for exporter in _EXPORTERS
+            }
             if number:
                 yield figures
 
@@ -314,34 +302,33 @@ class Row:
 
 def report(results: Results) -> list[Row]:
     """Return the lines of the report."""
-    rows = []
-    for threads, latency, goal in ((1, 0, "≤ 0.90"), (16, 0, "≤ 0.80"), (1, 50, ""), (16, 50, "")):
-        rows.append(_compared(results, "CPU", "cpu", threads, latency, goal))
-    rows.append(_compared(results, "the peers' CPU", "peers_cpu", 16, 50, ""))
-    for threads, latency in ((1, 0), (16, 0), (1, 50), (16, 50)):
-        rows.append(_compared(results, "wall", "wall", threads, latency, ""))
-    rows.append(_share_of_possible(results))
-    usual, product = results.find("usual", 1, 0), results.find("product", 1, 0)
-    reference, own = results.median(usual, "wall"), results.median(product, "wall")
-    rows.append(Row("wall, usual sample / product", _ms(reference), _ms(own), reference / own, "≥ 100"))
-    # The product opens its link to Service Bus while it asks Dataverse: what that saves are Dataverse's responses.
-    rows.extend(_first(results, latency, goal) for latency, goal in ((0, ""), (50, "≤ 0.75")))
-    rows.extend(_cold_rows(results))
-    rows.extend(_telemetry_rows(results))
-    rows.extend(
-        Row(f"requests, {kind} event", "", f"{each['requests']:g}", None, goal)
-        for (kind, each), goal in zip(results.counted.items(), ("3", "2", "1"), strict=True)
-    )
+    usual, own = (results.median(results.find(name, 1, 0), "wall") for name in ("usual", "product"))
+    rows = [
+        _compared(results, "CPU", "cpu", 1, 0, "≤ 0.90"),
+        _compared(results, "CPU", "cpu", 16, 0, "≤ 0.80"),
+        *(_compared(results, "CPU", "cpu", threads, 50) for threads in (1, 16)),
+        _compared(results, "the peers' CPU", "peers_cpu", 16, 50),
+        *(_compared(results, "wall", "wall", threads, latency) for latency in (0, 50) for threads in (1, 16)),
+        _share_of_possible(results),
+        Row("wall, usual sample / product", _ms(usual), _ms(own), usual / own, "≥ 100"),
+        # The product opens its link to Service Bus while it asks Dataverse: what that saves are Dataverse's responses.
+        _first(results, 0, ""),
+        _first(results, 50, "≤ 0.75"),
+        *_cold_rows(results),
+        *_telemetry_rows(results),
+        *(
+            Row(f"requests, {kind} event", "", f"{each['requests']:g}", None, goal)
+            for (kind, each), goal in zip(results.counted.items(), ("3", "2", "1"), strict=True)
+        ),
+    ]
     if results.endurance:
-        rows.append(
-            Row("memory after the long run", "", f"{results.endurance['memory_mb']:.0f} MB", None, "≤ 65 MB")
-        )
-        threads_of_our_own = int(results.endurance["threads"]) - 1
-        rows.append(Row("threads of our own after it", "", str(threads_of_our_own), None, "≤ 2"))
+        memory, threads = f"{results.endurance['memory_mb']:.0f} MB", f"{results.endurance['threads'] - 1:g}"
+        rows.append(Row("memory after the long run", "", memory, None, "≤ 65 MB"))
+        rows.append(Row("threads of our own after it", "", threads, None, "≤ 2"))
     return rows
 
 
-def _compared(results: Results, what: str, figure: str, threads: int, latency: int, goal: str) -> Row:
+def _compared(results: Results, what: str, figure: str, threads: int, latency: int, goal: str = "") -> Row:
     floor, product = (
         results.median(results.find(name, threads, latency), figure) for name in ("floor", "product")
     )

@@ -42,13 +42,15 @@ class Recording(NamedTuple):
     requests: list[tuple[str, str, dict[str, str], bytes]]
     event: dict[str, Any]
     opportunity: bytes
+    url: str
 
     @classmethod
     def read(cls) -> Recording:
         """Ask the peers for it."""
         import requests
 
-        recorded = requests.get(f"{os.environ['DATAVERSE_URL']}/recorded", timeout=10).json()
+        url = os.environ["DATAVERSE_URL"]
+        recorded = requests.get(f"{url}/recorded", timeout=10).json()
         event = recorded["event"]
         body = base64.b64decode(event["body"])
         opportunity = json.loads(body)["data"]["opportunityId"].encode()
@@ -59,6 +61,32 @@ class Recording(NamedTuple):
             ],
             event | {"body": body},
             opportunity,
+            url,
+        )
+
+    def repeat(self, opportunity: str, request: Callable[..., Any], credential: Any) -> None:  # noqa: ANN401
+        """Send the requests for another opportunity; `request` is that of the package requests, or of a session."""
+        for method, path, headers, body in self.requests:
+            token = credential.get_token(f"{self.url}/.default").token
+            request(
+                method,
+                self.url + path.replace(self.opportunity.decode(), opportunity),
+                data=body.replace(self.opportunity, opportunity.encode()) or None,
+                headers={**headers, "Authorization": f"Bearer {token}"},
+                timeout=30,
+            ).raise_for_status()
+
+    @property
+    def message(self) -> Any:  # noqa: ANN401 - imported where the contestant needs it
+        """The event, to be sent."""
+        from azure.servicebus import ServiceBusMessage
+
+        return ServiceBusMessage(
+            self.event["body"],
+            application_properties=dict(self.event["properties"]),
+            message_id=self.event["messageId"],
+            content_type=self.event["contentType"],
+            subject=self.event["subject"],
         )
 
 
@@ -68,19 +96,6 @@ def _kept(headers: dict[str, str]) -> dict[str, str]:
 
 
 _AMQP: dict[str, Any] = {"retry_total": 1, "retry_backoff_factor": 0.1, "logging_enable": False}
-
-
-def _message(recording: Recording) -> Any:  # noqa: ANN401 - imported where the contestant needs it
-    from azure.servicebus import ServiceBusMessage
-
-    event = recording.event
-    return ServiceBusMessage(
-        event["body"],
-        application_properties=dict(event["properties"]),
-        message_id=event["messageId"],
-        content_type=event["contentType"],
-        subject=event["subject"],
-    )
 
 
 def _service_bus(credential: Any) -> Any:  # noqa: ANN401
@@ -102,27 +117,16 @@ def floor() -> Callable[[str], None]:
     import requests
 
     recording = Recording.read()
-    url, scope = os.environ["DATAVERSE_URL"], f"{os.environ['DATAVERSE_URL']}/.default"
-    topic = os.environ["INVOICE_CREATED_TOPIC"]
     credential = _credential()
-    client = _service_bus(credential)
-    sender = client.get_topic_sender(topic)
+    sender = _service_bus(credential).get_topic_sender(os.environ["INVOICE_CREATED_TOPIC"])
     lock, local = threading.Lock(), threading.local()
 
     def handle(opportunity: str) -> None:
         session = getattr(local, "session", None) or requests.Session()
         local.session = session
-        for method, path, headers, body in recording.requests:
-            token = credential.get_token(scope).token
-            session.request(
-                method,
-                url + path.replace(recording.opportunity.decode(), opportunity),
-                data=body.replace(recording.opportunity, opportunity.encode()) or None,
-                headers={**headers, "Authorization": f"Bearer {token}"},
-                timeout=30,
-            ).raise_for_status()
+        recording.repeat(opportunity, session.request, credential)
         with lock:
-            sender.send_messages(_message(recording), timeout=30)
+            sender.send_messages(recording.message, timeout=30)
 
     return handle
 
@@ -132,22 +136,13 @@ def usual() -> Callable[[str], None]:
     import requests
 
     recording = Recording.read()
-    url, scope = os.environ["DATAVERSE_URL"], f"{os.environ['DATAVERSE_URL']}/.default"
     topic = os.environ["INVOICE_CREATED_TOPIC"]
 
     def handle(opportunity: str) -> None:
         credential = _credential()
-        for method, path, headers, body in recording.requests:
-            token = credential.get_token(scope).token
-            requests.request(
-                method,
-                url + path.replace(recording.opportunity.decode(), opportunity),
-                data=body.replace(recording.opportunity, opportunity.encode()) or None,
-                headers={**headers, "Authorization": f"Bearer {token}"},
-                timeout=30,
-            ).raise_for_status()
+        recording.repeat(opportunity, requests.request, credential)
         with _service_bus(credential) as client, client.get_topic_sender(topic) as sender:
-            sender.send_messages(_message(recording), timeout=30)
+            sender.send_messages(recording.message, timeout=30)
 
     return handle
 

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 AMQPS_PORT = 5671
 
-_INVOICE = "aaaaaaaa-0000-4000-8000-"
 _ACCOUNT = "bbbbbbbb-0000-4000-8000-000000000001"
 _CURRENCY = "cccccccc-0000-4000-8000-000000000001"
 _PRODUCT = "dddddddd-0000-4000-8000-000000000001"
@@ -120,7 +119,7 @@ async def _serve_http(
 
 
 def _identity(world: World) -> Callable[..., tuple[bytes, str, float]]:
-    def respond(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[bytes, str, float]:  # noqa: ARG001
+    def respond(*_: object) -> tuple[bytes, str, float]:
         world.counters["tokens"] += 1
         token = {
             # A JWT of Microsoft Entra has about this length.
@@ -172,10 +171,9 @@ def _batch(world: World, body: bytes, delimiter: bytes) -> bytes:
 def _batch_parts(world: World, body: bytes, delimiter: bytes) -> Iterator[bytes]:
     for part in body.split(delimiter)[1:-1]:
         if b"multipart/mixed" in part:
-            opportunity = re.search(rb'"OpportunityId": ?"([0-9a-f-]{36})"', part)
-            if opportunity is not None:
-                world.invoiced.add(opportunity[1].decode())
-            invoice = _row({"invoiceid": _invoice_id(opportunity[1].decode() if opportunity else "")})
+            (opportunity,) = re.findall(rb'"OpportunityId": ?"([0-9a-f-]{36})"', part)
+            world.invoiced.add(opportunity.decode())
+            invoice = _row({"invoiceid": _invoice_id(opportunity.decode())})
             yield (
                 (
                     "Content-Type: multipart/mixed; boundary=changesetresponse_1\r\n\r\n--changesetresponse_1\r\n"
@@ -207,7 +205,7 @@ def _read(world: World, url: str) -> bytes:
     if resource.startswith("invoices?"):
         return _rows([_invoice(_invoice_id(id_))] if id_ in world.invoiced else [])
     if resource.startswith("annotations?"):
-        return _rows([{"annotationid": id_}] if world.invoiced and id_ in world.invoiced else [])
+        return _rows([{"annotationid": id_}] if id_ in world.invoiced else [])
     return _rows([])
 
 
@@ -220,15 +218,8 @@ def _rows(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _invoice_id(opportunity: str) -> str:
-    return (
-        f"{opportunity[:24]}{int(opportunity[24:], 16) ^ 0xFFFFFFFFFFFF:012x}"
-        if opportunity
-        else _INVOICE + "0" * 12
-    )
-
-
-def _opportunity_id(invoice: str) -> str:
-    return _invoice_id(invoice)
+    """Return the id of the invoice of an opportunity, and the other way round."""
+    return f"{opportunity[:24]}{int(opportunity[24:], 16) ^ 0xFFFFFFFFFFFF:012x}"
 
 
 def _opportunity(id_: str) -> dict[str, Any]:
@@ -264,7 +255,7 @@ def _invoice(id_: str) -> dict[str, Any]:
         "statecode": 0,
         "pricingerrorcode": 0,
         "createdon": _CREATED,
-        "_opportunityid_value": _opportunity_id(id_),
+        "_opportunityid_value": _invoice_id(id_),
         "_salesorderid_value": None,
         "_customerid_value": _ACCOUNT,
         "_customerid_value@Microsoft.Dynamics.CRM.lookuplogicalname": "account",
@@ -377,23 +368,9 @@ class _AmqpConnection:
 
     def _attach(self, channel: int, fields: list[Any]) -> None:
         name, handle, role, source, target = fields[0], fields[1], fields[2], fields[5], fields[6]
-        reply = AttachFrame(
-            name,
-            handle,
-            not role,
-            2,
-            0,
-            _terminus(source),
-            _terminus(target),
-            None,
-            False,
-            0,
-            1 << 20,
-            None,
-            None,
-            None,
-        )
-        self._send(channel, reply)
+        termini = _terminus(source), _terminus(target)
+        rest = (None, False, 0, 1 << 20, None, None, None)
+        self._send(channel, AttachFrame(name, handle, not role, 2, 0, *termini, *rest))
         cbs = b"$cbs" in (bytes(_address(source)), bytes(_address(target)))
         if role == _ROLE_RECEIVER:
             self._cbs_reply_handle = handle

@@ -138,11 +138,8 @@ class _Link:
             disposition, _ = unpack(body)
             if not isinstance(disposition.state, Accepted):
                 raise click.ClickException(f"the server refused: {disposition}")
-            self.settled += (
-                (disposition.last if disposition.last is not None else disposition.first)
-                - disposition.first
-                + 1
-            )
+            last = disposition.first if disposition.last is None else disposition.last
+            self.settled += last - disposition.first + 1
 
     def _skip(self, size: int) -> None:
         while len(self._buffer) < size:
