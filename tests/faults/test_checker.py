@@ -39,7 +39,7 @@ class _Made:
     def __init__(self) -> None:
         self.clock = MovableClock(_START)
         self.broker = Broker(Configuration.load(), self.clock)
-        self.watch = Watch(self.broker)
+        self.watch = Watch(self.broker, lambda *_: None)
         self.commits: list[Commit] = []
 
     def commit(self, user: str, *changes: Change) -> None:

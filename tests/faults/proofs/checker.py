@@ -151,10 +151,10 @@ class Watch:
     """Collects what comes to the topic, from now on; the rest is read at the end.
 
     `contract` raises AssertionError for an event that is not as promised: its body, application properties, and content
-    type. Without it only the ids are checked.
+    type.
     """
 
-    def __init__(self, broker: Broker, contract: Contract | None = None) -> None:
+    def __init__(self, broker: Broker, contract: Contract) -> None:
         self._broker = broker
         self._contract = contract
         self._broken: list[str] = []
@@ -218,8 +218,6 @@ class Watch:
                 self._originals.add(body_of(seen.message))
 
     def _check(self, message: BrokeredMessage) -> None:
-        if self._contract is None:
-            return
         content_type = message.message.content_type or ""
         try:
             self._contract(body_of(message), message.message.application_properties, content_type)
@@ -250,7 +248,6 @@ class _Opportunity:
 
     generated: list[str] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
-    claimed: bool = False
     claim_deleted: bool = False
 
 
@@ -279,12 +276,9 @@ class _Invoices:
     def _note(self, change: Change) -> None:
         """Follow the function's own notes: each that it writes on an opportunity is the claim."""
         if change.kind == "create" and change.values.get("createdby") == self._function_user:
-            opportunity_id = str(change.values.get("objectid"))
-            self._notes[change.id] = opportunity_id
-            self.opportunities[opportunity_id].claimed = True
+            self._notes[change.id] = str(change.values.get("objectid"))
         elif change.kind == "delete" and change.id in self._notes:
-            opportunity = self.opportunities[self._notes.pop(change.id)]
-            opportunity.claimed, opportunity.claim_deleted = False, True
+            self.opportunities[self._notes.pop(change.id)].claim_deleted = True
 
     def _invoice(self, change: Change, commit: Commit) -> None:
         if change.kind == "create":
