@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 from concurrent.futures import Future
-from typing import Self
+from typing import NoReturn, Self
 
 from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 from sandbox.listener import Listener, run_listening
@@ -20,6 +20,7 @@ _CHUNK = 64 * 1024
 _DROP = 16
 _START_WITHIN = 10.0
 _CONNECT_WITHIN = 5.0
+_NO_FAULT = Fault(FaultKind.DELAY, seconds=0)
 
 
 class TcpProxy:
@@ -120,40 +121,38 @@ class TcpProxy:
         try:
             await self._connection(reader, writer, self._fault())
         except (OSError, asyncio.CancelledError):
-            # The one side ended, or the proxy stops; so does the other. Python 3.11 would report the task of a
-            # connection as an error if it ended canceled.
+            # One side ended, a fault ends both, or the proxy stops. Python 3.11 would report the task of a connection
+            # as an error if it ended canceled.
             _reset(writer)
         finally:
             self._open.discard(writer)
             self._tasks.discard(task)
             writer.close()
 
-    def _fault(self) -> Fault | None:
+    def _fault(self) -> Fault:
         about = f"connection to {self.target[0]}:{self.target[1]}"
         # The plan is asked for each name, so that each rule counts each connection.
         faults = [self._plan.strike(dependency, "connect", about) for dependency in self._dependencies]
-        return next((fault for fault in faults if fault is not None), None)
+        return next((fault for fault in faults if fault is not None), _NO_FAULT)
 
     async def _connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault
     ) -> None:
-        kind = fault.kind if fault else None
-        if fault is not None and kind is FaultKind.KILL:
-            await asyncio.to_thread(self._plan.carry_out, FaultKind.KILL)
-        if kind in (FaultKind.REFUSE, FaultKind.KILL):
-            _reset(writer)
-            return
-        if fault is not None and kind is FaultKind.SILENT and not fault.after:
-            await self._silence(fault, writer)
-            return
-        if kind is FaultKind.RESET and fault is not None and not fault.after and not fault.bytes:
-            await reader.read(_CHUNK)
-            _reset(writer)
-            return
+        match fault.kind:
+            case FaultKind.KILL:
+                await asyncio.to_thread(self._plan.carry_out, FaultKind.KILL)
+                raise ConnectionResetError
+            case FaultKind.REFUSE:
+                raise ConnectionResetError
+            case FaultKind.SILENT if not fault.after:
+                await self._silence(fault)
+            case FaultKind.RESET if not fault.after and not fault.bytes:
+                await reader.read(_CHUNK)
+                raise ConnectionResetError
         await self._pass_on(reader, writer, fault)
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault
     ) -> None:
         upstream, up = await asyncio.wait_for(asyncio.open_connection(*self.target), _CONNECT_WITHIN)
         own = up.get_extra_info("sockname")[:2]
@@ -176,31 +175,29 @@ class TcpProxy:
             self._carried.discard(own)
             up.close()
 
-    async def _requests(
-        self, reader: asyncio.StreamReader, up: asyncio.StreamWriter, fault: Fault | None
-    ) -> None:
+    async def _requests(self, reader: asyncio.StreamReader, up: asyncio.StreamWriter, fault: Fault) -> None:
         while data := await reader.read(_CHUNK):
-            if fault is not None and fault.kind is FaultKind.DELAY:
+            if fault.kind is FaultKind.DELAY:
                 await self._pause(fault.seconds)
-            if fault is not None and fault.kind is FaultKind.SWALLOW:
+            if fault.kind is FaultKind.SWALLOW:
                 continue
             up.write(data)
             await up.drain()
 
     async def _responses(
-        self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault | None
+        self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault
     ) -> None:
         passed = 0
         while data := await upstream.read(_CHUNK):
-            match fault and fault.kind:
-                case FaultKind.RESET | FaultKind.CUT | FaultKind.SILENT if fault is not None:
+            match fault.kind:
+                case FaultKind.RESET | FaultKind.CUT | FaultKind.SILENT:
                     room = max(0, fault.bytes - passed)
                     writer.write(data[:room])
                     await writer.drain()
                     if len(data) > room:
-                        await self._end(fault, writer)
+                        await self._end(fault)
                         return
-                case FaultKind.DRIBBLE if fault is not None:
+                case FaultKind.DRIBBLE:
                     await self._dribble(data, writer, fault.seconds)
                 case FaultKind.SWALLOW:
                     pass
@@ -209,13 +206,11 @@ class TcpProxy:
                     await writer.drain()
             passed += len(data)
 
-    async def _end(self, fault: Fault, writer: asyncio.StreamWriter) -> None:
+    async def _end(self, fault: Fault) -> None:
         if fault.kind is FaultKind.SILENT:
-            await self._silence(fault, writer)
-        elif fault.kind is FaultKind.RESET:
-            _reset(writer)
-        else:
-            writer.close()
+            await self._silence(fault)
+        if fault.kind is FaultKind.RESET:
+            raise ConnectionResetError
 
     async def _dribble(self, data: bytes, writer: asyncio.StreamWriter, seconds: float) -> None:
         drops = range(0, len(data), _DROP)
@@ -224,9 +219,9 @@ class TcpProxy:
             await writer.drain()
             await self._pause(seconds / len(drops))
 
-    async def _silence(self, fault: Fault, writer: asyncio.StreamWriter) -> None:
+    async def _silence(self, fault: Fault) -> NoReturn:
         await self._pause(fault.seconds)
-        _reset(writer)
+        raise ConnectionResetError
 
     async def _pause(self, seconds: float) -> None:
         """Wait, until the plan is cleared at most."""
