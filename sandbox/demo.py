@@ -8,14 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 
 from sandbox.actors import Consumer, ReceivedEvent, Salesperson
 from sandbox.cloud import FAILED_QUEUE, WON_QUEUE, Cloud
 from sandbox.cloud.entities import entity_names
 from sandbox.dataverse.columns import Row
-from sandbox.dataverse.database import Database, Transaction
-from sandbox.dataverse.schema import TABLES
+from sandbox.dataverse.database import Database
+from sandbox.sales_records import SalesRecords
 
 # For all events to come, after the last win: some seconds, and more for each opportunity.
 PATIENCE_SECONDS = 30.0
@@ -149,15 +148,15 @@ def compare(
     for event in events:
         by_opportunity.setdefault(str(event.content["data"]["opportunityId"]), []).append(event)
     with database.reading() as transaction:
-        records = _Records(transaction)
-        wins = tuple(
-            _with_pending(
-                _win_outcome(records, opportunity, won_at[opportunity], by_opportunity[opportunity]),
-                (pending or {}).get(opportunity),
-            )
-            for opportunity in won_at
+        records = SalesRecords(transaction)
+    wins = tuple(
+        _with_pending(
+            _win_outcome(records, opportunity, won_at[opportunity], by_opportunity[opportunity]),
+            (pending or {}).get(opportunity),
         )
-        return Outcome(wins, records.invoice_count, tuple(events))
+        for opportunity in won_at
+    )
+    return Outcome(wins, sum(map(len, records.invoices.values())), tuple(events))
 
 
 def _pending(cloud: Cloud, opportunities: Iterable[str]) -> Mapping[str, Pending]:
@@ -185,67 +184,33 @@ def _with_pending(win: WinOutcome, pending: Pending | None) -> WinOutcome:
     return replace(win, retry_reason=pending.reason)
 
 
-class _Records:
-    """The rows that a comparison needs."""
-
-    def __init__(self, transaction: Transaction) -> None:
-        self._transaction = transaction
-        invoices = transaction.rows(TABLES["invoice"])
-        self.invoice_count = len(invoices)
-        self._invoices: dict[str, list[Row]] = {}
-        for row in invoices:
-            self._invoices.setdefault(str(row["opportunityid"]), []).append(row)
-
-    def opportunity_name(self, opportunity_id: str) -> str:
-        row = self._transaction.get(TABLES["opportunity"], opportunity_id)
-        return str(row["name"]) if row else opportunity_id
-
-    def invoices_of(self, opportunity_id: str) -> list[Row]:
-        return self._invoices.get(opportunity_id, [])
-
-    def currency(self, invoice: Row) -> Row:
-        row = self._transaction.get(TABLES["transactioncurrency"], invoice["transactioncurrencyid"])
-        return row or {}
-
-    def customer(self, invoice: Row) -> tuple[str, str]:
-        """Return the customer's table and name."""
-        for table, column in (("account", "name"), ("contact", "fullname")):
-            row = self._transaction.get(TABLES[table], invoice["customerid"])
-            if row is not None:
-                return table, str(row[column])
-        return "", ""
-
-
 def _win_outcome(
-    records: _Records, opportunity: str, won_at: float, events: Sequence[ReceivedEvent]
+    records: SalesRecords, opportunity: str, won_at: float, events: Sequence[ReceivedEvent]
 ) -> WinOutcome:
-    invoices = records.invoices_of(opportunity)
-    name = records.opportunity_name(opportunity)
+    invoices = records.invoices[opportunity]
+    name = str(records.opportunities[opportunity]["name"])
     problems = [] if len(invoices) == 1 else [f"{len(invoices)} invoices"]
     if len(events) != 1:
         problems.append(f"{len(events)} events")
     if not invoices or not events:
         return WinOutcome(opportunity, name, problems=tuple(problems))
     invoice, event = invoices[0], events[0]
-    currency = records.currency(invoice)
-    precision = Decimal(1).scaleb(-int(currency["currencyprecision"]))
-    total = f"{Decimal(invoice['totalamount']).quantize(precision):f}"
-    problems += _differences(_expected(records, invoice, total), event.content["data"])
+    problems += _differences(_expected(records, invoice), event.content["data"])
     return WinOutcome(
         opportunity_id=opportunity,
         opportunity=name,
         invoice_number=str(invoice["invoicenumber"]),
         customer=records.customer(invoice)[1],
-        total=f"{total} {currency['isocurrencycode']}",
+        total=" ".join(map(str, records.total(invoice))),
         event_id=str(event.content["id"]),
         milliseconds=round((event.received_at - won_at) * 1000),
         problems=tuple(problems),
     )
 
 
-def _expected(records: _Records, invoice: Row, total: str) -> dict[str, object]:
+def _expected(records: SalesRecords, invoice: Row) -> dict[str, object]:
     """Return what an event must say of an invoice."""
-    currency = records.currency(invoice)
+    total, currency = records.total(invoice)
     return {
         "invoiceId": invoice["invoiceid"],
         "invoiceNumber": invoice["invoicenumber"],
@@ -253,7 +218,7 @@ def _expected(records: _Records, invoice: Row, total: str) -> dict[str, object]:
         "opportunityId": invoice["opportunityid"],
         "customer": {"kind": records.customer(invoice)[0], "id": invoice["customerid"]},
         "totalAmount": total,
-        "currency": {"id": invoice["transactioncurrencyid"], "isoCode": currency["isocurrencycode"]},
+        "currency": {"id": invoice["transactioncurrencyid"], "isoCode": currency},
     }
 
 

@@ -7,7 +7,8 @@ and a connection that is broken on purpose does not hide anything.
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from sandbox.dataverse.database import Transaction
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import FaultPlan
 from sandbox.faults.syntax import InvalidRule, parse_rule
+from sandbox.sales_records import SalesRecords
 from sandbox.service_bus import EventKind, Message, Observation
 from sandbox.service_bus.errors import Refusal
 
@@ -87,20 +89,16 @@ class ControlPanel:
 
     def opportunities(self, search: str = "") -> list[Json]:
         """Return the opportunities whose name contains `search` or whose id is `search`."""
-        with self._reading() as transaction:
-            names = _Names(transaction)
-            return [names.opportunity(row) for row in _matching(_all_opportunities(transaction), search)][
-                :_MAX_LISTED
-            ]
+        records = self._records()
+        found = _matching(records.opportunities.values(), search)
+        return [_opportunity(records, row) for row in found[:_MAX_LISTED]]
 
     def invoices(self) -> list[Json]:
         """Return the invoices, the newest first."""
-        with self._reading() as transaction:
-            names = _Names(transaction)
-            rows = sorted(
-                transaction.rows(TABLES["invoice"]), key=lambda row: str(row["createdon"]), reverse=True
-            )
-            return [names.invoice(row) for row in rows[:_MAX_LISTED]]
+        records = self._records()
+        rows = [row for invoices in records.invoices.values() for row in invoices]
+        rows.sort(key=lambda row: str(row["createdon"]), reverse=True)
+        return [_invoice(records, row) for row in rows[:_MAX_LISTED]]
 
     def events(self, after: int = 0, wait: float = 0.0) -> list[Json]:
         """Return what was published on the topics after the entry `after`."""
@@ -222,20 +220,16 @@ class ControlPanel:
         self, act: Callable[[Salesperson, Row], None], state: str, wanted: Sequence[str], count: int
     ) -> list[Json]:
         """Let the salesperson act on opportunities, and return what they are afterwards."""
-        with self._reading() as transaction:
-            chosen = _choose(_all_opportunities(transaction), state, wanted, count)
-        assert self._salesperson is not None  # noqa: S101 - for the type checker: `_reading` has refused it
+        chosen = _choose(list(self._records().opportunities.values()), state, wanted, count)
+        assert self._salesperson is not None  # noqa: S101 - for the type checker: `_records` has refused it
         with self._one_sale_at_a_time:
             for row in chosen:
                 try:
                     act(self._salesperson, row)
                 except (SalesRefused, requests.RequestException) as error:
                     raise Refused(f"{row['name']}: {error}") from error
-        ids = [row["opportunityid"] for row in chosen]
-        with self._reading() as transaction:
-            names = _Names(transaction)
-            rows = {row["opportunityid"]: row for row in _all_opportunities(transaction)}
-        return [names.opportunity(rows[each]) for each in ids]
+        records = self._records()
+        return [_opportunity(records, records.opportunities[row["opportunityid"]]) for row in chosen]
 
     def _win(self, seller: Salesperson, row: Row) -> None:
         opportunity = row["opportunityid"]
@@ -253,7 +247,9 @@ class ControlPanel:
         if price is not None or quantity is not None:
             lines = (LineChange(int(_amount(change, "line") or 1), price=price, quantity=quantity),)
         code = change.get("currency")
-        currencies = self._dataverse_currencies()
+        with self._reading() as transaction:
+            rows = transaction.rows(TABLES["transactioncurrency"])
+        currencies = {str(row["isocurrencycode"]): str(row["transactioncurrencyid"]) for row in rows}
         if code is not None and code not in currencies:
             raise Refused(f"there is no currency {code!r}; there is {', '.join(sorted(currencies))}")
         parsed = OpportunityChange(
@@ -267,11 +263,6 @@ class ControlPanel:
             raise Refused("nothing changes: give a price, quantity, freight, discount or currency")
         return parsed
 
-    def _dataverse_currencies(self) -> Mapping[str, str]:
-        with self._reading() as transaction:
-            rows = transaction.rows(TABLES["transactioncurrency"])
-        return {str(row["isocurrencycode"]): str(row["transactioncurrencyid"]) for row in rows}
-
     def _dataverse(self) -> DataverseApp:
         try:
             return self._cloud.dataverse
@@ -280,6 +271,10 @@ class ControlPanel:
 
     def _reading(self) -> AbstractContextManager[Transaction]:
         return self._dataverse().database.reading()
+
+    def _records(self) -> SalesRecords:
+        with self._reading() as transaction:
+            return SalesRecords(transaction)
 
     def _plan(self) -> FaultPlan:
         if self._cloud.options.faults is None:
@@ -316,9 +311,8 @@ class ControlPanel:
     def _count_opportunities(self) -> Json | None:
         if not self._cloud.options.dataverse:
             return None
-        with self._reading() as transaction:
-            rows = _all_opportunities(transaction)
-        return {state: sum(row["statecode"] == code for row in rows) for code, state in enumerate(_STATES)}
+        counts = Counter(row["statecode"] for row in self._records().opportunities.values())
+        return {state: counts[code] for code, state in enumerate(_STATES)}
 
     def _clients(self) -> Mapping[str, str]:
         known = {
@@ -340,50 +334,29 @@ class ControlPanel:
             )
 
 
-class _Names:
-    """Shows rows with the names of what they refer to."""
+def _opportunity(records: SalesRecords, row: Row) -> Json:
+    return {
+        "id": row["opportunityid"],
+        "name": row["name"],
+        "state": _STATES[int(row["statecode"])],
+        "invoices": len(records.invoices[str(row["opportunityid"])]),
+        **_sale(records, row),
+    }
 
-    def __init__(self, transaction: Transaction) -> None:
-        self._customers = {
-            row[TABLES[table].key]: str(row[column])
-            for table, column in (("account", "name"), ("contact", "fullname"))
-            for row in transaction.rows(TABLES[table])
-        }
-        self._currencies = {
-            row["transactioncurrencyid"]: (str(row["isocurrencycode"]), int(row["currencyprecision"]))
-            for row in transaction.rows(TABLES["transactioncurrency"])
-        }
-        self._invoiced: dict[str, int] = {}
-        for row in transaction.rows(TABLES["invoice"]):
-            opportunity = str(row["opportunityid"])
-            self._invoiced[opportunity] = self._invoiced.get(opportunity, 0) + 1
 
-    def opportunity(self, row: Row) -> Json:
-        return {
-            "id": row["opportunityid"],
-            "name": row["name"],
-            "state": _STATES[int(row["statecode"])],
-            "invoices": self._invoiced.get(str(row["opportunityid"]), 0),
-            **self._amount(row),
-        }
+def _invoice(records: SalesRecords, row: Row) -> Json:
+    return {
+        "id": row["invoiceid"],
+        "number": row["invoicenumber"],
+        "opportunity": row["opportunityid"],
+        "createdAt": row["createdon"],
+        **_sale(records, row),
+    }
 
-    def invoice(self, row: Row) -> Json:
-        return {
-            "id": row["invoiceid"],
-            "number": row["invoicenumber"],
-            "opportunity": row["opportunityid"],
-            "createdAt": row["createdon"],
-            **self._amount(row),
-        }
 
-    def _amount(self, row: Row) -> Json:
-        code, precision = self._currencies.get(row["transactioncurrencyid"], ("", 2))
-        total = row["totalamount"]
-        return {
-            "customer": self._customers.get(row["customerid"], ""),
-            "total": None if total is None else f"{total:.{precision}f}",
-            "currency": code,
-        }
+def _sale(records: SalesRecords, row: Row) -> Json:
+    total, currency = records.total(row)
+    return {"customer": records.customer(row)[1], "total": total, "currency": currency}
 
 
 def _request(number: int, record: RequestRecord, clients: Mapping[str, str]) -> Json:
@@ -432,11 +405,7 @@ def _amount(values: Mapping[str, Any], name: str) -> Decimal | None:
         raise Refused(f"{name} must be a number") from error
 
 
-def _all_opportunities(transaction: Transaction) -> list[Row]:
-    return transaction.rows(TABLES["opportunity"], tail="ORDER BY t.createdon, t.name")
-
-
-def _matching(rows: Sequence[Row], search: str) -> list[Row]:
+def _matching(rows: Iterable[Row], search: str) -> list[Row]:
     """Return the row whose id or whole name it is, or else all whose names contain it."""
     text = search.lower()
     exact = [row for row in rows if text in (str(row["opportunityid"]), str(row["name"]).lower())]
