@@ -102,7 +102,8 @@ def say_indented(text: str) -> None:
 
 def say_json(document: object) -> None:
     """Print a document for scripts."""
-    click.echo(as_json_text(document))
+    # Times in ISO 8601, as everywhere else.
+    click.echo(json.dumps(document, indent=2, default=_json_value))
 
 
 def say_table(columns: Sequence[Column], rows: Sequence[Mapping[str, object]]) -> None:
@@ -114,7 +115,9 @@ def say_table(columns: Sequence[Column], rows: Sequence[Mapping[str, object]]) -
     say(_line(columns, widths, [column.heading for column in columns]))
     for row in texts:
         cells = [
-            _wrapped(text, width) if column.overflow is Overflow.WRAP else [text]
+            [line.plain.rstrip() for line in Text(text).wrap(Console(), width)]
+            if column.overflow is Overflow.WRAP
+            else [text]
             for column, width, text in zip(columns, widths, row, strict=True)
         ]
         for line in zip_longest(*cells, fillvalue=""):
@@ -149,11 +152,6 @@ def confirm(question: str, *, yes: bool) -> None:
             "This command asks for confirmation, and there is no terminal: repeat it with --yes."
         )
     click.confirm(printable(question), abort=True, err=True)
-
-
-def as_json_text(document: object) -> str:
-    """Write a document for scripts; times in ISO 8601, as everywhere else."""
-    return json.dumps(document, indent=2, default=_json_value)
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -210,11 +208,6 @@ def _last_cells(text: str, width: int) -> str:
     while cell_len(end) > width:
         end = end[1:]
     return end
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Return a text in lines of this width; never none."""
-    return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)] or [""]
 
 
 def _escape(character: str) -> str:

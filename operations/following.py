@@ -85,6 +85,11 @@ class ReplayTracker:
         by_id, by_opportunity = self._in_the_queue()
         events = self._events()
         parked_by_id, parked_by_opportunity = self._parked()
+        can_see = Source(self.namespace.settings.invoice_created_topic, AUDIT) in self.first
+        processed = Fate(
+            FateState.LEFT,
+            "no event: there was nothing to invoice" if can_see else "your login may not read the events",
+        )
         fates: dict[str, Fate] = {}
         for message_id, opportunity in copies.items():
             fates[message_id] = (
@@ -93,16 +98,9 @@ class ReplayTracker:
                 or by_id.get(message_id)
                 or by_opportunity.get(opportunity)
                 or parked_by_opportunity.get(opportunity)
-                or self._processed()
+                or processed
             )
         return fates
-
-    def _processed(self) -> Fate:
-        can_see = Source(self.namespace.settings.invoice_created_topic, AUDIT) in self.first
-        return Fate(
-            FateState.LEFT,
-            "no event: there was nothing to invoice" if can_see else "your login may not read the events",
-        )
 
     def _new(self, source: Source) -> Iterator[ServiceBusReceivedMessage]:
         return self.namespace.peek_all(source, self.first[source])

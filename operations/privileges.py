@@ -73,11 +73,7 @@ def needed_privileges(environment: Mapping[str, str]) -> dict[str, str]:
 
 def lacking(wanted: Mapping[str, str], granted: Mapping[str, str]) -> dict[str, str]:
     """Return the wanted privileges with their depths that are not granted, or at a lower depth."""
-    return {
-        name: depth
-        for name, depth in wanted.items()
-        if granted.get(name) not in DEPTHS or DEPTHS.index(granted[name]) < DEPTHS.index(depth)
-    }
+    return {name: depth for name, depth in wanted.items() if _reach(granted.get(name)) < _reach(depth)}
 
 
 def privilege_ids(api: WebApi) -> dict[str, str]:
@@ -117,5 +113,5 @@ def privilege_in(text: str) -> str:
     return named[0] if named else ""
 
 
-def _reach(depth: str) -> int:
+def _reach(depth: str | None) -> int:
     return DEPTHS.index(depth) if depth in DEPTHS else -1

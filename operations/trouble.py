@@ -73,7 +73,8 @@ def _of_login(error: BaseException) -> Trouble | None:
 
 
 def _of_network(error: BaseException) -> Trouble | None:
-    where = "Dataverse" if _is_dataverse(error) else "Service Bus"
+    is_dataverse = isinstance(error, InvoicingFailure | requests.RequestException)
+    where = "Dataverse" if is_dataverse else "Service Bus"
     for each in _chain(error):
         if isinstance(each, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(each):
             return Trouble(
@@ -125,10 +126,6 @@ def is_entity_missing(error: BaseException) -> bool:
         # The SDK's own text names neither the status nor the entity; the error that it wraps does.
         return getattr(error.inner_exception, "status_code", None) == HTTPStatus.NOT_FOUND
     return isinstance(error, MessagingEntityNotFoundError)
-
-
-def _is_dataverse(error: BaseException) -> bool:
-    return isinstance(error, InvoicingFailure | requests.RequestException)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

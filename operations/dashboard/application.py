@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from azure.core.exceptions import AzureError
@@ -12,7 +11,6 @@ from azure.core.exceptions import AzureError
 from operations.billing import read_billing
 from operations.console import count
 from operations.dashboard.collector import Collector
-from operations.dashboard.connections import check_connections
 from operations.dashboard.jobs import Jobs
 from operations.dashboard.sandbox_panel import SandboxPanel
 from operations.dashboard.snapshot import Light
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from operations.namespace import MessageId, NamespaceClient
 
 _FOLLOW_SECONDS = 60.0
-_MAX_EVENTS = 20
 _LIGHTS = {
     Verdict.INVOICED_ONCE: Light.GREEN,
     Verdict.NOT_WON: Light.GREEN,
@@ -61,14 +58,11 @@ class Dashboard:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._collector = Collector(
-            environment, partial(check_connections, environment), self._seconds_to_event
-        )
+        self._collector = Collector(environment)
         self._jobs = Jobs()
         self._sandbox = SandboxPanel.of(environment)
         self._audit: Mapping[str, Any] | None = None
         self._missing: Sequence[str] = ()
-        self._won_at: dict[str, datetime] = {}
 
     def start(self) -> None:
         """Begin to read in the background."""
@@ -257,23 +251,6 @@ class Dashboard:
 
     def _traces(self, opportunity_id: str) -> str:
         return text_of(self._sandbox.traces(opportunity_id)) if self._sandbox else ""
-
-    def _seconds_to_event(self, published: Mapping[str, datetime]) -> list[float]:
-        """Return the seconds from the newest win to the event of each opportunity, as far as Dataverse can be read."""
-        newest = sorted(published, key=lambda each: published[each])[-_MAX_EVENTS:]
-        unknown = [each for each in newest if each not in self._won_at]
-        if unknown:
-            try:
-                for billing in read_billing(WebApi.of(self._environment), unknown):
-                    if billing.won_at is not None:
-                        self._won_at[billing.opportunity_id] = billing.won_at
-            except InvoicingFailure:
-                # A figure, and no part of the flow: the check of Dataverse says what is wrong.
-                return []
-        seconds = [
-            (published[each] - self._won_at[each]).total_seconds() for each in newest if each in self._won_at
-        ]
-        return [each for each in seconds if each >= 0]
 
     # --- the sandbox ---
 

@@ -14,7 +14,7 @@ import json
 import secrets
 from concurrent.futures import wait
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cheroot import wsgi
 from flask import Flask, Response, abort, jsonify, render_template, request
@@ -119,7 +119,14 @@ def _serve_parts(app: Flask, application: Dashboard, prefix: str) -> None:
         reason = request.args.get("reason", "")
         first = request.args.get("first", 0, type=int)
         group = dict(application.snapshot().by_reason()).get(reason, [])
-        return render_template("failed_rows.html", **_page_of(group, first), reason=reason)
+        following = first + _PAGE
+        return render_template(
+            "failed_rows.html",
+            failures=group[first:following],
+            following=following if following < len(group) else None,
+            total=len(group),
+            reason=reason,
+        )
 
     @app.get(f"{prefix}/message/<message_id>")
     def message(message_id: str) -> str:
@@ -162,16 +169,6 @@ def _parts(application: Dashboard) -> dict[str, str]:
         "jobs": render_template("jobs.html", jobs=application.jobs()),
         "audit": render_template("audit.html", audit=application.audit()),
         "sandbox": render_template("sandbox.html", sandbox=application.sandbox()),
-    }
-
-
-def _page_of(group: Sequence[MessageRow], first: int) -> dict[str, Any]:
-    shown = group[first : first + _PAGE]
-    following = first + _PAGE
-    return {
-        "failures": shown,
-        "following": following if following < len(group) else None,
-        "total": len(group),
     }
 
 
