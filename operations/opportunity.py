@@ -32,6 +32,7 @@ from operations.privileges import privilege_in
 from operations.reconcile import send_wins
 from operations.system_jobs import job_message
 from operations.trouble import explain
+from operations.waiting import QueuedMessage
 from operations.web_api import WebApi, quoted
 from shared.errors import DataverseForbidden, InvoiceOutdated, InvoicingFailure, PublishFailed
 from shared.invoice import OpportunityState, OrderedOpportunity
@@ -100,16 +101,11 @@ class TimelineEntry:
 
 
 @dataclass(frozen=True)
-class QueuedMessage:
-    """A message about the opportunity in the queue of wins; one that is not due later is available now."""
-
-    number: int
-    seen: MessageInfo
-
-
-@dataclass(frozen=True)
 class Messages:
-    """What Service Bus holds about an opportunity. `not_seen`: what could not be read, a sentence for each."""
+    """What Service Bus holds about an opportunity. `not_seen`: what could not be read, a sentence for each.
+
+    A message of `queued` that is not due later is available now.
+    """
 
     queued: tuple[QueuedMessage, ...] = ()
     failed: tuple[FailedMessage, ...] = ()
@@ -223,7 +219,7 @@ def messages_about(environment: Mapping[str, str], opportunity_id: str) -> Messa
             queued = read(
                 "the queue of wins",
                 (
-                    QueuedMessage(sequence_number(message), seen)
+                    QueuedMessage(sequence_number(message), seen, message)
                     for message in namespace.peek_all(Source(names.opportunity_won_queue))
                     if (seen := MessageInfo.of(message)).opportunity_id == opportunity_id
                 ),

@@ -26,8 +26,8 @@ NOT_DONE = 1
 
 
 @dataclass(frozen=True)
-class WaitingMessage:
-    """A scheduled message, and what it says about itself."""
+class QueuedMessage:
+    """A message in the queue of wins, and what it says about itself."""
 
     number: int
     seen: MessageInfo
@@ -45,7 +45,7 @@ class Retried:
 
 def waiting_messages(
     namespace: NamespaceClient, undecodable: Callable[[str], None]
-) -> Iterator[WaitingMessage]:
+) -> Iterator[QueuedMessage]:
     """Yield the scheduled messages of the queue; nothing is moved.
 
     `undecodable` is called with a sentence about a message that cannot be decoded: whether it waits is not known.
@@ -54,11 +54,11 @@ def waiting_messages(
         if peeked.message is None:
             undecodable(f"Message {peeked.number} of the queue cannot be decoded.")
         elif peeked.message.state == ServiceBusMessageState.SCHEDULED:
-            yield WaitingMessage(peeked.number, MessageInfo.of(peeked.message), peeked.message)
+            yield QueuedMessage(peeked.number, MessageInfo.of(peeked.message), peeked.message)
 
 
 def retry_messages(
-    namespace: NamespaceClient, messages: Iterable[WaitingMessage], *, drop_unsupported: bool = False
+    namespace: NamespaceClient, messages: Iterable[QueuedMessage], *, drop_unsupported: bool = False
 ) -> Iterator[Retried]:
     """Have each message tried at once: its copy is sent before it is canceled.
 
@@ -124,7 +124,7 @@ def show(environment: Mapping[str, str], number: int, *, as_json: bool) -> None:
     message = None if peeked is None else peeked.message
     if message is None or message.state != ServiceBusMessageState.SCHEDULED:
         raise click.ClickException(f"There is no scheduled message {number}: see waiting list.")
-    waiting_message = WaitingMessage(number, MessageInfo.of(message), message)
+    waiting_message = QueuedMessage(number, MessageInfo.of(message), message)
     row = _row(waiting_message, Names.of(environment, [waiting_message.seen.opportunity_id]))
     if as_json:
         say_json({**row, **document_of(message)})
@@ -188,11 +188,11 @@ _COLUMNS = [
 ]
 
 
-def _id(message: WaitingMessage) -> MessageId:
+def _id(message: QueuedMessage) -> MessageId:
     return MessageId(Place.FAILED, message.number)
 
 
-def _row(message: WaitingMessage, names: Names) -> dict[str, object]:
+def _row(message: QueuedMessage, names: Names) -> dict[str, object]:
     seen = message.seen
     return {
         "number": message.number,

@@ -14,7 +14,6 @@ from operations.dashboard.collector import Collector
 from operations.dashboard.jobs import Jobs
 from operations.dashboard.sandbox_panel import SandboxPanel
 from operations.dashboard.snapshot import Light
-from operations.dashboard.traces import text_of
 from operations.failed import (
     Outcome,
     discard_with_record,
@@ -246,11 +245,8 @@ class Dashboard:
                 {"at": each.time, "what": each.what, "detail": each.detail} for each in found.timeline
             ],
             "unseen": [*found.remarks, *(f"Not seen: {each}" for each in found.not_seen)],
-            "traces": self._traces(opportunity_id),
+            "traces": self._sandbox.traces(opportunity_id) if self._sandbox else "",
         }
-
-    def _traces(self, opportunity_id: str) -> str:
-        return text_of(self._sandbox.traces(opportunity_id)) if self._sandbox else ""
 
     # --- the sandbox ---
 

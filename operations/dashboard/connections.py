@@ -46,15 +46,14 @@ _ARROWS: dict[str, tuple[str, tuple[Check[Any], ...]]] = {
     "failed": ("The failed queue takes messages", (service_bus.failed_queue,)),
 }
 _SECONDS = 10.0
+# The worst state first; a connection without one of these is green.
 _LIGHTS = {
     State.PROBLEM: Light.RED,
+    State.NOT_CHECKED: Light.UNKNOWN,
     State.ATTENTION: Light.YELLOW,
     State.REMARK: Light.YELLOW,
-    State.OK: Light.GREEN,
     State.CANNOT_SEE: Light.UNKNOWN,
-    State.NOT_CHECKED: Light.UNKNOWN,
 }
-_WORST_FIRST = (State.PROBLEM, State.NOT_CHECKED, State.ATTENTION, State.REMARK, State.CANNOT_SEE)
 
 
 def check_connections(environment: Mapping[str, str]) -> Iterator[ConnectionState]:
@@ -69,10 +68,10 @@ def check_connections(environment: Mapping[str, str]) -> Iterator[ConnectionStat
 
 
 def _connection(name: str, sentence: str, results: Sequence[Result]) -> ConnectionState:
-    for state in _WORST_FIRST:
+    for state, light in _LIGHTS.items():
         for result in results:
             if result.state is state:
-                return ConnectionState(name, _LIGHTS[state], _explained(sentence, result))
+                return ConnectionState(name, light, _explained(sentence, result))
     return ConnectionState(name, Light.GREEN, f"{sentence}.")
 
 

@@ -1,7 +1,7 @@
-"""The sandbox that the dashboard was started with: win, break, repair, kill, move time; over its control address.
+"""The sandbox that the dashboard was started with: win, break, repair, kill, move time, show traces.
 
-The environment names the address and its token (SANDBOX_CONTROL, SANDBOX_CONTROL_TOKEN). Without them there is no
-panel.
+The environment names its control address and the token for it (SANDBOX_CONTROL, SANDBOX_CONTROL_TOKEN). Without them
+there is no panel.
 """
 
 from __future__ import annotations
@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from operations.console import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 _SECONDS = 30.0
 _REQUESTS = 25
+# The attributes of a span that are shown, by the word that stands for each.
+_SHOWN = {
+    "attempt": "invoicing.attempt",
+    "outcome": "invoicing.outcome",
+    "status": "http.response.status_code",
+}
+# Each retry is a child of the attempt before it, and there may be hundreds.
+_MAX_INDENT = 60
 _RULES = (
     "dataverse refuse",
     "dataverse silent",
@@ -62,12 +72,12 @@ class SandboxPanel:
             ],
         }
 
-    def traces(self, opportunity_id: str) -> Any:  # noqa: ANN401 - JSON
-        """Return the spans of an opportunity, each below its parent; empty where none are collected."""
+    def traces(self, opportunity_id: str) -> str:
+        """Return the spans of an opportunity as text, "" where none are collected."""
         try:
-            return self._call("GET", f"/traces?opportunity={opportunity_id}")
+            return text_of(self._call("GET", f"/traces?opportunity={opportunity_id}"))
         except ValueError:
-            return []
+            return ""
 
     def act(self, action: str, values: Mapping[str, Any]) -> str:
         """Act on the sandbox; return a sentence. Raises ValueError with a sentence."""
@@ -118,6 +128,19 @@ class SandboxPanel:
         if not response.ok:
             raise ValueError(str(content.get("error", response.status_code)))
         return content
+
+
+def text_of(spans: Iterable[Mapping[str, Any]]) -> str:
+    """Return spans, as the control address returns them, as text: each below the one that caused it; "" for none."""
+    return "\n".join("  " * min(span["depth"], _MAX_INDENT) + _line(span) for span in spans)
+
+
+def _line(span: Mapping[str, Any]) -> str:
+    attributes = span["attributes"]
+    shown = [f"{word}={attributes[name]}" for word, name in _SHOWN.items() if name in attributes]
+    if span["error"]:
+        shown.append(f"ERROR: {span['error']}")
+    return printable("  ".join([span["name"], f"{span['milliseconds']:,.0f} ms", span["service"], *shown]))
 
 
 def _until(fault: Mapping[str, Any]) -> str:
