@@ -85,9 +85,8 @@ def _item(part: Message) -> Operation | ChangeSet:
     if part.defects:
         raise _invalid(f"The change set is not well-formed: {type(part.defects[0]).__name__}.")
     operations = tuple(_operation(nested) for nested in _parts(part))
-    for operation in operations:
-        if operation.is_read:
-            raise _invalid("A change set must not contain reads.")
+    if any(operation.method == "GET" for operation in operations):
+        raise _invalid("A change set must not contain reads.")
     return ChangeSet(operations)
 
 

@@ -40,6 +40,14 @@ class ColumnKind(Enum):
     DATETIME = "DateTime"
 
 
+# What a value is in JSON, and the name of this type; ids and dates are texts in forms of their own.
+_JSON_TYPES: Final[Mapping[ColumnKind, tuple[Any, str]]] = {
+    ColumnKind.TEXT: (str, "Edm.String"),
+    ColumnKind.BOOLEAN: (bool, "Edm.Boolean"),
+    ColumnKind.MONEY: (int | Decimal, "Edm.Decimal"),
+    ColumnKind.DECIMAL: (int | Decimal, "Edm.Decimal"),
+    **dict.fromkeys((ColumnKind.INTEGER, ColumnKind.VERSION, ColumnKind.CHOICE), (int, "Edm.Int32")),
+}
 # Exact amounts are stored as scaled 64-bit integers, as SQL Server's `money` is: they sort, compare and add up.
 _SCALE: Final = {ColumnKind.MONEY: 4, ColumnKind.DECIMAL: 10}
 # The base currency of the organization is the euro.
@@ -98,7 +106,36 @@ class Column:
         """Turn a JSON value into what a row holds. Raises InvalidValue."""
         if value is None:
             return None
-        return _PARSERS[self.kind](self, value)
+        match self.kind:
+            case ColumnKind.ID | ColumnKind.LOOKUP:
+                return guid(value)
+            case ColumnKind.DATE:
+                return parse_datetime(value)[:10]
+            case ColumnKind.DATETIME:
+                return parse_datetime(value)
+        kinds, name = _JSON_TYPES[self.kind]
+        if (
+            not isinstance(value, kinds)
+            or isinstance(value, bool) != (self.kind is ColumnKind.BOOLEAN)
+            or (name == "Edm.Int32" and value not in _INT32)
+        ):
+            raise InvalidValue(f"Cannot convert a value of '{self.name}' to the expected type '{name}'.")
+        return self._checked(value)
+
+    def _checked(self, value: Any) -> object:  # noqa: ANN401 - what JSON has
+        """Refuse texts that are not Unicode and amounts out of range; give an amount the scale of its kind."""
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidValue(f"The text of '{self.name}' is not valid Unicode.") from error
+        elif self.kind in _SCALE:
+            value = Decimal(value)
+            # SQLite stores both kinds as 64-bit integers; Dataverse's own bounds are a little narrower.
+            if not value.is_finite() or abs(value) > Decimal(2**63 - 1).scaleb(-_SCALE[self.kind]):
+                raise InvalidValue(f"A value of '{self.name}' is out of range.")
+            return value.quantize(Decimal(1).scaleb(-_SCALE[self.kind]))
+        return value
 
     def to_sql(self, value: object) -> object:
         """Turn what a row holds into what SQLite stores."""
@@ -186,53 +223,6 @@ def parse_datetime(text: object) -> str:
             f"Cannot convert the literal '{text}' to the expected type 'Edm.DateTimeOffset'."
         ) from error
     return format_datetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
-
-def _parse_text(column: Column, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.String'.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidValue(f"The text of '{column.name}' is not valid Unicode.") from error
-    return value
-
-
-def _parse_integer(column: Column, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value not in _INT32:
-        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.Int32'.")
-    return value
-
-
-def _parse_boolean(column: Column, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.Boolean'.")
-    return value
-
-
-def _parse_amount(column: Column, value: object) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise InvalidValue(f"Cannot convert a value of '{column.name}' to the expected type 'Edm.Decimal'.")
-    amount = Decimal(value)
-    # SQLite stores both kinds as 64-bit integers; Dataverse's own bounds are a little narrower.
-    if not amount.is_finite() or abs(amount) > Decimal(2**63 - 1).scaleb(-_SCALE[column.kind]):
-        raise InvalidValue(f"A value of '{column.name}' is out of range.")
-    return amount.quantize(Decimal(1).scaleb(-_SCALE[column.kind]))
-
-
-_PARSERS: Final[Mapping[ColumnKind, Any]] = {
-    ColumnKind.ID: lambda _, value: guid(value),
-    ColumnKind.LOOKUP: lambda _, value: guid(value),
-    ColumnKind.TEXT: _parse_text,
-    ColumnKind.INTEGER: _parse_integer,
-    ColumnKind.VERSION: _parse_integer,
-    ColumnKind.CHOICE: _parse_integer,
-    ColumnKind.BOOLEAN: _parse_boolean,
-    ColumnKind.MONEY: _parse_amount,
-    ColumnKind.DECIMAL: _parse_amount,
-    ColumnKind.DATE: lambda _, value: parse_datetime(value)[:10],
-    ColumnKind.DATETIME: lambda _, value: parse_datetime(value),
-}
 
 
 _NAMESPACE = uuid.UUID("8d1f3b7a-5c0e-4f4b-9b6e-2f6f0f0c7d11")

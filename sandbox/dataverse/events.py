@@ -218,18 +218,14 @@ class EventPipeline:
 
 
 class Poster:
-    """Runs the due jobs of a database in the background, on `threads` threads, until it is stopped."""
+    """Runs the due jobs of a database in the background until it is stopped."""
 
-    def __init__(
-        self, pipeline: EventPipeline, database: Database, threads: int = 4, poll: float = 0.2
-    ) -> None:
+    def __init__(self, pipeline: EventPipeline, database: Database) -> None:
         self._pipeline = pipeline
         self._database = database
-        self._poll = poll
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._work, name=f"dataverse-poster-{n}", daemon=True)
-            for n in range(threads)
+            threading.Thread(target=self._work, name=f"dataverse-poster-{n}", daemon=True) for n in range(4)
         ]
 
     def start(self) -> Self:
@@ -248,7 +244,7 @@ class Poster:
     def _work(self) -> None:
         while not self._stopping.is_set():
             # Poll too: a test may move the clock, and then retries become due.
-            self._pipeline.jobs_written.wait(self._poll)
+            self._pipeline.jobs_written.wait(0.2)
             self._pipeline.jobs_written.clear()
             if not self._stopping.is_set():
                 self._pipeline.run_due_jobs(self._database)

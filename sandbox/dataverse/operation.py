@@ -52,22 +52,16 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Operation:
-    """One request, alone or within a batch; `url` is absolute or relative to the service's root."""
+    """One request, alone or within a batch; `url` is absolute or relative to the service's root.
+
+    The names of `headers` are in lower case.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     content_id: str | None = None
-
-    def header(self, name: str) -> str | None:
-        """Return a header; names of `headers` are in lower case."""
-        return self.headers.get(name)
-
-    @property
-    def is_read(self) -> bool:
-        """Whether it is a retrieve or a function; change sets must not contain these."""
-        return self.method == "GET"
 
     @property
     def may_write(self) -> bool:
@@ -100,7 +94,7 @@ class Operation:
     @cached_property
     def preferences(self) -> Preferences:
         """The Prefer header. Raises RequestRefused (501)."""
-        text = self.header("prefer") or ""
+        text = self.headers.get("prefer", "")
         for name in ("odata.track-changes", "respond-async"):
             if name in text:
                 raise not_supported(f"the preference {name}")
@@ -148,8 +142,6 @@ class Reply:
     status: HTTPStatus
     content: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    # The URL of the row that was created or changed, for content-ID references.
-    entity_url: str | None = None
     text: str | None = None
 
 

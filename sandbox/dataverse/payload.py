@@ -6,7 +6,7 @@ a float in between.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from sandbox.dataverse.columns import Column, ColumnKind, InvalidValue, Row, Table, guid
-from sandbox.dataverse.errors import bad_payload, bad_request, no_property, not_supported
+from sandbox.dataverse.errors import bad_payload, bad_request, not_supported
 from sandbox.dataverse.schema import BY_SET, COLLECTIONS
 
 _REFERENCE = re.compile(r"(?:https?://[^/]+/api/data/v9\.\d+)?/?(\w+)\(([^)]*)\)\Z")
@@ -160,14 +160,6 @@ class Shape:
     def wants(self, annotation: str) -> bool:
         """Return whether an annotation was requested."""
         return any(fnmatchcase(annotation, pattern) for pattern in self.annotations)
-
-
-def check_select(table: Table, names: Sequence[str]) -> tuple[str, ...]:
-    """Refuse (400) properties that the table does not have."""
-    for name in names:
-        if name not in table.by_property:
-            raise no_property(name, table.name)
-    return tuple(names)
 
 
 class Rows(Protocol):

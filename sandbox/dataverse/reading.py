@@ -8,10 +8,10 @@ from sandbox.dataverse.errors import no_property, no_segment, not_supported
 from sandbox.dataverse.filters import Condition, parse_filter, parse_orderby
 from sandbox.dataverse.messages import EntityResult
 from sandbox.dataverse.operation import MAX_PAGE, ROOT, Operation, Reply, named_with_options, split
-from sandbox.dataverse.payload import Expansion, Shape, check_select, represent
+from sandbox.dataverse.payload import Expansion, Shape, represent
 from sandbox.dataverse.sales_rules import INVOICE, reprice
 from sandbox.dataverse.schema import COLLECTIONS, TABLES
-from sandbox.dataverse.service import Session, check_version, collection_of, etag
+from sandbox.dataverse.service import Session, check_version, etag
 
 NAMESPACE: Final = "Microsoft.Dynamics.CRM."
 _OPTIONS: Final = frozenset({"$select", "$filter", "$orderby", "$top", "$expand", "$count", "$skiptoken"})
@@ -56,8 +56,8 @@ class Reader:
         """Retrieve a row by its id."""
         shape = self._shape(table)
         row = self._fresh(table, record_id)
-        check_version(table, row, self._operation.header("if-match"))
-        if self._operation.header("if-none-match") == etag(row):
+        check_version(table, row, self._operation.headers.get("if-match"))
+        if self._operation.headers.get("if-none-match") == etag(row):
             return Reply(HTTPStatus.NOT_MODIFIED)
         return Reply(HTTPStatus.OK, self._entity(table, row, shape), self._preferences.applied)
 
@@ -103,11 +103,11 @@ class Reader:
         """Reply with the URL of a changed row, and with the row if the request prefers that."""
         url = f"{self.root}/{table.set_name}({record_id})"
         if not self._preferences.representation:
-            return Reply(HTTPStatus.NO_CONTENT, None, {"OData-EntityId": url, "Location": url}, url)
+            return Reply(HTTPStatus.NO_CONTENT, None, {"OData-EntityId": url, "Location": url})
         shape = self._shape(table)
         content = self._entity(table, self._session.retrieve(table, record_id), shape)
         headers = {"OData-EntityId": url, "Location": url, **self._preferences.applied}
-        return Reply(HTTPStatus.OK if status is HTTPStatus.NO_CONTENT else status, content, headers, url)
+        return Reply(HTTPStatus.OK if status is HTTPStatus.NO_CONTENT else status, content, headers)
 
     def result(self, result: EntityResult) -> Reply:
         """Reply with the row that an action returns."""
@@ -147,10 +147,10 @@ class Reader:
         return entity
 
     def _expand(self, table: Table, row: Row, expansion: Expansion) -> object:
-        collection = collection_of(table, expansion.name)
+        collection = COLLECTIONS[table.name].get(expansion.name)
         if collection:
-            related, column = collection
-            conditions = [Condition(f't."{column.name}" = ?', (row[table.key],))]
+            related = collection.table
+            conditions = [Condition(f't."{collection.lookup.name}" = ?', (row[table.key],))]
             if expansion.filter:
                 conditions.append(parse_filter(expansion.filter, related))
             rows = self._session.query(related, conditions)
@@ -164,7 +164,12 @@ class Reader:
 
 def _select(table: Table, text: str | None) -> tuple[str, ...] | None:
     names = [name.strip() for name in text.split(",") if name.strip()] if text else []
-    return check_select(table, names) if names and names != ["*"] else None
+    if names in ([], ["*"]):
+        return None
+    for name in names:
+        if name not in table.by_property:
+            raise no_property(name, table.name)
+    return tuple(names)
 
 
 def _expansions(table: Table, text: str, annotations: tuple[str, ...]) -> tuple[Expansion, ...]:
@@ -188,9 +193,9 @@ def _expanded(table: Table, name: str) -> tuple[Table, frozenset[str]]:
         if len(targets) > 1:
             raise not_supported(f"expanding '{name}', which leads to several tables")
         return TABLES[targets[0]], frozenset({"$select", "$expand"})
-    found = collection_of(table, name)
-    if found is not None and name in _EXPANDABLE_COLLECTIONS:
-        return found[0], frozenset({"$select", "$filter"})
-    if name in COLLECTIONS[table.name]:
+    collection = COLLECTIONS[table.name].get(name)
+    if collection and name in _EXPANDABLE_COLLECTIONS:
+        return collection.table, frozenset({"$select", "$filter"})
+    if collection:
         raise not_supported(f"expanding the collection '{name}': list it by a filter")
     raise no_property(name, table.name)

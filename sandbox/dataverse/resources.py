@@ -26,8 +26,8 @@ from sandbox.dataverse.operation import Operation, Reply, Segment, literal, meth
 from sandbox.dataverse.payload import parse_entity, parse_reference, read_json
 from sandbox.dataverse.platform_actions import BOUND_MESSAGES, PLATFORM_FUNCTIONS
 from sandbox.dataverse.reading import NAMESPACE, Reader
-from sandbox.dataverse.schema import BY_SET, TABLES
-from sandbox.dataverse.service import Session, collection_of
+from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
+from sandbox.dataverse.service import Session
 from sandbox.dataverse.unsupported import MESSAGES as UNSUPPORTED_MESSAGES
 from sandbox.dataverse.unsupported import TABLES as UNSUPPORTED_TABLES
 
@@ -97,19 +97,19 @@ class _Execution:
             case "PATCH":
                 return self._patch(table, row_id)
             case "DELETE":
-                self._session.delete(table, row_id, self._operation.header("if-match"))
+                self._session.delete(table, row_id, self._operation.headers.get("if-match"))
                 return Reply(HTTPStatus.NO_CONTENT)
         raise method_not_allowed(self._method)
 
     def _patch(self, table: Table, row_id: str) -> Reply:
         """Update or create: If-Match forbids creating, If-None-Match: * forbids updating."""
         exists = self._session.transaction.get(table, row_id) is not None
-        if_match = self._operation.header("if-match")
+        if_match = self._operation.headers.get("if-match")
         if not exists:
             if if_match is not None:
                 raise no_record(table.name, row_id)
             return self._create(table, row_id)
-        if self._operation.header("if-none-match") == "*":
+        if self._operation.headers.get("if-none-match") == "*":
             raise self._session.organization.duplicate_response.error(table)
         values = parse_entity(table, read_json(self._operation.body, table.name))
         if values.pop(table.key, row_id) != row_id:
@@ -126,12 +126,11 @@ class _Execution:
         names = [segment.name for segment in further]
         if names == ["$ref"]:
             return self._reference(table, row_id, first)
-        collection = collection_of(table, first.name)
+        collection = COLLECTIONS[table.name].get(first.name)
         if collection and self._method == "GET" and names in ([], ["$count"]):
             self._session.retrieve(table, row_id)
-            related, column = collection
-            condition = Condition(f't."{column.name}" = ?', (row_id,))
-            return self._reader.count(related, condition) if names else self._reader.list(related, condition)
+            read = self._reader.count if names else self._reader.list
+            return read(collection.table, Condition(f't."{collection.lookup.name}" = ?', (row_id,)))
         if names:
             raise not_supported("paths that go on behind a navigation property or a property")
         if first.name == _USER_ROLES and table.name in _INTERSECTION and self._method == "GET":
@@ -152,7 +151,7 @@ class _Execution:
                 raise bad_payload(table.name, "The body of a property is an object with its value.")
             value = body["value"]
         values = parse_entity(table, {name: value})
-        self._session.update(table, row_id, values, self._operation.header("if-match"))
+        self._session.update(table, row_id, values, self._operation.headers.get("if-match"))
         return Reply(HTTPStatus.NO_CONTENT)
 
     def _list_associated(self, table: Table, row_id: str) -> Reply:

@@ -59,6 +59,10 @@ class Caller:
         """The owners whose rows count as the caller's own: itself and its teams."""
         return (self.user_id, *self.teams)
 
+    def units_within(self, depth: Depth) -> tuple[str, ...]:
+        """Return the business units whose rows a privilege of this depth, less than global, reaches."""
+        return {Depth.BASIC: (), Depth.LOCAL: (self.business_unit_id,), Depth.DEEP: self.units}[depth]
+
 
 def application_user(transaction: Transaction, client_id: str, organization_id: str) -> Caller:
     """Return the application user of a client id. Raises RequestRefused (403) if there is none or it is disabled."""
@@ -203,30 +207,22 @@ def visible(caller: Caller, table: Table, verb: str = "Read") -> Condition:
     depth = require(caller, verb, table)
     if not table.owned or depth is Depth.GLOBAL:
         return Condition("1")
-    own = f"t.ownerid IN ({_places(caller.owners)})"
-    if depth is Depth.BASIC:
-        return Condition(own, caller.owners)
-    units = caller.units if depth is Depth.DEEP else (caller.business_unit_id,)
-    return Condition(f"({own} OR t.owningbusinessunit IN ({_places(units)}))", (*caller.owners, *units))
+    owners, units = caller.owners, caller.units_within(depth)
+    return Condition(
+        f"(t.ownerid IN ({_places(owners)}) OR t.owningbusinessunit IN ({_places(units)}))", (*owners, *units)
+    )
 
 
 def _places(values: tuple[str, ...]) -> str:
     return ", ".join("?" * len(values))
 
 
-def _reaches(caller: Caller, table: Table, depth: Depth, row: Row) -> bool:
-    """Return whether a privilege of this depth covers a row."""
-    if not table.owned or depth is Depth.GLOBAL or row["ownerid"] in caller.owners:
-        return True
-    if depth is Depth.BASIC:
-        return False
-    units = caller.units if depth is Depth.DEEP else (caller.business_unit_id,)
-    return row["owningbusinessunit"] in units
-
-
 def check_access(caller: Caller, table: Table, verb: str, row: Row) -> None:
     """Refuse (403) an operation that the caller may not do with this row."""
-    if not _reaches(caller, table, require(caller, verb, table), row):
+    depth = require(caller, verb, table)
+    if not table.owned or depth is Depth.GLOBAL:
+        return
+    if row["ownerid"] not in caller.owners and row["owningbusinessunit"] not in caller.units_within(depth):
         raise privilege_denied(
             f"SecLib::AccessCheckEx failed. Returned hr = -2147187962, ObjectID: {row[table.key]}, "
             f"OwnerId: {row.get('ownerid')}, OwnerIdType: 8 and CallingUser: {caller.user_id}. "

@@ -28,7 +28,7 @@ from sandbox.dataverse.execution_context import (
 )
 from sandbox.dataverse.filters import Condition
 from sandbox.dataverse.organization import DuplicateResponse, Organization
-from sandbox.dataverse.schema import COLLECTIONS, REFERENCES, TABLES
+from sandbox.dataverse.schema import REFERENCES, TABLES
 from sandbox.dataverse.security import (
     Caller,
     check_access,
@@ -382,12 +382,6 @@ def check_version(table: Table, row: Row, if_match: str | None) -> None:
 def etag(row: Row) -> str:
     """Return a row's etag."""
     return f'W/"{row["versionnumber"]}"'
-
-
-def collection_of(table: Table, name: str) -> tuple[Table, Column] | None:
-    """Return the table and the lookup of a collection-valued navigation property."""
-    found = COLLECTIONS[table.name].get(name)
-    return (found.table, found.lookup) if found else None
 
 
 def _check_choices(table: Table, values: Mapping[str, object]) -> None:

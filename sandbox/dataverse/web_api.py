@@ -101,7 +101,7 @@ class _OperationRefused(RequestRefused):
     def __init__(self, error: RequestRefused, operation: Operation, prefer: str) -> None:
         super().__init__(error.status, error.code, error.message, error.headers, error.source)
         # Whether the batch's own header applies to its parts is not confirmed.
-        self.part = _refusal(error, f"{operation.header('prefer') or ''},{prefer}", operation.content_id)
+        self.part = _refusal(error, f"{operation.headers.get('prefer', '')},{prefer}", operation.content_id)
 
 
 class DataverseApp:
@@ -334,8 +334,8 @@ class DataverseApp:
                     reply = execute(self._session(transaction, user, info), _resolved(operation, made))
                 except RequestRefused as error:
                     raise _OperationRefused(error, operation, prefer) from error
-                if operation.content_id and reply.entity_url:
-                    made[f"${operation.content_id}"] = reply.entity_url
+                if operation.content_id and "OData-EntityId" in reply.headers:
+                    made[f"${operation.content_id}"] = reply.headers["OData-EntityId"]
                 parts.append(_part(reply, operation.content_id))
         return parts
 
