@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 
     from proofs.outage import Report
 
-_NAMES = (
-    "dataverse-away",
-    "dataverse-silent",
-    "service-bus-away",
-    "sends-refused",
-    "throttled",
-    "silent-send",
-)
+_PLAYS: dict[str, Callable[..., Report]] = {
+    "dataverse-away": outage.dataverse_away,
+    "dataverse-silent": outage.dataverse_silent,
+    "service-bus-away": outage.service_bus_away,
+    "sends-refused": outage.sends_refused,
+    "throttled": outage.throttled,
+    "silent-send": outage.a_send_that_never_returns,
+}
 
 
 @click.command()
@@ -39,38 +38,28 @@ _NAMES = (
 @click.option(
     "--limit", default=6_000, show_default=True, help="Requests per five minutes that Dataverse permits."
 )
-@click.option("--only", type=click.Choice(_NAMES), help="Only this one.")
+@click.option("--only", type=click.Choice(list(_PLAYS)), help="Only this one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(*, wins: int, throttled_wins: int, limit: int, only: str | None, as_json: bool) -> None:
     """Let a dependency be away or throttled while wins wait, and see how they are processed afterwards."""
     stay_on(0)
-    every: dict[str, Callable[[], Report]] = {
-        "dataverse-away": partial(outage.dataverse_away, wins),
-        "dataverse-silent": partial(outage.dataverse_silent, wins),
-        "service-bus-away": partial(outage.service_bus_away, wins),
-        "sends-refused": partial(outage.sends_refused, wins),
-        "throttled": partial(outage.throttled, throttled_wins, limit=limit),
-        "silent-send": outage.a_send_that_never_returns,
-    }
-    chosen = [play for name, play in every.items() if only in (None, name)]
+    arguments = {"throttled": (throttled_wins, limit), "silent-send": ()}
+    chosen = [only] if only else list(_PLAYS)
     reports = []
-    for play in follow(chosen, "Outages", len(chosen)):
+    for name in follow(chosen, "Outages", len(chosen)):
         started = time.monotonic()
-        report = play()
+        report = _PLAYS[name](*arguments.get(name, (wins,)))
         reports.append(report)
         if not as_json:
-            _show(report, time.monotonic() - started)
+            broken_rules = [("BROKEN", str(violation)) for violation in report.violations]
+            title = f"{report.title} ({time.monotonic() - started:.0f} s)"
+            show(title, [*report.figures.items(), *broken_rules])
     broken = {
         report.title: [str(each) for each in report.violations] for report in reports if report.violations
     }
     if as_json:
         click.echo(json.dumps({"histories": len(reports), "broken": broken}))
     sys.exit(1 if broken else 0)
-
-
-def _show(report: Report, seconds: float) -> None:
-    broken = [("BROKEN", str(violation)) for violation in report.violations]
-    show(f"{report.title} ({seconds:.0f} s)", [*report.figures.items(), *broken])
 
 
 if __name__ == "__main__":

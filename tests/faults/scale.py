@@ -13,33 +13,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
-from random import Random
 from typing import TYPE_CHECKING
 
 import click
-from proofs.checker import QUEUE
 from proofs.one_core import stay_on
+from proofs.outage import CONCURRENCY, Backlog, shortest
 from proofs.report import follow
-from proofs.rig import START, Shape, World, organization, quiet
+from proofs.rig import START, quiet
 from rich.console import Console
 from rich.table import Table
 
 from sandbox.dataverse import ServiceProtection, ServiceProtectionLimits
-from sandbox.service_bus import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from proofs.rig import World
     from proofs.simulation import Simulation
 
-# As in host.json.
-CONCURRENCY = 16
-_TICK = 0.05
-_TURNS = 50_000_000
 MIN_USED = 0.95
 MAX_REFUSED = 0.05
 
@@ -94,22 +88,19 @@ class _Executing(ServiceProtection):
 def run(load: Load, limits: ServiceProtectionLimits | None = None, seed: int = 1) -> Result:
     """Handle a backlog and return how it went."""
     limits = limits or ServiceProtectionLimits()
-    image = organization(load.wins, won=True)
-    shape = Shape(image, workers=load.processes, concurrency=CONCURRENCY, latency=load.network, tick=_TICK)
     with quiet():
-        world = World(
-            Random(seed),  # noqa: S311 - to be repeatable, not secret
-            shape,
+        backlog = Backlog(
+            load.wins,
+            seed,
             lambda simulation: _Executing(simulation, limits, load.execution),
+            workers=load.processes,
+            latency=load.network,
         )
         try:
-            for id_ in image.demo.opportunities:
-                body = f'{{"opportunityId": "{id_}"}}'.encode()
-                world.broker.send(QUEUE, Message(body=body, message_id=world.new_id()))
-            world.run(turns=_TURNS)
-            return _result(load, limits, world)
+            backlog.run()
+            return _result(load, limits, backlog.world)
         finally:
-            world.close()
+            backlog.world.close()
 
 
 def _result(load: Load, limits: ServiceProtectionLimits, world: World) -> Result:
@@ -135,40 +126,25 @@ def _result(load: Load, limits: ServiceProtectionLimits, world: World) -> Result
 
 def _shortest(requests: int, load: Load, limits: ServiceProtectionLimits) -> tuple[float, str]:
     """Return the seconds that so many requests take at least, and what limits them for most of the time."""
-    window, running = limits.window.total_seconds(), load.processes * CONCURRENCY
-    allowed = min(limits.requests, int(limits.execution.total_seconds() / load.execution))
-    at_once = min(running, limits.concurrent)
-    took = load.execution + load.network
-    sent: deque[float] = deque(maxlen=max(allowed, at_once))
-    waits = {"processes": 0.0, "Dataverse": 0.0}
-    for number in range(requests):
-        free = sent[-at_once] + took if number >= at_once else 0.0
-        permitted = sent[-allowed] + window if number >= allowed else 0.0
-        waits["Dataverse" if permitted > free else "processes"] += max(permitted, free) - (
-            sent[-1] if sent else 0.0
-        )
-        sent.append(max(free, permitted))
-    limit = max(waits, key=lambda name: waits[name])
-    if limit == "Dataverse":
-        by_requests = limits.requests <= limits.execution.total_seconds() / load.execution
-        return sent[-1] + took, "requests in 300 s" if by_requests else "execution time in 300 s"
-    return sent[-1] + took, "requests at once" if at_once < running else "processes"
+    by_execution = limits.execution.total_seconds() / load.execution
+    running = load.processes * CONCURRENCY
+    at_once, took = min(running, limits.concurrent), load.execution + load.network
+    last, held_up = shortest(
+        requests, min(limits.requests, int(by_execution)), window=limits.window, at_once=at_once, took=took
+    )
+    if held_up > last - held_up:
+        limit = "requests in 300 s" if limits.requests <= by_execution else "execution time in 300 s"
+    else:
+        limit = "requests at once" if at_once < running else "processes"
+    return last + took, limit
 
 
 def show(results: Sequence[Result], console: Console) -> None:
     """Print the results as a table."""
     table = Table(box=None, header_style="bold")
-    for heading in (
-        "processes",
-        "backlog",
-        "wins/h",
-        "of permitted",
-        "429",
-        "requests",
-        "deliveries",
-        "limited by",
-    ):
-        table.add_column(heading, justify="left" if heading == "limited by" else "right")
+    for heading in ("processes", "backlog", "wins/h", "of permitted", "429", "requests", "deliveries"):
+        table.add_column(heading, justify="right")
+    table.add_column("limited by")
     for each in results:
         table.add_row(
             str(each.processes),

@@ -46,6 +46,6 @@ def test_send_that_never_returns_does_not_hold_the_invocation() -> None:
 
 def test_what_the_limits_permit_at_least() -> None:
     """16 requests at once, each 0.15 s; the 101st waits until the first one leaves the window."""
-    assert outage.shortest(16, 100) == 0.0
-    assert outage.shortest(17, 100) == pytest.approx(0.15)
-    assert outage.shortest(101, 100) == pytest.approx(300.0)
+    assert outage.shortest(16, 100) == (0.0, 0.0)
+    assert outage.shortest(17, 100) == pytest.approx((0.15, 0.0))
+    assert outage.shortest(101, 100) == pytest.approx((300.0, 299.1))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import socket
 import threading
+from collections import deque
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -29,17 +31,16 @@ from shared.message import Message as InMessage
 from shared.service_bus import AmqpSender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from proofs.checker import Evidence
     from proofs.simulation import Simulation
     from sandbox.dataverse import Change
 
 # As in host.json; a request takes as long as a Web API of some distance.
-_CONCURRENCY = 16
+CONCURRENCY = 16
 _LATENCY = 0.15
 _TICK = 0.05
-_TURNS = 20_000_000
+_TURNS = 50_000_000
 _WINDOW = timedelta(minutes=5)
 _MIN_RATE = 0.95
 # Seconds from the end of an outage until the last win is published.
@@ -82,7 +83,7 @@ def dataverse_silent(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
 def _dataverse_fails(kind: FaultKind, name: str, wins: int, hours: float, seed: int) -> Report:
     away = timedelta(hours=hours)
     with quiet():
-        scene = _Scene(wins, seed)
+        scene = Backlog(wins, seed)
         scene.world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(kind), When.during(away)))
         return _in_time(scene.play(name, ends=away))
 
@@ -91,13 +92,13 @@ def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Repo
     """Nothing is taken in, handed out or settled, and locks end, from when some messages are being handled."""
     begins, away = timedelta(seconds=0.3), timedelta(minutes=minutes)
     with quiet():
-        scene = _Scene(wins, seed)
+        scene = Backlog(wins, seed)
         world = scene.world
         for dependency in (Dependency.SERVICE_BUS_OUT, Dependency.SERVICE_BUS_IN):
             fault = Fault(FaultKind.REFUSE if dependency is Dependency.SERVICE_BUS_OUT else FaultKind.RESET)
             world.plan.add(FaultRule(dependency, fault, When.during(away, begins)))
-        world.simulation.at(begins.total_seconds(), lambda: _close(world, closed=True))
-        world.simulation.at((begins + away).total_seconds(), lambda: _close(world, closed=False))
+        for at, closed in ((begins, True), (begins + away, False)):
+            world.simulation.at(at.total_seconds(), partial(setattr, world.host, "closed", closed))
         return _in_time(scene.play(f"Service Bus away for {minutes:g} min", ends=begins + away))
 
 
@@ -105,7 +106,7 @@ def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
     """Messages are handed out and settled, but none is taken: throttled, or full."""
     away = timedelta(minutes=minutes)
     with quiet():
-        scene = _Scene(wins, seed)
+        scene = Backlog(wins, seed)
         scene.world.plan.add(
             FaultRule(Dependency.SERVICE_BUS_OUT, Fault(FaultKind.REJECT), When.during(away))
         )
@@ -120,11 +121,11 @@ def _in_time(report: Report) -> Report:
     return replace(report, violations=(*report.violations, late))
 
 
-def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int = 1) -> Report:
+def throttled(wins: int, limit: int = 6000, *, minutes: float = 10.0, seed: int = 1) -> Report:
     """Every request gets 429 with Retry-After 60; then the service-protection limit of one server holds."""
     storm = timedelta(minutes=minutes)
     with quiet():
-        scene = _Scene(wins, seed, lambda simulation: _protection(simulation, limit))
+        scene = Backlog(wins, seed, lambda simulation: _protection(simulation, limit))
         scene.world.plan.add(
             FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, retry_after="60"), When.during(storm))
         )
@@ -141,7 +142,7 @@ def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int 
         if each.at >= begins and each.status != HTTPStatus.TOO_MANY_REQUESTS
     ]
     took = (accepted[-1].at - begins).total_seconds()
-    ideal = shortest(len(accepted), limit)
+    ideal, _ = shortest(len(accepted), limit)
     figures = {
         "requests per invoice": f"{len(accepted) / wins:.2f}",
         "drained in": f"{took:.0f} s, where the limits permit {ideal:.0f} s: {ideal / took:.1%}",
@@ -151,14 +152,27 @@ def throttled(wins: int, *, limit: int = 6000, minutes: float = 10.0, seed: int 
     return replace(report, violations=violations, figures={**report.figures, **figures})
 
 
-def shortest(requests: int, limit: int) -> float:
-    """Return the seconds that so many requests take at least: taking turns, no more than `limit` in any window."""
-    sent: list[float] = []
-    for number in range(requests):
-        free = sent[number - _CONCURRENCY] + _LATENCY if number >= _CONCURRENCY else 0.0
-        permitted = sent[number - limit] + _WINDOW.total_seconds() if number >= limit else 0.0
+def shortest(
+    requests: int,
+    limit: int,
+    *,
+    window: timedelta = _WINDOW,
+    at_once: int = CONCURRENCY,
+    took: float = _LATENCY,
+) -> tuple[float, float]:
+    """Return when the last of so many requests is sent at the soonest, and how many seconds the limit held them up.
+
+    No more than `limit` are sent in any window; `at_once` take turns, each request takes `took` seconds.
+    """
+    sent: deque[float] = deque([0.0], maxlen=max(limit, at_once))
+    held_up = 0.0
+    for number in range(1, requests):
+        free = sent[-at_once] + took if number >= at_once else 0.0
+        permitted = sent[-limit] + window.total_seconds() if number >= limit else 0.0
+        if permitted > free:
+            held_up += permitted - sent[-1]
         sent.append(max(free, permitted))
-    return sent[-1] if sent else 0.0
+    return sent[-1], held_up
 
 
 def _protection(simulation: Simulation, limit: int) -> ServiceProtection:
@@ -191,15 +205,14 @@ def a_send_that_never_returns() -> Report:
         invocation = threading.Thread(target=invoke, name="invocation", daemon=True)
         invocation.start()
         invocation.join(_NEVER)
-    rule = "an invocation ends within its deadline"
+    violations = []
     if not ended:
-        return Report(
-            "A send that never returns", (Violation(rule, f"it did not in {_NEVER:g} s."),), math.inf, {}
-        )
-    violations = (
-        (Violation("what could not be sent is handed back", "it was completed."),) if ended[0] is None else ()
-    )
-    return Report("A send that never returns", violations, 0.0, {"ended with": type(ended[0]).__name__})
+        what = f"it did not in {_NEVER:g} s."
+        violations.append(Violation("an invocation ends within its deadline", what))
+    elif ended[0] is None:
+        violations.append(Violation("what could not be sent is handed back", "it was completed."))
+    figures = {"ended with": type(ended[0]).__name__ if ended else "nothing"}
+    return Report("A send that never returns", tuple(violations), 0.0 if ended else math.inf, figures)
 
 
 def _client_of(port: int) -> ServiceBusClient:
@@ -213,29 +226,38 @@ def _client_of(port: int) -> ServiceBusClient:
     return ServiceBusClient.from_connection_string(SETTINGS["ServiceBusConnection"], **options)
 
 
-def _close(world: World, *, closed: bool) -> None:
-    world.host.closed = closed
-
-
-class _Scene:
-    """So many opportunities that are won, and their messages in the queue."""
+class Backlog:
+    """So many opportunities that are won, and their messages in the queue of a world, which is to be closed."""
 
     def __init__(
-        self, wins: int, seed: int, protect: Callable[[Simulation], ServiceProtection] | None = None
+        self,
+        wins: int,
+        seed: int,
+        protect: Callable[[Simulation], ServiceProtection] | None = None,
+        *,
+        workers: int = 1,
+        latency: float = _LATENCY,
     ) -> None:
         random = Random(seed)  # noqa: S311 - to be repeatable, not secret
         self.organization = organization(wins, won=True)
-        shape = Shape(self.organization, concurrency=_CONCURRENCY, latency=_LATENCY, tick=_TICK)
+        shape = Shape(
+            self.organization, workers=workers, concurrency=CONCURRENCY, latency=latency, tick=_TICK
+        )
         self.world = World(random, shape, protect)
         for id_ in self.organization.demo.opportunities:
             body = f'{{"opportunityId": "{id_}"}}'.encode()
             self.world.broker.send(QUEUE, Message(body=body, message_id=self.world.new_id()))
 
+    def run(self) -> None:
+        """Let everything happen."""
+        self.world.run(turns=_TURNS)
+
     def play(self, title: str, ends: timedelta) -> Report:
+        """Run an outage and judge it."""
         world = self.world
         ids = self.organization.demo.opportunities
         try:
-            world.run(turns=_TURNS)
+            self.run()
             evidence = world.watch.evidence(world.app.database.commits, self.organization.function_user)
             violations = [
                 *judge(evidence, Expectations(invoiced=ids)),
@@ -248,7 +270,7 @@ class _Scene:
             drained = max((event.at for event in world.watch.published), default=START) - START - ends
             figures = {
                 "wins": f"{len(ids):,}",
-                "invoices": f"{len(_invoices(evidence)):,}",
+                "invoices": f"{sum(_is_invoice(each) for commit in evidence.commits for each in commit.changes):,}",
                 "events": f"{len(evidence.published):,}",
                 "parked": f"{world.broker.counts(FAILED_QUEUE).active:,}",
                 "deliveries": f"{world.counts['deliveries']:,}",
@@ -260,6 +282,5 @@ class _Scene:
             world.close()
 
 
-def _invoices(evidence: Evidence) -> Sequence[Change]:
-    changes = [change for commit in evidence.commits for change in commit.changes]
-    return [change for change in changes if change.table == "invoice" and change.kind == "create"]
+def _is_invoice(change: Change) -> bool:
+    return change.table == "invoice" and change.kind == "create"

@@ -7,6 +7,7 @@ What happens in a world is left to `situations` and `outage`, whether it was rig
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -190,7 +191,8 @@ class World:
         self.lost_posts = 0
         self.host = _Host(self)
         self._dataverse = faulty_dataverse(self.app, self.plan, self._wait)
-        self._calls = 0
+        # Numbers of requests and responses, in their order.
+        self.calls = itertools.count(1)
         self._closing: list[Dataverse] = []
 
     def __repr__(self) -> str:
@@ -282,11 +284,6 @@ class World:
             sender=_Sender(self),
             dataverse=dataverse,
         )
-
-    def order(self) -> int:
-        """Return the number of the next request or response."""
-        self._calls += 1
-        return self._calls
 
     def _wait(self, seconds: float) -> None:
         actor = self.simulation.current
@@ -399,7 +396,7 @@ class _Adapter(FaultyAdapter):
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - requests' own
         world = self._world
-        sent, at = world.order(), world.simulation.now()
+        sent, at = next(world.calls), world.simulation.now()
         actor = world.simulation.current
         if actor is not None:
             actor.timeout = kwargs["timeout"][1]
@@ -421,7 +418,7 @@ class _Adapter(FaultyAdapter):
         if not response.ok or _FAILED_PART.search(response.content):
             world.disturbed.update(_ids_in(request))
         until = _throttled_until(response, world.simulation.now())
-        world.requests.append(Request(self._process, sent, at, world.order(), until))
+        world.requests.append(Request(self._process, sent, at, next(world.calls), until))
         return response
 
 
@@ -604,7 +601,7 @@ class _Host:
     def __init__(self, world: World) -> None:
         self._world = world
         self._handlers: list[Handler] = []
-        self._born = 0
+        self._names = (f"worker {number}" for number in itertools.count(1))
         self.invocations: list[_Invocation] = []
         self.timeouts = 0
         self.closed = False
@@ -622,14 +619,9 @@ class _Host:
         """Return what an actor works on."""
         return next((each for each in self.invocations if each.actor is actor), None)
 
-    def in_flight(self, mark: bytes) -> bool:
-        """Whether a message whose body holds this is being handled."""
-        return any(mark in body_of(invocation.message) for invocation in self.invocations)
-
     def kill_worker_of(self, actor: Actor) -> None:
         """End the worker process in which an actor runs; the host abandons its messages."""
-        worker = next(each.worker for each in self.invocations if each.actor is actor)
-        self._kill([each for each in self.invocations if each.worker == worker and not each.settling], worker)
+        self._kill(next(each.worker for each in self.invocations if each.actor is actor))
 
     def crash(self) -> None:
         """End the host with all its workers: nobody settles anything, the locks expire."""
@@ -642,10 +634,11 @@ class _Host:
     def _invoke(self, message: BrokeredMessage) -> None:
         world = self._world
         while len(self._handlers) < world.shape.workers:
-            self._handlers.append(world.worker(self._name()))
+            self._handlers.append(world.worker(next(self._names)))
         worker = world.random.randrange(len(self._handlers))
         world.counts["deliveries"] += 1
-        if any(mark in body_of(message) and self.in_flight(mark) for mark in world.marks):
+        bodies = [body_of(invocation.message) for invocation in self.invocations]
+        if any(mark in body_of(message) and mark in body for mark in world.marks for body in bodies):
             world.counts["deliveries of a win while another is handled"] += 1
         fault = world.plan.strike(Dependency.SERVICE_BUS_IN, f"deliver:{QUEUE}")
         invocation: _Invocation
@@ -667,10 +660,6 @@ class _Host:
             lambda: invocation in self.invocations and not invocation.settling,
         )
 
-    def _name(self) -> str:
-        self._born += 1
-        return f"worker {self._born}"
-
     def _work(self, invocation: _Invocation, handler: Handler) -> None:
         world = self._world
         message = invocation.message
@@ -682,9 +671,8 @@ class _Host:
             world.counts["invocations that raised"] += 1
             settle = world.broker.abandon
         except Exception as error:  # noqa: BLE001 - any is a bug: noted, and abandoned like by the host
-            world.violations.append(
-                Violation("nothing unforeseen is raised", f"{type(error).__name__}: {error}")
-            )
+            what = f"{type(error).__name__}: {error}"
+            world.violations.append(Violation("nothing unforeseen is raised", what))
             settle = world.broker.abandon
         invocation.settling = True
         world.simulation.pause()
@@ -702,11 +690,12 @@ class _Host:
         except MessageLockLost:
             world.counts["locks lost"] += 1
 
-    def _kill(self, doomed: Sequence[_Invocation], worker: int) -> None:
+    def _kill(self, worker: int) -> None:
         world = self._world
         world.counts["workers killed"] += 1
+        doomed = [each for each in self.invocations if each.worker == worker and not each.settling]
         self.invocations = [each for each in self.invocations if each not in doomed]
-        self._handlers[worker] = world.worker(self._name())
+        self._handlers[worker] = world.worker(next(self._names))
         world.simulation.kill(each.actor for each in doomed)
         for each in doomed:
             self._settle(each.message, world.broker.abandon)
@@ -723,10 +712,7 @@ class _Host:
 
     def _time_out(self, invocation: _Invocation) -> None:
         self.timeouts += 1
-        self._kill(
-            [each for each in self.invocations if each.worker == invocation.worker and not each.settling],
-            invocation.worker,
-        )
+        self._kill(invocation.worker)
 
 
 def as_delivered(message: BrokeredMessage) -> Message:
@@ -754,12 +740,8 @@ def _token(message: BrokeredMessage) -> UUID:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Switch off the log lines, of which there are thousands."""
-    loggers = [logging.getLogger(name) for name in ("shared", "sandbox")]
-    levels = [logger.level for logger in loggers]
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
