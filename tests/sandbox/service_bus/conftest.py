@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trustme
+from amqp_client import AmqpClient
 from azure.core.credentials import AccessToken
 from azure.servicebus import (
     ServiceBusClient,
@@ -161,18 +162,29 @@ class Access:
         """Return the client that senders and receivers share."""
         return self.client()
 
-    def sender(self, entity: str = "plain") -> ServiceBusSender:
+    def sender(self, entity: str = "plain", client: ServiceBusClient | None = None) -> ServiceBusSender:
         """Open a sender to a queue or topic."""
-        return self.opened.enter_context(self.one_client.get_queue_sender(entity, keep_alive=0))
+        client = client or self.one_client
+        return self.opened.enter_context(client.get_queue_sender(entity, keep_alive=0))
 
-    def receiver(self, entity: str = "plain", subscription: str = "", **options: Any) -> ServiceBusReceiver:  # noqa: ANN401
+    def receiver(
+        self,
+        entity: str = "plain",
+        subscription: str = "",
+        client: ServiceBusClient | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> ServiceBusReceiver:
         """Open a receiver of a queue or a topic's subscription."""
-        options = {**RECEIVER_OPTIONS, **options}
+        client, options = client or self.one_client, {**RECEIVER_OPTIONS, **options}
         if subscription:
-            receiver = self.one_client.get_subscription_receiver(entity, subscription, **options)
-        else:
-            receiver = self.one_client.get_queue_receiver(entity, **options)
-        return self.opened.enter_context(receiver)
+            return self.opened.enter_context(
+                client.get_subscription_receiver(entity, subscription, **options)
+            )
+        return self.opened.enter_context(client.get_queue_receiver(entity, **options))
+
+    def amqp_client(self) -> AmqpClient:
+        """Connect with a client that sends the frames that a test names."""
+        return AmqpClient(self.server.host, self.server.port)
 
     def advance(self, **duration: float) -> None:
         """Move the broker's time, and wake the server."""

@@ -4,24 +4,23 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from amqp_client import AmqpClient, Refused, logged_in
+from amqp_client import Refused
 
 from sandbox.service_bus import Configuration, InvalidConfiguration, Message
-from sandbox.service_bus.amqp.encoding import Described, Symbol, ULong, decode, encode
+from sandbox.service_bus.amqp import Condition
+from sandbox.service_bus.amqp.encoding import Described, Symbol, ULong
 from sandbox.service_bus.amqp.performatives import (
     RECEIVER,
     Attach,
     Close,
     Coordinator,
     Disposition,
-    Open,
     Rejected,
     Source,
     Target,
-    Transfer,
 )
 
 if TYPE_CHECKING:
@@ -42,61 +41,50 @@ def rows() -> list[tuple[str, str]]:
     ]
 
 
-def link(access: "Access", **attach: Any) -> str:  # noqa: ANN401 - the fields of an attach
-    with logged_in(access.server.host, access.server.port) as client, pytest.raises(Refused) as refused:
-        client.attach_sender("", **attach) if "target" in attach else client.attach_receiver(
-            "plain", **attach
-        )
+def session(access: "Access") -> str:
+    with access.amqp_client() as client, pytest.raises(Refused) as refused:
+        client.log_in_with_key().attach_receiver("plain", source=SESSION)
     return str(refused.value)
 
 
 def javascript_session(access: "Access") -> str:
-    with AmqpClient(access.server.host, access.server.port) as client:
-        client.log_in("PLAIN", b"\0RootManageSharedAccessKey\0SAS_KEY_VALUE")
-        client.open(properties={Symbol("product"): "MSJSClient"})
+    with access.amqp_client() as client:
+        client.log_in_with_key(properties={Symbol("product"): "MSJSClient"})
         client.write(Attach("in", 0, RECEIVER, source=SESSION, target=Target()))
         while not isinstance(close := client.read()[0], Close):
-            assert not isinstance(close, Open)
-    assert close.error is not None
-    return f"{close.error.name}: {close.error.description}"
+            pass
+    return condition(close.error)
+
+
+def condition(error: Condition | None) -> str:
+    assert error is not None
+    return f"{error.name}: {error.description}"
+
+
+def coordinator(access: "Access") -> str:
+    with access.amqp_client() as client, pytest.raises(Refused) as refused:
+        client.log_in_with_key().attach_sender("", target=Coordinator())
+    return str(refused.value)
 
 
 def outcome_in_a_transaction(access: "Access") -> str:
     access.broker.send("plain", Message(b"x"))
-    with logged_in(access.server.host, access.server.port) as client:
-        client.attach_receiver("plain")
+    with access.amqp_client() as client:
+        client.log_in_with_key().attach_receiver("plain")
         client.give_credit(1)
         transfer, _ = client.receive()
         transactional = Described(ULong(0x34), [b"transaction", Described(ULong(0x24), [])])
         client.write(Disposition(RECEIVER, transfer.delivery_id or 0, state=transactional))
         state = client.expect(Disposition).state
     assert isinstance(state, Rejected)
-    assert state.error is not None
-    return f"{state.error.name}: {state.error.description}"
+    return condition(state.error)
 
 
 def management(access: "Access", operation: str, body: dict[str, object]) -> str:
-    node = "news/Subscriptions/all/$management"
-    with logged_in(access.server.host, access.server.port) as client:
-        client.attach_sender(node, 0)
-        client.attach_receiver(node, 1)
-        client.give_credit(1, 1)
-        properties = section(0x73, ["id", None, None, None, "here-1"])
-        request = (
-            properties + section(0x74, {"operation": f"com.microsoft:{operation}"}) + section(0x77, body)
-        )
-        client.write(Transfer(0, 0, b"request", 0, settled=True), request)
-        _, response = client.receive()
-    at = 0
-    while at < len(response):
-        value, at = decode(response, at)
-        if value.descriptor == 0x74:
-            return f"{value.value['statusCode']} {value.value['statusDescription']}"
-    raise AssertionError("the response has no status")
-
-
-def section(code: int, value: object) -> bytes:
-    return encode(Described(ULong(code), value))
+    with access.amqp_client() as client:
+        client.log_in_with_key().attach_node("news/Subscriptions/all/$management")
+        properties, _ = client.request(operation, body)
+    return f"{properties['statusCode']} {properties['statusDescription']}"
 
 
 def rule(access: "Access", expression: str, action: dict[str, object] | None = None) -> str:
@@ -106,7 +94,7 @@ def rule(access: "Access", expression: str, action: dict[str, object] | None = N
 
 def http(access: "Access") -> str:
     """Return the status and the body's first sentence; test_service_bus_like_azure.py has the client and TLS."""
-    with AmqpClient(access.server.host, access.server.port) as client:
+    with access.amqp_client() as client:
         client.socket.sendall(b"GET /$Resources/queues HTTP/1.1\r\nHost: sandbox\r\n\r\n")
         head, _, body = client.end().decode().partition("\r\n\r\n")
     return f"{head.split()[1]} {body.partition('. ')[0]}."
@@ -135,10 +123,10 @@ def rule_action() -> str:
 
 # How each row is tried, by the beginning of what it says.
 TRIED: dict[str, Callable[["Access"], str]] = {
-    '`get_queue_receiver(…, session_id="mine")`': lambda access: link(access, source=SESSION),
+    '`get_queue_receiver(…, session_id="mine")`': session,
     '`acceptSession("queue", "mine")` of the JavaScript client': javascript_session,
     "`com.microsoft:get-message-sessions`": lambda access: management(access, "get-message-sessions", {}),
-    "a link to the coordinator of transactions": lambda access: link(access, target=Coordinator()),
+    "a link to the coordinator of transactions": coordinator,
     "an outcome inside a transaction": outcome_in_a_transaction,
     "`com.microsoft:batch-delete-messages`": lambda access: management(access, "batch-delete-messages", {}),
     "`com.microsoft:add-rule` with an action": lambda access: rule(access, "1=1", _ACTION),

@@ -1,12 +1,10 @@
 """A client that sends exactly the frames that a test names, and shows those that it gets."""
 
 import socket
-import ssl
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
+from sandbox.service_bus.amqp.encoding import Described, ULong, decode, encode
 from sandbox.service_bus.amqp.performatives import (
     RECEIVER,
     SENDER,
@@ -46,14 +44,26 @@ def frame(
     return struct.pack(">IBBH", len(body) + 8, 2, kind, channel) + body
 
 
+def section(code: int, value: object) -> bytes:
+    """Return a section of a message, or another described value."""
+    return encode(Described(ULong(code), value))
+
+
+def sections(payload: bytes) -> dict[int, Any]:
+    """Return a message's sections by their codes."""
+    found, at = {}, 0
+    while at < len(payload):
+        value, at = decode(payload, at)
+        found[int(value.descriptor)] = value.value
+    return found
+
+
 class AmqpClient:
     """A connection with one session on channel 0; a context manager."""
 
-    def __init__(self, host: str, port: int, *, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_connection((host, port), timeout=WITHIN)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_hostname=host)
         self._buffer = b""
         self._deliveries = 0
 
@@ -84,10 +94,10 @@ class AmqpClient:
         self.expect(Begin)
         return opened
 
-    def log_in_with_key(self) -> Self:
+    def log_in_with_key(self, **fields: Any) -> Self:  # noqa: ANN401 - the fields of an open
         """Authenticate with the namespace's key, open, and begin a session."""
         self.log_in("PLAIN", b"\0RootManageSharedAccessKey\0SAS_KEY_VALUE")
-        self.open()
+        self.open(**fields)
         return self
 
     # Links
@@ -136,6 +146,20 @@ class AmqpClient:
         """Take so many messages."""
         self.write(Flow(0, 5000, 0, 5000, handle, delivery_count, credit, **fields))
 
+    def attach_node(self, address: str) -> None:
+        """Attach two links to a node that takes requests."""
+        self.attach_sender(address, 10)
+        self.attach_receiver(address, 11)
+        self.give_credit(100, 11)
+
+    def request(self, operation: str, body: object) -> tuple[dict[str, Any], Any]:
+        """Send a request to the node; return the properties and the body of the response."""
+        properties = section(0x73, ["id", None, None, None, "here-11"])
+        properties += section(0x74, {"operation": f"com.microsoft:{operation}"})
+        self.write(Transfer(10, 0, b"request", 0, settled=True), properties + section(0x77, body))
+        found = sections(self.receive()[1])
+        return found[0x74], found[0x77]
+
     # Frames
 
     def write(self, performative: Performative, payload: bytes = b"", channel: int = 0) -> None:
@@ -181,10 +205,3 @@ class AmqpClient:
             self._buffer += data
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
-
-
-@contextmanager
-def logged_in(host: str, port: int) -> Iterator[AmqpClient]:
-    """Connect with the namespace's key."""
-    with AmqpClient(host, port) as client:
-        yield client.log_in_with_key()
