@@ -9,7 +9,7 @@ Packages: `service_bus`, `dataverse`, `identity` and `functions_host` are the em
 
 Modules at the top, because several packages share them: `clock` (time that tests can move), `http_server` (the base
 of the four HTTP servers), `listener` (the port of the AMQP server and of the fault proxy), `certificates` (the
-authority of all TLS servers), `sales_records` (what the database has of sales). Because they use the whole from
-outside: `actors`, `demo`, `testing`, `pytest_plugin`. Because they run before anything else is imported or installed:
-`stopping`, `prerequisites`, `install`.
+authority of all TLS servers), `start_stop` (the context manager of what runs), `sales_records` (what the database has
+of sales). Because they use the whole from outside: `actors`, `demo`, `testing`, `pytest_plugin`. Because they run
+before anything else is imported or installed: `stopping`, `prerequisites`, `install`.
 """

@@ -19,6 +19,7 @@ from sandbox.cloud import AUDIT_SUBSCRIPTION, CREATED_TOPIC, Cloud
 from sandbox.functions_host.configuration import ConnectionString, IdentityConnection
 from sandbox.functions_host.connection import Connector
 from sandbox.functions_host.trigger import application_properties
+from sandbox.start_stop import StartStop
 
 _REQUEST_SECONDS = 30.0
 _RECEIVE_SECONDS = 0.5
@@ -180,7 +181,7 @@ class ReceivedEvent:
         return content
 
 
-class Consumer:
+class Consumer(StartStop):
     """Receives and completes what is published, from the subscription that gets everything."""
 
     def __init__(self, cloud: Cloud) -> None:
@@ -211,13 +212,6 @@ class Consumer:
         """Stop listening."""
         self._stopping.set()
         self._thread.join(5)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -141,7 +141,7 @@ def compare(
     database: Database,
     won_at: Mapping[str, float],
     events: Sequence[ReceivedEvent],
-    pending: Mapping[str, Pending] | None = None,
+    pending: Mapping[str, Pending],
 ) -> Outcome:
     """Judge what came of the opportunities in `won_at` (id → when, monotonic) by Dataverse's database."""
     by_opportunity: dict[str, list[ReceivedEvent]] = {opportunity: [] for opportunity in won_at}
@@ -152,7 +152,7 @@ def compare(
     wins = tuple(
         _with_pending(
             _win_outcome(records, opportunity, won_at[opportunity], by_opportunity[opportunity]),
-            (pending or {}).get(opportunity),
+            pending.get(opportunity),
         )
         for opportunity in won_at
     )

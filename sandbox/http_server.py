@@ -4,14 +4,15 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Self
 
 from cheroot import wsgi
+
+from sandbox.start_stop import StartStop
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
-class HttpServer:
+class HttpServer(StartStop):
     """Serves from `start` to `stop`; a context manager. `name` is the thread's."""
 
     def __init__(self, name: str, server: wsgi.Server) -> None:
@@ -40,13 +41,6 @@ class HttpServer:
         self._server.stop()
         if self._thread is not None:
             self._thread.join(timeout=5)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def respond_json(start_response: StartResponse, status: HTTPStatus, content: object) -> Iterable[bytes]:

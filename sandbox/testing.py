@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from sandbox.cloud import Cloud, CloudOptions, Mode
 from sandbox.service_bus import BrokeredMessage, Message, ReceiveMode
+from sandbox.start_stop import StartStop
 
 _POLL_SECONDS = 0.01
 _MANY = 1_000
@@ -43,7 +44,7 @@ class ReceivedMessage:
         return json.loads(self.body)
 
 
-class FunctionApp:
+class FunctionApp(StartStop):
     """A function app in a sandbox of its own, from `start` to `stop`; a context manager.
 
     `folder` has host.json and function_app.py, or the functions' folders; `entities` describes the queues, topics and
@@ -72,13 +73,6 @@ class FunctionApp:
     def stop(self) -> None:
         """Stop it; nothing is left behind."""
         self.cloud.stop()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def settings(self) -> Mapping[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from sandbox.certificates import CertificateAuthority
 from sandbox.clock import MovableClock, SystemClock
@@ -47,6 +47,7 @@ from sandbox.functions_host.functions import Declaration, connection_names
 from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Role, RoleAssignment, ServiceBusServer
+from sandbox.start_stop import StartStop
 from sandbox.tracing import OtlpReceiver, SpanStore
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from sandbox.faults.proxy import TcpProxy
 
 
-class Cloud:
+class Cloud(StartStop):
     """Azure on this machine, from `start` to `stop`; a context manager.
 
     Its parts are attributes, to be read and changed: `broker`, `broker_clock` (move it with `move_broker_clock`),
@@ -119,13 +120,6 @@ class Cloud:
     def stop(self) -> None:
         """Stop every part, the function first; takes seconds at most and may be called twice."""
         self._closing.close()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     # Where everything is
 

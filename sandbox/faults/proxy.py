@@ -10,10 +10,11 @@ import socket
 import struct
 import threading
 from concurrent.futures import Future
-from typing import NoReturn, Self
+from typing import NoReturn
 
 from sandbox.faults.plan import Dependency, Fault, FaultKind, FaultPlan
 from sandbox.listener import Listener, run_listening
+from sandbox.start_stop import StartStop
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 _CHUNK = 64 * 1024
@@ -23,7 +24,7 @@ _CONNECT_WITHIN = 5.0
 _NO_FAULT = Fault(FaultKind.DELAY, seconds=0)
 
 
-class TcpProxy:
+class TcpProxy(StartStop):
     """Passes connections on to `target` (host and port), unless the plan has a fault for them.
 
     `dependencies`: those for which the plan is asked, in this order; one port may serve two. Port 0 takes any free
@@ -71,13 +72,6 @@ class TcpProxy:
         if self._loop is not None and self._thread is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(_START_WITHIN)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def carries(self, peer: tuple[str, int]) -> bool:
         """Return whether a server's client, by its address, is this proxy: the connection came this way."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
 
 from sandbox.clock import Clock, SystemClock
 from sandbox.functions_host.configuration import HostConfiguration, Settings, read_host
@@ -16,13 +15,14 @@ from sandbox.functions_host.message_processor import HostContext, MessageProcess
 from sandbox.functions_host.trace_context import SpanSink
 from sandbox.functions_host.worker_pool import WorkerPool
 from sandbox.functions_host.worker_process import App, WorkerProcess, declarations
+from sandbox.start_stop import StartStop
 
 _STOP_SECONDS = 5.0
 # In front of a debugger, locks are renewed for as long as a person may need.
 _DEBUG_LOCK_RENEWAL = timedelta(days=1)
 
 
-class FunctionsHost:
+class FunctionsHost(StartStop):
     """Runs the functions of one app folder; `settings` are all that the app's processes see of the environment.
 
     `declared` saves asking a v2 app again for what it declares. `broker_clock` is the time by which locks expire, and
@@ -106,13 +106,6 @@ class FunctionsHost:
         deadline = time.monotonic() + _STOP_SECONDS
         for processor in self._processors:
             processor.join(max(0.0, deadline - time.monotonic()))
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _processors_of(
         self, function: Function, settings: Settings, context: HostContext
