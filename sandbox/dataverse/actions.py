@@ -14,7 +14,6 @@ from sandbox.dataverse.errors import bad_payload, bad_request, invalid_argument
 from sandbox.dataverse.execution_context import Entity, MessageExecution, OptionSet
 from sandbox.dataverse.messages import EntityResult, Message, Parameters
 from sandbox.dataverse.payload import parse_entity
-from sandbox.dataverse.pricing import TOTALS
 from sandbox.dataverse.sales_rules import (
     INVOICE,
     LOST,
@@ -28,7 +27,7 @@ from sandbox.dataverse.sales_rules import (
     pricing_for,
     reprice,
 )
-from sandbox.dataverse.sales_tables import CUSTOM_COLUMNS
+from sandbox.dataverse.sales_tables import CUSTOM_COLUMNS, LINE_COLUMNS, TOTALS
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import check_access, require
 from sandbox.dataverse.service import Session
@@ -199,24 +198,10 @@ def _readable_source(session: Session, source: Document, target: Document, sourc
     return row
 
 
-_CARRIED: Final = frozenset(
-    {
-        "name",
-        "description",
-        "customerid",
-        "transactioncurrencyid",
-        "pricelevelid",
-        "exchangerate",
-        "discountamount",
-        "discountpercentage",
-        "freightamount",
-        "paymenttermscode",
-        "opportunityid",
-        "quoteid",
-        "salesorderid",
-        *CUSTOM_COLUMNS,
-    }
-)
+_CARRIED: Final = frozenset(CUSTOM_COLUMNS) | {
+    "name", "description", "customerid", "opportunityid", "quoteid", "salesorderid", "transactioncurrencyid",
+    "exchangerate", "pricelevelid", "discountamount", "discountpercentage", "freightamount", "paymenttermscode",
+}  # fmt: skip
 
 
 def _convert(session: Session, row: Row, source: Document, target: Document) -> Row:
@@ -243,32 +228,6 @@ def _convert(session: Session, row: Row, source: Document, target: Document) -> 
     return made
 
 
-# The columns of a line that a conversion copies.
-_LINE_COLUMNS: Final = (
-    "productdescription",
-    "description",
-    "productname",
-    "productid",
-    "uomid",
-    "quantity",
-    "priceperunit",
-    "volumediscountamount",
-    "manualdiscountamount",
-    "tax",
-    "baseamount",
-    "extendedamount",
-    "lineitemnumber",
-    "sequencenumber",
-    "isproductoverridden",
-    "ispriceoverridden",
-    "producttypecode",
-    "pricingerrorcode",
-    "productassociationid",
-    "transactioncurrencyid",
-    "exchangerate",
-)
-
-
 def _copy_lines(session: Session, source: Document, target: Document, made: Row, lines: list[Row]) -> None:
     pricing = pricing_for(session, made["transactioncurrencyid"])
     calculates = prices_by_itself(session)
@@ -276,7 +235,7 @@ def _copy_lines(session: Session, source: Document, target: Document, made: Row,
     # Parts of a bundle refer to the bundle's line, so it is copied before them.
     for line in sorted(lines, key=lambda line: line["parentbundleid"] is not None):
         bundle = copied.get(line["parentbundleid"] or "")
-        values = {name: line[name] for name in _LINE_COLUMNS}
+        values = {name: line[name] for name in LINE_COLUMNS}
         values |= pricing.line(values) if calculates else {}
         values |= {"parentbundleid": bundle, "parentbundleidref": bundle, "ownerid": made["ownerid"]}
         values[target.link] = made[target.header.key]

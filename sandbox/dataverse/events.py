@@ -21,7 +21,6 @@ from sandbox.dataverse.columns import Row, format_datetime
 from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.errors import RequestRefused
 from sandbox.dataverse.execution_context import (
-    CONTENT_TYPES,
     Entity,
     ExecutionContext,
     MessageExecution,
@@ -32,6 +31,7 @@ from sandbox.dataverse.schema import TABLES
 _log = logging.getLogger(__name__)
 
 _QUEUE_CONTRACTS: Final = frozenset({2, 5, 6})
+_JSON: Final = 2
 # The intervals between retries grow. After a day the job has failed.
 RETRY_DELAYS: Final = tuple(
     timedelta(seconds=s) for s in (2, 5, 10, 20, 30, 60, 120, 300, 300, *([600] * 6), *([3600] * 22))
@@ -42,14 +42,10 @@ RETRY_DELAYS: Final = tuple(
 class ServiceEndpoint:
     """Where to post: a queue or topic (`path`) of a namespace, and the SAS key to use."""
 
-    id: str
-    name: str
     namespace_address: str
     path: str
     sas_key_name: str
     sas_key: str
-    contract: int
-    message_format: int
 
 
 Post = Callable[[ServiceEndpoint, bytes, Mapping[str, str], str], None]
@@ -88,7 +84,7 @@ class EventPipeline:
             if step["mode"] == 0:
                 self._post_now(endpoint, context)
             else:
-                self._write_job(transaction, endpoint, context)
+                self._write_job(transaction, context)
 
     def run_due_jobs(self, database: Database) -> int:
         """Run each due job once; return how many posted."""
@@ -168,16 +164,19 @@ class EventPipeline:
             raise ConnectionError("The sandbox's Dataverse has nothing to post with.")
         if endpoint is None:
             raise LookupError("The service endpoint does not exist any more.")
-        target = _service_endpoint(endpoint)
-        if target.contract not in _QUEUE_CONTRACTS:
+        if endpoint["contract"] not in _QUEUE_CONTRACTS:
             raise NotImplementedError(
-                f"The sandbox posts to queues and topics, not to contract {target.contract}."
+                f"The sandbox posts to queues and topics, not to contract {endpoint['contract']}."
             )
-        self.post(target, body, properties, CONTENT_TYPES[target.message_format])
+        if endpoint["messageformat"] != _JSON:
+            raise NotImplementedError(f"The sandbox posts JSON, not format {endpoint['messageformat']}.")
+        columns = ("namespaceaddress", "path", "saskeyname", "saskey")
+        target = ServiceEndpoint(*(endpoint[name] or "" for name in columns))
+        self.post(target, body, properties, "application/json")
 
     def _post_now(self, endpoint: Row, context: "ExecutionContext") -> None:
         try:
-            self._send(endpoint, *context.message(endpoint["messageformat"]))
+            self._send(endpoint, *context.message())
         except Exception as error:
             raise RequestRefused(
                 HTTPStatus.BAD_REQUEST,
@@ -185,9 +184,9 @@ class EventPipeline:
                 f"The post to the service endpoint failed: {_reason(error)}",
             ) from error
 
-    def _write_job(self, transaction: Transaction, endpoint: Row, context: ExecutionContext) -> None:
+    def _write_job(self, transaction: Transaction, context: ExecutionContext) -> None:
         event, request, step = context.event, context.request, context.step
-        body, properties = context.message(endpoint["messageformat"])
+        body, properties = context.message()
         now = format_datetime(self._clock.now())
         transaction.insert(
             TABLES["asyncoperation"],
@@ -274,19 +273,6 @@ def _concerns(step: Row, event: MessageExecution) -> bool:
         return True
     targets = [value for key, value in event.inputs if key == "Target" and isinstance(value, Entity)]
     return any(names & target.values.keys() for target in targets)
-
-
-def _service_endpoint(row: Row) -> ServiceEndpoint:
-    return ServiceEndpoint(
-        row["serviceendpointid"],
-        row["name"] or "",
-        row["namespaceaddress"] or "",
-        row["path"] or "",
-        row["saskeyname"] or "",
-        row["saskey"] or "",
-        row["contract"],
-        row["messageformat"],
-    )
 
 
 def _reason(error: Exception) -> str:

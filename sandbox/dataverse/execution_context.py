@@ -1,4 +1,4 @@
-"""What a service endpoint receives: a RemoteExecutionContext as JSON or similar to its XML, and its properties."""
+"""What a service endpoint receives: a RemoteExecutionContext as JSON, and its properties."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
-from xml.sax.saxutils import escape
 
 from sandbox.dataverse.columns import ColumnKind, Row, Table, parse_datetime
 from sandbox.dataverse.security import Caller
@@ -16,12 +15,6 @@ _CONTRACTS: Final = "http://schemas.microsoft.com/xrm/2011/Contracts"
 MAX_BODY: Final = 192 * 1024
 NO_ID: Final = "00000000-0000-0000-0000-000000000000"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_BINARY_XML, JSON, _TEXT_XML = 1, 2, 3
-CONTENT_TYPES: Final = {
-    _BINARY_XML: "application/msbin1",
-    JSON: "application/json",
-    _TEXT_XML: "application/xml",
-}
 
 
 @dataclass(frozen=True)
@@ -91,13 +84,13 @@ class ExecutionContext:
     operation_id: str
     at: datetime
 
-    def message(self, message_format: int) -> tuple[bytes, dict[str, str]]:
+    def message(self) -> tuple[bytes, dict[str, str]]:
         """Return body and application properties; a body that is too large is written without parameters."""
         properties = self._properties()
-        body = _encode(self._fields(self.event), message_format)
+        body = _encode(self._fields(self.event))
         if len(body) > MAX_BODY:
             cut = replace(self.event, inputs=(), parent=None)
-            body = _encode(self._fields(cut), message_format)
+            body = _encode(self._fields(cut))
             properties[f"{CLAIMS}MessageMaxSizeExceeded"] = "True"
         return body, properties
 
@@ -158,14 +151,9 @@ class ExecutionContext:
         }
 
 
-def _encode(fields: Mapping[str, object], message_format: int) -> bytes:
-    text = json.dumps(fields, ensure_ascii=False)
-    if message_format == JSON:
-        # DataContractJsonSerializer escapes every slash.
-        return text.replace("/", "\\/").encode()
-    # XML, as text or binary, is for testing consumers that refuse it, so it only resembles the real shape.
-    xml = f'<RemoteExecutionContext xmlns="{_CONTRACTS}">{escape(text)}</RemoteExecutionContext>'
-    return xml.encode() if message_format == _TEXT_XML else b"@\x16RemoteExecutionContext\x08" + xml.encode()
+def _encode(fields: Mapping[str, object]) -> bytes:
+    # DataContractJsonSerializer escapes every slash.
+    return json.dumps(fields, ensure_ascii=False).replace("/", "\\/").encode()
 
 
 def _typed(kind: str, **fields: object) -> dict[str, object]:

@@ -12,7 +12,6 @@ from datetime import datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Protocol
 
 from sandbox.dataverse.columns import Column, ColumnKind, InvalidValue, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, not_supported
@@ -162,20 +161,17 @@ class Shape:
         return any(fnmatchcase(annotation, pattern) for pattern in self.annotations)
 
 
-class Rows(Protocol):
-    """Finds the rows to which lookups refer, for their names."""
-
-    def target(self, column: Column, record_id: str) -> tuple[Table, Row] | None:
-        """Return table and row to which a lookup refers."""
+Target = Callable[[Column, str], tuple[Table, Row] | None]
+"""Finds table and row to which a lookup refers."""
 
 
-def represent(rows: Rows, table: Table, row: Row, shape: Shape) -> dict[str, object]:
+def represent(target: Target, table: Table, row: Row, shape: Shape) -> dict[str, object]:
     """Write a row as the Web API does, without `@odata.context`."""
     entity: dict[str, object] = {"@odata.etag": f'W/"{row["versionnumber"]}"'}
     for column in _selected(table, shape.select):
         value = column.of(row)
         if shape.annotations and value is not None:
-            entity |= _annotations(rows, (table, row), column, value, shape)
+            entity |= _annotations(target, (table, row), column, value, shape)
         entity[column.property_name] = value
     return entity
 
@@ -189,19 +185,19 @@ def _selected(table: Table, select: tuple[str, ...] | None) -> tuple[Column, ...
 
 
 def _annotations(
-    rows: Rows, owner: tuple[Table, Row], column: Column, value: object, shape: Shape
+    target: Target, owner: tuple[Table, Row], column: Column, value: object, shape: Shape
 ) -> dict[str, object]:
     annotations: dict[str, object] = {}
     formatted: object = None
     if column.lookup:
-        found = rows.target(column, str(value))
+        found = target(column, str(value))
         if found is None:
             return {}
-        target, row = found
-        annotations = {LOOKUP_NAME: target.name, NAVIGATION: column.lookup.targets[target.name]}
-        formatted = row[target.primary_name]
+        table, row = found
+        annotations = {LOOKUP_NAME: table.name, NAVIGATION: column.lookup.targets[table.name]}
+        formatted = row[table.primary_name]
     elif column.kind is ColumnKind.MONEY and isinstance(value, Decimal):
-        formatted = _format_money(value, *_currency(rows, owner, column))
+        formatted = _format_money(value, *_currency(target, owner, column))
     else:
         formatted = _format(column, value)
     if formatted is not None:
@@ -209,12 +205,12 @@ def _annotations(
     return {f"{column.property_name}@{name}": item for name, item in annotations.items() if shape.wants(name)}
 
 
-def _currency(rows: Rows, owner: tuple[Table, Row], column: Column) -> tuple[str, int]:
+def _currency(target: Target, owner: tuple[Table, Row], column: Column) -> tuple[str, int]:
     """Return symbol and decimal places of an amount's currency: the row's, or else the base currency."""
     table, row = owner
     lookup = table.columns.get("transactioncurrencyid")
     if column.base_of is None and lookup is not None and row["transactioncurrencyid"]:
-        found = rows.target(lookup, row["transactioncurrencyid"])
+        found = target(lookup, row["transactioncurrencyid"])
         if found is not None:
             return found[1]["currencysymbol"], found[1]["currencyprecision"]
     return "€", 2

@@ -14,15 +14,6 @@ from sandbox.dataverse.sales_tables import REQUIRED_PART
 _ZERO: Final = Decimal(0)
 _DETAIL_ERROR, _NO_PRICE_LIST, _NO_QUANTITY, _NO_UNIT_PRICE = 1, 2, 4, 5
 
-TOTALS: Final = (
-    "totalamount",
-    "totalamountlessfreight",
-    "totaldiscountamount",
-    "totallineitemamount",
-    "totallineitemdiscountamount",
-    "totaltax",
-)
-
 
 @dataclass(frozen=True)
 class Pricing:

@@ -116,7 +116,9 @@ class Reader:
         content: dict[str, object] = {
             "@odata.context": f"{self._context(table)}/$entity",
             "@odata.type": f"#{NAMESPACE}{table.name}",
-            **represent(self._session, table, result.row, Shape(select, (), self._preferences.annotations)),
+            **represent(
+                self._session.target, table, result.row, Shape(select, (), self._preferences.annotations)
+            ),
         }
         return Reply(HTTPStatus.OK, content, self._preferences.applied)
 
@@ -141,7 +143,7 @@ class Reader:
         return Shape(select, _expansions(table, self._options.get("$expand", ""), annotations), annotations)
 
     def _represent(self, table: Table, row: Row, shape: Shape) -> dict[str, object]:
-        entity = represent(self._session, table, row, shape)
+        entity = represent(self._session.target, table, row, shape)
         for expansion in shape.expand:
             entity[expansion.name] = self._expand(table, row, expansion)
         return entity

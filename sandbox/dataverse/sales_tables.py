@@ -81,6 +81,8 @@ _CUSTOM: Final = [
     Column("new_project", ColumnKind.LOOKUP, lookup=Lookup({"new_project": "new_Project"})),
 ]
 CUSTOM_COLUMNS: Final = tuple(column.name for column in _CUSTOM)
+TOTALS: Final = tuple(column.name for column in _TOTALS)
+LINE_COLUMNS: Final = tuple(column.name for column in _LINE)
 
 
 def _customer(collections: str) -> list[Column]:

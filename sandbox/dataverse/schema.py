@@ -60,19 +60,12 @@ PRIVILEGES: Final[tuple[str, ...]] = (
     ACT_ON_BEHALF,
 )
 
+_CHANGED: Final = ("opportunity", "invoice", "annotation", "account", "contact", "salesorder")
 # The messages on which a step can be registered, each with its tables; some have none.
 MESSAGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "Create": (
-        "opportunity",
-        "opportunityclose",
-        "invoice",
-        "annotation",
-        "account",
-        "contact",
-        "salesorder",
-    ),
-    "Update": ("opportunity", "invoice", "annotation", "account", "contact", "salesorder"),
-    "Delete": ("opportunity", "invoice", "annotation", "account", "contact", "salesorder"),
+    "Create": (*_CHANGED, "opportunityclose"),
+    "Update": _CHANGED,
+    "Delete": _CHANGED,
     "SetState": ("opportunity", "invoice"),
     "SetStateDynamicEntity": ("opportunity", "invoice"),
     "Assign": ("opportunity", "invoice"),

@@ -102,7 +102,6 @@ def add_service_endpoint(
     path: str,
     sas_key_name: str = "dataverse",
     sas_key: str = "",
-    message_format: int = 2,
 ) -> str:
     """Register a queue to post to; return the service endpoint's id."""
     with app.session() as session:
@@ -118,7 +117,7 @@ def add_service_endpoint(
                     "contract": 6,
                     "authtype": 2,
                     "namespaceformat": 2,
-                    "messageformat": message_format,
+                    "messageformat": 2,
                 },
             )["serviceendpointid"]
         )

@@ -266,7 +266,6 @@ class World:
             path="opportunity-won",
             sas_key_name="send",
             sas_key="secret",
-            message_format=options.pop("message_format", 2),
         )
         return seed.add_step(self.app, endpoint, message, table, **options)
 
