@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -20,7 +24,6 @@ from sandbox.service_bus import Authenticator, Broker, Configuration, Message, S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from click.testing import Result
 
@@ -41,6 +44,30 @@ def run_operations(environment: Mapping[str, str], *arguments: str, code: int = 
     result = CliRunner().invoke(operations, arguments, env=environment)
     assert result.exit_code == code, (arguments, result.output, result.exception)
     return result
+
+
+# A shell lets what it runs in the background ignore SIGINT, and this test run may be such a program.
+COMMAND_LINE = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('operations', run_name='__main__', alter_sys=True)"
+)
+
+
+@contextmanager
+def started(environment: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command of the operators in a process of its own; at the end it is killed."""
+    with subprocess.Popen(  # noqa: S603 - our own command, no shell
+        [sys.executable, "-u", "-c", COMMAND_LINE, *arguments],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @dataclass

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -27,15 +24,15 @@ from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, WON_QUEUE
 from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.proxy import TcpProxy
 from sandbox.service_bus import Broker, EventKind, Message, Observation, ReceiveMode
-from tests.end_to_end.conftest import event, opportunity, wait_until
+from tests.end_to_end.conftest import event, opportunity, started, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.end_to_end.conftest import Namespace
 
 
-ROOT = Path(__file__).resolve().parents[2]
 SELECTING = (("failed", "replay"), ("failed", "discard"), ("waiting", "retry-now"))
 
 
@@ -310,19 +307,6 @@ def behind(namespace: Namespace, *rules: FaultRule) -> Iterator[dict[str, str]]:
     with TcpProxy(target, FaultPlan(rules), Dependency.SERVICE_BUS_IN) as proxy:
         there = {"ServiceBusConnection": connection_string.replace(address.netloc, proxy.address)}
         yield {**os.environ, **namespace.environment, **there}
-
-
-@contextmanager
-def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a command in a process of its own, which must end wherever the SDK blocks."""
-    command = [sys.executable, "-m", "operations", *arguments]
-    with subprocess.Popen(  # noqa: S603 - our own command, no shell
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def test_commands_end_also_where_service_bus_takes_connections_and_says_nothing(namespace: Namespace) -> None:

@@ -6,13 +6,8 @@ import json
 import os
 import signal
 import socket
-import stat
-import subprocess
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
 
@@ -30,11 +25,12 @@ from sandbox.identity import TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration
 from shared.errors import InvalidSettings
 from shared.settings import service_bus_settings
+from tests.end_to_end.conftest import run_operations, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 APPLICATION = "00000000-0000-0000-0000-000000000001"
 COMMANDS = {
     "failed list": ("failed", "list"),
@@ -52,25 +48,23 @@ COMMANDS = {
     "opportunity": ("opportunity", "50 chairs"),
 }
 # What `az account get-access-token` writes to standard error.
-LOGINS = {
-    "not logged in": "ERROR: Please run 'az login' to setup account.",
-    "expired": (
-        "ERROR: AADSTS70043: The refresh token has expired or is invalid due to sign-in frequency checks. "
-        "Interactive authentication is needed. Please run: az login"
-    ),
-}
+NOT_LOGGED_IN = "ERROR: Please run 'az login' to setup account."
+EXPIRED = (
+    "ERROR: AADSTS70043: The refresh token has expired or is invalid due to sign-in frequency checks. "
+    "Interactive authentication is needed. Please run: az login"
+)
+NAMESPACE = "ServiceBusConnection__fullyQualifiedNamespace"
 
 
-@pytest.fixture(scope="module")
-def azure_cli(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Return a function that makes an Azure CLI which fails with a text, and returns a PATH with it."""
+@pytest.fixture
+def azure_cli(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """Return a function that makes an Azure CLI of a shell script, and returns a PATH with it."""
 
-    def make(text: str) -> str:
-        folder = tmp_path_factory.mktemp("az")
-        command = folder / "az"
-        command.write_text(f'#!/bin/sh\necho "{text}" >&2\nexit 1\n')
-        command.chmod(command.stat().st_mode | stat.S_IXUSR)
-        return f"{folder}:{os.environ['PATH']}"
+    def make(script: str) -> dict[str, str]:
+        command = tmp_path / "az"
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
     return make
 
@@ -98,57 +92,43 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     app.close()
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own command, no shell
-        [sys.executable, "-m", "operations", *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-
-def check_sentence(done: subprocess.CompletedProcess[str], sentence: str, next_step: str) -> None:
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert sentence in done.stderr
-    assert next_step in done.stderr
-    assert len(done.stderr.splitlines()) <= 3, done.stderr
+def check_sentence(environment: dict[str, str], command: str, sentence: str, next_step: str) -> list[str]:
+    """Run a command; return the lines that it writes to standard error."""
+    with started(environment, *COMMANDS[command]) as process:
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert sentence in said
+    assert next_step in said
+    assert len(said.splitlines()) <= 3, said
+    return said.splitlines()
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_missing_login_is_a_sentence_in_every_command(
-    servers: dict[str, str], azure_cli: Callable[[str], str], command: tuple[str, ...]
+    servers: dict[str, str], azure_cli: Callable[[str], dict[str, str]], command: tuple[str, ...]
 ) -> None:
-    environment = servers | {"PATH": azure_cli(LOGINS["not logged in"])}
-    check_sentence(
-        run(environment, *command), "The login of the Azure CLI is missing or has expired.", "Run az login"
-    )
+    environment = servers | azure_cli(f'echo "{NOT_LOGGED_IN}" >&2; exit 1')
+    said = run_operations(environment, *command, code=1).stderr
+    assert "The login of the Azure CLI is missing or has expired." in said
+    assert "Run az login" in said
 
 
 @pytest.mark.parametrize("command", ["failed list", "reconcile"])
 def test_an_expired_login_is_a_sentence_on_both_connections(
-    servers: dict[str, str], azure_cli: Callable[[str], str], command: str
+    servers: dict[str, str], azure_cli: Callable[[str], dict[str, str]], command: str
 ) -> None:
-    environment = servers | {"PATH": azure_cli(LOGINS["expired"])}
-    check_sentence(
-        run(environment, *COMMANDS[command]),
-        "The login of the Azure CLI is missing or has expired.",
-        "Run az login",
-    )
+    environment = servers | azure_cli(f'echo "{EXPIRED}" >&2; exit 1')
+    sentence = "The login of the Azure CLI is missing or has expired."
+    check_sentence(environment, command, sentence, "Run az login")
 
 
 @pytest.mark.parametrize("command", ["failed list", "reconcile"])
 def test_a_machine_without_the_azure_cli_is_a_sentence(
     servers: dict[str, str], tmp_path: Path, command: str
 ) -> None:
-    check_sentence(
-        run(servers | {"PATH": str(tmp_path)}, *COMMANDS[command]),
-        "the Azure CLI is not installed",
-        "Install the Azure CLI",
-    )
+    environment = servers | {"PATH": str(tmp_path)}
+    check_sentence(environment, command, "the Azure CLI is not installed", "Install the Azure CLI")
 
 
 def key(host: str, value: str = "SAS_KEY_VALUE") -> dict[str, str]:
@@ -170,111 +150,60 @@ def key(host: str, value: str = "SAS_KEY_VALUE") -> dict[str, str]:
 def test_a_broken_connection_to_service_bus_is_a_sentence_that_names_doctor(
     servers: dict[str, str], host: str, value: str, sentence: str
 ) -> None:
-    connection = key(
-        host or servers["ServiceBusConnection__fullyQualifiedNamespace"], value or "SAS_KEY_VALUE"
-    )
-    check_sentence(run(servers | connection, *COMMANDS["failed list"]), sentence, "operations doctor")
+    environment = servers | key(host or servers[NAMESPACE], value or "SAS_KEY_VALUE")
+    check_sentence(environment, "failed list", sentence, "operations doctor")
+
+
+def test_a_certificate_that_is_not_trusted_is_a_sentence(servers: dict[str, str], tmp_path: Path) -> None:
+    environment = servers | key(servers[NAMESPACE]) | CertificateAuthority(tmp_path).settings
+    sentence = "The certificate of Service Bus is not trusted"
+    check_sentence(environment, "failed list", sentence, "SSL_CERT_FILE")
 
 
 def test_an_unreachable_dataverse_is_a_sentence_without_lines_of_the_functions_log(
-    servers: dict[str, str], tmp_path: Path
+    servers: dict[str, str], azure_cli: Callable[[str], dict[str, str]]
 ) -> None:
     token = {"accessToken": "x", "expiresOn": "2100-01-01 00:00:00.000000", "expires_on": 4102444800}
-    (tmp_path / "token.json").write_text(json.dumps(token))
-    az = tmp_path / "az"
-    az.write_text(f"#!/bin/sh\ncat {tmp_path / 'token.json'}\n")
-    az.chmod(0o755)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        environment = servers | {
-            "DATAVERSE_URL": f"https://127.0.0.1:{closed.getsockname()[1]}",
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        }
-        done = run(environment, *COMMANDS["reconcile"])
-    check_sentence(done, "Dataverse refuses the connection", "operations doctor")
-    assert len(done.stderr.splitlines()) == 2, done.stderr
+        address = {"DATAVERSE_URL": f"https://127.0.0.1:{closed.getsockname()[1]}"}
+        environment = servers | address | azure_cli(f"echo '{json.dumps(token)}'")
+        sentence = "Dataverse refuses the connection"
+        assert len(check_sentence(environment, "reconcile", sentence, "operations doctor")) == 2
 
 
 def test_a_closed_pipe_ends_a_command_without_an_error(servers: dict[str, str]) -> None:
     """As in `operations failed list | head -1`."""
-    read, write = os.pipe()
-    os.close(read)
-    environment = servers | key(servers["ServiceBusConnection__fullyQualifiedNamespace"])
-    with os.fdopen(write, "w") as closed:
-        done = subprocess.run(  # noqa: S603 - our own command, no shell
-            [sys.executable, "-m", "operations", *COMMANDS["failed list"]],
-            env=environment,
-            cwd=ROOT,
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-    assert done.stderr == ""
-
-
-# A shell lets what it runs in the background ignore SIGINT, and this test run may be such a program.
-INTERRUPTIBLE = (
-    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "runpy.run_module('operations', run_name='__main__', alter_sys=True)"
-)
+    with started(servers | key(servers[NAMESPACE]), *COMMANDS["failed list"]) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 def test_ctrl_c_ends_the_dashboard_and_interrupts_nothing(servers: dict[str, str]) -> None:
-    with subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-u", "-c", INTERRUPTIBLE, "dashboard"],
-        env=servers,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("Dashboard: http://127.0.0.1:")
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
+    with started(servers, "dashboard") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Dashboard: http://127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (0, "Ctrl-C ends the dashboard.")
 
 
-@pytest.mark.parametrize("command", [("dashboard",), ("doctor",)], ids=" ".join)
-def test_ctrl_c_does_not_wait_for_a_check_that_is_under_way(
-    command: tuple[str, ...], servers: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("command", ["dashboard", "doctor"])
+def test_ctrl_c_does_not_wait_for_a_check_that_is_under_way(command: str, servers: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
         environment = servers | {
             "DATAVERSE_URL": f"https://127.0.0.1:{silent.getsockname()[1]}",
             "OPERATIONS_RESPONSE_SECONDS": "600",
         }
-        with subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-u", "-c", INTERRUPTIBLE, *command],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                silent.settimeout(60)
-                connection, _ = silent.accept()
+        with started(environment, command) as process:
+            connection, _ = silent.accept()
+            with connection:
                 process.send_signal(signal.SIGINT)
                 # The check would wait for half a minute.
                 process.wait(25)
-            finally:
-                process.kill()
-                connection.close()
-
-
-def test_a_certificate_that_is_not_trusted_is_a_sentence(servers: dict[str, str], tmp_path: Path) -> None:
-    other = CertificateAuthority(tmp_path)
-    environment = servers | key(servers["ServiceBusConnection__fullyQualifiedNamespace"]) | other.settings
-    check_sentence(
-        run(environment, *COMMANDS["failed list"]),
-        "The certificate of Service Bus is not trusted",
-        "SSL_CERT_FILE",
-    )
 
 
 # ------------------------------------------------------------------------------------- the settings file
@@ -315,6 +244,9 @@ def test_only_the_settings_of_the_function_are_read_from_a_file(tmp_path: Path) 
     assert file.left_out == tuple(sorted(DANGEROUS))
 
 
+ENTITIES = {"OPPORTUNITY_WON_QUEUE": "a", "OPPORTUNITY_WON_FAILED_QUEUE": "b", "INVOICE_CREATED_TOPIC": "c"}
+
+
 @pytest.mark.parametrize(
     "host",
     [
@@ -332,54 +264,35 @@ def test_the_operators_token_goes_to_no_host_outside_of_azure(
     host: str, read: Callable[[Mapping[str, str]], object]
 ) -> None:
     """It is valid for every namespace, and everybody who may write app settings can put a host there."""
-    names = {"OPPORTUNITY_WON_QUEUE": "a", "OPPORTUNITY_WON_FAILED_QUEUE": "b", "INVOICE_CREATED_TOPIC": "c"}
     with pytest.raises(InvalidSettings, match="your token is not sent there"):
-        read({**names, "ServiceBusConnection__fullyQualifiedNamespace": host})
+        read({**ENTITIES, NAMESPACE: host})
 
 
 @pytest.mark.parametrize(
-    "host",
-    ["contoso.servicebus.windows.net", "contoso.servicebus.usgovcloudapi.net", "127.0.0.9"],
+    "host", ["contoso.servicebus.windows.net", "contoso.servicebus.usgovcloudapi.net", "127.0.0.9"]
 )
 def test_the_hosts_of_azure_and_of_the_sandbox_are_accepted(host: str) -> None:
-    names = {"OPPORTUNITY_WON_QUEUE": "a", "OPPORTUNITY_WON_FAILED_QUEUE": "b", "INVOICE_CREATED_TOPIC": "c"}
-    settings = service_bus_settings_of({**names, "ServiceBusConnection__fullyQualifiedNamespace": host})
+    settings = service_bus_settings_of({**ENTITIES, NAMESPACE: host})
     assert namespace_address(settings) == f"sb://{host}/"
 
 
-@pytest.mark.parametrize("command", ["failed list", "doctor", "connect"])
+@pytest.mark.parametrize(
+    "command", [("failed", "list"), ("doctor",), ("connect", "--application-id", APPLICATION, "--dry-run")]
+)
 def test_every_command_refuses_a_namespace_outside_of_azure(
-    servers: dict[str, str], tmp_path: Path, command: str
+    servers: dict[str, str], tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    foreign = {"ServiceBusConnection__fullyQualifiedNamespace": "sb.evil.example"}
-    file = settings_file(tmp_path, {**servers, **foreign})
-    done = run(
-        {"PATH": os.environ["PATH"], "SSL_CERT_FILE": servers["SSL_CERT_FILE"]},
-        *("--settings", str(file), *command.split()),
-        *(("--application-id", str(uuid4()), "--dry-run") if command == "connect" else ()),
-    )
-    assert done.returncode == 1, done.stderr
-    assert "names sb.evil.example, which is not in Azure" in done.stdout + done.stderr
+    file = settings_file(tmp_path, servers | {NAMESPACE: "sb.evil.example"})
+    environment = {"SSL_CERT_FILE": servers["SSL_CERT_FILE"]}
+    output = run_operations(environment, "--settings", str(file), *command, code=1).output
+    assert "names sb.evil.example, which is not in Azure" in output
 
 
 def test_what_is_left_out_of_a_file_is_reported(servers: dict[str, str], tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    script = tmp_path / "script"
-    script.write_text(f"touch {marker}\n")
-    file = settings_file(
-        tmp_path,
-        {**servers, **key(servers["ServiceBusConnection__fullyQualifiedNamespace"]), "BASH_ENV": str(script)},
-    )
-    done = run(
-        {"PATH": os.environ["PATH"], "SSL_CERT_FILE": servers["SSL_CERT_FILE"]},
-        "--settings",
-        str(file),
-        "failed",
-        "list",
-    )
-    assert done.returncode == 0, done.stderr
+    file = settings_file(tmp_path, servers | key(servers[NAMESPACE]) | {"BASH_ENV": "/a/script"})
+    environment = {"SSL_CERT_FILE": servers["SSL_CERT_FILE"]}
+    done = run_operations(environment, "--settings", str(file), "failed", "list")
     assert "BASH_ENV" in done.stderr
-    assert not marker.exists()
 
 
 def test_the_sandboxs_own_file_says_where_its_identities_are(tmp_path: Path) -> None:
@@ -416,7 +329,5 @@ def test_certificates_come_only_with_the_sandboxs_identities(
 def test_a_file_that_is_no_settings_file_is_a_sentence(tmp_path: Path, text: str) -> None:
     file = tmp_path / "settings.json"
     file.write_text(text)
-    done = run({"PATH": os.environ["PATH"]}, "--settings", str(file), "failed", "list")
-    assert done.returncode == 2
+    done = run_operations({}, "--settings", str(file), "failed", "list", code=2)
     assert "is not a local.settings.json" in done.stderr
-    assert "Traceback" not in done.stderr
