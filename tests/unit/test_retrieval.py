@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
@@ -67,55 +67,45 @@ HEADER = ok(
 DONE = Response(204, {}, b"", "r-1", datetime(2026, 3, 1, tzinfo=UTC))
 
 
-@dataclass
-class FakeDataverse:
-    """Returns the given outcomes in order, and keeps the requests."""
+class Reading:
+    """A reader, and its Dataverse: it returns the given outcomes in order, and keeps the requests."""
 
-    outcomes: list[Outcome]
-    asked: list[Any] = field(default_factory=list)
-    left: list[float] = field(default_factory=list)
+    def __init__(self, deadline: Deadline) -> None:
+        self.deadline = deadline
+        self.asked: list[Any] = []
+        self.left: list[float] = []
+        self._outcomes: list[Outcome] = []
+        self.with_columns()
+
+    def with_columns(self, *names: str) -> None:
+        self._reader = InvoiceReader(cast("Dataverse", self), names)
+
+    def __call__(self, *outcomes: Outcome, assignment: Assignment | None = None) -> Invoice:
+        self._outcomes = list(outcomes)
+        try:
+            return self._reader.retrieve(INVOICE, self.deadline, assignment)
+        finally:
+            assert not self._outcomes, "every expected request was made"
 
     def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
-        assert not deadline.passed
         self.left.append(deadline.remaining)
-        self.asked.append(list(operations))
-        outcomes = self._next()
+        outcomes = self._next(list(operations), deadline)
         assert isinstance(outcomes, list)
         assert len(outcomes) == len(operations)
         return outcomes
 
     def read(self, read: Read, deadline: Deadline) -> Response:
-        assert not deadline.passed
-        self.asked.append(read)
-        outcome = self._next()
+        outcome = self._next(read, deadline)
         assert isinstance(outcome, Response)
         return outcome
 
-    def _next(self) -> list[Response] | Response:
-        outcome = self.outcomes.pop(0)
+    def _next(self, asked: Any, deadline: Deadline) -> list[Response] | Response:  # noqa: ANN401 - of either kind
+        assert not deadline.passed
+        self.asked.append(asked)
+        outcome = self._outcomes.pop(0)
         if isinstance(outcome, InvoicingFailure):
             raise outcome
         return outcome
-
-
-class Reading:
-    """A reader with a Dataverse that has the given outcomes."""
-
-    def __init__(self, deadline: Deadline) -> None:
-        self.deadline = deadline
-        self.fake = FakeDataverse([])
-        self.reader = InvoiceReader(cast("Dataverse", self.fake))
-
-    def with_columns(self, *names: str) -> Reading:
-        self.reader = InvoiceReader(cast("Dataverse", self.fake), names)
-        return self
-
-    def __call__(self, *outcomes: Outcome, assignment: Assignment | None = None) -> Invoice:
-        self.fake.outcomes = list(outcomes)
-        try:
-            return self.reader.retrieve(INVOICE, self.deadline, assignment)
-        finally:
-            assert not self.fake.outcomes, "every expected request was made"
 
 
 @pytest.fixture
@@ -129,7 +119,8 @@ def reading(clock: FakeClock) -> Reading:
 def test_the_lines_are_read_after_the_invoice_in_one_batch(reading: Reading) -> None:
     invoice = reading([HEADER, lines(line(1), line(2))])
     assert (invoice.id, [each.position for each in invoice.lines]) == (INVOICE, [1, 2])
-    ((header, detail),) = reading.fake.asked
+    assert invoice.columns is None
+    ((header, detail),) = reading.asked
     assert header.path.startswith(f"invoices({INVOICE})?$select=invoiceid,")
     assert header.path.endswith(
         "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision),"
@@ -154,7 +145,7 @@ def test_more_lines_than_dataverse_returns_at_once_are_read_to_the_end(reading: 
     ]  # fmt: skip
     invoice = reading([HEADER, pages[0]], *pages[1:])
     assert [each.position for each in invoice.lines] == [1, 2, 3]
-    assert reading.fake.asked[1:] == [
+    assert reading.asked[1:] == [
         Read("invoicedetails?a=b%20c&$skiptoken=2"),
         Read("invoicedetails?$skiptoken=3"),
     ]
@@ -185,7 +176,7 @@ def test_without_the_right_to_read_accounts_and_products_names_and_numbers_are_m
 ) -> None:
     invoice = reading(refused, [HEADER, lines(line(1))])
     assert len(invoice.lines) == 1
-    header, detail = reading.fake.asked[1]
+    header, detail = reading.asked[1]
     assert header.path.endswith("&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)")
     assert "$expand" not in detail.path
     assert "is read without names and numbers of customer, products and units: " in caplog.text
@@ -229,7 +220,7 @@ def test_the_assignment_travels_in_the_same_batch_before_the_reads(
     reading: Reading, caplog: pytest.LogCaptureFixture
 ) -> None:
     invoice = reading([DONE, HEADER, lines()], assignment=ASSIGNMENT)
-    ((assigned, header, _),) = reading.fake.asked
+    ((assigned, header, _),) = reading.asked
     assert assigned == ChangeSet((WRITE,))
     assert header.path.startswith("invoices(")
     assert invoice.totals_agree
@@ -282,7 +273,7 @@ def test_an_invoice_with_another_owner_by_then_is_not_assigned_again(
 ) -> None:
     """Somebody took it, or the assignment was carried out."""
     reading(*outcomes, assignment=ASSIGNMENT)
-    assert len(reading.fake.asked) == len(outcomes)
+    assert len(reading.asked) == len(outcomes)
     assert not caplog.records
 
 
@@ -299,7 +290,7 @@ def test_an_invoice_with_the_same_owner_is_assigned_in_its_present_version(
     outcomes: Sequence[Outcome], condition: str, reading: Reading, caplog: pytest.LogCaptureFixture
 ) -> None:
     reading(*outcomes, [DONE], assignment=ASSIGNMENT)
-    assert reading.fake.asked[-1] == [ChangeSet((replace(WRITE, if_match=condition),))]
+    assert reading.asked[-1] == [ChangeSet((replace(WRITE, if_match=condition),))]
     assert not caplog.records
 
 
@@ -309,7 +300,7 @@ def test_an_assignment_is_repeated_once(
 ) -> None:
     invoice = reading([CHANGED_MEANWHILE, changed(US), lines(line(1))], again, assignment=ASSIGNMENT)
     assert len(invoice.lines) == 1
-    assert len(reading.fake.asked) == 2
+    assert len(reading.asked) == 2
     assert "was not assigned to" in caplog.text
 
 
@@ -319,8 +310,8 @@ def test_an_assignment_that_takes_too_long_does_not_stop_the_event(
     """The reads are repeated without it; then it is tried once more, with the time that publishing leaves."""
     invoice = reading(SILENT, [changed(US), lines(line(1))], SILENT, assignment=ASSIGNMENT)
     assert len(invoice.lines) == 1
-    assert [len(asked) for asked in reading.fake.asked] == [3, 2, 1]
-    assert reading.fake.left[2] == reading.fake.left[1] / 2
+    assert [len(asked) for asked in reading.asked] == [3, 2, 1]
+    assert reading.left[2] == reading.left[1] / 2
     assert "was not assigned to" in caplog.text
 
 
@@ -341,7 +332,9 @@ def attributes(**types: str) -> Response:
     )
 
 
-def test_further_columns_are_described_once_and_read_in_the_batch(reading: Reading) -> None:
+def test_further_columns_are_described_once_and_read_in_the_batch(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
     reading.with_columns("new_fee", "new_typo")
     first = reading(attributes(new_fee="Money"), [HEADER, lines(), ok({"new_fee": 12.5})])
     second = reading([HEADER, lines(), ok({"new_fee": None})])
@@ -351,22 +344,11 @@ def test_further_columns_are_described_once_and_read_in_the_batch(reading: Readi
         "new_typo": unknown,
     }
     assert second.columns == {"new_fee": ColumnValue(ColumnType.MONEY, None), "new_typo": unknown}
-    assert [len(asked) for asked in (reading.fake.asked[1], reading.fake.asked[2])] == [3, 3]
-    assert reading.fake.asked[1][2] == Read(f"invoices({INVOICE})?$select=new_fee")
-
-
-def test_an_unknown_name_is_logged(reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
-    reading.with_columns("new_typo")
-    invoice = reading(attributes(), [HEADER, lines()])
-    assert invoice.columns is not None
-    assert invoice.columns["new_typo"].error
-    assert [record.message for record in caplog.records] == [
+    assert [len(asked) for asked in (reading.asked[1], reading.asked[2])] == [3, 3]
+    assert reading.asked[1][2] == Read(f"invoices({INVOICE})?$select=new_fee")
+    assert caplog.messages == [
         "settings: INVOICE_COLUMNS names new_typo: The table invoice has no column of this name."
     ]
-
-
-def test_without_further_columns_the_event_has_none(reading: Reading) -> None:
-    assert reading([HEADER, lines()]).columns is None
 
 
 @pytest.mark.parametrize(
