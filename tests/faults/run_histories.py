@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 from proofs.histories import run_history
 from proofs.one_core import stay_on
-from proofs.report import follow, show
+from proofs.report import follow, show_counts, show_history
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proofs.histories import Outcome
 
 _CHUNK = 20
-_COMMAND = "python tests/faults/run_histories.py --replay"
+_COMMAND = "python tests/faults/run_histories.py"
 
 
 @click.command()
@@ -62,7 +62,7 @@ def main(
         done += 1
         counts.update(outcome.counts)
         if outcome.violations or replay is not None:
-            _print(outcome, to_stderr=as_json)
+            show_history(outcome, _COMMAND, err=as_json, limit=40)
         if outcome.violations:
             broken.append(outcome)
             if until_broken and _breaks(outcome, rules):
@@ -72,8 +72,7 @@ def main(
         found = {outcome.seed: [str(violation) for violation in outcome.violations] for outcome in broken}
         click.echo(json.dumps({"histories": done, "broken": found, "counts": counts}))
     else:
-        title = f"{done} histories in {seconds:.0f} s, {len(broken)} broke the promise"
-        show(title, [(name, f"{counts[name]:,}") for name in sorted(counts)])
+        show_counts(f"{done} histories in {seconds:.0f} s, {len(broken)} broke the promise", counts)
     if broken:
         # Not by sys.exit: other processes may still run histories when the first one breaks.
         sys.stdout.flush()
@@ -106,13 +105,6 @@ def _initialize(turns: object) -> None:
 
 def _chunk(seeds: Iterable[int], lesser_depth: bool) -> list[Outcome]:  # noqa: FBT001 - as map calls it
     return [run_history(each, lesser_depth=lesser_depth) for each in seeds]
-
-
-def _print(outcome: Outcome, *, to_stderr: bool) -> None:
-    verdict = "broke the promise" if outcome.violations else "kept the promise"
-    click.echo(f"seed {outcome.seed} {verdict}; to repeat it alone: {_COMMAND} {outcome.seed}", err=to_stderr)
-    for line in (*outcome.violations, *outcome.log[:40]):
-        click.echo(f"  {line}", err=to_stderr)
 
 
 if __name__ == "__main__":

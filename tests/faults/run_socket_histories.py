@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 from proofs.parallel import spread
-from proofs.report import follow, show
+from proofs.report import follow, show_counts, show_history
 from proofs.socket_histories import OPPORTUNITIES_EACH, SETTINGS, Histories
 from proofs.sockets import Stage
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # As many as share a sandbox: to start one takes seconds, and each history is judged with all before it.
 _CHUNK = 25
-_COMMAND = "python tests/faults/run_socket_histories.py --replay"
+_COMMAND = "python tests/faults/run_socket_histories.py"
 
 
 @click.command()
@@ -45,12 +45,10 @@ def main(*, count: int, seed: int, replay: int | None, processes: int) -> None:
         done += 1
         counts.update(outcome.counts)
         if outcome.violations or replay is not None:
-            _print(outcome)
+            show_history(outcome, _COMMAND)
         broken += bool(outcome.violations)
-    show(
-        f"{done} histories in {time.monotonic() - started:.0f} s, {broken} broke the promise",
-        [(name, f"{counts[name]:,}") for name in sorted(counts)],
-    )
+    seconds = time.monotonic() - started
+    show_counts(f"{done} histories in {seconds:.0f} s, {broken} broke the promise", counts)
     sys.exit(bool(broken))
 
 
@@ -68,15 +66,6 @@ def _chunk(seeds: range) -> Iterator[Outcome]:
         histories = Histories(stage, slow_workers=number % 4 >= 2)
         for seed in seeds:
             yield histories.run(seed)
-
-
-def _print(outcome: Outcome) -> None:
-    verdict = "broke the promise" if outcome.violations else "kept the promise"
-    click.echo(
-        f"seed {outcome.seed} {verdict} in {outcome.seconds:.1f} s; to repeat it alone: {_COMMAND} {outcome.seed}"
-    )
-    for line in (*outcome.violations, *outcome.log):
-        click.echo(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations
-from proofs.sockets import Stage, broken
+from proofs.checker import FAILED_QUEUE, QUEUE, TOPIC, Cause, Expectations, judge
 from sandbox.faults import Dependency, FaultKind, FaultRule, When
 from sandbox.faults.syntax import parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from proofs.sockets import Seen
+    from proofs.sockets import Seen, Stage
 
 
 class Boundary(StrEnum):
@@ -321,12 +320,13 @@ class Matrix:
             # A connection that is dead takes messages to nowhere, until its peers notice; that was this cell's.
             for dependency in (Dependency.SERVICE_BUS_IN, Dependency.SERVICE_BUS_OUT):
                 stage.cut(dependency)
-        problems = self._unassigned(cell, mark)
-        problems += broken(
-            stage,
-            Expectations(invoiced=self._invoiced, causes=self._causes),
-            len(self._invoiced),
-        )
+        evidence = stage.evidence()
+        owners = {mark: evidence.opportunities[mark].owner} if _is_assigned(cell) else {}
+        expectations = Expectations(invoiced=self._invoiced, causes=self._causes, owners=owners)
+        problems = [str(violation) for violation in judge(evidence, expectations)]
+        published, invoices = len(stage.watch.published), len(self._invoiced)
+        if published > invoices:
+            problems.append(f"subscribers got {published} events of {invoices} invoices")
         if not rests:
             problems.append("it did not come to rest")
         if len(stage.plan.log) == struck:
@@ -334,13 +334,6 @@ class Matrix:
         if cell.reason and not seen.parked:
             problems.append("it was not parked")
         return Result(cell, _path(seen, cell), tuple(problems), time.monotonic() - started)
-
-    def _unassigned(self, cell: Cell, opportunity: str) -> list[str]:
-        """Say which invoices do not belong to the opportunity's owner; where the assignment fails, they may not."""
-        fails_often = cell.boundary is Boundary.RETRIEVE and cell.rule.when == When(last=4)
-        if cell.reason is not None or cell.boundary is Boundary.ASSIGN or fails_often:
-            return []
-        return self._stage.unassigned(opportunity)
 
     def _won(self, cell: Cell) -> str:
         opportunity = self._stage.fresh()
@@ -379,6 +372,12 @@ class Matrix:
 _TRIES = 3
 _PATIENCE = 30.0
 _DEAD = frozenset({FaultKind.SILENT, FaultKind.SWALLOW, FaultKind.DRIBBLE})
+
+
+def _is_assigned(cell: Cell) -> bool:
+    """Whether the invoice must belong to the owner of the opportunity; where the assignment fails, it may not."""
+    fails_often = cell.boundary is Boundary.RETRIEVE and cell.rule.when == When(last=4)
+    return cell.reason is None and cell.boundary is not Boundary.ASSIGN and not fails_often
 
 
 def _path(seen: Seen, cell: Cell) -> str:

@@ -10,7 +10,11 @@ from rich.progress import track
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from proofs import histories, socket_histories
+
+    Outcome = histories.Outcome | socket_histories.Outcome
 
 Item = TypeVar("Item")
 
@@ -28,6 +32,21 @@ def follow(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
         if number * _LINES // total > (number - 1) * _LINES // total:
             click.echo(f"{title}: {number:,} of {total:,}", err=True)
         yield item
+
+
+def show_history(outcome: Outcome, command: str, *, err: bool = False, limit: int | None = None) -> None:
+    """Print whether a history kept the promise, how to repeat it, and what happened in it: so many lines at most."""
+    verdict = "broke the promise" if outcome.violations else "kept the promise"
+    click.echo(
+        f"seed {outcome.seed} {verdict}; to repeat it alone: {command} --replay {outcome.seed}", err=err
+    )
+    for line in (*outcome.violations, *outcome.log[:limit]):
+        click.echo(f"  {line}", err=err)
+
+
+def show_counts(title: str, counts: Mapping[str, int]) -> None:
+    """Print what happened, and how often."""
+    show(title, [(name, f"{counts[name]:,}") for name in sorted(counts)])
 
 
 def show(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ class Gate:
 
         def gated(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            environ["wsgi.input"] = _Again(body)
+            environ["wsgi.input"] = BytesIO(body)
             if environ["PATH_INFO"].endswith("/$batch") and b"GenerateInvoiceFromOpportunity" in body:
                 self._meet()
             return application(environ, start_response)
@@ -89,17 +90,6 @@ class Gate:
         self.met.append(self._barrier.parties)
 
 
-class _Again:
-    """A request's body, to be read once more."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def read(self, size: int = -1) -> bytes:
-        taken, self._body = (self._body, b"") if size < 0 else (self._body[:size], self._body[size:])
-        return taken
-
-
 def run(rounds: int) -> Outcome:
     """Let the rounds happen and judge them."""
     started = time.monotonic()
@@ -112,9 +102,8 @@ def run(rounds: int) -> Outcome:
         workers = _start(cloud, barrier, stack)
         problems: list[str] = []
         for number, opportunity in enumerate(follow(cloud.demo.opportunities, "Rounds", rounds)):
-            cloud.dataverse.organization.duplicate_response = list(DuplicateResponse)[
-                number % len(DuplicateResponse)
-            ]
+            responses = list(DuplicateResponse)
+            cloud.dataverse.organization.duplicate_response = responses[number % len(responses)]
             message = _won(cloud, opportunity)
             for worker in workers:
                 worker.send(message)
@@ -122,8 +111,7 @@ def run(rounds: int) -> Outcome:
         for worker in workers:
             worker.send(None)
         evidence = watch.evidence(cloud.dataverse.database.commits, function_user(cloud))
-        violations = judge(evidence, Expectations(invoiced=cloud.demo.opportunities))
-        problems += [str(violation) for violation in violations]
+        problems += map(str, judge(evidence, Expectations(invoiced=cloud.demo.opportunities)))
         with cloud.dataverse.database.reading() as transaction:
             invoices = transaction.count(TABLES["invoice"])
         if len(gate.met) != rounds * sum(THREADS):

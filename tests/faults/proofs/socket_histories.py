@@ -55,7 +55,6 @@ class Outcome:
     violations: tuple[str, ...]
     counts: Counter[str]
     log: tuple[str, ...]
-    seconds: float
 
 
 class Histories:
@@ -77,7 +76,6 @@ class Histories:
         """Run one history, and judge it; a violation is reported once."""
         history = _History(self._stage, seed)
         self._past.append(history)
-        started = time.monotonic()
         rests = history.happen()
         found = [str(violation) for violation in judge(self._stage.evidence(), self._expectations())]
         if not rests:
@@ -87,7 +85,7 @@ class Histories:
         counts = history.counts()
         counts["clock: the workers' is an hour slow"] += self._slow_workers
         counts[f"mode: {self._stage.cloud.options.mode}"] += 1
-        return Outcome(seed, tuple(violations), counts, history.log(), time.monotonic() - started)
+        return Outcome(seed, tuple(violations), counts, history.log())
 
     def _expectations(self) -> Expectations:
         scenarios = [scenario for history in self._past for scenario in history.scenarios]

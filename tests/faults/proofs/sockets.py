@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from published_event import validate_event
 
 from proofs import ROOT
-from proofs.checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Expectations, Watch, judge
+from proofs.checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Watch
 from proofs.sales_state import read_opportunities
 from proofs.users import win
 from sandbox.cloud import Cloud, CloudOptions, Mode
@@ -29,8 +29,6 @@ from sandbox.service_bus.errors import MessageLockLost
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
-
-    from proofs.checker import Violation
 
 # Long enough for every step, short enough to wait for what is silent.
 DEADLINE_SECONDS = 6.0
@@ -130,18 +128,6 @@ class Stage:
         """Win it; Dataverse posts the event by itself."""
         win(self.cloud.dataverse, opportunity_id)
 
-    def unassigned(self, opportunity_id: str) -> list[str]:
-        """Say which invoices of an opportunity do not belong to its owner."""
-        with self.cloud.dataverse.database.reading() as transaction:
-            opportunity = transaction.get(TABLES["opportunity"], opportunity_id)
-            invoices = transaction.rows(TABLES["invoice"], "opportunityid = ?", (opportunity_id,))
-        owner = opportunity["ownerid"] if opportunity else None
-        return [
-            f"the invoice {row['invoiceid']} belongs to {row['ownerid']}, and the opportunity to {owner}"
-            for row in invoices
-            if row["ownerid"] != owner
-        ]
-
     def send(self, body: bytes, message_id: str | None = None) -> None:
         """Put a message into the queue, past Dataverse."""
         self.cloud.broker.send(
@@ -214,10 +200,6 @@ class Stage:
 
     # --- what is seen ---
 
-    def judge(self, expectations: Expectations) -> list[Violation]:
-        """Ask the checker."""
-        return judge(self.evidence(), expectations)
-
     def evidence(self) -> Evidence:
         """Return what there is to see from outside."""
         database = self.cloud.dataverse.database
@@ -253,11 +235,3 @@ def function_user(cloud: Cloud) -> str:
     with cloud.dataverse.database.reading() as transaction:
         client_id = (cloud.function_identity.client_id,)
         return str(transaction.rows(TABLES["systemuser"], "applicationid = ?", client_id)[0]["systemuserid"])
-
-
-def broken(stage: Stage, expectations: Expectations, opportunities: int) -> list[str]:
-    """Return what the checker finds, and events that subscribers got twice."""
-    found = [str(violation) for violation in stage.judge(expectations)]
-    if len(stage.watch.published) > opportunities:
-        found.append(f"subscribers got {len(stage.watch.published)} events of {opportunities} invoices")
-    return found
