@@ -35,19 +35,19 @@ def failure(number: int, reason: str = "InvoiceRefused", name: str | None = "Pum
     return MessageRow(str(number), seen, None if name is None else OpportunityName(name, "Alder", "€1.00"))
 
 
-def said(text: str) -> Snapshot:
-    """Return a snapshot that has a text in every place."""
-    row = MessageRow(
-        "1", MessageInfo(text, text, text, None, 2, None, None), OpportunityName(text, text, text)
-    )
-    return Snapshot(
-        Figures(failed=1), {"won": ConnectionState("won", Light.RED, text)}, [row], [row], {"x": text}
-    )
-
-
 def panel(*texts: str) -> dict[str, Any]:
     lists = dict.fromkeys(("rules", "faults", "open", "requests"), texts)
     return {"summary": "".join(texts), **lists}
+
+
+def message(text: str) -> dict[str, Any]:
+    return {
+        "reason": text,
+        "description": text,
+        "fields": {"a": text},
+        "properties": {text: text},
+        "body": text,
+    }
 
 
 class FakeSource(Dashboard):
@@ -60,20 +60,32 @@ class FakeSource(Dashboard):
         self.panel: Mapping[str, Any] | None = None
         self.done: Sequence[Mapping[str, Any]] = []
         self.audited: Mapping[str, Any] | None = None
-        self.whole: Mapping[str, Any] = {
-            "reason": "InvoiceRefused",
-            "description": "",
-            "fields": {},
-            "properties": {},
-            "body": f'{{"name": "{SCRIPT}"}}',
+        self.whole: Mapping[str, Any] = message("the body")
+        self.found: Mapping[str, Any] = {"title": "Pump"}
+
+    def say(self, text: str) -> None:
+        """Have a text in every place that shows one."""
+        seen = MessageInfo(text, text, text, None, 2, None, None)
+        row = MessageRow("1", seen, OpportunityName(text, text, text))
+        connection = ConnectionState("won", Light.RED, text)
+        self.shown = Snapshot(Figures(failed=1), {"won": connection}, [row], [row], {"x": text})
+        self.panel, self.whole = panel(text), message(text)
+        self.done = [
+            {"title": text, "done": 0, "total": None, "running": False, "error": text, "outcomes": {text: 1}}
+        ]
+        self.found = {
+            "title": text,
+            "candidates": [("1", text)],
+            "verdict": text,
+            "advice": text,
+            "light": "red",
+            "timeline": [{"at": NOW, "what": text, "detail": text}],
+            "unseen": [text],
+            "traces": text,
+            "error": text,
         }
-        self.found: Mapping[str, Any] = {
-            "title": SCRIPT,
-            "verdict": "Invoiced once.",
-            "advice": "Nothing.",
-            "light": "green",
-            "timeline": [],
-        }
+        finding = {"opportunity": "1", "name": text, "finding": text, "advice": text}
+        self.audited = {"summary": text, "missing": 1, "findings": [finding]}
 
     def snapshot(self) -> Snapshot:
         return self.shown
@@ -134,6 +146,10 @@ def get(client: FlaskClient, path: str, **headers: str) -> Any:  # noqa: ANN401 
     return client.get(f"/{TOKEN}/{path}", base_url=ORIGIN, headers=headers)
 
 
+def post(client: FlaskClient, path: str, content: object, **headers: str) -> Any:  # noqa: ANN401 - as above
+    return client.post(f"/{TOKEN}/{path}", base_url=ORIGIN, json=content, headers=headers)
+
+
 # --- who may use it ---
 
 
@@ -156,7 +172,7 @@ def test_another_host_name_is_refused(client: FlaskClient, host: str) -> None:
 def test_a_request_of_another_page_is_refused(
     client: FlaskClient, source: FakeSource, headers: dict[str, str]
 ) -> None:
-    response = client.post(f"/{TOKEN}/do/replay", base_url=ORIGIN, json={"reason": "x"}, headers=headers)
+    response = post(client, "do/replay", {"reason": "x"}, **headers)
     assert (response.status_code, source.acted) == (403, [])
 
 
@@ -185,11 +201,11 @@ def test_only_what_is_served_from_here_is_loaded(client: FlaskClient) -> None:
 
 def test_everything_is_escaped(client: FlaskClient, source: FakeSource) -> None:
     """A customer called <script>, in every part that shows names, reasons and texts."""
-    source.shown, source.panel = said(SCRIPT), panel(SCRIPT)
-    shown = get(client, "").text + get(client, f"failed?reason={SCRIPT}").text + get(client, "message/7").text
-    shown += get(client, f"opportunity?text={SCRIPT}").text
-    assert SCRIPT not in shown
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+    source.say(SCRIPT)
+    for path in ("", f"failed?reason={quote(SCRIPT)}", "message/7", "opportunity?text=x"):
+        shown = get(client, path).text
+        assert SCRIPT not in shown
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
 
 
 class Shown(HTMLParser):
@@ -210,33 +226,7 @@ class Shown(HTMLParser):
 
 def test_control_characters_are_shown_and_not_interpreted(client: FlaskClient, source: FakeSource) -> None:
     """In every part: an override of the direction shows another text than the one that is there."""
-    source.shown, source.panel = said(BAD), panel(BAD)
-    source.done = [
-        {"title": BAD, "done": 0, "total": None, "running": False, "error": BAD, "outcomes": {BAD: 1}}
-    ]
-    source.whole = {
-        "reason": BAD,
-        "description": BAD,
-        "fields": {"a": BAD},
-        "properties": {BAD: BAD},
-        "body": BAD,
-    }
-    source.found = {
-        "title": BAD,
-        "candidates": [("1", BAD)],
-        "verdict": BAD,
-        "advice": BAD,
-        "light": "red",
-        "timeline": [{"at": NOW, "what": BAD, "detail": BAD}],
-        "unseen": [BAD],
-        "traces": BAD,
-        "error": BAD,
-    }
-    source.audited = {
-        "summary": BAD,
-        "missing": 1,
-        "findings": [{"opportunity": "1", "name": BAD, "finding": BAD, "advice": BAD}],
-    }
+    source.say(BAD)
     pages = [
         get(client, path).text
         for path in ("", f"failed?reason={quote(BAD)}", "message/7", "opportunity?text=x")
@@ -253,7 +243,7 @@ def test_no_body_is_read_until_asked_for(client: FlaskClient, source: FakeSource
     get(client, "failed?reason=InvoiceRefused")
     assert source.read == []
     assert "the text" in get(client, "failed?reason=InvoiceRefused").text
-    assert "name" in get(client, "message/7").text
+    assert "the body" in get(client, "message/7").text
     assert get(client, "message/8").status_code == 404
 
 
@@ -314,14 +304,12 @@ def test_the_time_to_the_event_fits_its_box(
 
 
 def test_an_action_is_passed_on(client: FlaskClient, source: FakeSource) -> None:
-    response = client.post(
-        f"/{TOKEN}/do/replay", base_url=ORIGIN, json={"ids": ["7"]}, headers={"Origin": ORIGIN}
-    )
+    response = post(client, "do/replay", {"ids": ["7"]}, Origin=ORIGIN)
     assert (response.status_code, source.acted) == (202, [("replay", {"ids": ["7"]})])
 
 
 def test_an_action_that_does_not_exist_is_an_error_with_a_sentence(client: FlaskClient) -> None:
-    response = client.post(f"/{TOKEN}/do/dance", base_url=ORIGIN, json={})
+    response = post(client, "do/dance", {})
     assert (response.status_code, response.json) == (400, {"error": "There is no action 'dance'."})
 
 
@@ -329,8 +317,7 @@ def test_without_a_sandbox_there_is_no_panel(client: FlaskClient, source: FakeSo
     assert "data-sandbox" not in get(client, "").text
     source.panel = panel()
     assert "data-sandbox" in get(client, "").text
-    said = client.post(f"/{TOKEN}/sandbox/win", base_url=ORIGIN, json={"count": 1}).json
-    assert said == {"said": "win {'count': 1}"}
+    assert post(client, "sandbox/win", {"count": 1}).json == {"said": "win {'count': 1}"}
 
 
 # --- the end ---
