@@ -324,12 +324,7 @@ def replay(
         settled = list(progress(replaying, "Replaying", len(ids)))
         copies = {each.copy_id: each.opportunity_id for each in settled if each.copy_id}
         fates = {} if tracker is None else tracker.follow(copies, seconds)
-    rows = [_settled_row(each, fates.get(each.copy_id)) for each in settled]
-    _say_settled(settled, rows, "replayed", as_json=as_json)
-    if any(each.outcome is not Outcome.DONE for each in settled) or any(
-        fate.state is FateState.PARKED for fate in fates.values()
-    ):
-        raise click.exceptions.Exit(NOT_DONE)
+    _report(settled, fates, "replayed", as_json=as_json)
 
 
 @failed.command()
@@ -392,9 +387,7 @@ def discard(
         file = None if no_export else output or new_file("discarded")
         discarding = discard_with_record(environment, namespace, ids, because, file)
         settled = list(progress(discarding, "Discarding", len(ids)))
-    _say_settled(settled, [_settled_row(each, None) for each in settled], "discarded", as_json=as_json)
-    if any(each.outcome is not Outcome.DONE for each in settled):
-        raise click.exceptions.Exit(NOT_DONE)
+    _report(settled, {}, "discarded", as_json=as_json)
 
 
 _SUMMARY_COLUMNS = [
@@ -433,28 +426,29 @@ def _summary(messages: Sequence[FailedMessage]) -> list[dict[str, object]]:
     ]
 
 
-def _settled_row(settled: Settled, fate: Fate | None) -> dict[str, object]:
-    return {
-        "id": str(settled.id),
-        "outcome": settled.outcome.value,
-        "became": fate and fate.state.value,
-        "detail": fate.text if fate else settled.text,
-        "opportunity": settled.opportunity_id,
-        "messageId": settled.copy_id or None,
-    }
-
-
-def _say_settled(
-    settled: Sequence[Settled], rows: Sequence[Mapping[str, object]], verb: str, *, as_json: bool
-) -> None:
-    if as_json:
-        say_json(rows)
-        return
-    interesting = [row for row in rows if row["outcome"] != Outcome.DONE.value or row["became"]]
-    say_table(_SETTLED_COLUMNS, interesting)
+def _report(settled: Sequence[Settled], fates: Mapping[str, Fate], verb: str, *, as_json: bool) -> None:
+    """Print what became of the messages; raises Exit if one was left where it was, or failed again."""
+    rows = [
+        {
+            "id": str(each.id),
+            "outcome": each.outcome.value,
+            "became": fate and fate.state.value,
+            "detail": fate.text if fate else each.text,
+            "opportunity": each.opportunity_id,
+            "messageId": each.copy_id or None,
+        }
+        for each, fate in ((each, fates.get(each.copy_id)) for each in settled)
+    ]
     done = sum(each.outcome is Outcome.DONE for each in settled)
     left = len(settled) - done
-    say(f"{done} {verb}." + (f" {left} not {verb}." if left else ""))
+    if as_json:
+        say_json(rows)
+    else:
+        interesting = [row for row in rows if row["outcome"] != Outcome.DONE.value or row["became"]]
+        say_table(_SETTLED_COLUMNS, interesting)
+        say(f"{done} {verb}." + (f" {left} not {verb}." if left else ""))
+    if left or any(fate.state is FateState.PARKED for fate in fates.values()):
+        raise click.exceptions.Exit(NOT_DONE)
 
 
 def _say_dry_run(ids: Sequence[MessageId], verb: str, *, as_json: bool) -> None:

@@ -177,14 +177,11 @@ def _refusal(run: Run, name: str, right: Right) -> ServiceBusError | None:
 def count_failed(run: Run) -> tuple[int, int]:
     """Return how many messages are in the failed queue and in its dead-letter queue, up to a bound."""
     names = run[settings].service_bus
-    try:
-        with _peeking(run, names.failed_queue) as namespace:
-            messages, dead_letters = (
-                sum(1 for _ in islice(namespace.peek_every(place.source(names)), MAX_MESSAGES))
-                for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
-            )
-    except MessagingEntityDisabledError as error:
-        raise RightMissing(f"{names.failed_queue} is missing or disabled", "none: fix that first") from error
+    with _peeking(run, names.failed_queue) as namespace:
+        messages, dead_letters = (
+            sum(1 for _ in islice(namespace.peek_every(place.source(names)), MAX_MESSAGES))
+            for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
+        )
     return messages, dead_letters
 
 
@@ -192,12 +189,8 @@ def count_failed(run: Run) -> tuple[int, int]:
 def retries(run: Run) -> Checked[None]:
     """Check for messages that have been retried for long."""
     name = run[settings].service_bus.opportunity_won_queue
-    try:
-        with _peeking(run, name) as namespace:
-            old = list(_old_retries(namespace, name, run.deadline))
-    except MessagingEntityDisabledError as error:
-        # No right of anybody would help.
-        raise Inconclusive(Result(State.NOT_CHECKED, f"because {name} is paused")) from error
+    with _peeking(run, name) as namespace:
+        old = list(_old_retries(namespace, name, run.deadline))
     if not old:
         return ok("no retry is older than 30 minutes")
     age, reason = max(old)
@@ -220,13 +213,16 @@ def _old_retries(
 
 @contextmanager
 def _peeking(run: Run, name: str) -> Iterator[NamespaceClient]:
-    """Peek messages of an entity; raises RightMissing, and MessagingEntityDisabledError."""
+    """Peek messages of an entity."""
     context = run[settings]
     seconds = max(run.deadline.remaining, 1.0)
     namespace = NamespaceClient(context.service_bus, lambda: _client(context), seconds)
     try:
         with _errors_as_findings(name):
             yield namespace
+    except MessagingEntityDisabledError as error:
+        # No right of anybody would help.
+        raise Inconclusive(Result(State.NOT_CHECKED, f"because {name} is paused")) from error
     except (ServiceBusAuthenticationError, ServiceBusAuthorizationError) as error:
         whose = "the function" if run[service_bus_token].is_function else "your login"
         raise RightMissing(f"{whose} may not read {name}", f"{Right.RECEIVE.role} on {name}") from error
