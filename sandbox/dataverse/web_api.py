@@ -40,16 +40,9 @@ _log = logging.getLogger(__name__)
 
 _JSON_TYPE: Final = "application/json; odata.metadata=minimal"
 _SECURITY_TABLES: Final = (
-    "systemuser",
-    "role",
-    "roleprivileges",
-    "systemuserroles",
-    "team",
-    "teamroles",
-    "teammembership",
-    "businessunit",
+    "systemuser", "role", "roleprivileges", "systemuserroles", "team", "teamroles", "teammembership", "businessunit",
     "privilege",
-)
+)  # fmt: skip
 _CONTENT_REFERENCE = re.compile(rb'(@odata\.(?:bind|id)"\s*:\s*")(\$[\w-]+)')
 _CREATED_IN_BATCH = re.compile(r"/?(\$[\w-]+)(?=[/?]|\Z)")
 _AFFINITY: Final = "ARRAffinity"
@@ -157,12 +150,14 @@ class DataverseApp:
         return self._requests
 
     @contextmanager
-    def session(self, caller: Caller | None = None) -> Iterator[Session]:
-        """Yield a session on the rows, in one transaction: as the platform, or as a user."""
+    def session(self) -> Iterator[Session]:
+        """Yield a session on the rows, in one transaction, as the platform itself, which needs no privileges."""
         with self.database.writing() as transaction:
-            yield self._session(
-                transaction, caller or platform(transaction, self.organization.id), RequestInfo(NO_ID, NO_ID)
+            user = transaction.rows(TABLES["systemuser"], "fullname = 'SYSTEM'")[0]
+            caller = Caller(
+                user["systemuserid"], user["businessunitid"], self.organization.id, "SYSTEM", is_platform=True
             )
+            yield self._session(transaction, caller, RequestInfo(NO_ID, NO_ID))
 
     def run_due_jobs(self) -> int:
         """Run the jobs that are due now; return how many succeeded."""
@@ -356,12 +351,6 @@ class DataverseApp:
                     tuple(exchange.operations),
                 )
             )
-
-
-def platform(transaction: Transaction, organization_id: str) -> Caller:
-    """Return the platform itself: the SYSTEM user, which needs no privileges."""
-    user = transaction.rows(TABLES["systemuser"], "fullname = 'SYSTEM'")[0]
-    return Caller(user["systemuserid"], user["businessunitid"], organization_id, "SYSTEM", is_platform=True)
 
 
 def _resolved(operation: Operation, made: Mapping[str, str]) -> Operation:
