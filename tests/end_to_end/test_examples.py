@@ -10,8 +10,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
-import time
 import uuid
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,21 +18,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import json5
 import pytest
 
 from sandbox.cloud import CREATED_TOPIC, Cloud, CloudOptions, Mode
 from sandbox.service_bus import Message
-from sandbox.service_bus.configuration import DEFAULT_ENTITIES
+from tests.end_to_end.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from sandbox.service_bus.messages import Counts
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PUBLISHED = ROOT / "tests" / "contract" / "published" / "invoice-created.v1"
 SUBSCRIPTION = f"{CREATED_TOPIC}/Subscriptions/ledger"
-PATIENCE = 60.0
 # Longer than the lock of a message: what a killed consumer had locked is delivered again.
 LOCK_EXPIRES = timedelta(minutes=2)
 
@@ -42,19 +40,16 @@ Event = dict[str, Any]
 
 
 @pytest.fixture
-def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cloud]:
+def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
     """Service Bus with one more subscription, `ledger`; no function runs."""
-    entities = json5.loads(DEFAULT_ENTITIES.read_text())
-    (topic,) = entities["UserConfig"]["Namespaces"][0]["Topics"]
-    topic["Subscriptions"].append(
-        {"Name": "ledger", "Properties": {"LockDuration": "PT1M", "MaxDeliveryCount": 10}}
+    options = CloudOptions(
+        ROOT,
+        mode=getattr(request, "param", Mode.CONNECTION_STRING),
+        opportunities=0,
+        functions_host=False,
+        extra_subscriptions=[(CREATED_TOPIC, "ledger")],
     )
-    file = tmp_path / "entities.json"
-    file.write_text(json.dumps(entities))
-    mode = getattr(request, "param", Mode.CONNECTION_STRING)
-    with Cloud(
-        CloudOptions(ROOT, mode=mode, entities=file, opportunities=0, functions_host=False)
-    ) as running:
+    with Cloud(options) as running:
         yield running
 
 
@@ -69,48 +64,55 @@ class Consumer:
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[str]]:
         """Run it, and kill it in the end: it has no other means of stopping."""
-        settings = self.cloud.app_settings
         environment = {
             "PATH": os.environ["PATH"],
-            **{
-                name: settings[name]
-                for name in settings
-                if name.startswith(("ServiceBus", "IDENTITY", "SSL"))
-            },
-            "AZURE_CLIENT_ID": self.cloud.operator.client_id,
+            **self.cloud.operator_connection,
+            **self.cloud.certificates.settings,
             "NODE_EXTRA_CA_CERTS": str(self.cloud.certificates.bundle),
             "LEDGER_FILE": str(self.ledger),
             "PYTHONUNBUFFERED": "1",
         }
-        log = self.ledger.with_suffix(".log")
-        with log.open("a") as output:
+        with self.ledger.with_suffix(".log").open("a") as output:
             process = subprocess.Popen(  # noqa: S603 - arguments of our own
                 self.command, env=environment, stdout=output, stderr=output, text=True
             )
             try:
                 yield process
-                assert process.poll() in (None, -9), log.read_text()
+                assert process.poll() in (None, -9), self.log
             finally:
                 process.kill()
                 process.wait()
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for what the running consumer brings about."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} s. It printed:\n{self.log}"
-            threading.Event().wait(0.02)
+        wait_until(condition, lambda: f"it does not happen that {what}. It printed:\n{self.log}")
+
+    def receive(self) -> None:
+        """Wait until it has received a message."""
+        self.wait(lambda: self.counts.locked == 1, "it receives the message")
 
     @property
     def log(self) -> str:
         """What all its processes have printed."""
         return self.ledger.with_suffix(".log").read_text()
 
+    @property
+    def counts(self) -> Counts:
+        """What is left for it."""
+        return self.cloud.broker.counts(SUBSCRIPTION)
+
     @contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
         """Open the ledger; make it where there is none yet."""
         with closing(sqlite3.connect(self.ledger, timeout=30)) as database:
             database.executescript((EXAMPLES / "ledger.sql").read_text())
+            yield database
+
+    @contextmanager
+    def locked_database(self) -> Iterator[sqlite3.Connection]:
+        """Open the ledger, so that the consumer cannot write until the transaction ends."""
+        with self.database() as database:
+            database.execute("BEGIN IMMEDIATE")
             yield database
 
     def booked(self) -> list[str]:
@@ -122,8 +124,7 @@ class Consumer:
         """Run it until no message is left for it."""
         with self.running() as process:
             self.wait(
-                lambda: self.cloud.broker.counts(SUBSCRIPTION).active == 0 or process.poll() is not None,
-                "it processes all messages",
+                lambda: self.counts.active == 0 or process.poll() is not None, "it processes all messages"
             )
 
 
@@ -146,6 +147,10 @@ def published(name: str) -> Event:
     return event
 
 
+def encoded(event: Event) -> bytes:
+    return json.dumps(event).encode()
+
+
 def another(event: Event) -> Event:
     """Return the event of another invoice that says the same."""
     other = copy.deepcopy(event)
@@ -163,14 +168,16 @@ def with_unknown_members(event: Event) -> Event:
     return event
 
 
+def with_data(**changes: object) -> bytes:
+    """Return an event with other values in its data."""
+    event = published("lines")
+    return encoded({**event, "data": event["data"] | changes})
+
+
 def send(cloud: Cloud, *bodies: bytes) -> None:
     """Publish; no message id is repeated, so duplicate detection drops nothing."""
     messages = [Message(body, message_id=str(uuid.uuid4())) for body in bodies]
     cloud.broker.send(CREATED_TOPIC, *messages)
-
-
-def encoded(event: Event) -> bytes:
-    return json.dumps(event).encode()
 
 
 @pytest.mark.parametrize("cloud", Mode, indirect=True)
@@ -186,7 +193,7 @@ def test_each_invoice_is_booked_once(consumer: Consumer) -> None:
     consumer.process_all()
 
     assert consumer.booked() == sorted(event["id"] for event in events), consumer.log
-    assert consumer.cloud.broker.counts(SUBSCRIPTION).dead_letter == 0
+    assert consumer.counts.dead_letter == 0
     assert_balanced(consumer, events)
 
 
@@ -228,45 +235,24 @@ def test_both_consumers_book_the_same(cloud: Cloud, tmp_path: Path, request: pyt
     assert len(ledgers[0][0]) == len(events)
 
 
-def without_lines_that_sum(event: Event) -> Event:
-    event["data"]["lines"][0]["amount"] = "1.00"
-    return event
-
-
-def beyond_64_bits(event: Event) -> Event:
-    event["data"]["totalAmount"] = "9" * 30
-    return event
-
-
-def of_another_version(event: Event) -> Event:
-    event["type"] = "invoice-from-opportunity.sales.invoice.created.v2"
-    return event
-
-
-def without_currency(event: Event) -> Event:
-    event["data"]["currency"] = None
-    return event
-
-
-def with_a_pricing_error(event: Event) -> Event:
-    event["data"]["pricingErrorCode"] = 6
-    return event
-
-
-UNBOOKABLE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "no JSON": (lambda: b"<invoice/>", "InvalidEvent"),
-    "no UTF-8": (lambda: b"\xff\xfe\xfd", "InvalidEvent"),
-    "nothing": (lambda: b"", "InvalidEvent"),
-    "a list": (lambda: b"[]", "InvalidEvent"),
-    "nested deeply": (lambda: b"[" * 100_000, "InvalidEvent"),
-    "another version": (lambda: encoded(of_another_version(published("lines"))), "InvalidEvent"),
-    "a pricing error": (lambda: encoded(with_a_pricing_error(published("lines"))), "PricingError"),
-    "no currency": (lambda: encoded(without_currency(published("lines"))), "AmountsMissing"),
-    "of the first shape": (lambda: encoded(published("full")), "AmountsMissing"),
-    "an amount beyond all bounds": (lambda: encoded(beyond_64_bits(published("lines"))), "AmountsMissing"),
-    "totals that disagree": (lambda: encoded(published("totals-disagree")), "TotalsDisagree"),
+LINES = published("lines")["data"]["lines"]
+UNBOOKABLE = {
+    "no JSON": (b"<invoice/>", "InvalidEvent"),
+    "no UTF-8": (b"\xff\xfe\xfd", "InvalidEvent"),
+    "nothing": (b"", "InvalidEvent"),
+    "a list": (b"[]", "InvalidEvent"),
+    "nested deeply": (b"[" * 100_000, "InvalidEvent"),
+    "another version": (
+        encoded(published("lines") | {"type": "invoice-from-opportunity.sales.invoice.created.v2"}),
+        "InvalidEvent",
+    ),
+    "a pricing error": (with_data(pricingErrorCode=6), "PricingError"),
+    "no currency": (with_data(currency=None), "AmountsMissing"),
+    "of the first shape": (encoded(published("full")), "AmountsMissing"),
+    "an amount beyond all bounds": (with_data(totalAmount="9" * 30), "AmountsMissing"),
+    "totals that disagree": (encoded(published("totals-disagree")), "TotalsDisagree"),
     "lines that do not sum": (
-        lambda: encoded(without_lines_that_sum(published("lines"))),
+        with_data(lines=[LINES[0] | {"amount": "1.00"}, *LINES[1:]]),
         "TotalsDisagree",
     ),
 }
@@ -275,7 +261,7 @@ UNBOOKABLE: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_what_cannot_be_booked_is_dead_lettered_with_the_reason(consumer: Consumer) -> None:
     """One event that cannot be booked keeps no other from being booked."""
     good = another(published("lines"))
-    send(consumer.cloud, *(body() for body, _ in UNBOOKABLE.values()), encoded(good))
+    send(consumer.cloud, *(body for body, _ in UNBOOKABLE.values()), encoded(good))
 
     consumer.process_all()
 
@@ -288,15 +274,19 @@ def test_what_cannot_be_booked_is_dead_lettered_with_the_reason(consumer: Consum
     assert consumer.booked() == [good["id"]]
 
 
-def test_an_event_is_booked_once_if_the_consumer_is_killed_before_it_commits(consumer: Consumer) -> None:
+@pytest.fixture
+def event(consumer: Consumer) -> Event:
+    """Return the one event that waits for the consumer."""
     event = another(published("lines"))
     send(consumer.cloud, encoded(event))
-    with consumer.database() as database:
-        database.execute("BEGIN IMMEDIATE")  # The consumer cannot write meanwhile.
-        with consumer.running():
-            consumer.wait(
-                lambda: consumer.cloud.broker.counts(SUBSCRIPTION).locked == 1, "it receives the message"
-            )
+    return event
+
+
+def test_an_event_is_booked_once_if_the_consumer_is_killed_before_it_commits(
+    consumer: Consumer, event: Event
+) -> None:
+    with consumer.locked_database(), consumer.running():
+        consumer.receive()
     assert consumer.booked() == []
 
     consumer.cloud.move_broker_clock(LOCK_EXPIRES)
@@ -305,46 +295,41 @@ def test_an_event_is_booked_once_if_the_consumer_is_killed_before_it_commits(con
     assert consumer.booked() == [event["id"]]
 
 
-def test_an_event_is_booked_once_if_the_consumer_is_killed_after_it_commits(consumer: Consumer) -> None:
+def test_an_event_is_booked_once_if_the_consumer_is_killed_after_it_commits(
+    consumer: Consumer, event: Event
+) -> None:
     """The entry is in the ledger, and Service Bus does not know it."""
-    event = another(published("lines"))
-    send(consumer.cloud, encoded(event))
-    broker = consumer.cloud.broker
-    with consumer.database() as database:
-        database.execute("BEGIN IMMEDIATE")
-        with consumer.running():
-            consumer.wait(lambda: broker.counts(SUBSCRIPTION).locked == 1, "it receives the message")
-            consumer.cloud.plain_server.stop()
-            database.rollback()
-            consumer.wait(lambda: consumer.booked() == [event["id"]], "it commits the entry")
+    with consumer.locked_database() as database, consumer.running():
+        consumer.receive()
+        consumer.cloud.plain_server.stop()
+        database.rollback()
+        consumer.wait(lambda: consumer.booked() == [event["id"]], "it commits the entry")
     consumer.cloud.plain_server.start()
-    assert broker.counts(SUBSCRIPTION).active == 1
+    assert consumer.counts.active == 1
 
     consumer.cloud.move_broker_clock(LOCK_EXPIRES)
     with consumer.running():
         consumer.wait(lambda: "booked before" in consumer.log, "it finds the entry")
 
-    assert broker.counts(SUBSCRIPTION).active == 0
+    assert consumer.counts.active == 0
     assert consumer.booked() == [event["id"]]
     assert_balanced(consumer, [event])
 
 
-def test_an_event_is_booked_once_if_its_lock_expires_meanwhile(consumer: Consumer) -> None:
+def test_an_event_is_booked_once_if_its_lock_expires_meanwhile(consumer: Consumer, event: Event) -> None:
     """The ledger was busy for too long: the consumer goes on, and the message comes again."""
-    event = another(published("lines"))
-    send(consumer.cloud, encoded(event))
-    broker = consumer.cloud.broker
     with consumer.running() as process:
-        with consumer.database() as database:
-            database.execute("BEGIN IMMEDIATE")
-            consumer.wait(lambda: broker.counts(SUBSCRIPTION).locked == 1, "it receives the message")
+        with consumer.locked_database() as database:
+            consumer.receive()
             consumer.cloud.move_broker_clock(LOCK_EXPIRES)
-            consumer.wait(lambda: broker.peek(SUBSCRIPTION)[0].delivery_count == 1, "the lock expires")
+            consumer.wait(
+                lambda: consumer.cloud.broker.peek(SUBSCRIPTION)[0].delivery_count == 1, "the lock expires"
+            )
             database.rollback()
         consumer.wait(lambda: "booked before" in consumer.log, "it receives the message again")
         assert process.poll() is None, consumer.log
 
-    assert broker.counts(SUBSCRIPTION).active == 0
+    assert consumer.counts.active == 0
     assert consumer.booked() == [event["id"]]
 
 
@@ -364,7 +349,7 @@ def test_each_invoice_is_booked_once_however_often_the_consumer_is_killed(consum
     consumer.process_all()
 
     assert consumer.booked() == sorted(event["id"] for event in events)
-    assert consumer.cloud.broker.counts(SUBSCRIPTION).dead_letter == 0
+    assert consumer.counts.dead_letter == 0
     assert_balanced(consumer, events)
 
 
