@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 import pytest
-from repository import ROOT, command_of, install, options_of, run, section, syntax_error, text
+from repository import command_of, install, options_of, run, section, syntax_error, text
 
 from operations.__main__ import operations
 from operations.doctor import CHECKS
@@ -71,12 +71,6 @@ def test_the_runbook_says_which_commands_ask_and_which_print_json() -> None:
     }
     assert without_json == set(re.findall(r"`([a-z ]+)`", sentence.partition(".")[0]))
     assert "except `events resend` and a replay or retry of one message" in " ".join(sentence.split())
-
-
-@pages
-def test_files_that_are_named_exist(page: str) -> None:
-    for name in re.findall(r"(?<![\w/])((?:infrastructure|docs|shared|sandbox)/[\w./-]+\.\w+)", page):
-        assert (ROOT / name).is_file(), name
 
 
 @pages

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 PAGES = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("tests/*/*.md")}
 )
+FOLDERS = (
+    *("GenerateInvoiceFunction", "shared", "operations", "sandbox", "infrastructure", "docs", "examples"),
+    *("benchmarks", "tests"),
+)
 # Links, but not images.
 LINK = re.compile(r"(?<!!)\[[^\[\]]*\]\(([^()\s]+)\)")
 
@@ -41,9 +45,18 @@ def broken_links(page: Path) -> Iterator[str]:
             yield link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pages
 def test_every_link_leads_somewhere(page: Path) -> None:
     assert list(broken_links(page)) == []
+
+
+@pages
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    named = re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]+\.[a-z]+)\b", text(page))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:

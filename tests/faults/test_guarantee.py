@@ -11,18 +11,12 @@ from proofs.mutants import MUTANTS
 
 _PAGE = (ROOT / "docs" / "guarantee.md").read_text("utf-8")
 _DIAGRAMS = re.findall(r"^```mermaid\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
-_SCRIPTS = sorted(set(re.findall(r"tests/faults/\w+\.py", _PAGE)))
 
 
 @pytest.mark.parametrize("diagram", _DIAGRAMS, ids=range(len(_DIAGRAMS)))
 def test_no_text_of_a_diagram_ends_before_its_line_does(diagram: str) -> None:
     """Mermaid takes a semicolon for the end of a statement, and a number sign for the beginning of an entity."""
     assert not re.findall(r"^.*[;#].*$", diagram, re.MULTILINE)
-
-
-@pytest.mark.parametrize("script", _SCRIPTS)
-def test_every_command_exists(script: str) -> None:
-    assert (ROOT / script).is_file()
 
 
 def test_the_figures_are_of_this_list_and_this_matrix() -> None:
