@@ -30,8 +30,8 @@ class InterruptedClock(FakeClock):
 def test_the_system_clock_is_the_machines() -> None:
     clock = SystemClock()
     before = clock.monotonic()
-    clock.sleep(0.001)
-    assert before < clock.monotonic() <= time.monotonic()
+    clock.sleep(0.05)
+    assert before + 0.05 <= clock.monotonic() <= time.monotonic()
     assert clock.now().tzinfo is UTC
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(minutes=1)
 
@@ -98,10 +98,3 @@ def test_an_earlier_moment_of_another_thread_does_not_replace_a_later_one() -> N
     broker.observe(clock.now() + hour)
     other.join(BOUND)
     assert broker.now() == clock.now() + 2 * hour
-
-
-def test_the_system_clock_sleeps() -> None:
-    clock = SystemClock()
-    began = clock.monotonic()
-    clock.sleep(0.05)
-    assert clock.monotonic() - began >= 0.05

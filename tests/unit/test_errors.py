@@ -49,15 +49,11 @@ def test_the_tree_is_as_it_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_a_leaf_says_why_and_what_to_do(leaf: type[InvoicingFailure]) -> None:
+def test_a_leaf_is_one_decision_that_says_why_and_what_to_do(leaf: type[InvoicingFailure]) -> None:
     assert leaf.reason == leaf.__name__, "the DeadLetterReason that alerts and runbooks look for"
     assert leaf.advice.endswith("."), "a whole sentence"
     assert len(leaf.advice) < 300, "it must fit behind a short description"
     assert leaf.__doc__
-
-
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_a_leaf_is_one_decision(leaf: type[InvoicingFailure]) -> None:
     decisions = [
         issubclass(leaf, RetryLater),
         issubclass(leaf, ParkNow),

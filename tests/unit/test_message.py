@@ -16,15 +16,11 @@ from shared.errors import DataverseThrottled, DataverseUnreachable, OpportunityS
 from shared.message import Delivery, Message, RetryState, log_suffix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import azure.functions
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 UNREACHABLE = DataverseUnreachable("No connection.")
 STILL_OPEN = OpportunityStillOpen("It is open.")
-
-
 DELIVERY = "7@2026-03-01T12:00:00+00:00"
 
 
@@ -173,14 +169,26 @@ def test_throttling_has_the_outage_policy() -> None:
 
 # ---------------------------------------------------------------------------------------------- foreign properties
 
+ROOTS = ("", None, 7, b"win-0", "half a \ud800", "line\nbreak", "x" * 129, ["win-0"], {"a": "b"})
+COUNTS = (None, -1, "3", 3.0, 2**31, 1_000_001, float("nan"), [1])
+TIMES = (None, "", "yesterday", 1772366400, "0001-01-01T00:00:00+14:00", b"2026-03-01T11:00:00Z")
+# The message would never grow old, and be tried for ever.
+TIMES_TO_COME = ("9999-12-31T23:59:59+00:00", "2026-03-01T12:00:01Z")
+FOREIGN: dict[str, tuple[object, ...]] = {
+    "InvoicingRoot": ROOTS,
+    "InvoicingAttempt": COUNTS,
+    "InvoicingBackoff": COUNTS,
+    "InvoicingFirstSeen": TIMES + TIMES_TO_COME,
+    "InvoicingRhythmSince": TIMES + TIMES_TO_COME,
+    "InvoicingRhythm": (None, "", "LONG", "ever", 3, ["long"]),
+}
+
 
 @pytest.mark.parametrize(
-    "root", ["", None, 7, b"win-0", "half a \ud800", "line\nbreak", "x" * 129, ["win-0"], {"a": "b"}]
+    ("name", "value"), [(name, value) for name, values in FOREIGN.items() for value in values]
 )
-def test_a_root_that_no_retry_carries_is_not_used(root: object) -> None:
-    state = RetryState.of(message(InvoicingRoot=root))
-    assert state.root == DELIVERY
-    assert state.message_id
+def test_a_property_that_no_retry_carries_is_not_used(name: str, value: object) -> None:
+    assert RetryState.of(message(**{name: value})) == RetryState.of(message())
 
 
 def test_the_largest_values_that_a_retry_can_carry_are_read() -> None:
@@ -188,12 +196,6 @@ def test_the_largest_values_that_a_retry_can_carry_are_read() -> None:
         message(InvoicingRoot="x" * 128, InvoicingAttempt=1_000_000, InvoicingBackoff=1_000_000)
     )
     assert (state.root, state.attempt, state.backoff) == ("x" * 128, 1_000_000, 1_000_000)
-
-
-@pytest.mark.parametrize("count", [None, -1, "3", 3.0, 2**31, 1_000_001, float("nan"), [1]])
-def test_a_count_that_no_message_could_have_is_ignored(count: object) -> None:
-    state = RetryState.of(message(InvoicingAttempt=count, InvoicingBackoff=count))
-    assert (state.attempt, state.backoff) == (0, 0)
 
 
 def test_the_last_count_is_followed_by_other_ids() -> None:
@@ -206,29 +208,9 @@ def test_the_last_count_is_followed_by_other_ids() -> None:
     assert len(ids) == 5
 
 
-@pytest.mark.parametrize("time", ["9999-12-31T23:59:59+00:00", "2026-03-01T12:00:01Z"])
-def test_a_time_to_come_is_now(time: str) -> None:
-    """Otherwise the message would never grow old, and be tried for ever."""
-    state = RetryState.of(message(InvoicingFirstSeen=time, InvoicingRhythmSince=time, InvoicingRhythm="long"))
-    assert (state.first_seen, state.policy_since) == (NOON, NOON)
-
-
-@pytest.mark.parametrize(
-    "time", [None, "", "yesterday", 1772366400, "0001-01-01T00:00:00+14:00", b"2026-03-01T11:00:00Z"]
-)
-def test_what_is_no_time_is_not_taken(time: object) -> None:
-    state = RetryState.of(message(InvoicingFirstSeen=time, InvoicingRhythmSince=time))
-    assert (state.first_seen, state.policy_since) == (NOON, NOON)
-
-
 @pytest.mark.parametrize("time", ["2026-03-01T11:00:00", "2026-03-01T11:00:00Z", "2026-03-01T12:00:00+01:00"])
 def test_a_time_is_read_in_every_zone(time: str) -> None:
     assert RetryState.of(message(InvoicingFirstSeen=time)).age == timedelta(hours=1)
-
-
-@pytest.mark.parametrize("policy", [None, "", "LONG", "ever", 3, ["long"]])
-def test_what_is_no_policy_is_not_taken(policy: object) -> None:
-    assert RetryState.of(message(InvoicingRhythm=policy)).policy is None
 
 
 ANYTHING = st.recursive(
@@ -290,9 +272,8 @@ def test_what_the_host_leaves_out_or_empty_is_missing() -> None:
 def test_times_without_a_zone_are_utc_and_others_become_it() -> None:
     elsewhere = NOON.astimezone(timezone(timedelta(hours=-7)))
     for time in (NOON, NOON.replace(tzinfo=None), elsewhere):
-        assert (
-            Message.from_trigger(trigger(enqueued_time_utc=time)).enqueued_at.isoformat() == NOON.isoformat()
-        )
+        read = Message.from_trigger(trigger(enqueued_time_utc=time))
+        assert read.enqueued_at.isoformat() == NOON.isoformat()
 
 
 def test_without_a_time_the_message_came_now() -> None:
@@ -303,9 +284,12 @@ def test_without_a_time_the_message_came_now() -> None:
 # ---------------------------------------------------------------------------------------------- log lines
 
 
+def delivery_of(message: Message) -> Delivery:
+    return Delivery(message, RetryState.of(message), Deadline.after(SystemClock(), 60))
+
+
 def test_a_delivery_says_where_it_stands() -> None:
-    first = message(NOON - timedelta(seconds=90))
-    delivery = Delivery(first, RetryState.of(first), Deadline.after(SystemClock(), 60))
+    delivery = delivery_of(message(NOON - timedelta(seconds=90)))
     assert str(delivery) == "opportunity=unknown attempt=0 age=0s root=7@2026-03-01T11:58:30+00:00"
     retry = message(NOON, 8, **delivery.state.next(UNREACHABLE, backoff=1).properties(UNREACHABLE))
     delivery = replace(delivery, state=RetryState.of(retry), opportunity_id="o-1")
@@ -332,18 +316,13 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     ],
 )
 def test_the_trace_context_of_a_message_is_the_senders_if_it_is_valid(
-    properties: dict[str, object],
-    traceparent: str | None,
-    make_message: Callable[..., Message],
+    properties: dict[str, object], traceparent: str | None
 ) -> None:
-    assert make_message(properties=properties).traceparent == traceparent
+    assert replace(message(), properties=properties).traceparent == traceparent
 
 
-def test_log_lines_about_other_systems_name_the_delivery_of_their_thread(
-    make_message: Callable[..., Message],
-) -> None:
-    message = make_message()
-    delivery = Delivery(message, RetryState.of(message), Deadline.after(SystemClock(), 1))
+def test_log_lines_about_other_systems_name_the_delivery_of_their_thread() -> None:
+    delivery = delivery_of(message())
     of_other_threads: list[str] = []
     with replace(delivery, opportunity_id="o-1").named_in_log_lines():
         assert log_suffix() == f" opportunity=o-1 root={delivery.state.root}"
