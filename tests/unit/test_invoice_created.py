@@ -21,22 +21,12 @@ from shared.invoice import (
     Product,
 )
 from shared.invoice_created import invoice_created
+from tests.unit.conftest import INVOICE, OPPORTUNITY, URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-URL = "https://contoso.crm4.dynamics.com"
-INVOICE = Invoice(
-    id="0f8fad5b-d9cb-469f-a165-70867728950e",
-    number="INV-01042-X7C3K1",
-    name="Coffee machines for Contoso Zürich",
-    opportunity_id="5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c",
-    customer=Customer("account", "83883308-7ad5-ea11-a813-000d3a33f3b4"),
-    total_amount=Decimal("1250.4"),
-    currency=Currency("7d9a2d3b-31f5-4c4b-9a57-5d8e2b1c6f40", "EUR", 2),
-    pricing_error_code=0,
-    created_on=datetime(2026, 2, 3, 14, 45, 12, tzinfo=UTC),
-)
+BARE = Invoice(INVOICE.id, None, None, OPPORTUNITY, None, None, None, None, INVOICE.created_on)
 
 
 def event_of(invoice: Invoice, url: str = URL) -> dict[str, Any]:
@@ -105,28 +95,21 @@ def test_equal_amounts_without_currency_have_equal_bytes() -> None:
 def test_amounts_are_plain_decimals_to_the_currencys_precision(
     amount: str, precision: int | None, text: str
 ) -> None:
-    currency = (
-        None if precision is None else Currency("7d9a2d3b-31f5-4c4b-9a57-5d8e2b1c6f40", "XXX", precision)
-    )
+    currency = None if precision is None else Currency(OPPORTUNITY, "XXX", precision)
     event = event_of(replace(INVOICE, total_amount=Decimal(amount), currency=currency))
     assert event["data"]["totalAmount"] == text
 
 
 def test_what_dataverse_does_not_know_is_null() -> None:
-    bare = Invoice(INVOICE.id, None, None, INVOICE.opportunity_id, None, None, None, None, INVOICE.created_on)
-    data = event_of(bare)["data"]
+    data = event_of(BARE)["data"]
     unknown = {name for name, value in data.items() if value is None}
     assert unknown == {
         *("invoiceNumber", "name", "customer", "totalAmount", "currency", "pricingErrorCode"),
         *("orderId", "dueDate", "paymentTerms"),
     }
     assert set(data["amounts"].values()) == {None}
-    assert (data["totalsAgree"], data["lines"], data["lineCount"], data["linesOmitted"]) == (
-        False,
-        [],
-        0,
-        False,
-    )
+    assert (data["lines"], data["lineCount"]) == ([], 0)
+    assert (data["totalsAgree"], data["linesOmitted"]) == (False, False)
     assert "columns" not in data
 
 
@@ -137,13 +120,12 @@ def test_a_pricing_error_is_published() -> None:
 
 def test_fractions_of_a_second_are_kept() -> None:
     late = replace(INVOICE, created_on=INVOICE.created_on.replace(microsecond=70_000))
-    assert event_of(late)["time"] == "2026-02-03T14:45:12.070000Z"
+    assert event_of(late)["time"] == "2026-03-01T11:59:00.070000Z"
 
 
 def test_half_a_character_in_a_name_does_not_stop_the_event() -> None:
-    assert (
-        event_of(replace(INVOICE, name="half \ud83d, whole \U0001f600"))["data"]["name"] == "half �, whole 😀"
-    )
+    event = event_of(replace(INVOICE, name="half \ud83d, whole \U0001f600"))
+    assert event["data"]["name"] == "half �, whole 😀"
 
 
 def test_the_message_carries_what_filters_and_traces_need() -> None:
@@ -151,7 +133,7 @@ def test_the_message_carries_what_filters_and_traces_need() -> None:
     message = invoice_created(INVOICE, dataverse_url=URL, correlation_id="crm-77", traceparent=trace)
     assert message.content_type == "application/cloudevents+json; charset=utf-8"
     assert message.correlation_id == "crm-77"
-    assert message.subject == f"opportunities/{INVOICE.opportunity_id}/invoices/{INVOICE.id}"
+    assert message.subject == f"opportunities/{OPPORTUNITY}/invoices/{INVOICE.id}"
     assert message.application_properties["traceparent"] == trace
     assert "traceparent" not in invoice_created(INVOICE, dataverse_url=URL).application_properties
     assert b"4bf92f3577b34da6a3ce929d0e0e4736" not in message.body
@@ -161,22 +143,6 @@ def test_the_link_opens_the_record() -> None:
     assert event_of(INVOICE)["data"]["link"] == (
         f"{URL}/main.aspx?pagetype=entityrecord&etn=invoice&id={INVOICE.id}"
     )
-
-
-@pytest.mark.parametrize(
-    "invoice",
-    [
-        INVOICE,
-        Invoice(INVOICE.id, None, None, INVOICE.opportunity_id, None, None, None, None, INVOICE.created_on),
-        replace(INVOICE, customer=Customer("contact", str(uuid.UUID(int=7))), pricing_error_code=1),
-    ],
-    ids=["full", "bare", "pricing error"],
-)
-def test_every_event_keeps_the_contract(
-    invoice: Invoice, published_event_checker: Callable[[bytes, Mapping[str, object], str], None]
-) -> None:
-    message = invoice_created(invoice, dataverse_url=URL, traceparent="00-1")
-    published_event_checker(message.body, message.application_properties, message.content_type)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +242,7 @@ def test_a_part_names_the_line_of_its_bundle_and_only_that() -> None:
         Line(PART, kind=LineKind.REQUIRED_PART, parent_id=LINE),
         Line(str(uuid.UUID(int=1)), kind=LineKind.OPTIONAL_PART, parent_id=LINE),
         Line(str(uuid.UUID(int=2)), kind=LineKind.SERVICE),
-        Line(INVOICE.id, kind=None, parent_id=INVOICE.opportunity_id, description="a bundle elsewhere"),
+        Line(INVOICE.id, kind=None, parent_id=OPPORTUNITY, description="a bundle elsewhere"),
     )
     written = event_of(replace(INVOICE, lines=lines))["data"]["lines"]
     assert [(line["kind"], line["isPriced"], line["bundleLineId"]) for line in written] == [
@@ -353,8 +319,11 @@ def filled(invoice: Invoice) -> Invoice:
     return exact
 
 
-def test_an_event_that_is_too_large_has_no_lines_and_says_so() -> None:
+def test_an_event_that_is_too_large_has_no_lines_and_says_so(
+    published_event_checker: Callable[[bytes, Mapping[str, object], str], None],
+) -> None:
     message = invoice_created(with_lines(2000), dataverse_url=URL)
+    published_event_checker(message.body, message.application_properties, message.content_type)
     data = json.loads(message.body)["data"]
     assert (data["lines"], data["linesOmitted"], data["lineCount"]) == (None, True, 2000)
     assert data["totalAmount"] == "1250.40"
@@ -383,10 +352,7 @@ def test_columns_that_are_too_long_are_left_out_after_the_lines_the_longest_firs
     message = invoice_created(replace(with_lines(3), columns=long), dataverse_url=URL)
     data = json.loads(message.body)["data"]
     assert data["linesOmitted"]
-    assert data["columns"]["new_b"] == {
-        "type": "unknown",
-        "value": None,
-        "error": "The value is too long for the event.",
-    }
+    too_long = {"type": "unknown", "value": None, "error": "The value is too long for the event."}
+    assert data["columns"]["new_b"] == too_long
     assert [data["columns"][name]["type"] for name in ("new_a", "new_c")] == ["text", "text"]
     assert len(message.body) <= LARGEST
