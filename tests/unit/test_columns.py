@@ -24,10 +24,10 @@ def attribute(name: str, attribute_type: str, **columns: object) -> Record:
 def described(**types: str) -> Columns:
     """Return columns of these types of Dataverse."""
     attributes = [
-        attribute(name, "Virtual", AttributeTypeName={"Value": described})
-        if described.endswith("Type")
-        else attribute(name, described)
-        for name, described in types.items()
+        attribute(name, "Virtual", AttributeTypeName={"Value": its_type})
+        if its_type.endswith("Type")
+        else attribute(name, its_type)
+        for name, its_type in types.items()
     ]
     return Columns.of(types, attributes)
 

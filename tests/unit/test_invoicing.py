@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
@@ -108,72 +107,42 @@ FULL = {
     "transactioncurrencyid": {"isocurrencycode": "EUR", "currencyprecision": 2},
 }
 
-
-@dataclass
-class FakeDataverse:
-    """Returns the given outcomes in order, and keeps the requests."""
-
-    outcomes: list[list[Response] | Response | InvoicingFailure]
-    asked: list[object] = field(default_factory=list)
-    deadlines: set[Deadline] = field(default_factory=set)
-
-    def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
-        self.asked.append(list(operations))
-        self.deadlines.add(deadline)
-        outcomes = self.outcomes.pop(0)
-        if isinstance(outcomes, InvoicingFailure):
-            raise outcomes
-        if isinstance(outcomes, Response):
-            # To the retrieve of an invoice, which has no lines here.
-            outcomes = [outcomes, NONE]
-        assert isinstance(outcomes, list)
-        assert len(outcomes) == len(operations)
-        return outcomes
+FOUND = Invoice(
+    id=INVOICE,
+    number="INV-01042",
+    name="Coffee machines",
+    opportunity_id=OPPORTUNITY,
+    customer=Customer("account", ACCOUNT),
+    total_amount=Decimal("1250.4"),
+    currency=Currency(EURO, "EUR", 2),
+    pricing_error_code=0,
+    created_on=datetime(2026, 3, 1, 11, 59, tzinfo=UTC),
+)
+GENERATED = [DONE, CLAIMED, rows(invoice_row())]
 
 
-@pytest.fixture
-def deadline(clock: FakeClock) -> Deadline:
-    return Deadline.after(clock, 180)
-
-
-class CountedInvoices(Tracing):
-    """Counts the invoices that were generated."""
-
-    count = 0
-
-    def invoice_generated(self) -> None:
-        self.count += 1
-
-
-@dataclass
-class Outcome:
-    value: Invoice | Ignored
-    asked: list[Any]
-    generated: int
-
-
-class Ensure:
-    """Asks for the invoice of an opportunity of a Dataverse with the given outcomes."""
+class Ensure(Tracing):
+    """Asks for the invoice of an opportunity of a Dataverse that returns the given outcomes in order."""
 
     def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
+        self._outcomes: list[list[Response] | Response | InvoicingFailure] = []
+        self.asked: list[Any] = []
+        self.generated = 0
 
     def __call__(
         self,
         *outcomes: list[Response] | Response | InvoicingFailure,
         ordered: OrderedOpportunity = OrderedOpportunity.SKIP,
         owner: InvoiceOwner = InvoiceOwner.OPPORTUNITY,
-    ) -> Outcome:
-        fake = FakeDataverse(list(outcomes))
-        dataverse = cast("Dataverse", fake)
-        generated = CountedInvoices()
-        invoicing = Invoicing(dataverse, InvoiceReader(dataverse), ordered, owner, tracing=generated)
+    ) -> Invoice | Ignored:
+        self._outcomes.extend(outcomes)
+        dataverse = cast("Dataverse", self)
+        invoicing = Invoicing(dataverse, InvoiceReader(dataverse), ordered, owner, tracing=self)
         try:
-            value = invoicing.ensure_invoice(OPPORTUNITY, self._deadline)
+            return invoicing.ensure_invoice(OPPORTUNITY, self._deadline)
         finally:
-            assert not fake.outcomes, "every expected request was made, and no other"
-            assert fake.deadlines == {self._deadline}
-        return Outcome(value, fake.asked, generated.count)
+            assert not self._outcomes, "every expected request was made, and no other"
 
     def fails(
         self, expected: type[InvoicingFailure], *outcomes: list[Response] | Response | InvoicingFailure
@@ -183,15 +152,25 @@ class Ensure:
         assert type(raised.value) is expected
         return raised.value
 
+    def batch(self, operations: Sequence[Read | ChangeSet], deadline: Deadline) -> list[Response]:
+        assert deadline is self._deadline
+        self.asked.append(list(operations))
+        outcomes = self._outcomes.pop(0)
+        if isinstance(outcomes, InvoicingFailure):
+            raise outcomes
+        if isinstance(outcomes, Response):
+            # To the retrieve of an invoice, which has no lines here.
+            outcomes = [outcomes, NONE]
+        assert len(outcomes) == len(operations)
+        return outcomes
+
+    def invoice_generated(self) -> None:
+        self.generated += 1
+
 
 @pytest.fixture
-def ensure(deadline: Deadline) -> Ensure:
-    return Ensure(deadline)
-
-
-def invoice_of(outcome: Outcome) -> Invoice:
-    assert isinstance(outcome.value, Invoice)
-    return outcome.value
+def ensure(clock: FakeClock) -> Ensure:
+    return Ensure(Deadline.after(clock, 180))
 
 
 # ---------------------------------------------------------------------------------------------- contracts
@@ -209,10 +188,9 @@ def test_the_claims_id_is_golden() -> None:
 
 
 def test_a_won_opportunity_without_an_invoice_gets_one(ensure: Ensure) -> None:
-    outcome = ensure(NOTHING_YET, [DONE, CLAIMED, rows(invoice_row())], ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
-    assert outcome.generated == 1
-    checks, call, retrieve = outcome.asked
+    assert ensure(NOTHING_YET, GENERATED, ok(FULL)) == FOUND
+    assert ensure.generated == 1
+    checks, call, retrieve = ensure.asked
     of_opportunity = f"$filter=_opportunityid_value eq {OPPORTUNITY}"
     currency = "&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)"
     claim_of_it = Read(
@@ -238,25 +216,25 @@ def test_a_won_opportunity_without_an_invoice_gets_one(ensure: Ensure) -> None:
     ]
     claim, generate = call[0].writes
     assert call[1:] == [claim_of_it, invoices], "the reads come after the change set"
-    assert claim.path == "annotations"
-    assert claim.body["annotationid"] == claim_of(OPPORTUNITY)
-    assert claim.body["objectid_opportunity@odata.bind"] == f"/opportunities({OPPORTUNITY})"
+    assert (claim.path, claim.body) == (
+        "annotations",
+        {
+            "annotationid": claim_of(OPPORTUNITY),
+            "subject": "Invoice generated automatically",
+            # To the salesperson.
+            "notetext": (
+                "This opportunity was won, and its invoice was generated automatically. Please keep this note: it "
+                "makes sure that the opportunity is not invoiced twice. If the invoice was deleted or canceled and a "
+                "new one is wanted, create it by hand, or delete this note and have the event sent again."
+            ),
+            "objectid_opportunity@odata.bind": f"/opportunities({OPPORTUNITY})",
+        },
+    )
     assert (generate.path, generate.body) == (
         "GenerateInvoiceFromOpportunity",
         {"OpportunityId": OPPORTUNITY, "ColumnSet": {"AllColumns": False, "Columns": ["invoiceid"]}},
     )
     assert [read.path.partition("?")[0] for read in retrieve] == [f"invoices({INVOICE})", "invoicedetails"]
-
-
-def test_the_note_explains_itself_to_the_salesperson(ensure: Ensure) -> None:
-    outcome = ensure(NOTHING_YET, [DONE, CLAIMED, rows(invoice_row())], ok(FULL))
-    claim, _ = outcome.asked[1][0].writes
-    assert claim.body["subject"] == "Invoice generated automatically"
-    assert claim.body["notetext"] == (
-        "This opportunity was won, and its invoice was generated automatically. Please keep this note: it makes sure "
-        "that the opportunity is not invoiced twice. If the invoice was deleted or canceled and a new one is wanted, "
-        "create it by hand, or delete this note and have the event sent again."
-    )
 
 
 # ---------------------------------------------------------------------------------------------- the check
@@ -266,21 +244,19 @@ def test_the_note_explains_itself_to_the_salesperson(ensure: Ensure) -> None:
 def test_an_existing_invoice_is_used_no_matter_who_created_it(statecode: int, ensure: Ensure) -> None:
     existing = rows(invoice_row(statecode=statecode))
     unreadable = error(403)
-    outcome = ensure(check(invoices=existing, orders=unreadable, closes=unreadable), ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
+    assert ensure(check(invoices=existing, orders=unreadable, closes=unreadable), ok(FULL)) == FOUND
 
 
 def test_the_oldest_that_is_not_canceled_is_used(ensure: Ensure) -> None:
     existing = rows(invoice_row(ACCOUNT, statecode=3), invoice_row(), invoice_row(OTHER_INVOICE))
-    outcome = ensure(check(invoices=existing), ok(FULL))
-    assert outcome.asked[1][0].path.startswith(f"invoices({INVOICE})")
+    ensure(check(invoices=existing), ok(FULL))
+    assert ensure.asked[1][0].path.startswith(f"invoices({INVOICE})")
 
 
 def test_a_canceled_invoice_does_not_count(ensure: Ensure) -> None:
     canceled = rows(invoice_row(OTHER_INVOICE, statecode=3))
     both = rows(invoice_row(OTHER_INVOICE, statecode=3), invoice_row())
-    outcome = ensure(check(invoices=canceled), [DONE, CLAIMED, both], ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
+    assert ensure(check(invoices=canceled), [DONE, CLAIMED, both], ok(FULL)) == FOUND
 
 
 def test_an_open_opportunity_is_checked_again(ensure: Ensure) -> None:
@@ -289,23 +265,18 @@ def test_an_open_opportunity_is_checked_again(ensure: Ensure) -> None:
 
 @pytest.mark.parametrize("state", [LOST, opportunity(7)])
 def test_an_opportunity_that_is_not_won_is_ignored(state: Response, ensure: Ensure) -> None:
-    outcome = ensure(check(state, invoices=rows(invoice_row())))
-    assert outcome.value == Ignored("the opportunity is not won")
+    assert ensure(check(state, invoices=rows(invoice_row()))) == Ignored("the opportunity is not won")
 
 
 def test_an_ordered_opportunity_is_billed_through_its_order(ensure: Ensure) -> None:
-    outcome = ensure(check(orders=rows({"salesorderid": ACCOUNT})))
-    assert outcome.value == Ignored("the opportunity has a sales order and is billed through it")
+    assert ensure(check(orders=rows({"salesorderid": ACCOUNT}))) == Ignored(
+        "the opportunity has a sales order and is billed through it"
+    )
 
 
 def test_unless_a_setting_says_otherwise(ensure: Ensure) -> None:
-    outcome = ensure(
-        check(orders=rows({"salesorderid": ACCOUNT})),
-        [DONE, CLAIMED, rows(invoice_row())],
-        ok(FULL),
-        ordered=OrderedOpportunity.INVOICE,
-    )
-    assert invoice_of(outcome).id == INVOICE
+    ordered = check(orders=rows({"salesorderid": ACCOUNT}))
+    assert ensure(ordered, GENERATED, ok(FULL), ordered=OrderedOpportunity.INVOICE) == FOUND
 
 
 @pytest.mark.parametrize(
@@ -340,8 +311,7 @@ def test_nothing_is_generated_after_a_check_that_saw_nothing(
 
 
 def test_closes_that_cannot_be_read_stop_no_invoice_that_does_not_need_them(ensure: Ensure) -> None:
-    outcome = ensure(check(closes=error(403, "0x80040220")), [DONE, CLAIMED, rows(invoice_row())], ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
+    assert ensure(check(closes=error(403, "0x80040220")), GENERATED, ok(FULL)) == FOUND
 
 
 # ---------------------------------------------------------------------------------------------- won again
@@ -414,8 +384,7 @@ def test_amount_currency_and_customer_are_compared(
     ids=["equal", "equal to the cent", "without currency", "null total", "null customer", "nothing known"],
 )
 def test_a_later_win_without_a_difference_changes_nothing(columns: dict[str, Any], ensure: Ensure) -> None:
-    outcome = ensure(won_again(opportunity(**columns)), ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
+    assert ensure(won_again(opportunity(**columns)), ok(FULL)) == FOUND
 
 
 @pytest.mark.parametrize(
@@ -423,8 +392,7 @@ def test_a_later_win_without_a_difference_changes_nothing(columns: dict[str, Any
 )
 def test_what_the_invoice_lacks_proves_no_difference(lacking: str, ensure: Ensure) -> None:
     same = opportunity(totalamount=1250.4, _customerid_value=ACCOUNT, **EUROS)
-    outcome = ensure(won_again(same), ok({**FULL, lacking: None}))
-    assert invoice_of(outcome).id == INVOICE
+    assert isinstance(ensure(won_again(same), ok({**FULL, lacking: None})), Invoice)
 
 
 @pytest.mark.parametrize(
@@ -449,8 +417,7 @@ def test_what_the_invoice_lacks_proves_no_difference(lacking: str, ensure: Ensur
     ],
 )
 def test_a_difference_alone_does_not_outdate_an_invoice(others: dict[str, Response], ensure: Ensure) -> None:
-    outcome = ensure(won_again(**others), ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
+    assert ensure(won_again(**others), ok(FULL)) == FOUND
 
 
 @pytest.mark.parametrize(
@@ -490,14 +457,13 @@ def test_the_outcome_is_read_and_never_inferred_from_the_change_sets_response(
     change_set: Response, ensure: Ensure
 ) -> None:
     """The second of two finds the invoice of the first."""
-    outcome = ensure(NOTHING_YET, [change_set, CLAIMED, rows(invoice_row())], ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
+    assert ensure(NOTHING_YET, [change_set, CLAIMED, rows(invoice_row())], ok(FULL)) == FOUND
 
 
 def test_an_invoice_that_a_person_creates_meanwhile_is_used(ensure: Ensure) -> None:
     refused = error(400, "0x80040265")
-    outcome = ensure(NOTHING_YET, [refused, NONE, rows(invoice_row())], ok(FULL))
-    assert (invoice_of(outcome).id, outcome.generated) == (INVOICE, 0)
+    assert ensure(NOTHING_YET, [refused, NONE, rows(invoice_row())], ok(FULL)) == FOUND
+    assert ensure.generated == 0
 
 
 @pytest.mark.parametrize("invoices", [NONE, rows(invoice_row(statecode=3))])
@@ -588,9 +554,9 @@ def owned(**columns: object) -> Response:
     return rows({**invoice_row(), **ours, **columns})
 
 
-def assigned(outcome: Outcome) -> list[Any]:
+def assigned(ensure: Ensure) -> list[Any]:
     """Return the writes that travel with the retrieve of the invoice."""
-    return [write for each in outcome.asked[-1] if isinstance(each, ChangeSet) for write in each.writes]
+    return [write for each in ensure.asked[-1] if isinstance(each, ChangeSet) for write in each.writes]
 
 
 @pytest.mark.parametrize(
@@ -602,18 +568,16 @@ def test_a_new_invoice_is_assigned_to_the_opportunitys_owner(
 ) -> None:
     """No request is added for it: the write travels with the retrieve."""
     sold = ok({"statecode": 1, "_ownerid_value": SELLER, OWNERS_TABLE: table})
-    outcome = ensure(
-        check(sold), [DONE, OUR_CLAIM, owned(**{"@odata.etag": etag})], [WRITTEN, ok(FULL), NONE]
-    )
-    assert assigned(outcome) == [
+    ensure(check(sold), [DONE, OUR_CLAIM, owned(**{"@odata.etag": etag})], [WRITTEN, ok(FULL), NONE])
+    assert assigned(ensure) == [
         Update(f"invoices({INVOICE})", {"ownerid@odata.bind": f"/{owners}({SELLER})"}, if_match)
     ]
-    assert len(outcome.asked) == 3
+    assert len(ensure.asked) == 3
 
 
 def test_an_assignment_that_an_interruption_prevented_is_made_the_next_time(ensure: Ensure) -> None:
-    outcome = ensure(check(SOLD, claims=OUR_CLAIM, invoices=owned()), [WRITTEN, ok(FULL), NONE])
-    assert len(assigned(outcome)) == 1
+    ensure(check(SOLD, claims=OUR_CLAIM, invoices=owned()), [WRITTEN, ok(FULL), NONE])
+    assert len(assigned(ensure)) == 1
 
 
 @pytest.mark.parametrize(
@@ -646,37 +610,21 @@ def test_an_assignment_that_an_interruption_prevented_is_made_the_next_time(ensu
 def test_an_invoice_that_the_function_may_not_assign_stays_as_it_is(
     state: Response, claims: Response, invoices: Response, ensure: Ensure
 ) -> None:
-    outcome = ensure(check(state, claims=claims, invoices=invoices), ok(FULL))
-    assert invoice_of(outcome).id == INVOICE
-    assert assigned(outcome) == []
+    assert ensure(check(state, claims=claims, invoices=invoices), ok(FULL)) == FOUND
+    assert assigned(ensure) == []
 
 
 def test_the_application_user_keeps_the_invoice_if_the_setting_says_so(ensure: Ensure) -> None:
-    outcome = ensure(check(SOLD), [DONE, OUR_CLAIM, owned()], ok(FULL), owner=InvoiceOwner.APPLICATION_USER)
-    assert assigned(outcome) == []
+    ensure(check(SOLD), [DONE, OUR_CLAIM, owned()], ok(FULL), owner=InvoiceOwner.APPLICATION_USER)
+    assert assigned(ensure) == []
 
 
 def test_an_assignment_that_fails_does_not_stop_the_invoice(ensure: Ensure) -> None:
     refused = error(403, "0x80040299")
-    outcome = ensure(check(SOLD), [DONE, OUR_CLAIM, owned()], [refused, ok(FULL), NONE])
-    assert invoice_of(outcome).id == INVOICE
+    assert ensure(check(SOLD), [DONE, OUR_CLAIM, owned()], [refused, ok(FULL), NONE]) == FOUND
 
 
 # ---------------------------------------------------------------------------------------------- the invoice
-
-
-def test_the_invoice_is_what_its_own_retrieve_says(ensure: Ensure) -> None:
-    assert ensure(INVOICED, ok(FULL)).value == Invoice(
-        id=INVOICE,
-        number="INV-01042",
-        name="Coffee machines",
-        opportunity_id=OPPORTUNITY,
-        customer=Customer("account", ACCOUNT),
-        total_amount=Decimal("1250.4"),
-        currency=Currency(EURO, "EUR", 2),
-        pricing_error_code=0,
-        created_on=datetime(2026, 3, 1, 11, 59, tzinfo=UTC),
-    )
 
 
 @pytest.mark.parametrize(
