@@ -98,7 +98,6 @@ class FakeClock:
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """Return a clock that stands still."""
     return FakeClock()
 
 
@@ -160,7 +159,6 @@ class RecordingSender:
 
 @pytest.fixture
 def sender(published_event_checker: CheckEvent) -> RecordingSender:
-    """Return a sender that takes everything."""
     return RecordingSender(published_event_checker)
 
 
@@ -311,7 +309,6 @@ class FixedTokens:
 
 @pytest.fixture
 def tokens() -> FixedTokens:
-    """Return tokens that are always there."""
     return FixedTokens()
 
 
@@ -323,7 +320,6 @@ def make_reply() -> Callable[..., Reply]:
 
 @pytest.fixture
 def server() -> FakeServer:
-    """Return an in-process server that responds with `{}`."""
     return FakeServer()
 
 
@@ -345,6 +341,7 @@ class TlsServer:
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
@@ -352,11 +349,6 @@ class TlsServer:
         self.requests: list[Request] = []
         self.connections = 0
         self._start(self._accept)
-
-    @property
-    def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
 
     @property
     def url(self) -> str:
@@ -418,14 +410,12 @@ class TlsServer:
         self._stopped.wait(60)
 
     def cut_off(self) -> None:
-        """End all connections and all waits."""
         self._stopped.set()
         for connection in self._open:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
-        """End and leave nothing behind."""
         # Closing alone would not wake the thread that accepts.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -468,7 +458,6 @@ class Certificates:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Return certificates for 127.0.0.1."""
     authority = trustme.CA()
     path = tmp_path_factory.mktemp("certificates") / "authority.pem"
     authority.cert_pem.write_to_path(str(path))
@@ -479,7 +468,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def tls_server(certificates: Certificates) -> Iterator[TlsServer]:
-    """Run a server that nobody trusts yet."""
+    """Run a server that nobody trusts without `trusted`."""
     server = TlsServer(certificates.server)
     yield server
     server.stop()

@@ -41,7 +41,7 @@ from shared.errors import (
     TokenUnavailable,
 )
 from shared.invoice_created import invoice_created
-from shared.message import Delivery, RetryState
+from shared.message import PARKED_PROPERTIES, Delivery, RetryState
 from shared.service_bus import (
     AmqpSender,
     LinkLimits,
@@ -159,19 +159,9 @@ def test_an_event_that_is_too_large_is_not_tried_again(outbound: Outbound) -> No
 
 
 def test_a_retry_is_the_message_with_its_retry_state(outbound: Outbound) -> None:
-    of_other_senders: dict[str, Any] = {
-        "flag": True,
-        "largest": 2**31 - 1,
-        "smallest": -(2**31),
-        "ratio": 0.5,
-        "text": "ä",
-    }
-    of_a_replay = {
-        "DeadLetterReason": "old",
-        "DeadLetterErrorDescription": "old",
-        "InvoicingOriginalMessageId": "old",
-        "InvoicingReason": "old",
-    }
+    integers = {"largest": 2**31 - 1, "smallest": -(2**31)}
+    of_other_senders: dict[str, Any] = {**integers, "flag": True, "ratio": 0.5, "text": "ä"}
+    of_a_replay = dict.fromkeys((*PARKED_PROPERTIES, "InvoicingReason"), "old")
     due = NOON + timedelta(minutes=1)
     outbound.schedule(
         due, body=b"body", properties={"InvoicingAttempt": 77, **of_a_replay, **of_other_senders}
@@ -220,18 +210,6 @@ def test_a_copy_is_tried_until_the_deadline_and_then_left_to_the_broker(outbound
     tries = outbound.sender.tries
     assert all(attempt == tries[0] for attempt in tries)
     assert tries[0][1].properties == STATE.properties(UNREACHABLE)
-
-
-def test_a_broker_that_comes_back_takes_the_copy(outbound: Outbound) -> None:
-    outbound.sender.always = NotSent("x")
-
-    def back_after_a_minute() -> None:
-        if outbound.deadline.remaining < 180:
-            outbound.sender.always = None
-
-    outbound.clock.on_sleep = back_after_a_minute
-    outbound.schedule()
-    assert len(outbound.sender.sent) == 1
 
 
 # ---------------------------------------------------------------------------------------------- foreign properties

@@ -23,7 +23,7 @@ from shared.settings import (
     telemetry_settings,
 )
 from shared.tracing import TelemetryExporter
-from tests.unit.conftest import APP_SETTINGS
+from tests.unit.conftest import APP_SETTINGS, URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +33,7 @@ ENDPOINT = "Endpoint=sb://contoso.servicebus.windows.net/"
 WITH_KEY = f";SharedAccessKeyName=n;SharedAccessKey={KEY}"
 CONNECTION_STRING = ENDPOINT + WITH_KEY
 NAMESPACE = "ServiceBusConnection__fullyQualifiedNamespace"
+HOST = "contoso.servicebus.windows.net"
 CLIENT = "11111111-2222-3333-4444-555555555555"
 OTHER = "66666666-7777-8888-9999-aaaaaaaaaaaa"
 
@@ -51,32 +52,21 @@ def named(reported: tuple[str, ...]) -> list[str]:
     return [sentence.split()[3] for sentence in reported]
 
 
+def retrying(opened: float, record: float, outage: float, first: float, longest: float) -> RetrySettings:
+    """Return what is read from these seconds."""
+    seconds = {RetryPolicy.OPEN: opened, RetryPolicy.RECORD: record, RetryPolicy.OUTAGE: outage}
+    bounds = {policy: timedelta(seconds=bound) for policy, bound in seconds.items()}
+    return RetrySettings(bounds, timedelta(seconds=first), timedelta(seconds=longest))
+
+
 # ---------------------------------------------------------------------------------------------- all of them
 
 
 def test_what_is_not_set_has_a_default() -> None:
-    settings = Settings.of(APP_SETTINGS)
-    assert settings == Settings(
-        ServiceBusSettings(
-            Namespace("contoso.servicebus.windows.net", None), "won", "failed", "created", 240
-        ),
-        RetrySettings(
-            {
-                RetryPolicy.OPEN: timedelta(minutes=5),
-                RetryPolicy.RECORD: timedelta(hours=1),
-                RetryPolicy.OUTAGE: timedelta(days=3),
-            },
-            first_delay=timedelta(seconds=5),
-            longest_delay=timedelta(minutes=15),
-        ),
-        DataverseSettings(
-            "https://contoso.crm4.dynamics.com",
-            client_id=None,
-            organization_id=None,
-            ordered_opportunity=OrderedOpportunity.SKIP,
-            invoice_owner=InvoiceOwner.OPPORTUNITY,
-            invoice_columns=(),
-        ),
+    assert Settings.of(APP_SETTINGS) == Settings(
+        ServiceBusSettings(Namespace(HOST, None), "won", "failed", "created", 240),
+        retrying(5 * 60, 60 * 60, 3 * 24 * 60 * 60, 5, 15 * 60),
+        DataverseSettings(URL, None, None, OrderedOpportunity.SKIP, InvoiceOwner.OPPORTUNITY, ()),
         TelemetryExporter.OFF,
     )
 
@@ -100,25 +90,15 @@ def test_every_setting_counts_and_each_part_can_be_read_by_itself() -> None:
     }
     settings = Settings.of(environment)
     assert settings == Settings(
-        ServiceBusSettings(
-            Namespace("contoso.servicebus.windows.net", OTHER), "won", "failed", "created", 60
-        ),
-        RetrySettings(
-            {
-                RetryPolicy.OPEN: timedelta(seconds=1),
-                RetryPolicy.RECORD: timedelta(seconds=2),
-                RetryPolicy.OUTAGE: timedelta(seconds=3),
-            },
-            first_delay=timedelta(seconds=4),
-            longest_delay=timedelta(seconds=5),
-        ),
+        ServiceBusSettings(Namespace(HOST, OTHER), "won", "failed", "created", 60),
+        retrying(1, 2, 3, 4, 5),
         DataverseSettings(
-            "https://contoso.crm4.dynamics.com",
-            client_id=CLIENT,
-            organization_id=OTHER,
-            ordered_opportunity=OrderedOpportunity.INVOICE,
-            invoice_owner=InvoiceOwner.APPLICATION_USER,
-            invoice_columns=("billto_city", "new_costcenter", "new_fee"),
+            URL,
+            CLIENT,
+            OTHER,
+            OrderedOpportunity.INVOICE,
+            InvoiceOwner.APPLICATION_USER,
+            ("billto_city", "new_costcenter", "new_fee"),
         ),
         TelemetryExporter.OTLP,
     )
@@ -154,14 +134,10 @@ def test_every_problem_is_reported_at_once_and_by_each_part_its_own() -> None:
     assert named(of_dataverse) == list(wrong)
     assert of_dataverse[3].endswith("it should be skip or invoice.")
     assert of_dataverse[4].endswith("it should be opportunity or application-user.")
-    assert named(problems({**missing, "RETRY_OPEN_SECONDS": "0", "TELEMETRY_EXPORTER": "x"})) == [
-        NAMESPACE,
-        "OPPORTUNITY_WON_QUEUE",
-        "OPPORTUNITY_WON_FAILED_QUEUE",
-        "INVOICE_CREATED_TOPIC",
-        "RETRY_OPEN_SECONDS",
-        "DATAVERSE_URL",
-        "TELEMETRY_EXPORTER",
+    of_all = problems({**missing, "RETRY_OPEN_SECONDS": "0", "TELEMETRY_EXPORTER": "x"})
+    assert named(of_all) == [
+        *named(of_service_bus)[:4],
+        *("RETRY_OPEN_SECONDS", "DATAVERSE_URL", "TELEMETRY_EXPORTER"),
     ]
 
 
@@ -200,7 +176,7 @@ def test_an_empty_setting_is_a_missing_one(value: str) -> None:
 )
 def test_a_namespace_is_a_host_or_a_uri_as_azures_own_client_accepts_it(value: str) -> None:
     settings = service_bus_settings({**APP_SETTINGS, NAMESPACE: value})
-    assert settings.connection == Namespace("contoso.servicebus.windows.net", None)
+    assert settings.connection == Namespace(HOST, None)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +308,7 @@ def test_what_a_setting_does_not_accept(value: str, problem: str) -> None:
 
 def test_service_bus_falls_back_to_the_functions_identity() -> None:
     settings = service_bus_settings({**APP_SETTINGS, "AZURE_CLIENT_ID": "{" + CLIENT + "}"})
-    assert settings.connection == Namespace("contoso.servicebus.windows.net", CLIENT)
+    assert settings.connection == Namespace(HOST, CLIENT)
 
 
 @pytest.mark.parametrize(
