@@ -1,8 +1,11 @@
-"""An invoice as Dataverse's rows describe it, and whether its amounts add up."""
+"""An invoice as Dataverse's rows describe it, and whether its amounts add up.
+
+What each column of a row becomes in the event is in test_invoice_created.py.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +24,6 @@ from shared.invoice import (
     OpportunityState,
     OrderedOpportunity,
     Owner,
-    PaymentTerms,
     Product,
 )
 from shared.record import Record
@@ -53,37 +55,6 @@ def currency(places: int = 2) -> dict[str, object]:
 
 
 # ---------------------------------------------------------------------------------------------- the header
-
-
-def test_the_header_has_what_a_ledger_needs() -> None:
-    row = record(
-        **HEADER,
-        _salesorderid_value=GUID.upper(),
-        duedate="2026-03-31",
-        paymenttermscode=2,
-        **{f"paymenttermscode{FORMATTED}": "2% 10, Net 30"},
-        totallineitemamount=Decimal("100.5"),
-        totallineitemdiscountamount=Decimal("1.5"),
-        discountamount=2,
-        discountpercentage=Decimal("2.50"),
-        totaldiscountamount=Decimal("3.5"),
-        totalamountlessfreight=Decimal(96),
-        freightamount=7,
-        totaltax=Decimal("19.1"),
-    )
-    invoice = Invoice.of(row)
-    assert (invoice.order_id, invoice.due_date) == (GUID, date(2026, 3, 31))
-    assert invoice.payment_terms == PaymentTerms(2, "2% 10, Net 30")
-    assert invoice.amounts == Amounts(
-        lines_total=Decimal("100.5"),
-        line_discounts=Decimal("1.5"),
-        discount_amount=Decimal(2),
-        discount_percentage=Decimal("2.5"),
-        total_discounts=Decimal("3.5"),
-        total_before_freight=Decimal(96),
-        freight=Decimal(7),
-        tax=Decimal("19.1"),
-    )
 
 
 def test_what_the_opportunity_does_not_have_is_null_on_a_new_invoice() -> None:
@@ -159,43 +130,6 @@ def test_an_owner_is_a_user_or_a_team(table: str | None, owner: Owner | None) ->
 # ---------------------------------------------------------------------------------------------- lines
 
 LINE: dict[str, Any] = {"invoicedetailid": GUID}
-
-
-def test_a_line_with_a_product() -> None:
-    row = record(
-        invoicedetailid=GUID.upper(),
-        lineitemnumber=3,
-        producttypecode=4,
-        _parentbundleidref_value=OTHER.upper(),
-        _productid_value=OTHER,
-        productid={"productnumber": "CM-200", "name": "Coffee machine"},
-        productname="Coffee machine CM-200",
-        productdescription="not a write-in's",
-        quantity=Decimal("1.50000"),
-        uomid={"name": "Piece"},
-        priceperunit=Decimal("80.125"),
-        volumediscountamount=Decimal("0.125"),
-        manualdiscountamount=5,
-        baseamount=120,
-        tax=Decimal("21.85"),
-        extendedamount=Decimal("136.85"),
-    )
-    assert Line.of(row) == Line(
-        id=GUID,
-        position=3,
-        kind=LineKind.OPTIONAL_PART,
-        parent_id=OTHER,
-        product=Product(OTHER, "CM-200", "Coffee machine"),
-        description=None,
-        quantity=Decimal("1.5"),
-        unit="Piece",
-        price_per_unit=Decimal("80.125"),
-        volume_discount_per_unit=Decimal("0.125"),
-        manual_discount=Decimal(5),
-        base_amount=Decimal(120),
-        tax=Decimal("21.85"),
-        amount=Decimal("136.85"),
-    )
 
 
 @pytest.mark.parametrize(

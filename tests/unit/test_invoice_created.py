@@ -3,24 +3,16 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from shared.columns import ColumnType, ColumnValue
-from shared.invoice import (
-    Amounts,
-    Currency,
-    Customer,
-    Invoice,
-    Line,
-    LineKind,
-    PaymentTerms,
-    Product,
-)
+from shared.invoice import Currency, Invoice, Line, LineKind
 from shared.invoice_created import invoice_created
+from shared.record import Record
 from tests.unit.conftest import INVOICE, OPPORTUNITY, URL
 
 if TYPE_CHECKING:
@@ -168,61 +160,71 @@ PART = "d43524e7-a81c-59ed-8fac-3c0de9d991d3"
 
 
 def test_the_header_has_what_a_ledger_needs() -> None:
-    data = event_of(
-        replace(
-            INVOICE,
-            customer=Customer("account", LINE, "A-00042"),
-            order_id=PART,
-            due_date=date(2026, 3, 1),
-            payment_terms=PaymentTerms(1, "Net 30"),
-            amounts=Amounts(
-                lines_total=Decimal(1240),
-                line_discounts=Decimal("0.005"),
-                discount_amount=Decimal(-0),
-                discount_percentage=Decimal("2.50"),
-                total_discounts=None,
-                total_before_freight=Decimal(1240),
-                freight=Decimal("10.4"),
-                tax=Decimal(0),
-            ),
-        )
-    )["data"]
+    row = {
+        "invoiceid": INVOICE.id,
+        "_opportunityid_value": OPPORTUNITY,
+        "createdon": "2026-03-01T11:59:00Z",
+        "_transactioncurrencyid_value": PART,
+        "transactioncurrencyid": {"isocurrencycode": "EUR", "currencyprecision": 2},
+        "_customerid_value": LINE.upper(),
+        "_customerid_value@Microsoft.Dynamics.CRM.lookuplogicalname": "account",
+        "customerid_account": {"accountnumber": "A-00042"},
+        "_salesorderid_value": PART.upper(),
+        "duedate": "2026-03-31",
+        "paymenttermscode": 2,
+        "paymenttermscode@OData.Community.Display.V1.FormattedValue": "2% 10, Net 30",
+        "totallineitemamount": Decimal("100.5"),
+        "totallineitemdiscountamount": Decimal("1.505"),
+        "discountamount": 2,
+        "discountpercentage": Decimal("2.50"),
+        "totaldiscountamount": Decimal("3.5"),
+        "totalamountlessfreight": Decimal(96),
+        "freightamount": 7,
+        "totaltax": Decimal("19.1"),
+    }
+    data = event_of(Invoice.of(Record(row, "r-1")))["data"]
     assert data["customer"] == {"kind": "account", "id": LINE, "number": "A-00042"}
-    assert (data["orderId"], data["dueDate"]) == (PART, "2026-03-01")
-    assert data["paymentTerms"] == {"code": 1, "label": "Net 30"}
+    assert (data["orderId"], data["dueDate"]) == (PART, "2026-03-31")
+    assert data["paymentTerms"] == {"code": 2, "label": "2% 10, Net 30"}
     assert data["amounts"] == {
-        "linesTotal": "1240.00",
-        "lineDiscounts": "0.01",
-        "discountAmount": "0.00",
+        "linesTotal": "100.50",
+        "lineDiscounts": "1.51",
+        "discountAmount": "2.00",
         "discountPercentage": "2.5",
-        "totalDiscounts": None,
-        "totalBeforeFreight": "1240.00",
-        "freight": "10.40",
-        "tax": "0.00",
+        "totalDiscounts": "3.50",
+        "totalBeforeFreight": "96.00",
+        "freight": "7.00",
+        "tax": "19.10",
     }
 
 
 def test_money_has_the_currencys_precision_and_prices_their_own() -> None:
-    line = Line(
-        LINE,
-        position=1,
-        product=Product(PART, "CM-200", "Coffee machine"),
-        quantity=Decimal("1.50000"),
-        unit="Piece",
-        price_per_unit=Decimal("80.1250"),
-        volume_discount_per_unit=Decimal("0.0010"),
-        manual_discount=Decimal("0.005"),
-        base_amount=Decimal("120.18"),
-        tax=Decimal("22.8"),
-        amount=Decimal("142.99"),
-    )
-    (written,) = event_of(replace(INVOICE, lines=(line,)))["data"]["lines"]
+    row = {
+        "invoicedetailid": LINE.upper(),
+        "lineitemnumber": 3,
+        "producttypecode": 4,
+        "_parentbundleidref_value": INVOICE.id.upper(),
+        "_productid_value": PART,
+        "productid": {"productnumber": "CM-200", "name": "Coffee machine"},
+        "productname": "Coffee machine CM-200",
+        "productdescription": "not a write-in's",
+        "quantity": Decimal("1.50000"),
+        "uomid": {"name": "Piece"},
+        "priceperunit": Decimal("80.1250"),
+        "volumediscountamount": Decimal("0.0010"),
+        "manualdiscountamount": Decimal("0.005"),
+        "baseamount": 120,
+        "tax": Decimal("22.8"),
+        "extendedamount": Decimal("142.79"),
+    }
+    bundle = Line(INVOICE.id, kind=LineKind.BUNDLE)
+    _, written = event_of(replace(INVOICE, lines=(bundle, Line.of(Record(row, "r-1")))))["data"]["lines"]
     assert written == {
         "id": LINE,
-        "position": 1,
-        "kind": "product",
+        "position": 3,
+        "kind": "optionalPart",
         "isPriced": True,
-        "bundleLineId": None,
+        "bundleLineId": INVOICE.id,
         "product": {"id": PART, "number": "CM-200", "name": "Coffee machine"},
         "description": None,
         "quantity": "1.5",
@@ -230,9 +232,9 @@ def test_money_has_the_currencys_precision_and_prices_their_own() -> None:
         "pricePerUnit": "80.125",
         "volumeDiscountPerUnit": "0.001",
         "manualDiscount": "0.01",
-        "baseAmount": "120.18",
+        "baseAmount": "120.00",
         "tax": "22.80",
-        "amount": "142.99",
+        "amount": "142.79",
     }
 
 
