@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.sandbox.conftest import wait_until
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -138,10 +139,8 @@ def run_as_a_program(project: Path, temporary: Path) -> None:
         while process.stdout.readline() != "}\n":
             assert process.poll() is None
         call("send", "orders", '{"number": 8}')
-        deadline = time.monotonic() + 60
-        while not (events := call("events", "--json")):
-            assert time.monotonic() < deadline, "no event within 60 s"
-        event = json.loads(events)
+        wait_until(lambda: call("events", "--json"), "no event came")
+        event = json.loads(call("events", "--json"))
         assert (event["topic"], json.loads(event["body"])["number"]) == ("confirmations", 8)
     finally:
         process.send_signal(signal.SIGTERM)

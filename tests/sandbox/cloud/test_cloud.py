@@ -7,7 +7,6 @@ import socket
 import ssl
 import tempfile
 import threading
-import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +29,7 @@ from sandbox.dataverse.schema import TABLES
 from sandbox.functions_host import InvalidAppConfiguration, WorkerDied
 from sandbox.service_bus import Message
 from sandbox.service_bus.configuration import DEFAULT_ENTITIES
+from tests.sandbox.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,10 +111,7 @@ def test_entities_may_come_from_the_emulators_own_file(tmp_path: Path, mode: Mod
         (opportunity,) = cloud.demo.opportunities
         with Salesperson(cloud) as salesperson:
             salesperson.win(opportunity)
-        deadline = time.monotonic() + 20
-        while cloud.broker.counts(WON_QUEUE).active == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: cloud.broker.counts(WON_QUEUE).active)
         (settings,) = (queue for queue in cloud.configuration.queues if queue.path == WON_QUEUE)
         assert settings.lock_duration == timedelta(minutes=2)
 
@@ -242,10 +239,8 @@ def test_any_app_runs_without_dataverse_and_with_its_own_entities(other_app: Clo
         ]
         for entity in ("events", "work"):
             cloud.broker.send(entity, Message(body=b"x"))
-        deadline = time.monotonic() + 20
-        while any(cloud.broker.counts(entity).active for entity in ("events/Subscriptions/all", "work")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        sources = ("events/Subscriptions/all", "work")
+        wait_until(lambda: not any(cloud.broker.counts(source).active for source in sources))
         assert cloud.broker.counts("replies").active == 1
         with pytest.raises(NotInThisSandbox, match="without Dataverse"):
             _ = cloud.dataverse

@@ -12,13 +12,14 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.sandbox.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -183,22 +184,17 @@ def test_a_running_sandbox_is_controlled_by_commands(terminal: _Terminal) -> Non
     assert (won.returncode, won.stderr) == (0, "")
     assert won.stdout.startswith("won: ")
     assert won.stdout.count("\n") == 1
-    invoices: list[dict[str, Any]] = []
-    deadline = time.monotonic() + PATIENCE
-    while not invoices:
-        assert time.monotonic() < deadline
-        invoices = json.loads(terminal.run("invoices", "--json").stdout)
-    opportunity = invoices[0]["opportunity"]
+    wait_until(lambda: json.loads(terminal.run("invoices", "--json").stdout))
+    opportunity = json.loads(terminal.run("invoices", "--json").stdout)[0]["opportunity"]
     assert opportunity in won.stdout
-    while "process opportunity-won" not in (traces := terminal.run("traces", opportunity).stdout):
-        assert time.monotonic() < deadline, traces
-    first, second, *_ = traces.splitlines()
-    assert (first.startswith("WinOpportunity"), second.startswith("  process opportunity-won")) == (
-        True,
-        True,
-    )
     by_id = terminal.run("win", document["opportunities"][-1], "--json")
     assert [each["id"] for each in json.loads(by_id.stdout)] == [document["opportunities"][-1]]
+
+    wait_until(lambda: "process opportunity-won" in terminal.run("traces", opportunity).stdout)
+    root, invocation = terminal.run("traces", opportunity).stdout.splitlines()
+    assert re.fullmatch(r"WinOpportunity  [\d.]+ ms  salesperson", root)
+    assert re.fullmatch(r"  process opportunity-won  [\d.]+ ms  functions-host", invocation)
+    assert json.loads(terminal.run("status", "--json").stdout)["tracing"] is True
 
     last = document["opportunities"][-2]
     assert f"lost: {last}" in terminal.run("lose", last).stdout
@@ -257,10 +253,7 @@ def test_an_interruption_at_any_time_leaves_nothing(terminal: _Terminal, seed: i
 def test_workers_end_with_a_sandbox_that_is_killed(terminal: _Terminal) -> None:
     process, document = terminal.start_for_scripts()
     terminal.end(process, signal.SIGKILL)
-    deadline = time.monotonic() + PATIENCE
-    while terminal.processes():
-        assert time.monotonic() < deadline, f"{document['workers']} are still there"
-        threading.Event().wait(0.05)
+    wait_until(lambda: not terminal.processes(), f"{document['workers']} are still there")
     left = list(terminal.temporary.glob("*/*"))
     assert left
     # Its settings are those of a sandbox that is gone, so the next one takes their place, and removes what it left.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,10 @@ import pytest
 from sandbox.actors import LineChange, OpportunityChange, Salesperson, SalesRefused
 from sandbox.cloud import WON_QUEUE, Cloud, CloudOptions
 from sandbox.dataverse.schema import TABLES
+from tests.sandbox.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from sandbox.service_bus import Message
 
 APP = Path(__file__).parents[3]
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -82,23 +80,11 @@ def test_a_win_carries_on_a_trace_if_asked(cloud: Cloud, salesperson: Salesperso
     salesperson.win(opportunity)
     salesperson.reopen(opportunity)
     salesperson.win(opportunity, traceparent=TRACE)
-    traces = [
-        (
-            message.application_properties.get("traceparent"),
-            message.application_properties.get("Diagnostic-Id"),
-        )
-        for message in _wins(cloud, opportunity, 2)
-    ]
-    assert sorted(traces, key=str) == [(TRACE, TRACE), (None, None)]
 
-
-def _wins(cloud: Cloud, opportunity: str, count: int) -> list[Message]:
-    """Wait for the messages of an opportunity's wins."""
-    deadline = time.monotonic() + 30
-    while True:
+    def traces() -> list[tuple[object, object]]:
         found = [stored.message for stored in cloud.broker.peek(WON_QUEUE, 0, 1000)]
-        wins = [message for message in found if opportunity in str(message.body)]
-        if len(wins) >= count:
-            return wins
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        properties = [each.application_properties for each in found if opportunity in str(each.body)]
+        return [(each.get("traceparent"), each.get("Diagnostic-Id")) for each in properties]
+
+    wait_until(lambda: len(traces()) == 2)
+    assert sorted(traces(), key=str) == [(TRACE, TRACE), (None, None)]

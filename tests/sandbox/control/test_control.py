@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from sandbox.control.client import CallFailed, Control, NoSandbox
 from sandbox.control.panel import ControlPanel
 from sandbox.control.server import ControlServer
 from sandbox.faults import FaultPlan
+from tests.sandbox.conftest import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 APP = Path(__file__).parents[3]
 
@@ -34,12 +34,6 @@ class _Running:
 
     def post(self, path: str, **body: object) -> Any:  # noqa: ANN401 - JSON
         return self.control.call("POST", path, body)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +59,7 @@ def test_it_wins_by_count_name_part_and_id(running: _Running) -> None:
     won += running.post("/win", opportunities=[whole["name"].upper()])
     won += running.post("/win", opportunities=[part["name"][5:].lower(), by_id["id"]])
     assert [row["id"] for row in won] == [opened[0]["id"], whole["id"], part["id"], by_id["id"]]
-    running.wait(lambda: len(running.get("/invoices")) == before + 4)
+    wait_until(lambda: len(running.get("/invoices")) == before + 4)
     states = {row["id"]: (row["state"], row["invoices"]) for row in running.get("/opportunities")}
     assert {states[row["id"]] for row in won} == {("won", 1)}
 
@@ -78,7 +72,7 @@ def test_an_opportunity_is_lost_reopened_changed_and_won(running: _Running) -> N
     (changed,) = running.post("/change", opportunities=wanted, price=100, quantity=2, freight=1)
     assert changed["total"] != row["total"]
     running.post("/win", opportunities=wanted)
-    running.wait(lambda: row["id"] in {each["opportunity"] for each in running.get("/invoices")})
+    wait_until(lambda: row["id"] in {each["opportunity"] for each in running.get("/invoices")})
     with pytest.raises(CallFailed, match=f"{row['name']}: 4.."):
         running.post("/lose", opportunities=wanted)
 
@@ -134,7 +128,7 @@ def test_events_are_numbered_and_can_be_waited_for(running: _Running) -> None:
 def test_requests_name_the_client_and_what_a_batch_holds(running: _Running) -> None:
     last = len(running.get("/requests"))
     running.post("/win", count=1)
-    running.wait(lambda: "function" in {each["client"] for each in running.get("/requests", after=last)})
+    wait_until(lambda: "function" in {each["client"] for each in running.get("/requests", after=last)})
     requests_ = running.get("/requests", after=last)
     assert requests_[0]["client"] == "operator"
     assert requests_[0]["url"].endswith("/WinOpportunity")
@@ -147,11 +141,11 @@ def test_a_connection_breaks_for_a_time_or_until_it_is_repaired(running: _Runnin
     assert [each["rule"] for each in broken] == ["dataverse unavailable for=600s"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", broken[0]["until"])
     (row,) = running.post("/win", count=1)
-    running.wait(lambda: bool(running.cloud.options.faults and running.cloud.options.faults.log))
+    wait_until(lambda: bool(running.cloud.options.faults and running.cloud.options.faults.log))
     assert row["id"] not in {each["opportunity"] for each in running.get("/invoices")}
     assert running.get("/status")["faults"] == broken
     assert running.control.call("DELETE", "/faults") == {"faults": []}
-    running.wait(lambda: row["id"] in {each["opportunity"] for each in running.get("/invoices")})
+    wait_until(lambda: row["id"] in {each["opportunity"] for each in running.get("/invoices")})
 
 
 @pytest.mark.parametrize(
@@ -170,13 +164,13 @@ def test_an_invalid_rule_is_refused(running: _Running, body: dict[str, object], 
 def test_a_rule_that_has_struck_for_the_last_time_is_no_longer_active(running: _Running) -> None:
     running.post("/faults", rule="dataverse unavailable nth=1")
     running.post("/win", count=1)
-    running.wait(lambda: running.get("/status")["faults"] == [])
+    wait_until(lambda: running.get("/status")["faults"] == [])
 
 
 def test_workers_are_killed_and_replaced(running: _Running) -> None:
     killed = running.post("/workers/kill")["killed"]
     assert killed
-    running.wait(lambda: bool(set(running.get("/status")["workers"]) - set(killed)))
+    wait_until(lambda: bool(set(running.get("/status")["workers"]) - set(killed)))
 
 
 def test_time_passes_for_service_bus(running: _Running) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from sandbox.clock import MovableClock
 from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.service_bus import PlannedFaults
 from sandbox.service_bus import Broker, Configuration, ServiceBusServer
+from tests.sandbox.conftest import connection_string, wait_until
 
 # Microsoft's client leaves a socket that was reset to the garbage collection.
 pytestmark = [
@@ -66,10 +67,7 @@ class World:
     @contextmanager
     def client(self, retries: int = 0) -> Iterator[ServiceBusClient]:
         with ServiceBusClient.from_connection_string(
-            f"Endpoint=sb://{self.server.host}:{self.server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
-            "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;",
-            retry_total=retries,
-            retry_backoff_factor=0.05,
+            connection_string(self.server), retry_total=retries, retry_backoff_factor=0.05
         ) as client:
             yield client
 
@@ -98,13 +96,6 @@ def world() -> Iterator[World]:
     world.server.stop()
     # While the warnings about such sockets are still expected.
     gc.collect()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in 5 s"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +212,7 @@ def test_a_broker_restarts_and_keeps_its_messages(world: World) -> None:
     world.fault(Dependency.SERVICE_BUS_OUT, SEND, FaultKind.RESTART, after=True)
     with pytest.raises(ServiceBusError):
         world.send()
-    until(lambda: world.restarted == 1)
+    wait_until(lambda: world.restarted == 1)
     world.send(retries=3)
     assert world.active == 1
 

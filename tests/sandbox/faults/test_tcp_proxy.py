@@ -4,15 +4,15 @@ import gc
 import socket
 import socketserver
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from sandbox.faults import Dependency, Fault, FaultKind, FaultPlan, FaultRule, When
 from sandbox.faults.proxy import TcpProxy
+from tests.sandbox.conftest import wait_until
 
 GREETING = bytes(range(256)) * 4
 
@@ -77,13 +77,6 @@ def world() -> Iterator[World]:
             plan.clear()
         server.shutdown()
         thread.join()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in 5 s"
-        time.sleep(0.01)
 
 
 def test_bytes_pass_both_ways(world: World) -> None:
@@ -165,7 +158,7 @@ def test_connections_that_end_with_the_proxy_are_no_error_of_it(
             connection = stack.enter_context(world.connected())
             connection.sendall(b"hello")
         # All three: one that comes after a cut is let in, and stays.
-        until(lambda: len(world.received) >= (2 if kind is FaultKind.SWALLOW else 3))
+        wait_until(lambda: len(world.received) >= (2 if kind is FaultKind.SWALLOW else 3))
         getattr(world.proxy, way)()
         with pytest.raises(ConnectionResetError):
             _read(connection, enough=10**6)

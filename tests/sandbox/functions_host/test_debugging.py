@@ -16,10 +16,10 @@ import pytest
 
 from sandbox.functions_host import FunctionsHost
 from sandbox.service_bus import Broker, Configuration, Message, ServiceBusServer
+from tests.sandbox.conftest import PATIENCE, connection_string, wait_until
 
 RECORDER = Path(__file__).with_name("recorder")
 ENTITIES = '{"UserConfig": {"Namespaces": [{"Name": "test", "Queues": [{"Name": "work"}]}]}}'
-PATIENCE = 60.0
 
 
 class _Debugger:
@@ -112,11 +112,7 @@ def server() -> Iterator[ServiceBusServer]:
 
 
 def settings(server: ServiceBusServer, records: Path) -> dict[str, str]:
-    connection = (
-        f"Endpoint=sb://127.0.0.1:{server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
-        "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
-    )
-    return {"QUEUE": "work", "Bus": connection, "RECORDS": str(records)}
+    return {"QUEUE": "work", "Bus": connection_string(server), "RECORDS": str(records)}
 
 
 def test_a_debugger_stops_at_a_breakpoint_and_the_invocation_goes_on(
@@ -136,10 +132,7 @@ def test_a_debugger_stops_at_a_breakpoint_and_the_invocation_goes_on(
             threading.Event().wait(0.5)
             assert list(tmp_path.glob("*.json")) == []
             debugger.ask("continue", threadId=stopped["threadId"])
-            deadline = time.monotonic() + PATIENCE
-            while server.broker.counts("work").active:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_until(lambda: not server.broker.counts("work").active)
             assert len(list(tmp_path.glob("*.json"))) == 1
         finally:
             debugger.close()

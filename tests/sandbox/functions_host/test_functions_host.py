@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -33,9 +32,10 @@ from sandbox.service_bus import (
     ServiceBusServer,
 )
 from sandbox.service_bus.messages import AmqpValue
+from tests.sandbox.conftest import connection_string, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sandbox.functions_host.trace_context import Span, SpanSink
 
@@ -77,11 +77,11 @@ class _Stage:
         return self._host
 
     def start(self, **settings: str) -> FunctionsHost:
-        connection = (
-            f"Endpoint=sb://127.0.0.1:{self.server.port};SharedAccessKeyName=RootManageSharedAccessKey;"
-            "SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
-        )
-        all_settings = {"QUEUE": QUEUE, "Bus": connection, "RECORDS": str(self.folder)} | settings
+        all_settings = {
+            "QUEUE": QUEUE,
+            "Bus": connection_string(self.server),
+            "RECORDS": str(self.folder),
+        } | settings
         all_settings = {name: value for name, value in all_settings.items() if value}
         self._host = self._stack.enter_context(
             FunctionsHost(self.app, all_settings, self.clock, export_span=self.export_span)
@@ -102,13 +102,7 @@ class _Stage:
         return sum(observation.kind is kind for observation in list(self.observations))
 
     def wait_for(self, kind: EventKind, times: int) -> None:
-        self.wait(lambda: self.observed(kind) >= times, f"{kind.name} {times} times")
-
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < deadline, f"it did not happen within 20 s: {what}"
-            threading.Event().wait(0.01)
+        wait_until(lambda: self.observed(kind) >= times, f"{kind.name} {times} times")
 
     def move_clock(self, by: timedelta) -> None:
         self.clock.advance(by)
@@ -195,7 +189,7 @@ def test_what_a_message_does_not_have_is_not_sent(stage: _Stage) -> None:
 def test_a_time_to_live_ends_in_a_date_without_zone(stage: _Stage) -> None:
     stage.start()
     stage.send(message=Message(time_to_live=timedelta(hours=1)))
-    stage.wait(lambda: len(stage.records()) == 1, "recorded")
+    wait_until(lambda: len(stage.records()) == 1, "recorded")
     assert "+" not in stage.records()[0]["metadata"]["ExpiresAtUtc"]
     assert not stage.records()[0]["metadata"]["ExpiresAtUtc"].endswith("Z")
 
@@ -210,7 +204,7 @@ def test_the_function_gets_the_senders_trace_context_where_nobody_collects_spans
     """Without a collector, a span of the host would be a gap in the trace."""
     stage.start()
     stage.send(message=Message(application_properties={name: SENDERS_TRACE}))
-    stage.wait(lambda: len(stage.records()) == 1, "recorded")
+    wait_until(lambda: len(stage.records()) == 1, "recorded")
     assert stage.records()[0]["traceparent"] == SENDERS_TRACE
 
 
@@ -221,7 +215,7 @@ def test_an_invocation_is_a_span_between_the_sender_and_the_function(stage: _Sta
     stage.send(
         {"do": "fail"}, Message(message_id="an-id", application_properties={"traceparent": SENDERS_TRACE})
     )
-    stage.wait(lambda: len(spans) == 3, "three spans")
+    wait_until(lambda: len(spans) == 3, "three spans")
     trace, parent = SENDERS_TRACE.split("-")[1:3]
     assert {(span.trace_id, span.parent_id, span.name) for span in spans} == {
         (trace, parent, f"process {QUEUE}")
@@ -239,7 +233,7 @@ def test_without_a_senders_trace_the_invocation_starts_one(stage: _Stage) -> Non
     stage.export_span = spans.append
     stage.start()
     stage.send(message=Message(application_properties={"traceparent": "nonsense"}))
-    stage.wait(lambda: len(spans) == 1, "a span")
+    wait_until(lambda: len(spans) == 1, "a span")
     assert (spans[0].parent_id, spans[0].error) == ("", "")
     assert len(spans[0].trace_id) == 32
 
@@ -298,7 +292,7 @@ def test_some_bodies_fail_before_the_function_runs(
         use_string(stage)
     stage.start()
     stage.broker.send(QUEUE, Message(body=body))
-    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
+    wait_until(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
     assert stage.records() == []
 
 
@@ -381,7 +375,7 @@ def test_a_v2_app_that_cannot_be_loaded_says_why(stage: _Stage) -> None:
 def test_a_failed_invocation_is_abandoned_at_once_until_it_is_dead_lettered(stage: _Stage) -> None:
     stage.start()
     stage.send({"do": "fail"})
-    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
+    wait_until(lambda: stage.broker.counts(QUEUE).dead_letter == 1, "dead-lettered")
     assert [record["metadata"]["DeliveryCount"] for record in stage.records()] == [1, 2, 3]
     (dead,) = stage.broker.peek(f"{QUEUE}/$DeadLetterQueue")
     assert dead.message.application_properties["DeadLetterReason"] == "MaxDeliveryCountExceeded"
@@ -394,7 +388,7 @@ def test_a_function_that_does_not_load_dead_letters_what_comes(
     stage.start()
     for _ in range(4):
         stage.send()
-    stage.wait(lambda: stage.broker.counts(QUEUE).dead_letter == 4, "dead-lettered")
+    wait_until(lambda: stage.broker.counts(QUEUE).dead_letter == 4, "dead-lettered")
     assert stage.records() == []
     assert stage.observed(EventKind.ABANDONED) == 12
     executed = [record.getMessage() for record in caplog.records if record.name.endswith("message_processor")]
@@ -406,7 +400,7 @@ def test_as_many_run_at_once_as_configured_and_no_more(stage: _Stage) -> None:
     stage.start()
     for _ in range(5):
         stage.send(WAITING)
-    stage.wait(lambda: len(stage.records()) == 3, "three running")
+    wait_until(lambda: len(stage.records()) == 3, "three running")
     # The fourth would be locked by now if it ever were: completing one makes room for exactly one.
     assert stage.broker.counts(QUEUE).locked == 3
     stage.go()
@@ -421,7 +415,7 @@ def test_as_many_run_at_once_as_configured_and_no_more(stage: _Stage) -> None:
 def test_locks_are_renewed_while_the_function_runs(stage: _Stage) -> None:
     stage.start()
     stage.send(WAITING)
-    stage.wait(lambda: len(stage.records()) == 1, "running")
+    wait_until(lambda: len(stage.records()) == 1, "running")
     for renewed in range(1, 5):
         stage.move_clock(timedelta(seconds=40))
         stage.wait_for(EventKind.LOCK_RENEWED, renewed)
@@ -435,12 +429,12 @@ def test_locks_are_renewed_no_longer_than_configured(stage: _Stage) -> None:
     """Fifty seconds after its receipt a message's lock is left to expire; a later one's is still renewed."""
     stage.start(AzureFunctionsJobHost__extensions__serviceBus__maxAutoLockRenewalDuration="00:00:50")
     stage.send(WAITING)
-    stage.wait(lambda: len(stage.records()) == 1, "running")
+    wait_until(lambda: len(stage.records()) == 1, "running")
     stage.move_clock(timedelta(seconds=40))
     stage.wait_for(EventKind.LOCK_RENEWED, 1)
     stage.move_clock(timedelta(seconds=20))
     stage.send(WAITING)
-    stage.wait(lambda: len(stage.records()) == 2, "both running")
+    wait_until(lambda: len(stage.records()) == 2, "both running")
     # Both locks are half over now; only the second one's message is young enough.
     stage.move_clock(timedelta(seconds=35))
     stage.wait_for(EventKind.LOCK_RENEWED, 2)
@@ -449,7 +443,7 @@ def test_locks_are_renewed_no_longer_than_configured(stage: _Stage) -> None:
     stage.move_clock(timedelta(seconds=6))
     stage.wait_for(EventKind.LOCK_EXPIRED, 1)
     stage.go()
-    stage.wait(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
+    wait_until(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
     assert sorted(record["metadata"]["DeliveryCount"] for record in stage.records()) == [1, 1, 2]
 
 
@@ -457,7 +451,7 @@ def test_a_function_that_takes_too_long_is_ended_and_its_message_comes_again(sta
     stage.start(AzureFunctionsJobHost__functionTimeout="00:00:00.5")
     (first,) = stage.host.worker_pids
     stage.send(WAITING)
-    stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
+    wait_until(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
     assert stage.observed(EventKind.ABANDONED) == 0
     stage.go()
     stage.move_clock(timedelta(seconds=61))
@@ -472,24 +466,24 @@ def test_the_messages_of_a_dead_worker_come_again_when_their_locks_expire(stage:
     stage.start()
     (first,) = stage.host.worker_pids
     stage.send(WAITING)
-    stage.wait(lambda: len(stage.records()) == 1, "running")
+    wait_until(lambda: len(stage.records()) == 1, "running")
     if death == "killed":
         os.kill(first, signal.SIGKILL)
     else:
         stage.send({"do": "die"})
-    stage.wait(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
+    wait_until(lambda: stage.host.worker_pids not in ((first,), ()), "another worker")
     assert stage.observed(EventKind.ABANDONED) == 0
     assert stage.observed(EventKind.COMPLETED) == 0
     stage.go()
     stage.move_clock(timedelta(seconds=61))
-    stage.wait(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
+    wait_until(lambda: stage.broker.counts(QUEUE).active == 0, "completed")
     assert stage.observed(EventKind.ABANDONED) == 0
     assert stage.observed(EventKind.LOCK_EXPIRED) == (1 if death == "killed" else 2)
 
 
 def test_several_worker_processes_take_turns(stage: _Stage) -> None:
     stage.start(FUNCTIONS_WORKER_PROCESS_COUNT="2")
-    stage.wait(lambda: len(stage.host.worker_pids) == 2, "two workers")
+    wait_until(lambda: len(stage.host.worker_pids) == 2, "two workers")
     for _ in range(8):
         stage.send()
     stage.wait_for(EventKind.COMPLETED, 8)
@@ -519,7 +513,7 @@ def test_it_receives_again_after_the_broker_was_away(stage: _Stage) -> None:
 def test_stopping_lets_running_invocations_finish(stage: _Stage) -> None:
     host = stage.start()
     stage.send(WAITING)
-    stage.wait(lambda: len(stage.records()) == 1, "running")
+    wait_until(lambda: len(stage.records()) == 1, "running")
     stopping = threading.Thread(target=host.stop)
     stopping.start()
     stage.go()
@@ -532,7 +526,7 @@ def test_stopping_in_the_middle_of_a_call_leaves_nothing(stage: _Stage) -> None:
     host = stage.start()
     (pid,) = host.worker_pids
     stage.send(WAITING)
-    stage.wait(lambda: len(stage.records()) == 1, "running")
+    wait_until(lambda: len(stage.records()) == 1, "running")
     host.stop()  # though the call would never end
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -23,6 +23,7 @@ from sandbox.functions_host.worker_process import (
     declarations,
     protocol,
 )
+from tests.sandbox.conftest import wait_until
 
 RECORDER = Path(__file__).with_name("recorder")
 REPOSITORY = Path(__file__).parents[3]
@@ -197,10 +198,7 @@ def test_an_exception_and_a_return_value_fail_the_invocation(
 def test_several_invocations_run_at_once(runner: _Runner, records: Path) -> None:
     process = runner.start()
     waiting = [process.invoke(runner.functions[0], request(b'{"do": "wait", "for": "go"}')) for _ in range(3)]
-    for _ in range(1000):
-        if len(list(records.glob("*.json"))) == 3:
-            break
-        assert not process.wait(0.01)
+    wait_until(lambda: len(list(records.glob("*.json"))) == 3)
     assert not any(response.done() for response in waiting)
     (records / "go").touch()
     for response in waiting:
@@ -291,10 +289,8 @@ def test_a_pool_takes_turns_and_replaces_the_dead(runner: _Runner) -> None:
         assert first is not None
         first.kill()
         assert first.wait(5)
-        deadline = time.monotonic() + 20
-        while first.pid in pool.pids or len(pool.pids) < 2:
-            assert time.monotonic() < deadline, "the dead worker was not replaced"
-            assert pool.take_turn(1) is not first
+        assert pool.take_turn(1) is not first
+        wait_until(lambda: first.pid not in pool.pids and len(pool.pids) == 2)
         pids = set(pool.pids)
         assert {turn.pid for turn in (pool.take_turn(1), pool.take_turn(1)) if turn} == pids
     finally:

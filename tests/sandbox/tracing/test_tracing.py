@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,22 +168,3 @@ def test_a_trace_of_thousands_of_nested_spans_is_returned_and_shown() -> None:
             f"span {number}" for number in range(1, 5001)
         ]
         assert max(map(len, shown.output.splitlines())) < 200
-
-
-def test_a_win_and_its_invocation_are_one_tree() -> None:
-    options = CloudOptions(APP, opportunities=2, traces=True)
-    with Cloud(options) as cloud, ControlPanel(cloud) as panel:
-        endpoint = cloud.app_settings["OTEL_EXPORTER_OTLP_ENDPOINT"]
-        assert requests.post(f"{endpoint}/v1/metrics", timeout=10).ok
-        (row, other) = panel.win(count=2)
-        deadline = time.monotonic() + 60
-        while len(spans := panel.traces(row["id"])) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        (win, invocation) = spans
-        assert (win["name"], win["service"], win["depth"]) == ("WinOpportunity", "salesperson", 0)
-        assert (invocation["depth"], invocation["parentId"]) == (1, win["spanId"])
-        assert (invocation["name"], invocation["service"]) == ("process opportunity-won", "functions-host")
-        assert invocation["error"] == ""
-        assert panel.traces(other["id"])[0]["traceId"] != win["traceId"]
-        assert panel.status()["tracing"] is True
