@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 
-PATIENCE = 80.0
+PATIENCE = 100.0
 
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], object]) -> None:
@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], object], what: str | Callable[[], object]
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, what() if callable(what) else what
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def run_operations(environment: Mapping[str, str], *arguments: str, code: int = 0) -> Result:
@@ -111,7 +111,9 @@ class Namespace:
             )
             self.broker.send(FAILED_QUEUE, message)
 
-    def schedule(self, *numbers: int, reason: str = "DataverseUnreachable") -> None:
+    def schedule(
+        self, *numbers: int, reason: str = "DataverseUnreachable", text: str = "What was wrong."
+    ) -> None:
         """Send messages as the function schedules them."""
         now = datetime.now(UTC)
         properties = {
@@ -119,7 +121,7 @@ class Namespace:
             "InvoicingAttempt": 2,
             "InvoicingFirstSeen": (now - timedelta(hours=2)).isoformat(),
             "InvoicingReason": reason,
-            "InvoicingDescription": "What was wrong.",
+            "InvoicingDescription": text,
         }
         for number in numbers:
             message = Message(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import threading
-import time
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +23,7 @@ from sandbox.control.server import ControlServer
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import FaultPlan
 from sandbox.service_bus import Message
+from tests.end_to_end.conftest import PATIENCE, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ARROWS = 5
-SECONDS = 110.0
 # The folder for screenshots, where a person wants them.
 PICTURES = os.environ.get("DASHBOARD_PICTURES")
 pytestmark = [
@@ -48,10 +46,12 @@ pytestmark = [
 
 
 class Page:
-    """The page as a person uses it."""
+    """The page as a person uses it, beside a sandbox with a function."""
 
-    def __init__(self, driver: webdriver.Chrome) -> None:
+    def __init__(self, driver: webdriver.Chrome, cloud: Cloud) -> None:
         self.driver = driver
+        self.cloud = cloud
+        self.namespace = Namespace(cloud.broker, cloud.operator_settings)
 
     def text(self, selector: str) -> str:
         return str(self.driver.find_element(By.CSS_SELECTOR, selector).text)
@@ -76,15 +76,22 @@ class Page:
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition; an element that is being replaced is asked for again."""
-        end = time.monotonic() + SECONDS
-        while True:
+
+        def happened() -> bool:
             try:
-                if condition():
-                    return
+                return condition()
             except WebDriverException:
-                pass
-            assert time.monotonic() < end, f"not within {SECONDS:g} s: {what}\n{self.text('main')}"
-            time.sleep(0.1)
+                return False
+
+        wait_until(happened, lambda: f"not in time: {what}\n{self.text('main')}")
+
+    def shows(self, selector: str, text: str) -> None:
+        """Wait until an element has a text in it."""
+        self.until(lambda: text in self.text(selector), f"{selector} shows {text}")
+
+    def has(self, selector: str, count: int) -> None:
+        """Wait until there are so many elements."""
+        self.until(lambda: self.count(selector) == count, f"there are {count} of {selector}")
 
     def picture(self, name: str) -> None:
         if PICTURES:
@@ -92,16 +99,9 @@ class Page:
             self.driver.save_screenshot(f"{PICTURES}/{name}.png")
 
 
-class Running:
-    """A sandbox with a function, and the dashboard of its operator."""
-
-    def __init__(self, cloud: Cloud, server: Server) -> None:
-        self.cloud = cloud
-        self.url = server.url
-
-
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+def running() -> Iterator[tuple[Cloud, str]]:
+    """Run a sandbox with a function, and the dashboard of its operator; return it and the dashboard's address."""
     options = CloudOptions(ROOT, opportunities=20, faults=FaultPlan())
     with ExitStack() as stack:
         cloud = stack.enter_context(Cloud(options))
@@ -120,10 +120,10 @@ def running() -> Iterator[Running]:
         dashboard.start()
         thread = threading.Thread(target=server.serve, daemon=True)
         thread.start()
-        yield Running(cloud, server)
+        yield cloud, server.url
         server.stop()
         dashboard.stop()
-        thread.join(SECONDS)
+        thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -149,148 +149,133 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 
 @pytest.fixture
-def page(driver: webdriver.Chrome, running: Running) -> Page:
-    driver.get(running.url)
-    return Page(driver)
+def page(driver: webdriver.Chrome, running: tuple[Cloud, str]) -> Page:
+    cloud, url = running
+    driver.get(url)
+    return Page(driver, cloud)
 
 
 def test_win_break_watch_repair_retry(page: Page) -> None:
     """A person wins an opportunity, breaks a connection, sees it red, repairs it, and sees the invoice."""
-    page.until(lambda: page.count("path.arrow.green") == ARROWS, "all connections are green")
+    page.has("path.arrow.green", ARROWS)
     page.click("[data-sandbox=win]")
-    page.until(lambda: "1 won" in page.text("#sandbox"), "the opportunity is won")
-    page.until(lambda: bool(re.search(r"0\.2 a minute", page.text("#flow"))), "the event is published")
+    page.shows("#sandbox", "1 won")
+    page.shows("#flow", "0.2 a minute")
     page.fill("#break input[name=rule]", "dataverse refuse")
     page.click("#break button")
-    page.until(lambda: page.count("path.arrow.red[data-connection=dataverse]") == 1, "Dataverse is red")
+    page.has("path.arrow.red[data-connection=dataverse]", 1)
     page.click("[data-sandbox=win]")
-    page.until(lambda: "DataverseUnreachable" in page.text("#waiting"), "the retry and its reason are shown")
+    page.shows("#waiting", "DataverseUnreachable")
     page.picture("dashboard")
     page.click("[data-sandbox=repair]")
-    page.until(lambda: page.count("path.arrow.green") == ARROWS, "all connections are green again")
-    page.until(lambda: "No message waits" in page.text("#waiting"), "the retry was tried")
+    page.has("path.arrow.green", ARROWS)
+    page.shows("#waiting", "No message waits")
     page.fill("#audit-form input", "01012020")
     page.click("#audit-form button")
-    page.until(lambda: "none missing" in page.text("#audit"), "the audit finds an invoice for each win")
+    page.shows("#audit", "none missing")
 
 
-def test_a_retry_is_made_now(page: Page, running: Running) -> None:
-    body = f'{{"opportunityId": "{running.cloud.demo.opportunities[0]}"}}'.encode()
-    due = running.cloud.broker_clock.now() + timedelta(hours=1)
+def test_a_retry_is_made_now(page: Page) -> None:
+    broker = page.cloud.broker
+    body = f'{{"opportunityId": "{page.cloud.demo.opportunities[0]}"}}'.encode()
+    due = page.cloud.broker_clock.now() + timedelta(hours=1)
     properties = {"InvoicingReason": "DataverseUnreachable", "InvoicingAttempt": 3}
-    message = Message(body, application_properties=properties, scheduled_enqueue_time=due)
-    running.cloud.broker.send(WON_QUEUE, message)
-    page.until(lambda: "DataverseUnreachable" in page.text("#waiting"), "the retry and its reason are shown")
+    broker.send(WON_QUEUE, Message(body, application_properties=properties, scheduled_enqueue_time=due))
+    page.shows("#waiting", "DataverseUnreachable")
     page.click("#waiting [data-number]")
     page.confirm()
-    page.until(lambda: "1 sent" in page.text("#jobs"), "the outcome is shown")
+    page.shows("#jobs", "1 sent")
     page.until(
-        lambda: (
-            running.cloud.broker.counts(WON_QUEUE).scheduled == 0
-            or "OpportunityStillOpen" in page.text("#waiting")
-        ),
+        lambda: broker.counts(WON_QUEUE).scheduled == 0 or "OpportunityStillOpen" in page.text("#waiting"),
         "it is tried",
     )
 
 
-def test_replay_a_failed_message_and_see_its_invoice(page: Page, running: Running) -> None:
-    with running.cloud.dataverse.session() as session:
+def test_replay_a_failed_message_and_see_its_invoice(page: Page) -> None:
+    with page.cloud.dataverse.session() as session:
         # An earlier test of this sandbox may have won some.
-        is_open = {
-            row["opportunityid"]: row["statecode"] == 0
-            for row in session.transaction.rows(TABLES["opportunity"])
-        }
-        opportunity = next(each for each in reversed(running.cloud.demo.opportunities) if is_open[each])
+        still_open = session.transaction.rows(TABLES["opportunity"], "statecode = ?", (0,))
+        opportunity = str(still_open[-1]["opportunityid"])
         name = "<img src=x onerror=alert(1)>"
         session.change(TABLES["opportunity"], opportunity, {"statecode": 1, "statuscode": 3, "name": name})
     properties = {"DeadLetterReason": "InvoiceRefused", "DeadLetterErrorDescription": "No price list."}
     body = f'{{"opportunityId": "{opportunity}"}}'.encode()
     message = Message(body, content_type="application/json", application_properties=properties)
-    running.cloud.broker.send(FAILED_QUEUE, message)
-    page.until(lambda: page.count("[data-reason=InvoiceRefused]") > 0, "the reason is shown")
+    page.cloud.broker.send(FAILED_QUEUE, message)
     page.click("details[data-reason=InvoiceRefused] summary")
-    page.until(lambda: name in page.text("#failed .rows"), "the row shows the name as text")
+    page.shows("#failed .rows", name)
     page.picture("dashboard-failed")
     page.click("#failed tbody input")
     page.click("#failed [data-do=replay][data-selected]")
     page.confirm()
-    page.until(lambda: "1 published" in page.text("#jobs"), "the replay's outcome is shown")
-    page.until(lambda: "No message has failed" in page.text("#failed"), "the message has left the queue")
+    page.shows("#jobs", "1 published")
+    page.shows("#failed", "No message has failed")
     page.fill("#search input", opportunity)
     page.click("#search button")
-    page.until(lambda: "Invoiced once" in page.text("#found"), "the verdict")
+    page.shows("#found", "Invoiced once")
     for step in ("opportunity created", "claimed", "invoiced", "event published"):
         assert step in page.text("#found")
     assert page.count("#found img") == 0, "a name is never markup"
-    assert [
-        line
-        for line in page.driver.get_log("browser")  # type: ignore[no-untyped-call]
-        if line["level"] == "SEVERE"
-    ] == []
+    log = page.driver.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [line for line in log if line["level"] == "SEVERE"] == []
 
 
-def test_an_open_group_and_its_check_marks_stay(page: Page, running: Running) -> None:
+def test_an_open_group_and_its_check_marks_stay(page: Page) -> None:
     """The page updates by itself without closing what is open or losing what is selected."""
-    for number in range(3):
-        properties = {"DeadLetterReason": "InvalidEvent", "DeadLetterErrorDescription": f"Number {number}."}
-        running.cloud.broker.send(FAILED_QUEUE, Message(b"?", application_properties=properties))
-    page.until(lambda: page.text("[data-reason=InvalidEvent] .count") == "3", "three messages")
-    page.click("details[data-reason=InvalidEvent] summary")
-    page.click("details[data-reason=InvalidEvent] tbody tr:nth-child(2) input")
-    properties = {"DeadLetterReason": "InvalidEvent", "DeadLetterErrorDescription": "Another one."}
-    running.cloud.broker.send(FAILED_QUEUE, Message(b"?", application_properties=properties))
-    page.until(
-        lambda: page.count("details[data-reason=InvalidEvent][open] tbody tr") == 4, "the fourth one comes"
-    )
-    assert page.count("details[data-reason=InvalidEvent] tbody tr:nth-child(2) input:checked") == 1
+    group = "details[data-reason=InvalidEvent]"
+    page.namespace.park(1, 2, 3, reason="InvalidEvent")
+    page.shows(f"{group} .count", "3")
+    page.click(f"{group} summary")
+    page.click(f"{group} tbody tr:nth-child(2) input")
+    page.namespace.park(4, reason="InvalidEvent")
+    page.has(f"{group}[open] tbody tr", 4)
+    assert page.count(f"{group} tbody tr:nth-child(2) input:checked") == 1
 
 
 def test_the_keyboard_suffices(page: Page) -> None:
-    page.until(lambda: page.count("path.arrow") == ARROWS, "the page is there")
+    page.has("path.arrow", ARROWS)
     page.driver.switch_to.active_element.send_keys("/")
     assert page.driver.switch_to.active_element.get_attribute("id") == "text"
     page.driver.switch_to.active_element.send_keys("no such opportunity\n")
-    page.until(lambda: "No opportunity matches" in page.text("#found"), "a sentence")
+    page.shows("#found", "No opportunity matches")
 
 
-def test_a_page_that_lost_its_dashboard_says_so(page: Page, driver: webdriver.Chrome) -> None:
-    page.until(lambda: page.count("path.arrow") == ARROWS, "the page is there")
-    driver.execute_cdp_cmd("Network.enable", {})
-    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-    driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
-    page.until(lambda: "is lost" in page.text("#lost"), "the page says so")
-    online = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    driver.execute_cdp_cmd("Network.emulateNetworkConditions", online)
+def test_a_page_that_lost_its_dashboard_says_so(page: Page) -> None:
+    page.has("path.arrow", ARROWS)
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    network = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
+    page.shows("#lost", "is lost")
+    network |= {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
     page.until(lambda: page.text("#lost") == "", "the page goes on")
 
 
-def test_dark_and_narrow(page: Page, driver: webdriver.Chrome, running: Running) -> None:
+def test_dark_and_narrow(page: Page) -> None:
     plugin = "Plugin/Contoso.Invoicing.CreditChecks.LimitOfGroup"
     text = f"Dataverse responded 403 0x80048d06: Credit limit exceeded. (plug-in {plugin})"
-    properties = {"DeadLetterReason": "InvoiceRefused", "DeadLetterErrorDescription": text}
-    running.cloud.broker.send(FAILED_QUEUE, Message(b"?", application_properties=properties))
-    due = running.cloud.broker_clock.now() + timedelta(hours=1)
-    retry = {"InvoicingReason": "InvoiceRefused", "InvoicingDescription": text}
-    running.cloud.broker.send(
-        WON_QUEUE, Message(b"?", application_properties=retry, scheduled_enqueue_time=due)
-    )
-    driver.execute_cdp_cmd(
+    page.namespace.park(1, text=text)
+    page.namespace.schedule(1, reason="InvoiceRefused", text=text)
+    page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True},
     )
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    page.until(lambda: page.count("path.arrow") == ARROWS, "the page is there")
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    page.has("path.arrow", ARROWS)
     page.click("details[data-reason=InvoiceRefused] summary")
     page.until(lambda: page.count("#failed tbody tr") > 0, "the failed message is shown")
     page.until(lambda: page.count("#waiting tbody tr") > 0, "the retry is shown")
-    picture = driver.execute_script("return document.querySelector('#flow svg').clientWidth")
-    heights = driver.execute_script(
-        "return [...document.querySelectorAll('tr')].map((row) => row.clientHeight)"
+    picture, heights, width, background = (
+        page.driver.execute_script(f"return {value}")
+        for value in (
+            "document.querySelector('#flow svg').clientWidth",
+            "[...document.querySelectorAll('tr')].map((row) => row.clientHeight)",
+            "document.documentElement.scrollWidth",
+            "getComputedStyle(document.body).backgroundColor",
+        )
     )
-    width = driver.execute_script("return document.documentElement.scrollWidth")
-    background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
-    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert width <= 400
     assert picture > 600, "the picture is legible"
     assert max(heights) < 300, "no text stands in a column of a few letters"
