@@ -215,8 +215,8 @@ def _convert(session: Session, row: Row, source: Document, target: Document) -> 
     values |= (
         dict.fromkeys(TOTALS, _ZERO) if prices_by_itself(session) else {name: row[name] for name in TOTALS}
     )
+    values |= customer_columns(session, target.header, values)
     if target is INVOICE:
-        values |= customer_columns(session, source.header.columns["customerid"], row["customerid"])
         # The totals are calculated when the invoice is retrieved by its id.
         values["_totalspending"] = prices_by_itself(session)
     made = session.add(target.header, dict(sorted(values.items())))

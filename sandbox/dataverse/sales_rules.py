@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from sandbox.dataverse.columns import Column, Row, Table
-from sandbox.dataverse.errors import invalid_argument, no_record
+from sandbox.dataverse.columns import Row, Table
+from sandbox.dataverse.errors import invalid_argument
 from sandbox.dataverse.pricing import Pricing
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.service import Session, TableRules
@@ -110,14 +110,14 @@ class _HeaderRules(TableRules):
         columns = _unless_given(values, self._document.next_number(session))
         columns |= _with_currency(session, values.get("transactioncurrencyid"))
         columns |= _rounded_terms(session, columns, values)
-        return columns | self._customer(session, values)
+        return columns | customer_columns(session, self._document.header, values)
 
     def on_update(self, session: Session, row: Row, values: Row) -> Row:
         columns: Row = {}
         if "transactioncurrencyid" in values:
             columns = _with_currency(session, values["transactioncurrencyid"])
         columns |= _rounded_terms(session, row, values)
-        return columns | self._customer(session, values)
+        return columns | customer_columns(session, self._document.header, values)
 
     def after(self, session: Session, row: Row, changed: Mapping[str, object]) -> None:
         if changed is row:
@@ -132,16 +132,8 @@ class _HeaderRules(TableRules):
         pricing = pricing_for(session, row["transactioncurrencyid"])
         for line in self._document.lines_of(session, row[self._document.header.key]):
             values = {name: row[name] for name in ("transactioncurrencyid", "exchangerate")}
-            amounts = pricing.line(line) if prices_by_itself(session) else {}
-            session.transaction.update(
-                self._document.lines, line[self._document.lines.key], {**values, **amounts}
-            )
-
-    def _customer(self, session: Session, values: Row) -> Row:
-        """Return an invoice's columns that repeat its customer."""
-        if "accountid" not in self._document.header.columns or "customerid" not in values:
-            return {}
-        return customer_columns(session, self._document.header.columns["customerid"], values["customerid"])
+            values |= pricing.line(line) if prices_by_itself(session) else {}
+            session.transaction.update(self._document.lines, line[self._document.lines.key], values)
 
 
 def _unless_given(values: Row, columns: Row) -> Row:
@@ -158,9 +150,12 @@ def _rounded_terms(session: Session, row: Row, values: Row) -> Row:
     return {name: pricing.rounded(after[name]) for name in sorted(names) if after[name] is not None}
 
 
-def customer_columns(session: Session, column: Column, customer: object) -> Row:
-    """Return an invoice's read-only columns of its customer."""
-    found = session.target(column, str(customer)) if customer else None
+def customer_columns(session: Session, header: Table, values: Row) -> Row:
+    """Return an invoice's read-only columns that repeat its customer, if that is given."""
+    if "accountid" not in header.columns or "customerid" not in values:
+        return {}
+    customer = values["customerid"]
+    found = session.target(header.columns["customerid"], str(customer)) if customer else None
     return {
         f"{name}id": customer if found and found[0].name == name else None for name in ("account", "contact")
     }
@@ -211,7 +206,8 @@ class _LineRules(TableRules):
         lines = self._document.lines_of(session, str(header_id))
         columns["lineitemnumber"] = max((line["lineitemnumber"] or 0 for line in lines), default=0) + 1
         columns = _unless_given(values, columns | _product_columns(session, header, values))
-        full = self._complete({**values, **columns})
+        full = {column.name: column.default for column in self._document.lines.stored.values()}
+        full |= values | columns
         return columns | _named(full) | pricing_for(session, header["transactioncurrencyid"]).line(full)
 
     def on_update(self, session: Session, row: Row, values: Row) -> Row:
@@ -228,10 +224,6 @@ class _LineRules(TableRules):
         if header is not None:
             reprice(session, self._document, header)
 
-    def _complete(self, values: Row) -> Row:
-        columns = self._document.lines.stored
-        return {name: values.get(name, column.default) for name, column in columns.items()}
-
 
 def _named(line: Row) -> Row:
     """Return the name of a write-in; any other line has its product's name."""
@@ -242,23 +234,14 @@ def _product_columns(session: Session, header: Row, values: Row) -> Row:
     """Return a line's columns from its product: name, unit, and the price if the caller names none."""
     if not values.get("productid"):
         return {"isproductoverridden": True}
-    product = session.transaction.get(TABLES["product"], str(values["productid"]))
-    if product is None:
-        raise no_record("product", str(values["productid"]))
+    product = session.find(TABLES["product"], str(values["productid"]))
     columns: Row = {"productname": product["name"], "uomid": product["defaultuomid"]}
-    if values.get("priceperunit") is None:
-        columns["priceperunit"] = _list_price(session, header, product)
-    else:
+    if values.get("priceperunit") is not None:
         columns["ispriceoverridden"] = True
+    elif product["price"] is not None:
+        unit = Decimal(1).scaleb(-_organization(session)["pricingdecimalprecision"])
+        columns["priceperunit"] = (product["price"] * (header["exchangerate"] or 1)).quantize(unit)
     return columns
-
-
-def _list_price(session: Session, header: Row, product: Row) -> Decimal | None:
-    if product["price"] is None:
-        return None
-    digits = _organization(session)["pricingdecimalprecision"]
-    price: Decimal = product["price"] * (header["exchangerate"] or 1)
-    return price.quantize(Decimal(1).scaleb(-digits))
 
 
 RULES: Final[Mapping[str, TableRules]] = {

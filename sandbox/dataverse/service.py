@@ -5,7 +5,7 @@ it. The rules of the tables are injected.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from sandbox.dataverse.columns import Column, Row, Table, format_datetime
@@ -132,20 +132,15 @@ class Session:
     def create(self, table: Table, values: Mapping[str, object]) -> Row:
         """Add a row for the caller. Raises 403, 404 for a lookup to no row, or the response to a duplicate."""
         require(self.caller, "Create", table)
-        self._check_lookups(table, values)
-        self._check_unique(table, values)
-        _check_choices(table, values)
+        self._check_values(table, values)
         if values.get("ownerid") not in (None, self.caller.user_id):
             self._check_new_owner(table, str(values["ownerid"]))
         given = {**values, **_state(table, {}, values)}
         rules = self._rules(table)
         row = self.add(table, {**given, **rules.on_create(self, given)})
         rules.after(self, row, row)
-        self.fire(
-            MessageExecution(
-                "Create", table.name, row[table.key], self._target(table, row[table.key], values)
-            )
-        )
+        target = self.entity(table, row[table.key], values)
+        self.fire(MessageExecution("Create", table.name, row[table.key], [("Target", target)]))
         return row
 
     def add(self, table: Table, values: Mapping[str, object]) -> Row:
@@ -166,9 +161,7 @@ class Session:
         row = self.find(table, record_id)
         check_access(self.caller, table, "Write", row)
         check_version(table, row, if_match)
-        self._check_lookups(table, values)
-        self._check_unique(table, values)
-        _check_choices(table, values)
+        self._check_values(table, values)
         owner = values.get("ownerid")
         if "ownerid" in values:
             self._check_assign(table, row, owner)
@@ -178,7 +171,11 @@ class Session:
         self.change(table, record_id, {**given, **entailed})
         rules.after(self, self.find(table, record_id), given)
         if owner is not None and owner != row["ownerid"]:
-            self._fire_assign(table, record_id, str(owner))
+            inputs = [
+                ("Target", Reference(table.name, record_id)),
+                ("Assignee", Reference(self._owner(str(owner))[0].name, str(owner))),
+            ]
+            self.fire(MessageExecution("Assign", table.name, record_id, inputs))
 
     def change(self, table: Table, record_id: str, values: Mapping[str, object]) -> None:
         """Change a row as part of an operation whose privileges were checked already; fire the events."""
@@ -189,7 +186,8 @@ class Session:
         self.transaction.update(table, record_id, known)
         if "statecode" in values:
             self._fire_set_state(table, record_id, values)
-        self.fire(MessageExecution("Update", table.name, record_id, self._target(table, record_id, values)))
+        target = self.entity(table, record_id, values)
+        self.fire(MessageExecution("Update", table.name, record_id, [("Target", target)]))
 
     def delete(self, table: Table, record_id: str, if_match: str | None = None) -> None:
         """Delete a row and the rows that belong to it. Raises 403, 404, 412, and 400 if other rows need it."""
@@ -248,7 +246,10 @@ class Session:
         self._check_new_owner(table, str(owner))
 
     def _check_new_owner(self, table: Table, owner_id: str) -> None:
-        """Refuse (403) an owner that the caller may not read, or that may not read such rows itself."""
+        """Refuse (403) an owner that the caller may not read, or that may not own such rows.
+
+        The codes for users that are disabled or have no roles are not confirmed.
+        """
         if self.caller.is_platform:
             return
         owner_table, owner = self._owner(owner_id)
@@ -259,7 +260,11 @@ class Session:
                 raise invalid_argument("Cannot assign records to an access team.")
         else:
             principal = load_caller(self.transaction, owner, self.organization.id)
-            _check_user(owner, principal)
+            if owner["isdisabled"]:
+                raise user_disabled(owner_id)
+            if not principal.roles:
+                text = f"The user (Id={owner_id}) has not been assigned any roles."
+                raise RequestRefused(HTTPStatus.FORBIDDEN, "0x80042f09", text)
         if principal.depth(f"prvRead{table.privilege}") is None:
             raise RequestRefused(
                 HTTPStatus.FORBIDDEN,
@@ -267,14 +272,6 @@ class Session:
                 f"Read Privilege Check For Owner failed. Principal (Id={owner_id}, name={principal.name}) is missing "
                 f"prvRead{table.privilege} privilege for entity '{table.name}'.",
             )
-
-    def _fire_assign(self, table: Table, record_id: str, owner_id: str) -> None:
-        owner_table, _ = self._owner(owner_id)
-        inputs: list[tuple[str, object]] = [
-            ("Target", Reference(table.name, record_id)),
-            ("Assignee", Reference(owner_table.name, owner_id)),
-        ]
-        self.fire(MessageExecution("Assign", table.name, record_id, inputs))
 
     # --- users and roles ---
 
@@ -304,17 +301,13 @@ class Session:
 
     def fire(self, event: MessageExecution) -> None:
         """Run the steps that are registered for a message."""
-        parent = self.parents[-1] if self.parents else None
-        placed = MessageExecution(event.message, event.table, event.record_id, event.inputs, parent)
+        placed = replace(event, parent=self.parents[-1] if self.parents else None)
         self.organization.pipeline.fire(self.transaction, placed, self.request_context)
 
     @property
     def request_context(self) -> RequestContext:
         """The organization, the caller and the request, for the events."""
         return RequestContext(self.organization.id, self.organization.unique_name, self.caller, self.request)
-
-    def _target(self, table: Table, record_id: str, values: Mapping[str, object]) -> list[tuple[str, object]]:
-        return [("Target", self.entity(table, record_id, values))]
 
     def entity(self, table: Table, record_id: str, values: Mapping[str, object]) -> Entity:
         """Return a row as a parameter of a message; a lookup to several tables names its table."""
@@ -351,26 +344,35 @@ class Session:
     def _rules(self, table: Table) -> TableRules:
         return self.rules.get(table.name, _NO_RULES)
 
-    def _check_lookups(self, table: Table, values: Mapping[str, object]) -> None:
-        """Refuse a lookup to a row that does not exist; between owned rows, require Append and AppendTo."""
+    def _check_values(self, table: Table, values: Mapping[str, object]) -> None:
+        """Refuse numbers that a choice lacks, duplicates in a unique column, and lookups.
+
+        A lookup must lead to a row that exists; between owned rows it requires Append and AppendTo.
+        """
         for name, value in values.items():
             column = table.columns[name]
-            if column.lookup is None or value is None:
+            if value is None:
                 continue
-            found = self.target(column, str(value))
-            if found is None:
-                raise no_record(next(iter(column.lookup.targets)), str(value))
-            target, row = found
-            if table.owned and target.owned:
-                require(self.caller, "Append", table)
-                check_access(self.caller, target, "AppendTo", row)
-
-    def _check_unique(self, table: Table, values: Mapping[str, object]) -> None:
-        for name, value in values.items():
-            if table.columns[name].unique and value is not None:
-                found = self.transaction.rows(table, f't."{name}" = ?', (value,))
-                if any(row[table.key] != values.get(table.key) for row in found):
+            if column.labels and value not in column.labels and name != "statuscode":
+                raise bad_payload(
+                    table.name,
+                    f"A validation error occurred. The value {value} of '{name}' on record of type '{table.name}' "
+                    "is outside the valid range.",
+                )
+            if column.unique:
+                same = self.transaction.rows(table, f't."{name}" = ?', (value,))
+                if any(row[table.key] != values.get(table.key) for row in same):
                     raise DuplicateResponse.DUPLICATE_412.error(table)
+            if column.lookup:
+                found = self.target(column, str(value))
+                if found is None:
+                    raise no_record(next(iter(column.lookup.targets)), str(value))
+                self._check_append(table, *found)
+
+    def _check_append(self, table: Table, target: Table, row: Row) -> None:
+        if table.owned and target.owned:
+            require(self.caller, "Append", table)
+            check_access(self.caller, target, "AppendTo", row)
 
 
 def check_version(table: Table, row: Row, if_match: str | None) -> None:
@@ -382,17 +384,6 @@ def check_version(table: Table, row: Row, if_match: str | None) -> None:
 def etag(row: Row) -> str:
     """Return a row's etag."""
     return f'W/"{row["versionnumber"]}"'
-
-
-def _check_choices(table: Table, values: Mapping[str, object]) -> None:
-    for name, value in values.items():
-        labels = table.columns[name].labels
-        if labels and value is not None and value not in labels and name != "statuscode":
-            raise bad_payload(
-                table.name,
-                f"A validation error occurred. The value {value} of '{name}' on record of type '{table.name}' "
-                "is outside the valid range.",
-            )
 
 
 def _state(table: Table, row: Row, values: Mapping[str, object]) -> dict[str, object]:
@@ -409,15 +400,3 @@ def _state(table: Table, row: Row, values: Mapping[str, object]) -> dict[str, ob
             f"{reason} is not a valid status code for state code {state} on {table.name}.", "0x80048408"
         )
     return {"statecode": state, "statuscode": reason} if "statecode" in values else {"statuscode": reason}
-
-
-def _check_user(owner: Row, principal: Caller) -> None:
-    """Refuse (403) users who cannot own rows; the codes are not confirmed."""
-    if owner["isdisabled"]:
-        raise user_disabled(principal.user_id)
-    if not principal.roles:
-        raise RequestRefused(
-            HTTPStatus.FORBIDDEN,
-            "0x80042f09",
-            f"The user (Id={principal.user_id}) has not been assigned any roles.",
-        )
