@@ -17,20 +17,6 @@ from http import HTTPStatus
 from sandbox.clock import Clock
 from sandbox.dataverse.errors import RequestRefused
 
-_REQUESTS = (
-    "0x80072322",
-    "Number of requests exceeded the limit of {requests} over time window of {window} seconds.",
-)
-_CONCURRENT = ("0x80072326", "Number of concurrent requests exceeded the limit of {concurrent}.")
-_EXECUTION = (
-    "0x80072321",
-    (
-        "Combined execution time of incoming requests exceeded limit of {milliseconds} milliseconds over time window "
-        "of {window} seconds. Decrease number of concurrent requests or reduce the duration of requests and try again "
-        "later."
-    ),
-)
-
 
 @dataclass(frozen=True)
 class ServiceProtectionLimits:
@@ -88,36 +74,34 @@ class ServiceProtection:
                 usage.spent += seconds
 
     def _admit(self, usage: _Usage) -> dict[str, str]:
-        now = self._clock.now()
+        now, limits = self._clock.now(), self.limits
         self._forget(usage, now)
-        if len(usage.requests) >= self.limits.requests:
-            free = usage.requests[-self.limits.requests] + self.limits.window
-            raise self._refusal(usage, now, free, _REQUESTS)
-        if usage.spent >= self.limits.execution.total_seconds():
-            raise self._refusal(usage, now, usage.executions[0][0] + self.limits.window, _EXECUTION)
-        if usage.under_way >= self.limits.concurrent:
-            raise self._refusal(usage, now, now + timedelta(seconds=1), _CONCURRENT)
+        window, execution = int(limits.window.total_seconds()), limits.execution.total_seconds()
+        if len(usage.requests) >= limits.requests:
+            free = usage.requests[-limits.requests] + limits.window
+            text = f"Number of requests exceeded the limit of {limits.requests} over time window of {window} seconds."
+            raise self._refusal(usage, now, free, "0x80072322", text)
+        if usage.spent >= execution:
+            text = (
+                f"Combined execution time of incoming requests exceeded limit of {int(execution * 1000)} milliseconds "
+                f"over time window of {window} seconds. Decrease number of concurrent requests or reduce the duration "
+                "of requests and try again later."
+            )
+            raise self._refusal(usage, now, usage.executions[0][0] + limits.window, "0x80072321", text)
+        if usage.under_way >= limits.concurrent:
+            text = f"Number of concurrent requests exceeded the limit of {limits.concurrent}."
+            raise self._refusal(usage, now, now + timedelta(seconds=1), "0x80072326", text)
         usage.requests.append(now)
         usage.under_way += 1
-        left = self.limits.execution.total_seconds() - usage.spent
         return {
-            "x-ms-ratelimit-burst-remaining-xrm-requests": str(self.limits.requests - len(usage.requests)),
-            "x-ms-ratelimit-time-remaining-xrm-requests": f"{left:.2f}",
+            "x-ms-ratelimit-burst-remaining-xrm-requests": str(limits.requests - len(usage.requests)),
+            "x-ms-ratelimit-time-remaining-xrm-requests": f"{execution - usage.spent:.2f}",
         }
 
-    def _refusal(
-        self, usage: _Usage, now: datetime, free: datetime, reason: tuple[str, str]
-    ) -> RequestRefused:
+    def _refusal(self, usage: _Usage, now: datetime, free: datetime, code: str, text: str) -> RequestRefused:
         # Requests that are refused at the same moment count once: their clients had seen no refusal.
         if usage.requests and usage.requests[-1] != now:
             usage.requests.append(now)
-        code, message = reason
-        text = message.format(
-            requests=self.limits.requests,
-            concurrent=self.limits.concurrent,
-            milliseconds=int(self.limits.execution.total_seconds() * 1000),
-            window=int(self.limits.window.total_seconds()),
-        )
         seconds = max(math.ceil((free - now).total_seconds()), 1)
         return RequestRefused(HTTPStatus.TOO_MANY_REQUESTS, code, text, {"Retry-After": str(seconds)})
 

@@ -2,11 +2,24 @@
 
 from typing import Final
 
-from sandbox.dataverse.columns import Column, ColumnKind, Lookup
+from sandbox.dataverse.columns import Column, ColumnKind, Lookup, Table
 from sandbox.dataverse.declaring import choice, lookup, plain, states, table, text
 
 _DEPTHS = {1: "Basic", 2: "Local", 4: "Deep", 8: "Global"}
 _ENABLED = states({0: ("Enabled", {1: "Enabled"}), 1: ("Disabled", {2: "Disabled"})})
+
+
+def _pair(
+    name: str, set_name: str, first: str, second: str, *columns: list[Column], privilege: str, code: int
+) -> Table:
+    """Declare a table whose rows connect two rows, and are deleted with either."""
+    lookups = [lookup(f"{target}id", target, on_delete="cascade") for target in (first, second)]
+    key = f"{name.removesuffix('s')}id"
+    return table(
+        name, set_name, *lookups, *columns,
+        privilege=privilege, code=code, key=key, primary_name=key, history=False,
+    )  # fmt: skip
+
 
 PLATFORM: Final = (
     table(
@@ -52,27 +65,13 @@ PLATFORM: Final = (
         plain(ColumnKind.BOOLEAN, "canbebasic canbelocal canbedeep canbeglobal", default=True),
         privilege="Privilege", code=1023, history=False,
     ),
-    table(
-        "roleprivileges", "roleprivilegescollection",
-        lookup("roleid", "role", on_delete="cascade"), lookup("privilegeid", "privilege", on_delete="cascade"),
-        choice("privilegedepthmask", _DEPTHS),
-        privilege="Role", code=12, key="roleprivilegeid", primary_name="roleprivilegeid", history=False,
+    _pair(
+        "roleprivileges", "roleprivilegescollection", "role", "privilege", choice("privilegedepthmask", _DEPTHS),
+        privilege="Role", code=12,
     ),
-    table(
-        "systemuserroles", "systemuserrolescollection",
-        lookup("systemuserid", "systemuser", on_delete="cascade"), lookup("roleid", "role", on_delete="cascade"),
-        privilege="Role", code=15, key="systemuserroleid", primary_name="systemuserroleid", history=False,
-    ),
-    table(
-        "teamroles", "teamrolescollection",
-        lookup("teamid", "team", on_delete="cascade"), lookup("roleid", "role", on_delete="cascade"),
-        privilege="Role", code=40, key="teamroleid", primary_name="teamroleid", history=False,
-    ),
-    table(
-        "teammembership", "teammemberships",
-        lookup("teamid", "team", on_delete="cascade"), lookup("systemuserid", "systemuser", on_delete="cascade"),
-        privilege="Team", code=23, key="teammembershipid", primary_name="teammembershipid", history=False,
-    ),
+    _pair("systemuserroles", "systemuserrolescollection", "systemuser", "role", privilege="Role", code=15),
+    _pair("teamroles", "teamrolescollection", "team", "role", privilege="Role", code=40),
+    _pair("teammembership", "teammemberships", "team", "systemuser", privilege="Team", code=23),
     table(
         "sdkmessage", "sdkmessages", text("name categoryname"),
         privilege="SdkMessage", code=4606,

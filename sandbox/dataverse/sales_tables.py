@@ -93,10 +93,6 @@ def _customer(collections: str) -> list[Column]:
     )
 
 
-def _bundle(line: str) -> list[Column]:
-    return lookup("parentbundleidref", line)
-
-
 _CLOSED_ACTIVITY: Mapping[int, tuple[str, Mapping[int, str]]] = {
     1: ("Completed", {2: "Completed"}),
     0: ("Open", {1: "Open"}),
@@ -121,7 +117,7 @@ SALES: Final = (
         privilege="Opportunity", code=3, owned=True,
     ),
     table(
-        "opportunityproduct", "opportunityproducts", _LINE, _bundle("opportunityproduct"),
+        "opportunityproduct", "opportunityproducts", _LINE, lookup("parentbundleidref", "opportunityproduct"),
         lookup("opportunityid", "opportunity", "product_opportunities", "cascade"),
         privilege="Opportunity", code=1083, owner_of="opportunityid", primary_name="productname",
     ),
@@ -148,7 +144,7 @@ SALES: Final = (
         privilege="Quote", code=1084, owned=True,
     ),
     table(
-        "quotedetail", "quotedetails", _LINE, _bundle("quotedetail"),
+        "quotedetail", "quotedetails", _LINE, lookup("parentbundleidref", "quotedetail"),
         lookup("quoteid", "quote", "quote_details", "cascade"),
         privilege="Quote", code=1085, owner_of="quoteid", primary_name="productname",
     ),
@@ -168,7 +164,7 @@ SALES: Final = (
         privilege="SalesOrder", code=1088, owned=True,
     ),
     table(
-        "salesorderdetail", "salesorderdetails", _LINE, _bundle("salesorderdetail"),
+        "salesorderdetail", "salesorderdetails", _LINE, lookup("parentbundleidref", "salesorderdetail"),
         lookup("salesorderid", "salesorder", "order_details", "cascade"),
         privilege="SalesOrder", code=1089, owner_of="salesorderid", primary_name="productname",
     ),
@@ -200,7 +196,7 @@ SALES: Final = (
         privilege="Invoice", code=1090, owned=True,
     ),
     table(
-        "invoicedetail", "invoicedetails", _LINE, _bundle("invoicedetail"),
+        "invoicedetail", "invoicedetails", _LINE, lookup("parentbundleidref", "invoicedetail"),
         lookup("invoiceid", "invoice", "invoice_details", "cascade"),
         lookup("salesorderdetailid", "salesorderdetail"),
         privilege="Invoice", code=1091, owner_of="invoiceid", primary_name="productname",
