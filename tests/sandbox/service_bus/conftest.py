@@ -44,7 +44,6 @@ ENTITIES = """
   "Queues": [
     {"Name": "plain", "Properties": {"LockDuration": "PT30S", "MaxDeliveryCount": 3}},
     {"Name": "other"},
-    {"Name": "brief", "Properties": {"LockDuration": "PT10S"}},
     {"Name": "small", "Properties": {"MaxMessageSizeInKilobytes": 1}},
     {"Name": "deduplicated", "Properties": {
       "RequiresDuplicateDetection": true, "DuplicateDetectionHistoryTimeWindow": "PT10M"}},

@@ -478,10 +478,15 @@ def test_what_lives_longer_than_the_calendar_lives_for_ever(broker: Broker, cloc
 
 
 def test_subscriptions_get_copies_of_their_own(broker: Broker) -> None:
-    broker.send("news", Message(b"r", subject="news", application_properties={"colour": "red"}))
+    for body, subject in ((b"red", "news"), (b"blue", "news"), (b"red", "other")):
+        broker.send("news", Message(body, subject=subject, application_properties={"colour": body.decode()}))
     broker.complete("news/Subscriptions/all", token(one(broker, "news/Subscriptions/all")))
-    assert one(broker, "news/Subscriptions/red").message.body == b"r"
-    assert broker.receive("news/Subscriptions/about") == []
+    left = {name: broker.receive(f"news/Subscriptions/{name}", 5) for name in ("all", "red", "about")}
+    assert {name: [each.message.body for each in messages] for name, messages in left.items()} == {
+        "all": [b"blue", b"red"],
+        "red": [b"red"],
+        "about": [b"blue"],
+    }
 
 
 def test_a_forwarding_queue_forwards_at_once(broker: Broker) -> None:
