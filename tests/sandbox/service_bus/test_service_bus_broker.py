@@ -1,4 +1,4 @@
-"""The broker's rules, one by one, in virtual time and without a socket."""
+"""The broker's rules in virtual time and without a socket, beside the random histories of test_service_bus_model.py."""
 
 import threading
 import uuid
@@ -60,20 +60,6 @@ def token(message: BrokeredMessage) -> uuid.UUID:
 
 
 # Sending and receiving
-
-
-def test_messages_come_in_the_order_of_their_numbers(broker: Broker) -> None:
-    numbers = broker.send("plain", *(Message(b"%d" % number) for number in range(5)))
-    assert numbers == (1, 2, 3, 4, 5)
-    assert [each.message.body for each in broker.receive("plain", 3)] == [b"0", b"1", b"2"]
-    assert [each.message.body for each in broker.receive("plain", 9)] == [b"3", b"4"]
-    assert broker.receive("plain") == []
-
-
-def test_an_abandoned_message_comes_again_before_later_ones(broker: Broker) -> None:
-    broker.send("plain", Message(b"first"), Message(b"second"))
-    broker.abandon("plain", token(one(broker)))
-    assert one(broker).message.body == b"first"
 
 
 def test_names_of_entities_have_no_case(broker: Broker) -> None:
@@ -177,25 +163,10 @@ def test_a_renewed_lock_lasts_from_the_renewal(broker: Broker, clock: MovableClo
     assert broker.counts("plain") == Counts(active=1)
 
 
-def test_a_settled_message_cannot_be_settled_again(broker: Broker) -> None:
-    broker.send("plain", Message(b"x"))
-    message = one(broker)
-    broker.complete("plain", token(message))
-    with pytest.raises(MessageLockLost):
-        broker.complete("plain", token(message))
-
-
 def test_a_lock_belongs_to_its_entity(broker: Broker) -> None:
     broker.send("plain", Message(b"x"))
     with pytest.raises(MessageLockLost):
         broker.complete("other", token(one(broker)))
-
-
-def test_a_released_message_comes_again_uncounted(broker: Broker) -> None:
-    broker.send("plain", Message(b"x"))
-    for _ in range(10):
-        broker.release("plain", token(one(broker)))
-    assert one(broker).delivery_count == 0
 
 
 def test_abandoning_changes_properties(broker: Broker) -> None:
@@ -295,21 +266,6 @@ def test_a_deferred_message_comes_by_number_only(broker: Broker, clock: MovableC
     assert broker.counts("plain").deferred == 0
 
 
-@pytest.mark.parametrize("fail", ["abandon", "lock"])
-def test_a_deferred_message_that_failed_stays_deferred(
-    broker: Broker, clock: MovableClock, fail: str
-) -> None:
-    [number] = broker.send("plain", Message(b"later"))
-    broker.defer("plain", token(one(broker)))
-    [message] = broker.receive_deferred("plain", [number])
-    if fail == "abandon":
-        broker.abandon("plain", token(message))
-    else:
-        clock.advance(30 * SECOND)
-    assert broker.receive("plain") == []
-    assert broker.receive_deferred("plain", [number])[0].delivery_count == 1
-
-
 def test_deferred_messages_are_received_all_or_none(broker: Broker) -> None:
     numbers = broker.send("plain", Message(b"a"), Message(b"b"))
     broker.defer("plain", token(one(broker)))
@@ -340,11 +296,6 @@ def test_a_scheduled_message_is_enqueued_anew_when_due(broker: Broker, clock: Mo
     assert (now.message.body, later.message.body) == (b"now", b"later")
     assert later.sequence_number > now.sequence_number > scheduled
     assert later.enqueued_at == START + HOUR
-
-
-def test_a_schedule_in_the_past_is_now(broker: Broker) -> None:
-    broker.schedule("plain", Message(b"late", scheduled_enqueue_time=START - HOUR))
-    assert one(broker).message.body == b"late"
 
 
 def test_what_is_scheduled_can_be_taken_back_all_or_none(broker: Broker, clock: MovableClock) -> None:
@@ -387,30 +338,6 @@ def test_a_duplicate_is_accepted_and_dropped_within_the_window(
     assert Counter(each.kind for each in log)[EventKind.DUPLICATE_DROPPED] == 1
 
 
-def test_a_duplicate_does_not_prolong_the_window(broker: Broker, clock: MovableClock) -> None:
-    broker.send("deduplicated", Message(b"first", message_id="m"))
-    for _ in range(4):
-        clock.advance(3 * MINUTE)
-        broker.send("deduplicated", Message(b"again", message_id="m"))
-    assert broker.counts("deduplicated").active == 2
-
-
-def test_a_scheduled_message_is_a_duplicate_from_its_acceptance_on(
-    broker: Broker, clock: MovableClock
-) -> None:
-    broker.schedule("deduplicated", Message(b"a", message_id="m", scheduled_enqueue_time=START + 5 * MINUTE))
-    broker.send("deduplicated", Message(b"b", message_id="m"))
-    broker.schedule("deduplicated", Message(b"c", message_id="m", scheduled_enqueue_time=START + HOUR))
-    assert broker.counts("deduplicated") == Counts(scheduled=1)
-    clock.advance(5 * MINUTE)
-    assert one(broker, "deduplicated").message.body == b"a"
-
-
-def test_messages_without_an_id_are_no_duplicates(broker: Broker) -> None:
-    broker.send("deduplicated", Message(b"a"), Message(b"a"))
-    assert broker.counts("deduplicated").active == 2
-
-
 def test_a_batch_may_hold_a_duplicate_of_itself(broker: Broker) -> None:
     broker.send("deduplicated", Message(b"a", message_id="m"), Message(b"b", message_id="m"))
     assert broker.counts("deduplicated").active == 1
@@ -445,19 +372,6 @@ def test_what_grew_too_old_is_dead_lettered_with_its_reason(broker: Broker, cloc
     clock.advance(HOUR)
     dead = one(broker, "aging/$DeadLetterQueue")
     assert dead.message.application_properties["DeadLetterReason"] == "TTLExpiredException"
-
-
-@pytest.mark.parametrize("end", ["abandon", "release", "lock", "complete"])
-def test_a_lock_protects_from_age_until_it_ends(broker: Broker, clock: MovableClock, end: str) -> None:
-    broker.send("plain", Message(b"x", time_to_live=10 * SECOND))
-    message = one(broker)
-    clock.advance(20 * SECOND)
-    assert broker.counts("plain").locked == 1
-    if end == "lock":
-        clock.advance(10 * SECOND)
-    else:
-        getattr(broker, end)("plain", token(message))
-    assert broker.counts("plain") == Counts()
 
 
 def test_age_is_counted_from_when_a_schedule_was_due(broker: Broker, clock: MovableClock) -> None:
@@ -618,22 +532,3 @@ def test_many_threads_share_a_broker(configuration: Configuration) -> None:
             each.result(30)
     assert len(completed) == 2000
     assert set(completed.values()) == {1}
-
-
-# Faults
-
-
-def test_a_lock_can_be_lost_before_its_time(broker: Broker) -> None:
-    broker.send("plain", Message(b"x"))
-    message = one(broker)
-    broker.lose_lock("plain", token(message))
-    assert one(broker).delivery_count == 1
-    with pytest.raises(MessageLockLost):
-        broker.complete("plain", token(message))
-
-
-def test_a_message_can_be_delivered_twice(broker: Broker) -> None:
-    broker.send("deduplicated", Message(b"x", message_id="m"))
-    message = one(broker, "deduplicated")
-    broker.duplicate("deduplicated", token(message))
-    assert one(broker, "deduplicated").message.message_id == "m"
