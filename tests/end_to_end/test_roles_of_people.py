@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
 from azure.servicebus.exceptions import ServiceBusAuthenticationError, ServiceBusAuthorizationError
@@ -15,6 +13,7 @@ from azure.servicebus.exceptions import ServiceBusAuthenticationError, ServiceBu
 from operations.messages import plain_message
 from operations.namespace import open_namespace
 from sandbox.certificates import CertificateAuthority
+from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, WON_QUEUE
 from sandbox.cloud.namespace import NamespaceServer
 from sandbox.cloud.settings import entity_settings
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
@@ -22,22 +21,20 @@ from sandbox.service_bus import (
     Authenticator,
     Broker,
     Configuration,
-    Message,
     Role,
     RoleAssignment,
 )
-from tests.end_to_end.conftest import run_operations
+from tests.end_to_end.conftest import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-QUEUE, FAILED, TOPIC = "opportunity-won", "opportunity-won-failed", "invoice-created"
 SCOPES = {
-    "opportunityWon": QUEUE,
-    "failed": FAILED,
-    "invoiceCreated": TOPIC,
-    "audit": f"{TOPIC}/Subscriptions/audit",
+    "opportunityWon": WON_QUEUE,
+    "failed": FAILED_QUEUE,
+    "invoiceCreated": CREATED_TOPIC,
+    "audit": f"{CREATED_TOPIC}/Subscriptions/audit",
 }
 ROLES = {"dataReceiver": Role.RECEIVER, "dataSender": Role.SENDER}
 PEOPLE = {
@@ -59,50 +56,38 @@ def assigned() -> list[RoleAssignment]:
 
 
 @pytest.fixture
-def broker() -> Broker:
-    return Broker(Configuration.load())
-
-
-@pytest.fixture
-def environment(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Serve the broker over TLS; give the environment of a command, except its login."""
+def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Namespace]]:
+    """Serve a namespace over TLS; return a function that returns it as somebody who is logged in sees it."""
+    monkeypatch.chdir(tmp_path)
+    broker = Broker(Configuration.load())
     certificates, tokens = CertificateAuthority(tmp_path), TokenAuthority()
     authenticator = Authenticator(
         broker.configuration, verify_token=tokens.verify, role_assignments=assigned()
     )
     with ExitStack() as stack:
         identities = stack.enter_context(IdentityServer(tokens, list(PEOPLE.values())))
-        namespace = NamespaceServer(broker, authenticator, certificates)
-        namespace.start_tls(stack)
+        server = NamespaceServer(broker, authenticator, certificates)
+        server.start_tls(stack)
+        trust = {**certificates.settings, **identities.settings}
         # The SDKs read these from the process's own environment.
-        for name, value in {**certificates.settings, **identities.settings}.items():
+        for name, value in trust.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.chdir(tmp_path)
-        yield {
-            **certificates.settings,
-            **identities.settings,
-            "ServiceBusConnection__fullyQualifiedNamespace": namespace.address,
+        environment = {
+            **trust,
+            "ServiceBusConnection__fullyQualifiedNamespace": server.address,
             **entity_settings(broker.configuration),
         }
+        yield lambda who: Namespace(broker, {**environment, "OPERATIONS_CLIENT_ID": PEOPLE[who].client_id})
 
 
-def of(environment: dict[str, str], who: str) -> dict[str, str]:
-    return environment | {"OPERATIONS_CLIENT_ID": PEOPLE[who].client_id}
+def send(namespace: Namespace, entity: str) -> None:
+    with open_namespace(namespace.environment) as opened:
+        opened.send(entity, plain_message(b"{}", content_type="application/json"))
 
 
-def send(environment: dict[str, str], who: str, entity: str) -> None:
-    with open_namespace(of(environment, who)) as namespace:
-        namespace.send(entity, plain_message(b"{}", content_type="application/json"))
-
-
-def park(broker: Broker, count: int) -> None:
-    for _ in range(count):
-        body = json.dumps({"opportunityId": str(uuid4())}).encode()
-        broker.send(FAILED, Message(body, application_properties={"DeadLetterReason": "InvoiceRefused"}))
-
-
-def test_an_operator_reads_replays_and_discards(environment: dict[str, str], broker: Broker) -> None:
-    park(broker, 3)
+def test_an_operator_reads_replays_and_discards(login: Callable[[str], Namespace]) -> None:
+    operator = login("operatorsGroupId")
+    operator.park(1, 2, 3)
     for command in (
         ("failed", "list"),
         ("failed", "show", "1"),
@@ -112,31 +97,33 @@ def test_an_operator_reads_replays_and_discards(environment: dict[str, str], bro
         ("waiting", "list"),
         ("waiting", "retry-now", "--all"),
     ):
-        run_operations(of(environment, "operatorsGroupId"), *command)
-    assert (len(broker.peek(QUEUE, 0, 10)), len(broker.peek(FAILED, 0, 10))) == (1, 1)
+        operator.run(*command)
+    assert (len(operator.messages(WON_QUEUE)), len(operator.messages(FAILED_QUEUE))) == (1, 1)
 
 
-def test_an_operator_publishes_nothing(environment: dict[str, str], broker: Broker) -> None:
+def test_an_operator_publishes_nothing(login: Callable[[str], Namespace]) -> None:
+    operator = login("operatorsGroupId")
     with pytest.raises(REFUSED):
-        send(environment, "operatorsGroupId", TOPIC)
-    assert broker.counts(SCOPES["audit"]).active == 0
+        send(operator, CREATED_TOPIC)
+    assert operator.messages(SCOPES["audit"]) == []
 
 
-def test_a_publisher_publishes_and_does_nothing_else(environment: dict[str, str], broker: Broker) -> None:
-    park(broker, 1)
-    send(environment, "publishersGroupId", TOPIC)
-    assert broker.counts(SCOPES["audit"]).active == 1
+def test_a_publisher_publishes_and_does_nothing_else(login: Callable[[str], Namespace]) -> None:
+    publisher = login("publishersGroupId")
+    publisher.park(1)
+    send(publisher, CREATED_TOPIC)
+    assert len(publisher.messages(SCOPES["audit"])) == 1
     with pytest.raises(REFUSED):
-        send(environment, "publishersGroupId", QUEUE)
-    result = run_operations(of(environment, "publishersGroupId"), "failed", "list", code=1)
-    assert "lacks a role" in result.output
+        send(publisher, WON_QUEUE)
+    assert "lacks a role" in publisher.run("failed", "list", code=1).output
 
 
-def test_the_pipelines_read_login_sends_nothing(environment: dict[str, str], broker: Broker) -> None:
-    park(broker, 1)
-    run_operations(of(environment, "readPrincipalId"), "failed", "list")
-    for entity in (QUEUE, TOPIC):
+def test_the_pipelines_read_login_sends_nothing(login: Callable[[str], Namespace]) -> None:
+    pipeline = login("readPrincipalId")
+    pipeline.park(1)
+    pipeline.run("failed", "list")
+    for entity in (WON_QUEUE, CREATED_TOPIC):
         with pytest.raises(REFUSED):
-            send(environment, "readPrincipalId", entity)
-    run_operations(of(environment, "readPrincipalId"), "failed", "replay", "1", code=1)
-    assert (len(broker.peek(QUEUE, 0, 10)), len(broker.peek(FAILED, 0, 10))) == (0, 1)
+            send(pipeline, entity)
+    pipeline.run("failed", "replay", "1", code=1)
+    assert (len(pipeline.messages(WON_QUEUE)), len(pipeline.messages(FAILED_QUEUE))) == (0, 1)
