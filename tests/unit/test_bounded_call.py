@@ -36,14 +36,16 @@ class Blocked:
         self.released.set()
 
 
-def test_a_result_or_an_exception_reaches_the_caller() -> None:
+@pytest.mark.parametrize("error", [LookupError("inside"), SystemExit("inside")])
+def test_a_result_or_an_exception_reaches_the_caller(error: BaseException) -> None:
+    """Also one that would end the interpreter."""
     calls = BoundedCalls("test", 1)
     assert calls.run(lambda: 7, BOUND) == 7
 
     def fail() -> None:
-        raise LookupError("inside")
+        raise error
 
-    with pytest.raises(LookupError, match="inside"):
+    with pytest.raises(type(error), match="inside"):
         calls.run(fail, BOUND)
     assert calls.run(lambda: 8, BOUND) == 8
 
@@ -57,27 +59,18 @@ def test_the_caller_waits_for_the_result() -> None:
         assert waiting.result(BOUND) == "late"
 
 
-def test_even_what_ends_the_interpreter_reaches_the_caller() -> None:
-    def leave() -> None:
-        raise SystemExit(3)
-
-    with pytest.raises(SystemExit):
-        BoundedCalls("test", 1).run(leave, BOUND)
-
-
-def test_the_call_runs_in_a_daemon_thread_with_the_callers_context() -> None:
+def test_the_call_runs_in_a_daemon_thread_with_the_callers_context_and_a_deadline() -> None:
     """Tracing keeps the current span in the context; a blocked call must not keep the process from ending."""
     span: contextvars.ContextVar[str] = contextvars.ContextVar("span", default="none")
     span.set("caller's")
-    thread, value = BoundedCalls("test", 1).run(lambda: (threading.current_thread(), span.get()), BOUND)
+    thread, value, seconds = BoundedCalls("test", 1).run(
+        lambda: (threading.current_thread(), span.get(), seconds_left()), BOUND
+    )
     assert value == "caller's"
+    assert 0 < seconds <= BOUND
     assert thread is not threading.current_thread()
     assert thread.daemon
     assert thread.name == "test"
-
-
-def test_the_thread_has_the_deadline_of_the_call() -> None:
-    assert 0 < BoundedCalls("test", 1).run(seconds_left, BOUND) <= BOUND
 
 
 def test_a_caller_waits_no_longer_than_agreed_and_a_late_result_is_discarded() -> None:

@@ -68,16 +68,15 @@ def fill(connected: socket.socket) -> None:
         connected.send(bytes(65536))
 
 
-OPERATIONS: list[Callable[[socket.socket], object]] = [
-    lambda connected: connected.recv(1),
-    lambda connected: connected.recv_into(bytearray(1)),
-    fill,
-    lambda connected: connected.sendall(bytes(1 << 26)),
-]
-NAMES = ["recv", "recv_into", "send", "sendall"]
+OPERATIONS: dict[str, Callable[[socket.socket], object]] = {
+    "recv": lambda connected: connected.recv(1),
+    "recv_into": lambda connected: connected.recv_into(bytearray(1)),
+    "send": fill,
+    "sendall": lambda connected: connected.sendall(bytes(1 << 26)),
+}
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=NAMES)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 @pytest.mark.parametrize("chosen", [None, BOUND])
 def test_an_operation_ends_by_the_deadline(

@@ -70,8 +70,9 @@ DONE = Response(204, {}, b"", "r-1", datetime(2026, 3, 1, tzinfo=UTC))
 class Reading:
     """A reader, and its Dataverse: it returns the given outcomes in order, and keeps the requests."""
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, caplog: pytest.LogCaptureFixture) -> None:
         self.deadline = deadline
+        self.log = caplog
         self.asked: list[Any] = []
         self.left: list[float] = []
         self._outcomes: list[Outcome] = []
@@ -109,8 +110,8 @@ class Reading:
 
 
 @pytest.fixture
-def reading(clock: FakeClock) -> Reading:
-    return Reading(Deadline.after(clock, 180))
+def reading(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> Reading:
+    return Reading(Deadline.after(clock, 180), caplog)
 
 
 # ---------------------------------------------------------------------------------------------- lines
@@ -172,15 +173,15 @@ def test_an_invoice_without_its_lines_is_not_published(
     "refused", [[error(403, "0x80040220"), lines()], [HEADER, error(403, "0x80040220")]], ids=["header", "lines"]
 )  # fmt: skip
 def test_without_the_right_to_read_accounts_and_products_names_and_numbers_are_missing(
-    refused: list[Response], reading: Reading, caplog: pytest.LogCaptureFixture
+    refused: list[Response], reading: Reading
 ) -> None:
     invoice = reading(refused, [HEADER, lines(line(1))])
     assert len(invoice.lines) == 1
     header, detail = reading.asked[1]
     assert header.path.endswith("&$expand=transactioncurrencyid($select=isocurrencycode,currencyprecision)")
     assert "$expand" not in detail.path
-    assert "is read without names and numbers of customer, products and units: " in caplog.text
-    assert "0x80040220" in caplog.text
+    assert "is read without names and numbers of customer, products and units: " in reading.log.text
+    assert "0x80040220" in reading.log.text
 
 
 def test_without_the_right_to_read_the_invoice_nothing_is_read(reading: Reading) -> None:
@@ -189,42 +190,38 @@ def test_without_the_right_to_read_the_invoice_nothing_is_read(reading: Reading)
         reading(refused, refused)
 
 
-def test_amounts_that_do_not_add_up_are_logged(reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
+def test_amounts_that_do_not_add_up_are_logged(reading: Reading) -> None:
     document = {**HEADER.json(), "totalamount": 7}
     invoice = reading([ok(document), lines()])
     assert not invoice.totals_agree
-    assert [record.message for record in caplog.records] == [
+    assert [record.message for record in reading.log.records] == [
         f"dataverse: the lines, discounts, freight and tax of the invoice {INVOICE} do not add up to its total"
     ]
-    assert caplog.records[0].levelno == logging.WARNING
+    assert reading.log.records[0].levelno == logging.WARNING
 
 
-def test_lines_within_a_delivery_name_it(
-    reading: Reading, make_message: Callable[..., Message], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lines_within_a_delivery_name_it(reading: Reading, make_message: Callable[..., Message]) -> None:
     message = make_message()
     delivery = Delivery(message, RetryState.of(message), reading.deadline, opportunity_id="o-1")
     without_names = [error(403, "0x80040220"), error(403, "0x80040220"), error(403, "0x80040220")]
     with delivery.named_in_log_lines():
         reading(without_names, [ok({**HEADER.json(), "totalamount": 7}), lines()], assignment=ASSIGNMENT)
-    assert len(caplog.messages) == 3
-    assert all(line.endswith(f" opportunity=o-1 root={delivery.state.root}") for line in caplog.messages), (
-        caplog.messages
-    )
+    assert len(reading.log.messages) == 3
+    assert all(
+        line.endswith(f" opportunity=o-1 root={delivery.state.root}") for line in reading.log.messages
+    ), reading.log.messages
 
 
 # ---------------------------------------------------------------------------------------------- the owner
 
 
-def test_the_assignment_travels_in_the_same_batch_before_the_reads(
-    reading: Reading, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_assignment_travels_in_the_same_batch_before_the_reads(reading: Reading) -> None:
     invoice = reading([DONE, HEADER, lines()], assignment=ASSIGNMENT)
     ((assigned, header, _),) = reading.asked
     assert assigned == ChangeSet((WRITE,))
     assert header.path.startswith("invoices(")
     assert invoice.totals_agree
-    assert not caplog.records
+    assert not reading.log.records
 
 
 @pytest.mark.parametrize(
@@ -239,12 +236,10 @@ def test_the_assignment_travels_in_the_same_batch_before_the_reads(
         (500, ""),
     ],
 )
-def test_a_failed_assignment_does_not_stop_the_event(
-    status: int, code: str, reading: Reading, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_assignment_does_not_stop_the_event(status: int, code: str, reading: Reading) -> None:
     invoice = reading([error(status, code), HEADER, lines(line(1))], assignment=ASSIGNMENT)
     assert len(invoice.lines) == 1
-    (logged,) = caplog.records
+    (logged,) = reading.log.records
     assert logged.message.startswith(
         f"dataverse: the invoice {INVOICE} was not assigned to the systemuser {SELLER}: "
     )
@@ -269,12 +264,12 @@ SILENT = DataverseUnreachable("POST $batch timed out.")
     ids=["changed", "no response"],
 )
 def test_an_invoice_with_another_owner_by_then_is_not_assigned_again(
-    outcomes: Sequence[Outcome], reading: Reading, caplog: pytest.LogCaptureFixture
+    outcomes: Sequence[Outcome], reading: Reading
 ) -> None:
     """Somebody took it, or the assignment was carried out."""
     reading(*outcomes, assignment=ASSIGNMENT)
     assert len(reading.asked) == len(outcomes)
-    assert not caplog.records
+    assert not reading.log.records
 
 
 @pytest.mark.parametrize(
@@ -287,32 +282,28 @@ def test_an_invoice_with_another_owner_by_then_is_not_assigned_again(
     ids=["changed", "without an etag", "no response"],
 )
 def test_an_invoice_with_the_same_owner_is_assigned_in_its_present_version(
-    outcomes: Sequence[Outcome], condition: str, reading: Reading, caplog: pytest.LogCaptureFixture
+    outcomes: Sequence[Outcome], condition: str, reading: Reading
 ) -> None:
     reading(*outcomes, [DONE], assignment=ASSIGNMENT)
     assert reading.asked[-1] == [ChangeSet((replace(WRITE, if_match=condition),))]
-    assert not caplog.records
+    assert not reading.log.records
 
 
 @pytest.mark.parametrize("again", [[CHANGED_MEANWHILE], [error(403)], DataverseUnreachable("It broke off.")])
-def test_an_assignment_is_repeated_once(
-    again: Outcome, reading: Reading, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_assignment_is_repeated_once(again: Outcome, reading: Reading) -> None:
     invoice = reading([CHANGED_MEANWHILE, changed(US), lines(line(1))], again, assignment=ASSIGNMENT)
     assert len(invoice.lines) == 1
     assert len(reading.asked) == 2
-    assert "was not assigned to" in caplog.text
+    assert "was not assigned to" in reading.log.text
 
 
-def test_an_assignment_that_takes_too_long_does_not_stop_the_event(
-    reading: Reading, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_assignment_that_takes_too_long_does_not_stop_the_event(reading: Reading) -> None:
     """The reads are repeated without it; then it is tried once more, with the time that publishing leaves."""
     invoice = reading(SILENT, [changed(US), lines(line(1))], SILENT, assignment=ASSIGNMENT)
     assert len(invoice.lines) == 1
     assert [len(asked) for asked in reading.asked] == [3, 2, 1]
     assert reading.left[2] == reading.left[1] / 2
-    assert "was not assigned to" in caplog.text
+    assert "was not assigned to" in reading.log.text
 
 
 @pytest.mark.parametrize(
@@ -332,9 +323,7 @@ def attributes(**types: str) -> Response:
     )
 
 
-def test_further_columns_are_described_once_and_read_in_the_batch(
-    reading: Reading, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_further_columns_are_described_once_and_read_in_the_batch(reading: Reading) -> None:
     reading.with_columns("new_fee", "new_typo")
     first = reading(attributes(new_fee="Money"), [HEADER, lines(), ok({"new_fee": 12.5})])
     second = reading([HEADER, lines(), ok({"new_fee": None})])
@@ -346,7 +335,7 @@ def test_further_columns_are_described_once_and_read_in_the_batch(
     assert second.columns == {"new_fee": ColumnValue(ColumnType.MONEY, None), "new_typo": unknown}
     assert [len(asked) for asked in (reading.asked[1], reading.asked[2])] == [3, 3]
     assert reading.asked[1][2] == Read(f"invoices({INVOICE})?$select=new_fee")
-    assert caplog.messages == [
+    assert reading.log.messages == [
         "settings: INVOICE_COLUMNS names new_typo: The table invoice has no column of this name."
     ]
 
@@ -355,7 +344,7 @@ def test_further_columns_are_described_once_and_read_in_the_batch(
     ("status", "code"), [(400, "0x80060888"), (400, "0x80048d19"), (400, "0x80040265"), (404, "")]
 )
 def test_a_column_that_was_removed_stops_nothing_and_is_described_anew(
-    status: int, code: str, reading: Reading, caplog: pytest.LogCaptureFixture
+    status: int, code: str, reading: Reading
 ) -> None:
     reading.with_columns("new_fee")
     invoice = reading(attributes(new_fee="Money"), [HEADER, lines(line(1)), error(status, code)])
@@ -363,7 +352,7 @@ def test_a_column_that_was_removed_stops_nothing_and_is_described_anew(
     assert invoice.columns == {
         "new_fee": ColumnValue.unknown("The column was not read: the log of the function says why.")
     }
-    (logged,) = caplog.messages
+    (logged,) = reading.log.messages
     assert logged.startswith(
         f"settings: the columns of INVOICE_COLUMNS were not read: Dataverse responded {status}"
     )
