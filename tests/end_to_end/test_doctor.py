@@ -11,7 +11,7 @@ import socket
 import socketserver
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -240,37 +240,10 @@ class Sandbox:
             every = [dict(row) for row in session.transaction.rows(TABLES[table])]
         return [row for row in every if values.items() <= row.items()]
 
-    @contextmanager
-    def changed(self, table: str, row: Row, **values: object) -> Iterator[None]:
-        description = TABLES[table]
+    def write(self, change: str, table: str, *row: object) -> Any:  # noqa: ANN401 - the emulator's
+        """Insert, update or delete a row."""
         with self.organization.session() as session:
-            session.transaction.update(description, row[description.key], values)
-        try:
-            yield
-        finally:
-            with self.organization.session() as session:
-                before = {name: row[name] for name in values}
-                session.transaction.update(description, row[description.key], before)
-
-    @contextmanager
-    def removed(self, table: str, row: Row) -> Iterator[None]:
-        with self.organization.session() as session:
-            session.transaction.delete(TABLES[table], row)
-        try:
-            yield
-        finally:
-            with self.organization.session() as session:
-                session.transaction.insert(TABLES[table], row)
-
-    @contextmanager
-    def added(self, table: str, **values: object) -> Iterator[None]:
-        with self.organization.session() as session:
-            row = session.transaction.insert(TABLES[table], {TABLES[table].key: str(uuid4()), **values})
-        try:
-            yield
-        finally:
-            with self.organization.session() as session:
-                session.transaction.delete(TABLES[table], row)
+            return getattr(session.transaction, change)(TABLES[table], *row)
 
 
 @pytest.fixture(scope="module")
@@ -499,9 +472,8 @@ def test_an_endpoint_that_somebody_created_by_hand_is_found_by_its_queue(
     sandbox: Sandbox, broken: Broken
 ) -> None:
     row = broken.ours("serviceendpoint")
-    broken.enter(sandbox.removed("serviceendpoint", row))
-    values = {name: value for name, value in row.items() if name != "serviceendpointid"}
-    broken.enter(sandbox.added("serviceendpoint", **{**values, "name": "Won"}))
+    broken.remove("serviceendpoint")
+    broken.add_row("serviceendpoint", **{**row, "name": "Won", "serviceendpointid": str(uuid4())})
     _, rows = sandbox.doctor({})
     assert [row["seen"] for row in rows if row["check"] == "service endpoint"] == [f"Won: JSON to {QUEUE}"]
 
@@ -630,13 +602,27 @@ class Broken:
         self.set(ServiceBusConnection__fullyQualifiedNamespace=host)
         self.change("serviceendpoint", namespaceaddress=f"sb://{host}/")
 
+    def change_row(self, table: str, row: Row, **values: object) -> None:
+        key, before = row[TABLES[table].key], {name: row[name] for name in values}
+        self.sandbox.write("update", table, key, values)
+        self.undo.callback(self.sandbox.write, "update", table, key, before)
+
+    def remove_row(self, table: str, row: Row) -> None:
+        self.sandbox.write("delete", table, row)
+        self.undo.callback(self.sandbox.write, "insert", table, row)
+
+    def add_row(self, table: str, **values: object) -> Row:
+        row: Row = self.sandbox.write("insert", table, {TABLES[table].key: str(uuid4()), **values})
+        self.undo.callback(self.sandbox.write, "delete", table, row)
+        return row
+
     def change(self, table: str, /, **values: object) -> None:
         """Change the one row of ours in a table."""
-        self.enter(self.sandbox.changed(table, self.ours(table), **values))
+        self.change_row(table, self.ours(table), **values)
 
     def remove(self, table: str) -> None:
         """Remove the one row of ours from a table."""
-        self.enter(self.sandbox.removed(table, self.ours(table)))
+        self.remove_row(table, self.ours(table))
 
     def ours(self, table: str) -> Row:
         which = {"applicationid": FUNCTION.client_id} if table == "systemuser" else {}
@@ -650,7 +636,7 @@ class Broken:
         return row
 
     def lacks(self, privilege: str) -> None:
-        self.enter(self.sandbox.removed("roleprivileges", self.granted(privilege)))
+        self.remove_row("roleprivileges", self.granted(privilege))
 
     def message(self, name: str) -> Row:
         (row,) = self.sandbox.rows("sdkmessage", name=name)
@@ -672,7 +658,7 @@ class Broken:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         step = self.ours("sdkmessageprocessingstep")["sdkmessageprocessingstepid"]
         common = {"owningextensionid": step, "createdon": now, "modifiedon": now, "postponeuntil": due}
-        self.enter(self.sandbox.added("asyncoperation", **common, **values))
+        self.add_row("asyncoperation", **common, **values)
 
     def resource(self, path: str, **properties: object) -> None:
         """Check through Resource Manager, which returns a resource with other properties."""
@@ -803,7 +789,7 @@ def _restricted_application(broken: Broken) -> None:
 
 def _without_sales(broken: Broken) -> None:
     row = broken.message("GenerateInvoiceFromOpportunity")
-    broken.enter(broken.sandbox.changed("sdkmessage", row, name="SomethingElse"))
+    broken.change_row("sdkmessage", row, name="SomethingElse")
 
 
 def _function_is_no_application_user(broken: Broken) -> None:
@@ -827,8 +813,7 @@ def _function_reads_no_orders(broken: Broken) -> None:
 
 
 def _shallow_privilege(broken: Broken) -> None:
-    row = broken.granted("prvReadInvoice")
-    broken.enter(broken.sandbox.changed("roleprivileges", row, privilegedepthmask=2))
+    broken.change_row("roleprivileges", broken.granted("prvReadInvoice"), privilegedepthmask=2)
 
 
 def _step_on_lose(broken: Broken) -> None:
@@ -845,16 +830,8 @@ def _step_on_every_table(broken: Broken) -> None:
 
 
 def _step_to_another_endpoint(broken: Broken) -> None:
-    other = broken.enter(broken.sandbox.added("serviceendpoint", name="Other", path="other"))
-    del other
-    (row,) = broken.sandbox.rows("serviceendpoint", name="Other")
-    broken.enter(
-        broken.sandbox.changed(
-            "sdkmessageprocessingstep",
-            broken.ours("sdkmessageprocessingstep"),
-            eventhandler=row["serviceendpointid"],
-        )
-    )
+    other = broken.add_row("serviceendpoint", name="Other", path="other")
+    broken.change("sdkmessageprocessingstep", eventhandler=other["serviceendpointid"])
 
 
 def _retrying_job(broken: Broken) -> None:
@@ -905,7 +882,7 @@ def _old_retry(broken: Broken) -> None:
 def _no_price_list(broken: Broken) -> None:
     broken.tries_claim()
     (row,) = broken.sandbox.rows("opportunity", opportunityid=broken.sandbox.opportunities[0])
-    broken.enter(broken.sandbox.changed("opportunity", row, pricelevelid=None))
+    broken.change_row("opportunity", row, pricelevelid=None)
 
 
 def _stopping_batches(broken: Broken) -> None:
