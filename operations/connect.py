@@ -36,7 +36,7 @@ from operations.web_api import Row, WebApi, derived_id
 from shared.settings import service_bus_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
 SAS_KEY_NAME = "dataverse"
@@ -392,9 +392,8 @@ def verify_set_up(api: WebApi, target: Target) -> None:
         )
 
 
-def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
-    """Delete step, endpoint and role, in this order; returns what was done, or would be."""
-    done = []
+def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> Iterator[Done]:
+    """Delete step, endpoint and role, in this order; yields what was done, or would be."""
     step, endpoint = find_step(api), find_service_endpoint(api)
     unit = find_root_business_unit(api)
     role = find_role(api, unit) if unit else None
@@ -404,14 +403,14 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> list[Done]:
         ("Role", f"roles({role})" if role else None),
     ):
         if path is None:
-            done.append(Done(name, StepOutcome.ALREADY_THERE, "was not there"))
+            yield Done(name, StepOutcome.ALREADY_THERE, "was not there")
         elif dry_run:
-            done.append(Done(name, StepOutcome.WOULD_BE_DONE, "would be deleted"))
+            yield Done(name, StepOutcome.WOULD_BE_DONE, "would be deleted")
         else:
             api.delete(path)
-            done.append(Done(name, StepOutcome.DONE, "deleted"))
+            yield Done(name, StepOutcome.DONE, "deleted")
     kept = "kept, without a role" if find_application_user(api, application_id) else "was not there"
-    return [*done, Done("Application user", StepOutcome.ALREADY_THERE, kept)]
+    yield Done("Application user", StepOutcome.ALREADY_THERE, kept)
 
 
 def _sas_key(environment: Mapping[str, str], *, from_stdin: bool) -> str | None:
@@ -431,7 +430,7 @@ _COLUMNS = [
 ]
 
 
-def _say(done: Sequence[Done], *, as_json: bool) -> None:
+def _say(done: Iterable[Done], *, as_json: bool) -> None:
     rows = [{"step": each.step, "outcome": each.outcome.value, "detail": each.detail} for each in done]
     if as_json:
         say_json(rows)

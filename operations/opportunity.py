@@ -327,66 +327,53 @@ class _Facts:
         yield Verdict.NEVER_ARRIVED, f"Dataverse still tries: {job_message(waiting[-1])}" if waiting else ""
 
 
-def _remarks(billing: Billing, messages: Messages, verdict: Verdict) -> list[str]:
-    remarks = []
-    if verdict is Verdict.INVOICED_ONCE:
-        if messages.failed:
-            ids = ", ".join(str(each.id) for each in messages.failed)
-            remarks.append(f"A message about it is still among the failed ones and can be discarded: {ids}.")
-        if messages.queues_are_seen and not messages.published:
-            remarks.append("No event about it is in the audit subscription: it keeps 14 days.")
-    wrong = filter(has_pricing_error, billing.active_invoices)
-    remarks.extend(f"The invoice {invoice_number(row)} has a pricing error." for row in wrong)
-    return remarks
+def _remarks(billing: Billing, messages: Messages, verdict: Verdict) -> Iterator[str]:
+    if verdict is Verdict.INVOICED_ONCE and messages.failed:
+        ids = ", ".join(str(each.id) for each in messages.failed)
+        yield f"A message about it is still among the failed ones and can be discarded: {ids}."
+    if verdict is Verdict.INVOICED_ONCE and messages.queues_are_seen and not messages.published:
+        yield "No event about it is in the audit subscription: it keeps 14 days."
+    for row in filter(has_pricing_error, billing.active_invoices):
+        yield f"The invoice {invoice_number(row)} has a pricing error."
 
 
 # ---------------------------------------------------------------------------------------------- the timeline
 
 
-def _from_dataverse(billing: Billing) -> list[TimelineEntry]:
-    entries = [TimelineEntry(billing.row.time("createdon"), "opportunity created", billing.name)]
+def _from_dataverse(billing: Billing) -> Iterator[TimelineEntry]:
+    yield TimelineEntry(billing.row.time("createdon"), "opportunity created", billing.name)
     for close in billing.closes:
         how = {1: "won", 2: "lost"}.get(close.optional_integer("opportunitystatecode") or 0, "closed")
         canceled = " (reopened since)" if close.optional_integer("statecode") == _CANCELED_CLOSE else ""
-        entries.append(TimelineEntry(close.time("createdon"), how + canceled, close.text("subject") or ""))
+        yield TimelineEntry(close.time("createdon"), how + canceled, close.text("subject") or "")
     for order in billing.orders:
         number = order_number(order)
-        entries.append(TimelineEntry(order.time("createdon"), "order created", number))
+        yield TimelineEntry(order.time("createdon"), "order created", number)
         if order.optional_integer("statecode") == _CANCELED_ORDER:
-            entries.append(TimelineEntry(order.time("modifiedon"), "order canceled", number))
+            yield TimelineEntry(order.time("modifiedon"), "order canceled", number)
     if billing.claim is not None:
-        entries.append(TimelineEntry(billing.claim.time("createdon"), "claimed", "note on the timeline"))
+        yield TimelineEntry(billing.claim.time("createdon"), "claimed", "note on the timeline")
     for invoice in billing.invoices:
         canceled = ", canceled since" if invoice.optional_integer("statecode") == _CANCELED_INVOICE else ""
         amount = invoice.label("totalamount") or ""
         owner = invoice.label("_ownerid_value")
         detail = ", ".join(filter(None, (invoice_number(invoice), amount, owner and f"owner {owner}")))
-        entries.append(TimelineEntry(invoice.time("createdon"), "invoiced", detail + canceled))
-    return entries
+        yield TimelineEntry(invoice.time("createdon"), "invoiced", detail + canceled)
 
 
-def _from_messages(messages: Messages) -> list[TimelineEntry]:
-    entries = [
-        TimelineEntry(each.seen.due, "next try", f"{each.seen.reason}, attempt {each.seen.attempts}")
-        if each.seen.due is not None
-        else TimelineEntry(each.seen.enqueued, "in the queue", f"message {each.number}")
-        for each in messages.queued
-    ]
-    entries += [
-        TimelineEntry(
-            each.seen.enqueued, "failed", f"{each.seen.reason} (message {each.id}): {each.seen.description}"
-        )
-        for each in messages.failed
-    ]
-    entries += [
-        TimelineEntry(
-            each.published_at,
-            "event published",
-            f"{each.event_id}, invoice {each.invoice_number or each.invoice_id}",
-        )
-        for each in messages.published
-    ]
-    return entries
+def _from_messages(messages: Messages) -> Iterator[TimelineEntry]:
+    for queued in messages.queued:
+        seen = queued.seen
+        if seen.due is None:
+            yield TimelineEntry(seen.enqueued, "in the queue", f"message {queued.number}")
+        else:
+            yield TimelineEntry(seen.due, "next try", f"{seen.reason}, attempt {seen.attempts}")
+    for failure in messages.failed:
+        detail = f"{failure.seen.reason} (message {failure.id}): {failure.seen.description}"
+        yield TimelineEntry(failure.seen.enqueued, "failed", detail)
+    for event in messages.published:
+        detail = f"{event.event_id}, invoice {event.invoice_number or event.invoice_id}"
+        yield TimelineEntry(event.published_at, "event published", detail)
 
 
 def _jobs(api: WebApi, opportunity_id: str) -> tuple[list[Row], list[str]]:
@@ -470,17 +457,15 @@ def _say(found: History) -> None:
     say(f"{billing.name} ({billing.customer or 'no customer'})")
     say(found.link)
     say()
-    say_table(
-        _COLUMNS,
-        [
-            {
-                "moment": f"{each.time:%Y-%m-%d %H:%M:%S}" if each.time else "",
-                "what": each.what,
-                "detail": each.detail,
-            }
-            for each in found.timeline
-        ],
-    )
+    rows = [
+        {
+            "moment": f"{each.time:%Y-%m-%d %H:%M:%S}" if each.time else "",
+            "what": each.what,
+            "detail": each.detail,
+        }
+        for each in found.timeline
+    ]
+    say_table(_COLUMNS, rows)
     say()
     say(f"Verdict: {found.sentence}")
     say(f"To do:   {found.advice}")
