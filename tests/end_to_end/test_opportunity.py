@@ -45,13 +45,17 @@ class Office:
     def opportunity(self) -> str:
         return self._unused.pop()
 
-    def win(self, opportunity: str, *, posted: bool = False) -> str:
-        """Win it; the posted event is kept in the queue or taken out of it, once it is there."""
+    def win(self, opportunity: str) -> None:
+        """Win it, and take the event out of the queue that Dataverse posts."""
         before = self.cloud.broker.counts(WON_QUEUE).active
         self.salesperson.win(opportunity)
         wait_until(lambda: self.cloud.broker.counts(WON_QUEUE).active > before, "the event is posted")
-        if not posted:
-            self.cloud.broker.receive(WON_QUEUE, before + 1, ReceiveMode.RECEIVE_AND_DELETE)
+        self.cloud.broker.receive(WON_QUEUE, before + 1, ReceiveMode.RECEIVE_AND_DELETE)
+
+    def won(self) -> str:
+        """Return an opportunity that is won."""
+        opportunity = self.opportunity()
+        self.win(opportunity)
         return opportunity
 
     def invoice(self, opportunity: str, *, claimed: bool = True) -> str:
@@ -118,24 +122,27 @@ def office() -> Iterator[Office]:
 # ---------------------------------------------------------------------------------------------- verdicts
 
 
-def _not_won(_: Office, __: str) -> str:
+# Each function lets something happen to an opportunity that is won, and returns what is said about it.
+
+
+def _reopened(office: Office, opportunity: str) -> str:
+    office.salesperson.reopen(opportunity)
     return "it is open"
 
 
 def _lost(office: Office, opportunity: str) -> str:
+    office.salesperson.reopen(opportunity)
     office.salesperson.lose(opportunity)
     return "it is lost"
 
 
 def _invoiced_once(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.invoice(opportunity)
     (row,) = office.api.rows(f"invoices?$select=invoicenumber&$filter=_opportunityid_value eq {opportunity}")
     return str(row["invoicenumber"])
 
 
 def _won_again_without_a_change(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.invoice(opportunity)
     office.salesperson.reopen(opportunity)
     office.win(opportunity)
@@ -143,14 +150,12 @@ def _won_again_without_a_change(office: Office, opportunity: str) -> str:
 
 
 def _invoiced_twice(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.invoice(opportunity)
     office.invoice(opportunity, claimed=False)
     return ", "
 
 
 def _outdated(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     invoice = office.invoice(opportunity)
     # Dataverse's times have seconds: the second win is later.
     office.overwrite("invoice", invoice, createdon="2026-01-01T00:00:00Z")
@@ -161,7 +166,6 @@ def _outdated(office: Office, opportunity: str) -> str:
 
 
 def _retried(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.message(
         WON_QUEUE, opportunity, timedelta(hours=1), InvoicingReason="DataverseForbidden", InvoicingAttempt="x"
     )
@@ -169,12 +173,11 @@ def _retried(office: Office, opportunity: str) -> str:
 
 
 def _in_queue(office: Office, opportunity: str) -> str:
-    office.win(opportunity, posted=True)
+    office.message(WON_QUEUE, opportunity)
     return ""
 
 
 def _parked(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.message(
         FAILED_QUEUE,
         opportunity,
@@ -185,26 +188,22 @@ def _parked(office: Office, opportunity: str) -> str:
 
 
 def _publish_failed(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.invoice(opportunity)
     office.message(FAILED_QUEUE, opportunity, DeadLetterReason="PublishFailed")
     return "PublishFailed"
 
 
 def _ordered(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     order = office.salesperson.order(opportunity)
     return str(office.api.row(f"salesorders({order})?$select=ordernumber")["ordernumber"] or order)
 
 
 def _invoice_gone(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.api.delete(f"invoices({office.invoice(opportunity)})")
     return ""
 
 
 def _job_failed(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     with office.cloud.dataverse.session() as session:
         session.transaction.insert(
             TABLES["asyncoperation"],
@@ -221,13 +220,12 @@ def _job_failed(office: Office, opportunity: str) -> str:
     return "401 sig=…"
 
 
-def _never_arrived(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
+def _never_arrived(_: Office, __: str) -> str:
     return ""
 
 
 VERDICTS: dict[Callable[[Office, str], str], Verdict] = {
-    _not_won: Verdict.NOT_WON,
+    _reopened: Verdict.NOT_WON,
     _lost: Verdict.NOT_WON,
     _invoiced_once: Verdict.INVOICED_ONCE,
     _won_again_without_a_change: Verdict.INVOICED_ONCE,
@@ -247,7 +245,7 @@ VERDICTS: dict[Callable[[Office, str], str], Verdict] = {
 @pytest.mark.parametrize("arrange", VERDICTS)
 def test_each_verdict_has_a_scenario(office: Office, arrange: Callable[[Office, str], str]) -> None:
     verdict = VERDICTS[arrange]
-    opportunity = office.opportunity()
+    opportunity = office.won()
     because = arrange(office, opportunity)
     text = office.run("opportunity", opportunity.upper()).stdout
     (said,) = re.findall("^Verdict: (.+)$", text, re.MULTILINE)
@@ -260,7 +258,7 @@ def test_each_verdict_has_a_scenario(office: Office, arrange: Callable[[Office, 
 
 
 def test_what_cannot_be_seen_is_named_and_nothing_is_concluded_from_it(office: Office) -> None:
-    opportunity = office.win(office.opportunity())
+    opportunity = office.won()
     found = office.history(
         opportunity,
         ServiceBusConnection="Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=x;"
@@ -277,7 +275,7 @@ def test_every_verdict_is_tried() -> None:
 def test_an_opportunity_is_found_by_a_part_of_its_name_and_by_the_number_of_its_invoice(
     office: Office,
 ) -> None:
-    opportunity = office.opportunity()
+    opportunity = office.won()
     number = _invoiced_once(office, opportunity)
     office.row("opportunity", opportunity, name="100% O'Neil & Söhne #7")
     assert office.history("O'Neil & Söhne #7")["opportunity"] == opportunity
@@ -348,7 +346,7 @@ def test_a_real_function_shows_the_win_the_claim_the_invoice_and_the_event() -> 
 
 
 def test_lists_show_opportunity_and_customer_by_name(office: Office) -> None:
-    opportunity = office.win(office.opportunity())
+    opportunity = office.won()
     office.row("opportunity", opportunity, name="Chairs\x1b[31m")
     office.message(FAILED_QUEUE, opportunity, DeadLetterReason="NamesAreShown")
     row = office.api.row(f"opportunities({opportunity})?$select=_customerid_value")
@@ -362,7 +360,7 @@ def test_lists_show_opportunity_and_customer_by_name(office: Office) -> None:
 
 
 def test_a_list_without_dataverse_shows_ids_and_says_why(office: Office) -> None:
-    opportunity = office.win(office.opportunity())
+    opportunity = office.won()
     office.message(FAILED_QUEUE, opportunity, DeadLetterReason="NoNames")
     done = office.run("failed", "list", "--reason", "NoNames", DATAVERSE_URL="https://127.0.0.1:1")
     assert opportunity[:8] in done.stdout
@@ -373,26 +371,22 @@ def test_a_list_without_dataverse_shows_ids_and_says_why(office: Office) -> None
 
 
 def _pricing_error(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.overwrite("invoice", office.invoice(opportunity), pricingerrorcode=1)
     return ""
 
 
 def _order_canceled(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.salesperson.cancel_order(office.salesperson.order(opportunity))
     return ""
 
 
 def _invoice_canceled(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     office.api.update(f"invoices({office.invoice(opportunity)})", {"statecode": 3})
     return "canceled: "
 
 
 def _totals_disagree(office: Office, opportunity: str) -> str:
     """Somebody changes a line of the database: no price is calculated anew."""
-    office.win(opportunity)
     invoice = office.invoice(opportunity)
     with office.cloud.dataverse.session() as session:
         rows = session.transaction.rows(TABLES["invoicedetail"], "invoiceid = ?", (invoice,))
@@ -402,7 +396,6 @@ def _totals_disagree(office: Office, opportunity: str) -> str:
 
 
 def _not_assigned(office: Office, opportunity: str) -> str:
-    office.win(opportunity)
     invoice = office.invoice(opportunity)
     with office.cloud.dataverse.session() as session:
         creator = session.find(TABLES["invoice"], invoice)["createdby"]
@@ -430,7 +423,7 @@ SCENARIOS: dict[Callable[[Office, str], str], Problem | None] = {
 def test_the_audit_finds_each_problem() -> None:
     assert {problem for problem in SCENARIOS.values() if problem is not None} == set(Problem)
     with opened(len(SCENARIOS)) as office:
-        arranged = {office.opportunity(): arrange for arrange in SCENARIOS}
+        arranged = {office.won(): arrange for arrange in SCENARIOS}
         details = {opportunity: arrange(office, opportunity) for opportunity, arrange in arranged.items()}
         found = json.loads(office.run(*SINCE, "--json", code=3).stdout)
         text = office.run(*SINCE, code=3).stdout
@@ -447,5 +440,5 @@ def test_the_audit_finds_each_problem() -> None:
 def test_all_is_well_is_a_sentence_with_the_number_of_wins() -> None:
     with opened(3) as office:
         for _ in range(2):
-            _invoiced_once(office, office.opportunity())
+            _invoiced_once(office, office.won())
         assert office.run(*SINCE).stdout == "2 wins checked, none missing.\n"
