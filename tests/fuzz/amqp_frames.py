@@ -25,7 +25,7 @@ from uuid import UUID
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/sandbox/service_bus/client")]
 
-from amqp_client import AMQP, SASL, frame  # noqa: E402 - the path comes first
+from amqp_client import AMQP, SASL, frame, section  # noqa: E402 - the path comes first
 
 from sandbox.service_bus import Authenticator, Broker, Configuration  # noqa: E402
 from sandbox.service_bus.amqp import Limits  # noqa: E402
@@ -37,7 +37,6 @@ from sandbox.service_bus.amqp.encoding import (  # noqa: E402
     UByte,
     UInt,
     ULong,
-    encode,
 )
 from sandbox.service_bus.amqp.performatives import (  # noqa: E402
     RECEIVER,
@@ -171,7 +170,7 @@ class Fuzzer:
         """Let a well-behaved client send and receive."""
         client, transport = self._connect()
         client.data_received(_login() + _attach("healthy", SENDER, 0) + _attach("healthy", RECEIVER, 1))
-        message = encode(Described(ULong(0x75), b"still works"))
+        message = section(0x75, b"still works")
         client.data_received(frame(Transfer(0, 0, b"0", 0), message) + frame(Flow(0, 50, 0, 50, 1, 0, 1)))
         client.data_received(frame(Disposition(RECEIVER, 0, settled=True, state=Accepted())))
         if b"still works" not in transport.output or self._broker.counts("healthy").active:
@@ -250,10 +249,8 @@ class Fuzzer:
                 )
                 if self._random.random() < 0.5
             }
-            return encode(Described(ULong(0x74), {"operation": operation})) + encode(
-                Described(ULong(0x77), body)
-            )
-        return b"".join(encode(Described(ULong(code), self._value())) for code in sections)
+            return section(0x74, {"operation": operation}) + section(0x77, body)
+        return b"".join(section(code, self._value()) for code in sections)
 
     def _improper(self) -> bytes:
         """Return a performative with fields of any value."""
@@ -261,9 +258,7 @@ class Fuzzer:
         fields = [self._value() for _ in range(self._random.randrange(15))]
         if self._random.random() < 0.5 and fields:
             fields[0] = UInt(self._random.randrange(10))
-        return frame(
-            encode(Described(ULong(code), fields)), self._random.randbytes(self._random.randrange(20))
-        )
+        return frame(section(code, fields), self._random.randbytes(self._random.randrange(20)))
 
     def _value(self, depth: int = 0) -> Any:  # noqa: ANN401 - any AMQP value
         make = self._random.choice(_SIMPLE if depth > 2 else [*_SIMPLE, *_COMPOUND])
