@@ -11,11 +11,12 @@ import click
 
 from sandbox import demo as demonstration
 from sandbox.actors import ReceivedEvent
+from sandbox.cloud import CloudOptions
 from sandbox.command_line.console import log_to_stderr, print_aligned, progress
 from sandbox.command_line.ledger import EXTRA_SUBSCRIPTION, LedgerConsumer
-from sandbox.command_line.options import INTERRUPTED, Common, common, running, transport, words, workers
+from sandbox.command_line.options import INTERRUPTED, common, running, transport, words, workers
 from sandbox.command_line.struck import show_struck
-from sandbox.faults import FaultPlan
+from sandbox.faults import FaultPlan, FaultRule
 from sandbox.stopping import Stop
 
 
@@ -46,10 +47,13 @@ from sandbox.stopping import Stop
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with all ids, for scripts.")
 @click.pass_obj
-def demo_command(
+def demo_command(  # noqa: PLR0913 - one parameter for each option
     stop: Stop,
     *,
-    common: Common,
+    options: CloudOptions,
+    mode: str,
+    rules: Sequence[FaultRule],
+    verbose: bool,
     count: int,
     patience: float,
     events_file: Path | None,
@@ -57,14 +61,14 @@ def demo_command(
     as_json: bool,
 ) -> None:
     """Win opportunities and show the invoices and events that come of them; exit code 1 if any is missing."""
-    log_to_stderr(logging.INFO if common.verbose else logging.ERROR)
+    log_to_stderr(logging.INFO if verbose else logging.ERROR)
     options = replace(
-        common.options,
+        options,
         opportunities=count,
-        faults=FaultPlan(common.rules) if common.rules else None,
+        faults=FaultPlan(rules) if rules else None,
         extra_subscriptions=[EXTRA_SUBSCRIPTION] if consumer else [],
     )
-    with running(options, common.mode, stop) as cloud, ExitStack() as closing:
+    with running(options, mode, stop) as cloud, ExitStack() as closing:
         click.echo(
             f"Service Bus over {transport(cloud)}; Dataverse over HTTPS; the function in {workers(cloud)}.",
             err=as_json,

@@ -3,10 +3,11 @@
 import functools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,44 +26,19 @@ _IN_REPOSITORY = DEFAULT_ENTITIES.exists()
 _AUTOMATIC = "auto"
 
 
-@dataclass(frozen=True)
-class Common:
-    """What `start` and `demo` are both asked for."""
-
-    app: Path
-    mode: str
-    settings: Mapping[str, str]
-    settings_file: Mapping[str, str]
-    rules: Sequence[FaultRule]
-    entities: Path
-    published_keys: bool
-    connect_with: Sequence[str]
-    verbose: bool
-
-    @property
-    def options(self) -> CloudOptions:
-        """What to run."""
-        return CloudOptions(
-            self.app,
-            settings=self.settings,
-            defaults=self.settings_file,
-            connect_with=self.connect_with,
-            entities=self.entities,
-            published_keys=self.published_keys,
-        )
+# Those of them that say what to run have the names that CloudOptions gives them.
+_OF_THE_CLOUD = ("app_root", "settings", "defaults", "entities", "published_keys", "connect_with")
 
 
 def common(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options to a command, which gets them as its argument `common`."""
+    """Add the options to a command, which gets `options` (what to run), `mode`, `rules` and `verbose`."""
 
     @functools.wraps(command)
-    def with_common(*arguments: object, **parameters: object) -> None:
-        names = Common.__dataclass_fields__
-        values = {name: parameters.pop(name) for name in names}
-        given = Common(**values)  # type: ignore[arg-type]  # click has checked them
-        for hint in hints(given.app, given.settings):
+    def with_common(*arguments: object, **parameters: Any) -> None:  # noqa: ANN401 - what click passes on
+        options = CloudOptions(**{name: parameters.pop(name) for name in _OF_THE_CLOUD})
+        for hint in hints(options.app_root, options.settings):
             click.echo(hint, err=True)
-        command(*arguments, common=given, **parameters)
+        command(*arguments, options=options, **parameters)
 
     for option in reversed(_OPTIONS):
         with_common = option(with_common)
@@ -101,6 +77,7 @@ def _values(_: click.Context, __: click.Parameter, path: Path | None) -> dict[st
 _OPTIONS = (
     click.option(
         "--app",
+        "app_root",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         default=_REPOSITORY if _IN_REPOSITORY else Path(),
         show_default="this project" if _IN_REPOSITORY else "the current folder",
@@ -115,7 +92,7 @@ _OPTIONS = (
     ),
     click.option(
         "--settings",
-        "settings_file",
+        "defaults",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         callback=_values,
         help="App settings of the function, a file like local.settings.json; the sandbox replaces its connections.",

@@ -17,13 +17,13 @@ from sandbox.cloud import Cloud, CloudOptions
 from sandbox.command_line.beside import Beside
 from sandbox.command_line.console import log_to_stderr
 from sandbox.command_line.local_settings import FILE_NAME, LocalSettings, write_operator_settings
-from sandbox.command_line.options import Common, common, running, words, workers
+from sandbox.command_line.options import common, running, words, workers
 from sandbox.command_line.struck import show_struck
 from sandbox.control.client import CONTROL_TOKEN, CONTROL_URL, Control
 from sandbox.control.panel import ControlPanel
 from sandbox.control.server import ControlServer
 from sandbox.dataverse import ServiceProtectionLimits
-from sandbox.faults import FaultPlan
+from sandbox.faults import FaultPlan, FaultRule
 from sandbox.stopping import Stop
 
 _DEBUG_PORT = 5678
@@ -72,7 +72,10 @@ _DEBUG_PORT = 5678
 def start_command(  # noqa: PLR0913 - one parameter for each option
     stop: Stop,
     *,
-    common: Common,
+    options: CloudOptions,
+    mode: str,
+    rules: Sequence[FaultRule],
+    verbose: bool,
     opportunities: int,
     dataverse: bool,
     limits: bool,
@@ -85,9 +88,9 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
     as_json: bool,
 ) -> None:
     """Run everything until Ctrl-C, and write local.settings.json for func start; it is removed at the end."""
-    log_to_stderr(logging.INFO if common.verbose else logging.WARNING)
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     options = replace(
-        common.options,
+        options,
         opportunities=opportunities,
         dataverse=dataverse,
         limits=ServiceProtectionLimits() if limits else None,
@@ -96,16 +99,16 @@ def start_command(  # noqa: PLR0913 - one parameter for each option
         traces=traces,
         standard_ports=True,
         # Also without a rule: `break` adds some later.
-        faults=FaultPlan(common.rules),
+        faults=FaultPlan(rules),
     )
     if debug_port is not None and importlib.util.find_spec("debugpy") is None:
         raise click.ClickException(f"--debug needs debugpy: {sys.executable} -m pip install debugpy")
-    file = LocalSettings(local_settings or common.app / FILE_NAME)
+    file = LocalSettings(local_settings or options.app_root / FILE_NAME)
     if local_settings is not None and not force and not file.is_free():
         raise click.ClickException(
             f"{file.path} was not written by a sandbox that is gone: --force overwrites it"
         )
-    with running(options, common.mode, stop) as cloud, ExitStack() as closing:
+    with running(options, mode, stop) as cloud, ExitStack() as closing:
         server = closing.enter_context(ControlServer(closing.enter_context(ControlPanel(cloud))))
         control = Control(server.url, server.token, os.getpid())
         control.write(cloud.folder)

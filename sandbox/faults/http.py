@@ -37,9 +37,6 @@ class Broken(ResponseLost):
         super().__init__()
         self.kind = kind
 
-    def __str__(self) -> str:
-        return f"the connection was broken on purpose: {self.kind}"
-
 
 @dataclass(frozen=True)
 class Response:

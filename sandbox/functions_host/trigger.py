@@ -5,7 +5,6 @@ all for what a message does not have. The body is bytes, or a string where the t
 side effect in Azure as well: the members of a JSON body overwrite the message's metadata (`_overwritten_by`).
 """
 
-import base64
 import json
 import uuid
 from collections.abc import Iterable, Mapping
@@ -147,11 +146,5 @@ def _date(moment: datetime) -> str:
     return text.rstrip("0").rstrip(".")
 
 
-def _json_value(value: object) -> object:
-    match value:
-        case datetime():
-            return value.isoformat()
-        case bytes() | bytearray():
-            return base64.b64encode(value).decode()
-        case _:
-            return str(value)
+def _json_value(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
