@@ -136,9 +136,6 @@ class Database:
         if self._path:
             self._writer.execute("PRAGMA journal_mode = WAL")
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._path or 'in memory'} {len(self._log)} commits>"
-
     @property
     def commits(self) -> Sequence[Commit]:
         """Every transaction so far, the oldest first; the list only grows."""

@@ -73,9 +73,6 @@ class EventPipeline:
         self._running: set[str] = set()
         self._running_lock = threading.Lock()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {len(self._running)} jobs under way>"
-
     def fire(self, transaction: Transaction, event: MessageExecution, request: RequestContext) -> None:
         """Run every enabled step that is registered for an event. Raises RequestRefused if a synchronous one fails."""
         for step, endpoint in _steps(transaction, event):

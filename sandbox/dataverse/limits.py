@@ -54,9 +54,6 @@ class ServiceProtection:
         self._lock = threading.Lock()
         self._usage: dict[tuple[str, int], _Usage] = {}
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.limits}>"
-
     @contextmanager
     def admitted(self, user_id: str, server: int) -> Iterator[dict[str, str]]:
         """Admit a request, or raise RequestRefused (429); yield the headers with what is left of the limits."""

@@ -75,9 +75,6 @@ class DataverseServer(HttpServer):
         super().__init__("dataverse", server)
         self._poster = Poster(app.organization.pipeline, app.database)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.app!r}>"
-
     @property
     def url(self) -> str:
         """The address of the server; valid after `start`."""

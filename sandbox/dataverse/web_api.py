@@ -136,9 +136,6 @@ class DataverseApp:
         self._turn = 0
         self._callers: dict[str, tuple[tuple[int, ...], Caller]] = {}
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.organization.url} {self.organization.id}>"
-
     @property
     def database(self) -> Database:
         """The rows, and the log of commits."""

@@ -108,17 +108,6 @@ def test_after_the_set_up_a_win_is_posted_and_the_function_may_invoice_it(
     assert world.client(identity).generate(world.opportunity)["_ownerid_value"] == user
 
 
-def test_an_application_user_is_found_by_its_client_id_and_healthy(world: World, root_unit: str) -> None:
-    identity = Identity.named("function")
-    user = create_user(world.admin, identity.client_id, root_unit)
-    (found,) = world.admin.rows(
-        "systemusers?$select=systemuserid,fullname,applicationid,azureactivedirectoryobjectid,isdisabled,azurestate"
-        f"&$filter=applicationid eq {identity.client_id}"
-    )
-    assert (found["systemuserid"], found["isdisabled"], found["azurestate"]) == (user, False, 0)
-    assert found["fullname"]
-
-
 def test_a_second_application_user_for_a_client_id_is_refused(world: World, root_unit: str) -> None:
     identity = Identity.named("function")
     create_user(world.admin, identity.client_id, root_unit)

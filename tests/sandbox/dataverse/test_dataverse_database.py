@@ -1,4 +1,4 @@
-"""Rows in SQLite: exact amounts, versions, roll-back, copies."""
+"""Rows in SQLite: exact amounts, readers, copies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sandbox.clock import MovableClock
 from sandbox.dataverse import Database
 from sandbox.dataverse.columns import InvalidValue
-from sandbox.dataverse.database import DuplicateKey
 from sandbox.dataverse.schema import COLLECTIONS, PRIVILEGES, TABLES
 
 if TYPE_CHECKING:
@@ -44,57 +43,12 @@ def test_every_value_is_parsed_or_refused(value: object) -> None:
         assert not isinstance(stored, int) or abs(stored) < 2**63
 
 
-def test_a_transaction_that_fails_changes_nothing_and_is_not_logged(database: Database) -> None:
-    with database.writing() as transaction:
-        transaction.insert(ACCOUNT, {"accountid": "a", "name": "kept"})
-
-    def change_and_fail() -> None:
-        with database.writing() as transaction:
-            transaction.insert(ACCOUNT, {"accountid": "b"})
-            transaction.update(ACCOUNT, "a", {"name": "changed"})
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        change_and_fail()
-    with database.reading() as transaction:
-        assert [row["name"] for row in transaction.rows(ACCOUNT)] == ["kept"]
-    assert [commit.number for commit in database.commits] == [1]
-
-
 def test_a_reader_changes_nothing(database: Database) -> None:
     with database.reading() as transaction:
         transaction.insert(ACCOUNT, {"accountid": "a"})
     with database.reading() as transaction:
         assert not transaction.rows(ACCOUNT)
     assert not database.commits
-
-
-def test_a_primary_key_is_taken_once(database: Database) -> None:
-    def take_twice() -> None:
-        with database.writing() as transaction:
-            for _ in range(2):
-                transaction.insert(ACCOUNT, {"accountid": "a"})
-
-    with pytest.raises(DuplicateKey):
-        take_twice()
-    with database.reading() as transaction:
-        assert not transaction.rows(ACCOUNT)
-
-
-def test_versions_grow_with_every_change(database: Database) -> None:
-    versions: list[int] = []
-    for name in ("one", "two", "three"):
-        with database.writing() as transaction:
-            if versions:
-                transaction.update(ACCOUNT, "a", {"name": name})
-            else:
-                transaction.insert(ACCOUNT, {"accountid": "a", "name": name})
-            row = transaction.get(ACCOUNT, "a")
-            assert row is not None
-            versions.append(row["versionnumber"])
-    assert versions == sorted(set(versions))
-    assert database.version(["account"]) == (3,)
-    assert database.version(["contact"]) == (0,)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

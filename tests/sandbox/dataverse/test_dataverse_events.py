@@ -31,12 +31,6 @@ def attributes(entity: dict[str, Any]) -> dict[str, Any]:
     return {item["key"]: item["value"] for item in entity["Attributes"]}
 
 
-def test_without_a_step_nothing_is_posted(world: World) -> None:
-    world.admin.win(world.opportunity)
-    assert world.app.run_due_jobs() == 0
-    assert not world.admin.rows("asyncoperations")
-
-
 def test_a_win_is_posted_as_a_remote_execution_context(world: World) -> None:
     world.listen()
     opportunity = world.opportunity
@@ -175,14 +169,6 @@ def test_after_the_last_interval_the_job_has_failed(world: World) -> None:
     (job,) = world.admin.rows("asyncoperations")
     assert (job["statecode"], job["statuscode"]) == (3, 31)
     assert job["completedon"]
-
-
-def test_a_successful_job_may_delete_itself(world: World) -> None:
-    world.listen(auto_delete=True)
-    world.admin.win(world.opportunity)
-    assert len(world.admin.rows("asyncoperations")) == 1
-    world.app.run_due_jobs()
-    assert not world.admin.rows("asyncoperations")
 
 
 @pytest.mark.parametrize(("mode", "posted"), [(1, []), (0, ["Win"])])

@@ -185,17 +185,6 @@ def test_another_ones_invoice_is_invisible_to_a_lesser_depth(world: World) -> No
     assert lesser.generate(world.opportunity, 403)["error"]["code"] == "0x80040220"
 
 
-def test_a_reassigned_invoice_is_invisible_to_its_maker(world: World) -> None:
-    client = world.new_client(
-        dict.fromkeys(seed.INVOICING_PRIVILEGES, Depth.GLOBAL) | {"prvReadInvoice": Depth.BASIC}
-    )
-    invoice = client.generate(world.opportunity)["invoiceid"]
-    assert client.rows("invoices")
-    owner = {"ownerid@odata.bind": f"/systemusers({world.demo.sellers[0]})"}
-    world.admin.patch(f"invoices({invoice})", owner)
-    assert not client.rows("invoices")
-
-
 def test_the_greatest_depth_of_all_roles_counts(world: World) -> None:
     """Independent of the order in which the roles are read."""
     identity, names = Identity.named("two roles"), ("prvReadOpportunity", "prvReadInvoice")
