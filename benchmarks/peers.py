@@ -1,8 +1,9 @@
 """The peers of the connections, as small as they can be: identity endpoint, Dataverse, Service Bus; in one process.
 
-They are not the sandbox: they check nothing and remember only which opportunities have an invoice, so that what is
-measured is the client. Started by `__main__.py` as `python -m benchmarks.peers FOLDER ADDRESS`; the folder holds the
-certificate, the address is a loopback address on which port 5671 is free.
+They are not the sandbox, from which only the AMQP engine is: they check nothing and remember only which opportunities
+have an invoice, so that what is measured is the client. Started by `__main__.py` as
+`python -m benchmarks.peers FOLDER ADDRESS`; the folder holds the certificate, the address is a loopback address on
+which port 5671 is free.
 
 The Dataverse port also serves requests of the runner: `GET /counters` (with their CPU time in seconds),
 `POST /latency?ms=N`, and `GET /recorded`, the requests and the event of the first invoice, which the floor repeats.
@@ -15,37 +16,34 @@ import base64
 import json
 import re
 import ssl
-import struct
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azure.servicebus._pyamqp._decode import decode_frame, decode_payload
-from azure.servicebus._pyamqp._encode import encode_frame, encode_payload
-from azure.servicebus._pyamqp.endpoints import Target
-from azure.servicebus._pyamqp.message import Message, Properties
-from azure.servicebus._pyamqp.outcomes import Accepted
-from azure.servicebus._pyamqp.performatives import (
-    AttachFrame,
-    BeginFrame,
-    CloseFrame,
-    DetachFrame,
-    DispositionFrame,
-    EndFrame,
-    FlowFrame,
-    OpenFrame,
-    SASLMechanism,
-    SASLOutcome,
-    TransferFrame,
-)
-
 from benchmarks.contestants import LOST_PREFIX
+from sandbox.service_bus.amqp import (
+    Authenticating,
+    Connection,
+    DeliveryUpdated,
+    Event,
+    IncomingDelivery,
+    Limits,
+    LinkAttached,
+    MessageReceived,
+    ReceiverLink,
+    SenderLink,
+)
+from sandbox.service_bus.amqp.encoding import Int
+from sandbox.service_bus.amqp.performatives import Accepted
+from sandbox.service_bus.codec import decode_message, encode_reply
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
     from collections.abc import Callable, Iterator
+
+    from sandbox.service_bus import Message
 
 AMQPS_PORT = 5671
 
@@ -74,20 +72,14 @@ class World:
 
     def record_event(self, message: Message) -> None:
         """Keep the first event."""
-        if self.event is None:
-            properties: Any = message.properties
-            data: Any = message.data
-            self.event = {
-                "body": base64.b64encode(b"".join(data)).decode(),
-                "properties": {_text(k): _text(v) for k, v in (message.application_properties or {}).items()},
-                "messageId": _text(properties.message_id),
-                "contentType": _text(properties.content_type),
-                "subject": _text(properties.subject),
-            }
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+        assert isinstance(message.body, bytes)  # noqa: S101 - for the type checker
+        self.event = {
+            "body": base64.b64encode(message.body).decode(),
+            "properties": dict(message.application_properties),
+            "messageId": message.message_id,
+            "contentType": message.content_type,
+            "subject": message.subject,
+        }
 
 
 # --- HTTP --------------------------------------------------------------------------------------------------------
@@ -305,10 +297,7 @@ def _line(invoice: str, number: int) -> dict[str, Any]:
 
 # --- AMQP --------------------------------------------------------------------------------------------------------
 
-_AMQP_HEADER, _SASL_HEADER = b"AMQP\0\1\0\0", b"AMQP\3\1\0\0"
-_OPEN, _BEGIN, _ATTACH, _TRANSFER, _DETACH, _END, _CLOSE = 0x10, 0x11, 0x12, 0x14, 0x16, 0x17, 0x18
-_SASL_FRAME, _AMQP_FRAME = b"\x01", b"\x00"
-_ROLE_RECEIVER = True
+_CREDIT, _MAX_MESSAGE_SIZE = 1_000_000_000, 1 << 20
 
 
 class _AmqpConnection:
@@ -318,102 +307,47 @@ class _AmqpConnection:
         self._world = world
         self._reader = reader
         self._writer = writer
-        self._cbs_reply_handle = 0
-        self._cbs_handles: set[int] = set()
-        self._next_delivery = 0
+        self._amqp = Connection(Limits())
+        self._replies: SenderLink | None = None
 
     async def serve(self) -> None:
         try:
-            await self._reader.readexactly(len(_SASL_HEADER))
-            self._writer.write(_SASL_HEADER)
-            self._send(0, SASLMechanism(sasl_server_mechanisms=[b"ANONYMOUS", b"EXTERNAL"]), _SASL_FRAME)
-            await self._frame()
-            self._send(0, SASLOutcome(code=0, additional_data=None), _SASL_FRAME)
-            await self._reader.readexactly(len(_AMQP_HEADER))
-            self._writer.write(_AMQP_HEADER)
-            while True:
-                channel, frame = await self._frame()
-                if frame is not None:
-                    self._handle(channel, *decode_frame(frame))
-        except (asyncio.IncompleteReadError, ConnectionError):
+            while data := await self._reader.read(1 << 16):
+                for event in self._amqp.receive(data, time.monotonic()):
+                    self._handle(event)
+                self._writer.write(self._amqp.take_output(time.monotonic()))
+        except ConnectionError:
             pass  # the client has closed the connection
         finally:
             self._writer.close()
 
-    async def _frame(self) -> tuple[int, memoryview | None]:
-        size, offset, _, channel = struct.unpack(">IBBH", await self._reader.readexactly(8))
-        rest = await self._reader.readexactly(size - 8)
-        body = memoryview(rest)[(offset * 4) - 8 :]
-        return channel, body if len(body) else None
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Authenticating():
+                self._amqp.accept_login()
+            case LinkAttached(SenderLink() as link):
+                link.accept()
+                self._replies = link
+            case LinkAttached(ReceiverLink() as link):
+                link.accept(max_message_size=_MAX_MESSAGE_SIZE)
+                link.keep_credit(_CREDIT)
+            case MessageReceived(delivery):
+                delivery.settle(Accepted())
+                self._take(delivery)
+            case DeliveryUpdated(delivery, state):
+                delivery.settle(state)
 
-    def _send(self, channel: int, frame: Any, frame_type: bytes = _AMQP_FRAME) -> None:  # noqa: ANN401 - the library's own named tuples
-        header, body = encode_frame(frame, frame_type)
-        self._writer.write(header + struct.pack(">H", channel) + (body or b""))
-
-    def _handle(self, channel: int, code: int, fields: list[Any]) -> None:
-        if code == _OPEN:
-            self._send(channel, OpenFrame("peer", None, 65536, 255, 240_000, None, None, None, None, None))
-        elif code == _BEGIN:
-            self._send(channel, BeginFrame(channel, 0, 5000, 5000, 255, None, None, None))
-        elif code == _ATTACH:
-            self._attach(channel, fields)
-        elif code == _TRANSFER:
-            self._transfer(channel, fields)
-        elif code == _DETACH:
-            self._send(channel, DetachFrame(fields[0], True, None))
-        elif code == _END:
-            self._send(channel, EndFrame(None))
-        elif code == _CLOSE:
-            self._send(channel, CloseFrame(None))
-
-    def _attach(self, channel: int, fields: list[Any]) -> None:
-        name, handle, role, source, target = fields[0], fields[1], fields[2], fields[5], fields[6]
-        termini = _terminus(source), _terminus(target)
-        rest = (None, False, 0, 1 << 20, None, None, None)
-        self._send(channel, AttachFrame(name, handle, not role, 2, 0, *termini, *rest))
-        cbs = b"$cbs" in (bytes(_address(source)), bytes(_address(target)))
-        if role == _ROLE_RECEIVER:
-            self._cbs_reply_handle = handle
-            return
-        if cbs:
-            self._cbs_handles.add(handle)
-        self._send(channel, FlowFrame(0, 5000, 0, 5000, handle, 0, 1_000_000_000, 0, False, False, None))
-
-    def _transfer(self, channel: int, fields: list[Any]) -> None:
-        handle, delivery_id, payload = fields[0], fields[1], fields[-1]
-        accepted = DispositionFrame(_ROLE_RECEIVER, delivery_id, delivery_id, True, Accepted(), None)
-        self._send(channel, accepted)
-        if handle in self._cbs_handles:
-            self._grant(channel, decode_payload(payload))
+    def _take(self, delivery: IncomingDelivery) -> None:
+        if delivery.link.target_address == "$cbs":
+            request = decode_message(delivery.payload)
+            granted = {"status-code": Int(202), "status-description": "Accepted"}
+            if self._replies is not None:
+                reply = encode_reply(None, correlation_id=request.message_id, properties=granted)
+                self._replies.send(b"reply", reply)
             return
         self._world.counters["messages"] += 1
         if self._world.event is None:
-            self._world.record_event(decode_payload(payload))
-
-    def _grant(self, channel: int, request: Message) -> None:
-        properties: Any = request.properties
-        reply = Message(
-            properties=Properties(correlation_id=properties.message_id),
-            application_properties={"status-code": 202, "status-description": "Accepted"},
-            value=None,
-        )
-        payload = bytearray()
-        encode_payload(payload, reply)
-        tag = struct.pack(">I", self._next_delivery)
-        transfer = TransferFrame(
-            self._cbs_reply_handle, self._next_delivery, tag, 0, True, False, payload=bytes(payload)
-        )
-        self._next_delivery += 1
-        self._send(channel, transfer)
-
-
-def _address(terminus: list[Any] | None) -> bytes:
-    return (terminus[0] or b"") if terminus else b""
-
-
-def _terminus(terminus: list[Any] | None) -> Any:  # noqa: ANN401
-    fields: dict[str, Any] = {"address": _address(terminus)}
-    return Target(**fields) if terminus else None
+            self._world.record_event(decode_message(delivery.payload))
 
 
 # --- The process -------------------------------------------------------------------------------------------------
