@@ -121,18 +121,24 @@ def test_an_event_that_says_something_else_is_found(sales: _Sales, field: str, v
     assert [problem.partition(" ")[0] for problem in outcome.wins[0].problems] == [field]
 
 
-def test_a_second_invoice_is_found(sales: _Sales) -> None:
-    sales.invoice()
-    sales.invoice()
-    outcome = sales.outcome(sales.event())
-    assert (outcome.is_good, outcome.invoices) == (False, 2)
-    assert "2 invoices" in outcome.wins[0].problems
-
-
-def test_a_missing_invoice_and_a_missing_event_are_found(sales: _Sales) -> None:
-    outcome = sales.outcome()
-    assert not outcome.is_good
-    assert outcome.wins[0].problems == ("0 invoices", "0 events")
+@pytest.mark.parametrize(
+    ("invoices", "events", "problems"),
+    [
+        (2, [{}], ("2 invoices",)),
+        (0, [], ("0 invoices", "0 events")),
+        (1, [{}, {}], ("2 events",)),
+        # Of an opportunity that nobody won.
+        (1, [{}, {"opportunityId": "unknown"}], ()),
+    ],
+)
+def test_what_is_missing_or_too_much_is_found(
+    sales: _Sales, invoices: int, events: list[dict[str, str]], problems: tuple[str, ...]
+) -> None:
+    for _ in range(invoices):
+        sales.invoice()
+    outcome = sales.outcome(*(sales.event(**changes) for changes in events))
+    assert (outcome.is_good, outcome.invoices) == (False, invoices)
+    assert outcome.wins[0].problems == problems
 
 
 def test_what_is_still_retried_has_not_failed(sales: _Sales) -> None:
@@ -151,19 +157,6 @@ def test_what_is_parked_has_failed_with_its_reason(sales: _Sales) -> None:
 def test_a_second_message_of_a_good_opportunity_is_no_problem(sales: _Sales) -> None:
     sales.invoice()
     assert sales.outcome(sales.event(), pending=demo.Pending(is_parked=False, reason="x")).is_good
-
-
-def test_a_second_event_is_found(sales: _Sales) -> None:
-    sales.invoice()
-    outcome = sales.outcome(sales.event(), sales.event())
-    assert not outcome.is_good
-    assert "2 events" in outcome.wins[0].problems
-
-
-def test_an_event_of_an_opportunity_that_nobody_won_is_found(sales: _Sales) -> None:
-    sales.invoice()
-    outcome = sales.outcome(sales.event(), sales.event(opportunityId="unknown"))
-    assert not outcome.is_good
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,6 @@ def plan_of(*rules: FaultRule, clock: MovableClock | None = None) -> FaultPlan:
     return FaultPlan(rules, clock or MovableClock(datetime(2026, 1, 1, tzinfo=UTC)))
 
 
-def test_nothing_is_struck_without_rules() -> None:
-    assert struck(plan_of(), 3) == []
-
-
 @pytest.mark.parametrize(
     ("when", "expected"),
     [
@@ -47,12 +43,6 @@ def test_only_matching_calls_are_counted_and_struck() -> None:
     assert struck(plan, 5, operation="batch") == []
     assert struck(plan, 5, dependency=Dependency.IDENTITY) == []
     assert struck(plan, 2) == [1]
-
-
-def test_a_pattern_names_several_operations() -> None:
-    plan = plan_of(FaultRule(Dependency.SERVICE_BUS_OUT, RESET, operation="send:*"))
-    assert plan.strike(Dependency.SERVICE_BUS_OUT, "send:invoice-created") == RESET
-    assert plan.strike(Dependency.SERVICE_BUS_OUT, "schedule:opportunity-won") is None
 
 
 def test_a_window_of_time_opens_and_closes_by_the_plan_s_clock() -> None:
@@ -133,6 +123,8 @@ def test_every_kind_and_dependency_is_described() -> None:
         (FaultRule(Dependency.DATAVERSE, RESET), "connect", False),
         (FaultRule(Dependency.DATAVERSE, RESET, operation="connect"), "connect", True),
         (FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED), operation="connect"), "connect", False),
+        (FaultRule(Dependency.SERVICE_BUS_OUT, RESET, operation="send:*"), "send:queue", True),
+        (FaultRule(Dependency.SERVICE_BUS_OUT, RESET, operation="send:*"), "schedule:queue", False),
         (FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.REFUSE)), "connect", True),
         (FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.REFUSE)), "deliver:queue", False),
         (FaultRule(Dependency.SERVICE_BUS_IN, Fault(FaultKind.LOCK_LOST)), "deliver:queue", True),

@@ -83,26 +83,23 @@ def test_bytes_pass_both_ways(world: World) -> None:
     assert world.asked() == GREETING + b"hello"
 
 
-def test_a_refused_connection_is_reset_and_nothing_arrives(world: World) -> None:
-    world.fault(FaultKind.REFUSE)
+@pytest.mark.parametrize(
+    ("kind", "fields", "received"),
+    [
+        (FaultKind.REFUSE, {}, []),
+        (FaultKind.RESET, {}, []),
+        (FaultKind.RESET, {"after": True}, [b"hello"]),
+        (FaultKind.SILENT, {"seconds": 0.05}, []),
+    ],
+)
+def test_a_connection_is_reset_before_or_after_the_server_acts(
+    world: World, kind: FaultKind, fields: dict[str, float], received: list[bytes]
+) -> None:
+    world.fault(kind, **fields)
     with pytest.raises(ConnectionResetError):
         world.asked()
-    assert world.received == []
+    assert world.received == received
     assert world.asked() == GREETING + b"hello"
-
-
-def test_a_reset_comes_before_the_server_hears_anything(world: World) -> None:
-    world.fault(FaultKind.RESET)
-    with pytest.raises(ConnectionResetError):
-        world.asked()
-    assert world.received == []
-
-
-def test_a_reset_comes_after_the_server_has_acted(world: World) -> None:
-    world.fault(FaultKind.RESET, after=True)
-    with pytest.raises(ConnectionResetError):
-        world.asked()
-    assert world.received == [b"hello"]
 
 
 def test_a_response_is_cut_after_so_many_bytes(world: World) -> None:
@@ -120,12 +117,6 @@ def test_a_silent_peer_keeps_the_connection(world: World, kind: FaultKind, after
     with pytest.raises(TimeoutError):
         world.asked(timeout=0.3)
     assert len(world.received) == heard
-
-
-def test_a_silence_ends_after_its_time(world: World) -> None:
-    world.fault(FaultKind.SILENT, seconds=0.05)
-    with pytest.raises(ConnectionResetError):
-        world.asked()
 
 
 def test_late_and_dribbled_responses_are_complete(world: World) -> None:
