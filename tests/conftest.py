@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from infrastructure.package import Package
     from sandbox.service_bus import Broker, Message, Observation
 
+    Judge = Callable[[bytes, Mapping[str, object], str | None], str]
+    Checker = Callable[[bytes, Mapping[str, object], str], None]
+
 # A slow machine is no reason to fail: time never decides a test.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
@@ -53,9 +56,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def judge_event() -> Callable[[bytes, Mapping[str, object], str | None], str]:
+def judge_event() -> Judge:
     """Return the fuzzer's judge: it reads an incoming event, and raises AssertionError for any other result."""
-    judge: Callable[[bytes, Mapping[str, object], str | None], str] = _load("fuzz/opportunity_won.py").judge
+    judge: Judge = _load("fuzz/opportunity_won.py").judge
     return judge
 
 
@@ -67,22 +70,18 @@ def fuzz_seeds() -> list[tuple[bytes, dict[str, object], str | None]]:
 
 
 @pytest.fixture(scope="session")
-def published_event_checker() -> Callable[[bytes, Mapping[str, object], str], None]:
+def published_event_checker() -> Checker:
     """Return `validate_event(body, application_properties, content_type)` of tests/contract/published_event.py.
 
     It raises AssertionError for an event that breaks the contract. Everything that publishes is checked by it: the unit
     tests' sender and the judge of histories (tests/faults) do so by themselves, a broker does with `watch_topic`.
     """
-    validate: Callable[[bytes, Mapping[str, object], str], None] = _load(
-        "contract/published_event.py"
-    ).validate_event
+    validate: Checker = _load("contract/published_event.py").validate_event
     return validate
 
 
 @pytest.fixture
-def watch_topic(
-    published_event_checker: Callable[[bytes, Mapping[str, object], str], None],
-) -> Iterator[Callable[[Broker], list[Message]]]:
+def watch_topic(published_event_checker: Checker) -> Iterator[Callable[[Broker], list[Message]]]:
     """Return a function that collects what is published on the topic of a broker, from then on.
 
     In the end each is judged by the contract, repetitions that duplicate detection dropped included.
@@ -90,10 +89,8 @@ def watch_topic(
     published: list[Message] = []
 
     def keep(seen: Observation) -> None:
-        if seen.entity == "invoice-created" and seen.kind in (
-            EventKind.ACCEPTED,
-            EventKind.DUPLICATE_DROPPED,
-        ):
+        is_published = seen.kind in (EventKind.ACCEPTED, EventKind.DUPLICATE_DROPPED)
+        if is_published and seen.entity == "invoice-created":
             published.append(seen.message.message)
 
     def watch(broker: Broker) -> list[Message]:
