@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import json
 import uuid
 from dataclasses import replace
@@ -15,7 +14,6 @@ from jsonschema import Draft202012Validator
 from published_event import CONTRACTS, validate_event, validator
 from repository import text
 
-from shared import errors
 from shared.columns import ColumnType, ColumnValue
 from shared.invoice import (
     Amounts,
@@ -168,19 +166,6 @@ def test_the_validator_finds_what_is_wrong(javascript: Callable[..., str], tmp_p
 
 def asyncapi() -> Schema:
     return cast("Schema", yaml.safe_load((CONTRACTS / "asyncapi.yaml").read_text()))
-
-
-def test_the_failed_queue_lists_every_reason_for_which_a_message_is_parked() -> None:
-    leaves = {
-        error
-        for _, error in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(error, errors.InvoicingFailure) and "reason" in vars(error)
-    }
-    # A win that stays open counts as withdrawn, and without Service Bus nothing can be parked.
-    parked = {error.reason for error in leaves - {errors.OpportunityStillOpen, errors.ServiceBusUnavailable}}
-    headers = asyncapi()["components"]["messages"]["Failed"]["headers"]
-    listed = headers["properties"]["DeadLetterReason"]["enum"]
-    assert sorted(listed) == sorted(parked | {"MaxDeliveryCountExceeded", "TTLExpiredException"})
 
 
 def test_the_failed_queue_describes_the_properties_that_are_written() -> None:
