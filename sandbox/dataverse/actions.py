@@ -12,7 +12,6 @@ from typing import Final
 from sandbox.dataverse.columns import InvalidValue, Row, Table, guid
 from sandbox.dataverse.errors import bad_payload, bad_request, invalid_argument
 from sandbox.dataverse.execution_context import Entity, MessageExecution, OptionSet
-from sandbox.dataverse.messages import EntityResult, Message, Parameters
 from sandbox.dataverse.payload import parse_entity
 from sandbox.dataverse.sales_rules import (
     INVOICE,
@@ -30,7 +29,7 @@ from sandbox.dataverse.sales_rules import (
 from sandbox.dataverse.sales_tables import CUSTOM_COLUMNS, LINE_COLUMNS, TOTALS
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import check_access, require
-from sandbox.dataverse.service import Session
+from sandbox.dataverse.service import EntityResult, Message, Parameters, Session
 
 _ZERO: Final = Decimal(0)
 _CANCELED, _FULFILLED, _INVOICED = 2, 3, 4

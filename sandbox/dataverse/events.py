@@ -10,7 +10,7 @@ import base64
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 _QUEUE_CONTRACTS: Final = frozenset({2, 5, 6})
 _JSON: Final = 2
 # The intervals between retries grow. After a day the job has failed.
-RETRY_DELAYS: Final = tuple(
+_RETRY_DELAYS: Final = tuple(
     timedelta(seconds=s) for s in (2, 5, 10, 20, 30, 60, 120, 300, 300, *([600] * 6), *([3600] * 22))
 )
 
@@ -55,7 +55,7 @@ Post = Callable[[ServiceEndpoint, bytes, Mapping[str, str], str], None]
 class EventPipeline:
     """Posts events to the service endpoints that have steps for them.
 
-    `post` may be replaced at any time. A job that fails is retried after each of `retry_delays`.
+    `post` may be replaced at any time.
     """
 
     def __init__(
@@ -63,13 +63,11 @@ class EventPipeline:
         clock: Clock,
         new_id: Callable[[], str],
         post: Post | None = None,
-        retry_delays: Sequence[timedelta] = RETRY_DELAYS,
     ) -> None:
         self.post = post
         self.jobs_written = threading.Event()
         self._clock = clock
         self._new_id = new_id
-        self._retry_delays = tuple(retry_delays)
         self._running: set[str] = set()
         self._running_lock = threading.Lock()
 
@@ -145,14 +143,14 @@ class EventPipeline:
             "errorcode": -2147204093,
         }
         tries = int(job["retrycount"])
-        if tries >= len(self._retry_delays):
+        if tries >= len(_RETRY_DELAYS):
             return {**ended, **texts, "statuscode": 31}
         return {
             **texts,
             "statecode": 1,
             "statuscode": 10,
             "retrycount": tries + 1,
-            "postponeuntil": format_datetime(now + self._retry_delays[tries]),
+            "postponeuntil": format_datetime(now + _RETRY_DELAYS[tries]),
             "modifiedon": format_datetime(now),
         }
 

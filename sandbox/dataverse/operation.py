@@ -1,7 +1,5 @@
 """One request to the Web API, alone or within a batch: its URL and headers, parsed, and its reply."""
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -111,27 +109,23 @@ class Operation:
 
     def next_page(self, offset: int) -> str:
         """Return path and query of the page that begins with this row."""
-        token = base64.urlsafe_b64encode(json.dumps({"skip": offset}).encode()).decode()
-        options = {**self.options, "$skiptoken": token}
+        options = {**self.options, "$skiptoken": str(offset)}
         return f"{self.path}?" + "&".join(f"{name}={quote(value)}" for name, value in options.items())
 
     @property
     def offset(self) -> int:
         """The row with which the page begins. Raises RequestRefused (400)."""
-        token = self.options.get("$skiptoken")
-        if token is None:
-            return 0
-        try:
-            return int(json.loads(base64.urlsafe_b64decode(token))["skip"])
-        except (ValueError, KeyError, TypeError, binascii.Error) as error:
-            raise bad_request("The paging cookie is not valid.") from error
+        return self._number("$skiptoken") or 0
 
     @property
     def top(self) -> int | None:
         """How many rows to return at most. Raises RequestRefused (400)."""
-        text = self.options.get("$top")
-        if text is not None and not (text.isascii() and text.isdecimal()):
-            raise bad_request(f"Invalid value '{text}' for $top.")
+        return self._number("$top")
+
+    def _number(self, option: str) -> int | None:
+        text = self.options.get(option)
+        if text is not None and not re.fullmatch("[0-9]{1,9}", text):
+            raise bad_request(f"Invalid value '{text}' for {option}.")
         return None if text is None else int(text)
 
 
@@ -188,13 +182,12 @@ def record_id(table: Table, key: str) -> str:
 
 
 def literal(text: str) -> object:
-    """Read a function's parameter: JSON, a quoted string, or the bare text of a GUID."""
+    """Read a function's parameter: a quoted string, JSON, or the bare text of a GUID."""
     if text.startswith("'"):
         return text[1:-1].replace("''", "'")
     try:
         return json.loads(text)
     except ValueError:
-        # Microsoft's examples write objects with single quotes.
         return text
 
 

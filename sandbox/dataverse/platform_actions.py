@@ -5,10 +5,9 @@ from typing import Final
 
 from sandbox.dataverse.columns import Row, guid
 from sandbox.dataverse.errors import bad_payload, bad_request
-from sandbox.dataverse.messages import Message, Parameters
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Depth, check_access, granted, load_caller, role_privileges
-from sandbox.dataverse.service import Session
+from sandbox.dataverse.service import Message, Parameters, Session
 
 
 def who_am_i(session: Session, _: Parameters) -> dict[str, object]:

@@ -6,12 +6,11 @@ from typing import Final
 from sandbox.dataverse.columns import Row, Table
 from sandbox.dataverse.errors import no_property, no_segment, not_supported
 from sandbox.dataverse.filters import Condition, parse_filter, parse_orderby
-from sandbox.dataverse.messages import EntityResult
 from sandbox.dataverse.operation import MAX_PAGE, ROOT, Operation, Reply, named_with_options, split
 from sandbox.dataverse.payload import Expansion, Shape, represent
 from sandbox.dataverse.sales_rules import INVOICE, reprice
 from sandbox.dataverse.schema import COLLECTIONS, TABLES
-from sandbox.dataverse.service import Session, check_version, etag
+from sandbox.dataverse.service import EntityResult, Session, check_version, etag
 
 NAMESPACE: Final = "Microsoft.Dynamics.CRM."
 _OPTIONS: Final = frozenset({"$select", "$filter", "$orderby", "$top", "$expand", "$count", "$skiptoken"})

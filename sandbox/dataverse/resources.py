@@ -21,13 +21,12 @@ from sandbox.dataverse.errors import (
     not_supported,
 )
 from sandbox.dataverse.filters import Condition
-from sandbox.dataverse.messages import EntityResult, Message
 from sandbox.dataverse.operation import Operation, Reply, Segment, literal, method_not_allowed, record_id
 from sandbox.dataverse.payload import parse_entity, parse_reference, read_json
 from sandbox.dataverse.platform_actions import BOUND_MESSAGES, PLATFORM_FUNCTIONS
 from sandbox.dataverse.reading import NAMESPACE, Reader
 from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
-from sandbox.dataverse.service import Session
+from sandbox.dataverse.service import EntityResult, Message, Session
 from sandbox.dataverse.unsupported import MESSAGES as UNSUPPORTED_MESSAGES
 from sandbox.dataverse.unsupported import TABLES as UNSUPPORTED_TABLES
 

@@ -46,7 +46,6 @@ def add_application_user(
     *,
     roles: Iterable[str] = (),
     business_unit: str | None = None,
-    name: str | None = None,
 ) -> str:
     """Create an application user with these roles, by default in the root business unit; return its id."""
     with app.session() as session:
@@ -55,7 +54,7 @@ def add_application_user(
             {
                 "applicationid": client_id.lower(),
                 "azureactivedirectoryobjectid": object_id.lower() if object_id else None,
-                "fullname": name or f"# {client_id[:8]}",
+                "fullname": f"# {client_id[:8]}",
                 "businessunitid": business_unit or session.caller.business_unit_id,
             },
         )["systemuserid"]

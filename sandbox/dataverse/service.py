@@ -4,9 +4,10 @@
 it. The rules of the tables are injected.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from typing import Any
 
 from sandbox.dataverse.columns import Column, Row, Table, format_datetime
 from sandbox.dataverse.database import DuplicateKey, Transaction
@@ -39,6 +40,30 @@ from sandbox.dataverse.security import (
 )
 
 _ACCESS_TEAM = 1
+
+
+@dataclass(frozen=True)
+class EntityResult:
+    """A row as the result of an action: these columns of it."""
+
+    table: Table
+    row: Row
+    columns: tuple[str, ...]
+
+
+Parameters = Mapping[str, Any]
+Result = EntityResult | dict[str, object] | None
+
+
+@dataclass(frozen=True)
+class Message:
+    """An action (POST, may change things) or a function (GET), and the parameters that it takes.
+
+    `run` takes a session, the row if the message is bound to one, and the Parameters.
+    """
+
+    run: Callable[..., Result]
+    parameters: frozenset[str] = frozenset()
 
 
 class TableRules:

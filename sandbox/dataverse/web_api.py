@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,7 @@ from sandbox.dataverse.base_data import ORGANIZATION_ID, base_image
 from sandbox.dataverse.batch import ChangeSet, ResponsePart, parse_batch, write_batch
 from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.errors import RequestRefused, no_segment
-from sandbox.dataverse.events import RETRY_DELAYS, EventPipeline, Post
+from sandbox.dataverse.events import EventPipeline, Post
 from sandbox.dataverse.execution_context import NO_ID, RequestInfo
 from sandbox.dataverse.limits import ServiceProtection
 from sandbox.dataverse.operation import Operation, Reply
@@ -115,7 +115,6 @@ class DataverseApp:
         image: bytes | None = None,
         directory: Path | None = None,
         post: Post | None = None,
-        retry_delays: Sequence[timedelta] = RETRY_DELAYS,
         protection: ServiceProtection | None = None,
         servers: int = 1,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -124,7 +123,7 @@ class DataverseApp:
         database = Database(clock, image or base_image(ORGANIZATION_ID), directory)
         with database.reading() as transaction:
             row = transaction.rows(TABLES["organization"])[0]
-        pipeline = EventPipeline(clock, new_id, post, retry_delays)
+        pipeline = EventPipeline(clock, new_id, post)
         self.organization = Organization(
             row["organizationid"], row["uniquename"], url, clock, database, pipeline, new_id
         )

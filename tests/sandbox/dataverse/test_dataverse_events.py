@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, Poster, ServiceEndpoint, seed
 from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.execution_context import CLAIMS, MAX_BODY
@@ -226,7 +227,8 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
         arrived.release()
 
     never: Callable[..., Any] = lambda *_: pytest.fail("no token is asked for")  # noqa: E731
-    app = DataverseApp(never, directory=tmp_path, post=post, retry_delays=[timedelta()] * 5)
+    clock = MovableClock()
+    app = DataverseApp(never, clock=clock, directory=tmp_path, post=post)
     demo = seed.demo_organization(app, 10)
     seed.add_step(app, seed.add_service_endpoint(app, namespace_address="sb://sandbox/", path="q"))
     poster = Poster(app.organization.pipeline, app.database).start()
@@ -235,7 +237,8 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
             close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
             win_opportunity(session, {"OpportunityClose": close})
     for _ in demo.opportunities:
-        assert arrived.acquire(timeout=10)
+        while not arrived.acquire(timeout=0.5):
+            clock.advance(timedelta(seconds=10))
     poster.stop()
     with app.database.reading() as transaction:
         assert not transaction.rows(TABLES["asyncoperation"])

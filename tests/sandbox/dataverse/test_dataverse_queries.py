@@ -171,6 +171,7 @@ def test_collections_and_lookups_are_paths_too(world: World) -> None:
         ("opportunities?$orderby=name upwards", 400, "0x80060888"),
         ("opportunities?$top=many", 400, "0x80060888"),
         ("opportunities?$skiptoken=stale", 400, "0x80060888"),
+        ("opportunities?$skiptoken=99999999999999999999", 400, "0x80060888"),
         ("opportunities?$expand=nothing", 400, "0x80060888"),
         ("opportunities?$expand=customerid_account($orderby=name)", 501, "0x80060888"),
         ("opportunities?$search=x", 501, "0x80060888"),
