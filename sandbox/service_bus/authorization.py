@@ -10,10 +10,10 @@ import hmac
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 from urllib.parse import unquote_plus, urlsplit
 
 from sandbox.clock import Clock, SystemClock
+from sandbox.identity import Claims, InvalidToken
 from sandbox.service_bus.configuration import Configuration, Right, RoleAssignment, SasRule
 from sandbox.service_bus.errors import Unauthorized
 
@@ -21,21 +21,7 @@ AUDIENCES = ("https://servicebus.azure.net/",)
 _SAS_PREFIX = "SharedAccessSignature "
 
 
-class TokenClaims(Protocol):
-    """What has to be known of a verified token."""
-
-    @property
-    def client_id(self) -> str:
-        """The application (client) id of the identity."""
-        ...
-
-    @property
-    def expires_at(self) -> datetime:
-        """The end of the token's life, aware."""
-        ...
-
-
-VerifyToken = Callable[[str, Collection[str]], TokenClaims]
+VerifyToken = Callable[[str, Collection[str]], Claims]
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ class Authenticator:
 
     Shared access keys and role assignments come from the configuration; `role_assignments` adds those of
     identities that are known only when the sandbox starts. `verify_token` is called with a JWT and the accepted
-    audiences, and raises any Exception for a token that is not good; without it JWTs are refused.
+    audiences, and raises InvalidToken; without it JWTs are refused.
     """
 
     def __init__(
@@ -134,8 +120,7 @@ class Authenticator:
             raise Unauthorized("tokens of identities are not accepted here: no authority is configured")
         try:
             claims = self._verify_token(token, AUDIENCES)
-        except Exception as error:
-            # The verifier is the caller's, and so are its exceptions: any of them means that the token is not good.
+        except InvalidToken as error:
             raise Unauthorized(f"InvalidToken: {error}") from error
         return [
             Grant(each.scope.lower(), each.role.rights, claims.expires_at)

@@ -26,6 +26,7 @@ from azure.servicebus import (
 )
 
 from sandbox.clock import MovableClock
+from sandbox.identity import Claims, InvalidToken
 from sandbox.service_bus import (
     Authenticator,
     Broker,
@@ -70,14 +71,6 @@ ENTITIES = """
 """
 
 
-@dataclass(frozen=True)
-class Claims:
-    """What the stub of an authority says of its one good token."""
-
-    client_id: str
-    expires_at: datetime
-
-
 class Credential:
     """A credential with one token for everything."""
 
@@ -92,8 +85,9 @@ class Credential:
 def verify_token(token: str, audiences: object) -> Claims:
     assert list(audiences) == ["https://servicebus.azure.net/"]  # type: ignore[call-overload]
     if token not in ("good", "without-role"):
-        raise ValueError("the token is not good")
-    return Claims(CLIENT_ID if token == "good" else "somebody-else", datetime.now(UTC) + timedelta(hours=1))
+        raise InvalidToken("signature")
+    client_id = CLIENT_ID if token == "good" else "somebody-else"
+    return Claims(client_id, "object", "tenant", "audience", datetime.now(UTC) + timedelta(hours=1))
 
 
 @pytest.fixture(scope="session")

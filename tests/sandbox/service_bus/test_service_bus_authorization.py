@@ -9,6 +9,7 @@ from urllib.parse import quote_plus
 import pytest
 
 from sandbox.clock import MovableClock
+from sandbox.identity import Claims, InvalidToken
 from sandbox.service_bus import Authenticator, Configuration, Role, RoleAssignment
 from sandbox.service_bus.authorization import Grant
 from sandbox.service_bus.configuration import Right, SasRule
@@ -23,18 +24,11 @@ RULES = (
 )
 
 
-class Claims:
-    """What a verifier says of the token "good"."""
-
-    client_id = "ID-1"
-    expires_at = NOW + timedelta(hours=1)
-
-
 def verify(token: str, audiences: object) -> Claims:
     assert audiences == ("https://servicebus.azure.net/",)
     if token != "good":
-        raise RuntimeError("wrong signature")
-    return Claims()
+        raise InvalidToken("signature")
+    return Claims("ID-1", "object", "tenant", "audience", NOW + timedelta(hours=1))
 
 
 @pytest.fixture
@@ -121,7 +115,7 @@ def test_an_identity_has_the_rights_of_its_roles(authenticator: Authenticator) -
 
 
 def test_a_token_that_does_not_verify_is_refused_without_being_quoted(authenticator: Authenticator) -> None:
-    with pytest.raises(Unauthorized, match="wrong signature") as caught:
+    with pytest.raises(Unauthorized, match="InvalidToken: the token is not valid: signature") as caught:
         authenticator.put_token("jwt", "secret-token", "sb://host/q")
     assert "secret-token" not in str(caught.value)
 
