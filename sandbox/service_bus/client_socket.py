@@ -77,11 +77,12 @@ class ClientSocket(asyncio.Protocol):
         """Act after some time, unless the connection has ended by then."""
         self._loop.call_later(seconds, self._act_late, act)
 
-    def shut_down(self, condition: str, description: str) -> None:
+    def shut_down(self) -> None:
         """End the connection with an AMQP close, as the service does when a node of it restarts."""
         if self._transport is None:
             return
-        self.amqp.close(self.amqp.error(condition, description))
+        text = "The sandbox's Service Bus is shutting down."
+        self.amqp.close(self.amqp.error("amqp:connection:forced", text))
         self.flush()
         self._hang_up()
 
@@ -192,7 +193,7 @@ class ConnectedClients:
         """End every connection with an AMQP close, and cut those that have not ended in time."""
         self._all_gone.clear()
         for socket in list(self._sockets):
-            socket.shut_down("amqp:connection:forced", "The sandbox's Service Bus is shutting down.")
+            socket.shut_down()
         if self._sockets:
             cut = asyncio.get_running_loop().call_later(within, self.abort)
             await self._all_gone.wait()

@@ -213,18 +213,10 @@ class _Compiler(Transformer[Token, _Term]):
         return read
 
     def any_of(self, *terms: _Term) -> _Term:
-        def evaluate(message: Message) -> bool | None:
-            values = [_truth(term(message)) for term in terms]
-            return True if True in values else None if None in values else False
-
-        return evaluate
+        return _decided(terms, by=True)
 
     def all_of(self, *terms: _Term) -> _Term:
-        def evaluate(message: Message) -> bool | None:
-            values = [_truth(term(message)) for term in terms]
-            return False if False in values else None if None in values else True
-
-        return evaluate
+        return _decided(terms, by=False)
 
     def negated(self, _not_token: Token, term: _Term) -> _Term:
         return _not(term)
@@ -286,6 +278,16 @@ def _application_property(name: str) -> _Term:
         if name in properties:
             return properties[name]
         return next((value for key, value in properties.items() if key.lower() == name.lower()), None)
+
+    return evaluate
+
+
+def _decided(terms: tuple[_Term, ...], *, by: bool) -> _Term:
+    """Combine conditions of which one that has this value decides; one that is unknown otherwise leaves it open."""
+
+    def evaluate(message: Message) -> bool | None:
+        values = [_truth(term(message)) for term in terms]
+        return by if by in values else None if None in values else not by
 
     return evaluate
 

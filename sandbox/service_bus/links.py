@@ -20,13 +20,13 @@ from sandbox.service_bus.messages import BrokeredMessage, Message, ReceiveMode
 _CREDIT = 1000
 # What is collected before it is sent: a client that asks for much and reads nothing becomes congested after it.
 _MAX_PENDING_OUTPUT = 64 * 1024
-_PRODUCT = {Symbol("product"): "Service Bus emulator"}
+PRODUCT = {Symbol("product"): "Service Bus emulator"}
 _ACCEPTED = Accepted()
 
 
 def amqp_error(error: Refusal) -> Condition:
     """Return a refusal as AMQP states it. Microsoft's Python library reads the third field without checking."""
-    return Condition(error.condition, str(error), _PRODUCT)
+    return Condition(error.condition, str(error), PRODUCT)
 
 
 def rejected(error: Refusal) -> Rejected:

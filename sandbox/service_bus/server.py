@@ -23,18 +23,18 @@ from sandbox.service_bus.client_socket import ClientSocket, ConnectedClients
 from sandbox.service_bus.dispatch import Dispatcher
 from sandbox.service_bus.http_refusal import HttpRefusal
 from sandbox.service_bus.interception import CarryOut, Interceptor
+from sandbox.service_bus.links import PRODUCT
 
 _CLOSE_WITHIN = 0.5
 _START_WITHIN = 10.0
 _STOP_WITHIN = 5.0
 
-_PRODUCT = {"product": "Service Bus emulator"}
 _LIMITS = Limits(
     container_id="sandbox-service-bus",
     # Microsoft's .NET client requires MSSBCBS.
     mechanisms=("MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL"),
-    properties=_PRODUCT,
-    info=_PRODUCT,
+    properties=PRODUCT,
+    info=PRODUCT,
 )
 
 T = TypeVar("T")

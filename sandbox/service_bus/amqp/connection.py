@@ -40,7 +40,10 @@ _MIN_HEARTBEAT_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Limits:
-    """What this side announces; the defaults are Azure's. `info` goes into every error that it states."""
+    """What this side announces; the defaults are Azure's. `info` goes into every error that it states.
+
+    The keys of `properties` and `info` are symbols.
+    """
 
     container_id: str = "amqp"
     max_frame_size: int = 64 * 1024
@@ -49,8 +52,8 @@ class Limits:
     window: int = 5000
     idle_seconds: float = 240.0
     mechanisms: tuple[str, ...] = ("PLAIN", "ANONYMOUS", "EXTERNAL")
-    properties: dict[str, Any] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
+    properties: dict[Symbol, Any] = field(default_factory=dict)
+    info: dict[Symbol, Any] = field(default_factory=dict)
 
 
 class Connection:
@@ -148,9 +151,7 @@ class Connection:
 
     def error(self, condition: str, description: str) -> Condition:
         """Return an error with all three fields: Microsoft's Python library reads the third without checking."""
-        return Condition(
-            condition, description, {Symbol(name): value for name, value in self.limits.info.items()}
-        )
+        return Condition(condition, description, self.limits.info)
 
     @property
     def pending_output(self) -> int:
@@ -255,7 +256,7 @@ class Connection:
                 int(limits.idle_seconds * 1000),
                 offered_capabilities=capabilities,
                 desired_capabilities=capabilities,
-                properties={Symbol(name): value for name, value in limits.properties.items()},
+                properties=limits.properties,
             ),
         )
         self._is_open = True

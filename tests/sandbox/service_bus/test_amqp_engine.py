@@ -58,7 +58,7 @@ LIMITS = Limits(
     handle_max=9,
     window=10,
     idle_seconds=60.0,
-    info={"product": "test"},
+    info={Symbol("product"): "test"},
 )
 
 
