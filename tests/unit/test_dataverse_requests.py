@@ -4,7 +4,6 @@ import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +20,6 @@ from shared.errors import (
     InvoicingFailure,
     TokenUnavailable,
 )
-from shared.http_message import HttpResponse
 from shared.message import Delivery, RetryState
 from shared.response import Response
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-    from shared.http_exchange import Exchange, Request
     from shared.message import Message
     from tests.unit.conftest import FakeClock, FakeServer, FixedTokens, Reply, TlsServer
 
@@ -51,15 +48,12 @@ class Stage:
         self.jitter: list[float] = []
         self.deadline = Deadline.after(clock, 180)
         self._make_reply = make_reply
-        self.dataverse = self.client(server.exchange)
-
-    def client(self, exchange: Exchange) -> Dataverse:
-        return Dataverse(
+        self.dataverse = Dataverse(
             URL,
-            tokens=self.tokens,
-            clock=self.clock,
+            tokens=tokens,
+            clock=clock,
             random=lambda: self.jitter.pop(0) if self.jitter else 0.0,
-            exchange=exchange,
+            exchange=server.exchange,
         )
 
     def reply(self, **given: object) -> None:
@@ -183,23 +177,9 @@ def test_lines_within_a_delivery_name_it(
     assert all(line.endswith(f") opportunity=o-1 root={delivery.state.root}") for line in lines)
 
 
-@dataclass
-class SlowExchange:
-    """Responds after two seconds."""
-
-    clock: FakeClock
-
-    def send(self, request: Request, seconds: float) -> HttpResponse:
-        assert (request.method, seconds) == ("GET", 125)
-        self.clock.advance(2)
-        return HttpResponse(200, {}, b"{}")
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 def test_a_log_line_says_how_long_a_request_took(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    stage.client(SlowExchange(stage.clock)).read(WHO_AM_I, stage.deadline)
+    stage.server.on_request = lambda: stage.clock.advance(2)
+    stage.read()
     (line,) = logged(caplog)
     assert line.startswith("dataverse: GET WhoAmI 200 in 2000 ms (request ")
     assert line.endswith(", service request none)")
@@ -514,3 +494,13 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced(
     for _ in range(2):
         assert online.read(WHO_AM_I, in_time()).status == 200
     assert [len(tls_server.requests), tls_server.connections] == [3, 2]
+
+
+def test_the_error_of_a_connection_has_no_token(online: Dataverse, tls_server: TlsServer) -> None:
+    def serve(connection: socket.socket) -> None:
+        tls_server.read(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab")
+
+    tls_server.serve = serve
+    error = fails(lambda: online.read(WHO_AM_I, in_time()), DataverseUnreachable)
+    assert str(error).startswith("GET WhoAmI got no whole response: ProtocolError. (request ")

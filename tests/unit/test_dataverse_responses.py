@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes, message_from_string, policy
@@ -51,12 +50,8 @@ class Part:
 
     def encoded(self) -> bytes:
         lines = ["Content-Type: application/http", "Content-Transfer-Encoding: binary", ""]
-        lines += [
-            f"HTTP/1.1 {self.status} Something",
-            *(f"{n}: {v}" for n, v in self.headers.items()),
-            "",
-            "",
-        ]
+        headers = [f"{name}: {value}" for name, value in self.headers.items()]
+        lines += [f"HTTP/1.1 {self.status} Something", *headers, "", ""]
         return "\r\n".join(lines).encode() + self.body
 
 
@@ -82,31 +77,40 @@ SUCCESS = batch_body(
 )
 
 
-@pytest.fixture
-def dataverse(server: FakeServer, clock: FakeClock, tokens: FixedTokens) -> Iterator[Dataverse]:
-    dataverse = Dataverse(URL, tokens=tokens, clock=clock, random=lambda: 0.0, exchange=server.exchange)
-    yield dataverse
-    dataverse.close()
+class Batches:
+    """Sends BATCH, or another batch, to a server with the given responses: bodies, or statuses and bodies."""
 
+    def __init__(
+        self, server: FakeServer, clock: FakeClock, tokens: FixedTokens, make_reply: Callable[..., Reply]
+    ) -> None:
+        self.server = server
+        self.clock = clock
+        self.tokens = tokens
+        self.dataverse = Dataverse(
+            URL, tokens=tokens, clock=clock, random=lambda: 0.0, exchange=server.exchange
+        )
+        self._make_reply = make_reply
 
-@pytest.fixture
-def batch(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
-) -> Callable[..., list[Response]]:
-    """Return a function that sends a batch to a server with the given responses: bodies, or statuses and bodies."""
-
-    def send(
+    def __call__(
+        self,
         *replies: bytes | tuple[int, bytes],
         content_type: str = MULTIPART,
         operations: list[Read | ChangeSet] = BATCH,
     ) -> list[Response]:
-        server.replies.clear()
+        self.server.replies.clear()
         for reply in replies:
             status, body = (200, reply) if isinstance(reply, bytes) else reply
-            server.replies.append(make_reply(status, body, {"Content-Type": content_type}))
-        return dataverse.batch(operations, Deadline.after(clock, 60))
+            self.server.replies.append(self._make_reply(status, body, {"Content-Type": content_type}))
+        return self.dataverse.batch(operations, Deadline.after(self.clock, 60))
 
-    return send
+
+@pytest.fixture
+def batch(
+    server: FakeServer, clock: FakeClock, tokens: FixedTokens, make_reply: Callable[..., Reply]
+) -> Iterator[Batches]:
+    batches = Batches(server, clock, tokens, make_reply)
+    yield batches
+    batches.dataverse.close()
 
 
 def parts_of(body: bytes) -> list[Response]:
@@ -116,11 +120,9 @@ def parts_of(body: bytes) -> list[Response]:
 # ---------------------------------------------------------------------------------------------- what is sent
 
 
-def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
-    batch: Callable[..., list[Response]], server: FakeServer
-) -> None:
+def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(batch: Batches) -> None:
     batch(SUCCESS)
-    (request,) = server.requests
+    (request,) = batch.server.requests
     assert (request.method, request.url) == ("POST", f"{URL}/api/data/v9.2/$batch")
     assert request.headers["Prefer"] == (
         'odata.continue-on-error,odata.include-annotations="Microsoft.PowerApps.CDS.ErrorDetails*"'
@@ -165,35 +167,31 @@ def test_a_batch_is_read_by_an_independent_parser_as_it_was_meant(
     assert bodies[2:] == ["", ""]
 
 
-def test_an_update_never_creates_a_row(batch: Callable[..., list[Response]], server: FakeServer) -> None:
+def test_an_update_never_creates_a_row(batch: Batches) -> None:
     """A PATCH without the condition would create a row that was deleted."""
     update = ChangeSet((Update("invoices(1)", {"name": "x"}),))
     batch(batch_body(change_set(Part(204, b""))), operations=[update])
-    (request,) = server.requests
+    (request,) = batch.server.requests
     assert isinstance(request.body, bytes)
     assert f"\r\nPATCH {URL}/api/data/v9.2/invoices(1) HTTP/1.1\r\n".encode() in request.body
     assert b"\r\nIf-Match: *\r\n" in request.body
 
 
-def test_boundaries_differ_from_batch_to_batch(
-    batch: Callable[..., list[Response]], server: FakeServer
-) -> None:
+def test_boundaries_differ_from_batch_to_batch(batch: Batches) -> None:
     batch(SUCCESS)
     batch(SUCCESS)
-    first, second = (request.headers["Content-Type"] for request in server.requests[-2:])
+    first, second = (request.headers["Content-Type"] for request in batch.server.requests[-2:])
     assert first != second
 
 
 # ---------------------------------------------------------------------------------------------- what comes back
 
 
-def test_each_operation_has_a_response_and_a_change_set_that_of_its_last_write(
-    batch: Callable[..., list[Response]], server: FakeServer
-) -> None:
+def test_each_operation_has_a_response_and_a_change_set_that_of_its_last_write(batch: Batches) -> None:
     done, invoices, claims = batch(SUCCESS)
     assert (done.status, done.json()) == (200, {"invoiceid": 1})
     assert (invoices.json(), claims.json()) == ({"value": []}, {"value": [1]})
-    request_id = server.requests[0].headers["x-ms-client-request-id"]
+    request_id = batch.server.requests[0].headers["x-ms-client-request-id"]
     assert {part.request_id for part in (done, invoices, claims)} == {request_id}
 
 
@@ -211,7 +209,7 @@ REFUSED = Part(400, b'{"error": {"code": "0x80040265", "message": "No."}}')
     ids=["one part", "one part inside", "after a success", "before a success"],
 )
 def test_a_change_set_that_failed_has_the_response_of_the_write_that_did(
-    failed: bytes, batch: Callable[..., list[Response]]
+    failed: bytes, batch: Batches
 ) -> None:
     """It comes as a single part, or as parts of its own: both are tolerated."""
     done, *reads = batch(batch_body(failed, Part(), Part()))
@@ -239,7 +237,7 @@ def test_a_response_that_broke_off_anywhere_is_never_taken_for_a_complete_one() 
     "parts", [(), (Part(),), (Part(), Part()), (Part(), Part(), Part(), Part())], ids=["0", "1", "2", "4"]
 )
 def test_another_number_of_responses_than_operations_is_no_response(
-    parts: tuple[Part, ...], batch: Callable[..., list[Response]]
+    parts: tuple[Part, ...], batch: Batches
 ) -> None:
     with pytest.raises(DataverseUnreachable, match="broke off") as raised:
         batch(batch_body(*parts))
@@ -264,41 +262,37 @@ def test_another_number_of_responses_than_operations_is_no_response(
     ],
 )
 def test_something_else_than_dataverse_may_respond(
-    body: bytes, content_type: str, error: type[InvoicingFailure], batch: Callable[..., list[Response]]
+    body: bytes, content_type: str, error: type[InvoicingFailure], batch: Batches
 ) -> None:
     with pytest.raises(error) as raised:
         batch(body, content_type=content_type)
     assert raised.value.request_id
 
 
-def test_a_batch_may_fail_as_a_whole(batch: Callable[..., list[Response]]) -> None:
+def test_a_batch_may_fail_as_a_whole(batch: Batches) -> None:
     refused = b'{"error": {"code": "0x80072560", "message": "No user."}}'
     with pytest.raises(DataverseForbidden, match=r"403 0x80072560: No user\."):
         batch((403, refused), content_type="application/json")
 
 
-def test_exceeded_limits_in_a_part_throttle_the_process(
-    batch: Callable[..., list[Response]], clock: FakeClock
-) -> None:
+def test_exceeded_limits_in_a_part_throttle_the_process(batch: Batches) -> None:
     busy = Part(429, b'{"error": {"code": "0x80072322", "message": "Busy."}}', {"Retry-After": "20"})
     done, *_ = batch(batch_body(busy, Part(), Part()))
     with pytest.raises(DataverseThrottled) as raised:
         done.json()
     assert raised.value.retry_after == 20
     batch(SUCCESS)
-    assert clock.sleeps == [20]
+    assert batch.clock.sleeps == [20]
 
 
 @pytest.mark.parametrize("code", ["0x80040265", "0x80048d04", ""])
-def test_a_429_of_one_records_plug_in_throttles_nobody_else(
-    code: str, batch: Callable[..., list[Response]], clock: FakeClock
-) -> None:
+def test_a_429_of_one_records_plug_in_throttles_nobody_else(code: str, batch: Batches) -> None:
     busy = Part(429, b'{"error": {"code": "%s", "message": "Busy."}}' % code.encode())
     done, *_ = batch(batch_body(busy, Part(), Part()))
     with pytest.raises(DataverseThrottled):
         done.raise_for_status()
     batch(SUCCESS)
-    assert clock.sleeps == []
+    assert batch.clock.sleeps == []
 
 
 @pytest.mark.parametrize(
@@ -309,13 +303,11 @@ def test_a_429_of_one_records_plug_in_throttles_nobody_else(
         (503, b'{"error": {"code": "0x80072322", "message": "Busy."}}'),
     ],
 )
-def test_a_whole_response_throttles_the_process(
-    status: int, body: bytes, batch: Callable[..., list[Response]], clock: FakeClock
-) -> None:
+def test_a_whole_response_throttles_the_process(status: int, body: bytes, batch: Batches) -> None:
     with pytest.raises(DataverseThrottled):
         batch((status, body), content_type="application/json")
     batch(SUCCESS)
-    assert clock.sleeps == [10]
+    assert batch.clock.sleeps == [10]
 
 
 # ---------------------------------------------------------------------------------------------- stopped batches
@@ -327,16 +319,7 @@ def asked(request: requests.PreparedRequest) -> list[str]:
     return re.findall(r"(?:GET|POST) \S+/v9.2/(\w+)", request.body.decode())
 
 
-STOPPED = b"""--batchresponse_1\r
-Content-Type: application/http\r
-Content-Transfer-Encoding: binary\r
-\r
-HTTP/1.1 400 Bad Request\r
-Content-Type: application/json; odata.metadata=minimal\r
-\r
-{"error":{"code":"0x80040265","message":"The price list is missing on the opportunity."}}\r
---batchresponse_1--\r
-"""
+STOPPED = batch_body(REFUSED)
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
@@ -346,7 +329,7 @@ Content-Type: application/json; odata.metadata=minimal\r
     ids=["a part", "a change set", "line feeds alone"],
 )
 def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
-    stopped: bytes, status: int, batch: Callable[..., list[Response]], server: FakeServer
+    stopped: bytes, status: int, batch: Batches
 ) -> None:
     """Whether an environment goes on after a failed change set is an assumption that nothing depends on."""
     reads = batch_body(Part(), Part(body=b'{"value": [1]}'))
@@ -354,36 +337,32 @@ def test_reads_that_a_stopped_batch_leaves_out_are_made_by_themselves(
     with pytest.raises(InvoiceRefused):
         done.raise_for_status()
     assert (invoices.json(), claims.json()) == ({"value": []}, {"value": [1]})
-    assert [asked(request) for request in server.requests] == [
+    assert [asked(request) for request in batch.server.requests] == [
         ["annotations", "DoIt", "invoices", "annotations"],
         ["invoices", "annotations"],
     ]
 
 
-def test_a_batch_that_stops_at_every_part_is_still_complete(
-    batch: Callable[..., list[Response]], server: FakeServer
-) -> None:
+def test_a_batch_that_stops_at_every_part_is_still_complete(batch: Batches) -> None:
     forbidden = batch_body(Part(403, b"{}"))
     responses = batch((403, forbidden), (403, forbidden), (403, forbidden))
     assert [response.status for response in responses] == [403, 403, 403]
-    assert len(server.requests) == 3
+    assert len(batch.server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [429, 401])
-def test_the_status_of_a_stopped_batch_is_that_of_one_record(
-    status: int, batch: Callable[..., list[Response]], server: FakeServer, tokens: FixedTokens
-) -> None:
+def test_the_status_of_a_stopped_batch_is_that_of_one_record(status: int, batch: Batches) -> None:
     """The plug-in of one record is busy, or does not know its caller: that is no limit and no bad token."""
     busy = batch_body(change_set(Part(status, b'{"error": {"code": "0x80048d04", "message": "Busy."}}')))
     reads = batch_body(Part(), Part())
-    tokens.renewals.append("another token")
+    batch.tokens.renewals.append("another token")
     done, *_ = batch((status, busy), (200, reads))
     assert done.status == status
-    assert len(server.requests) == 2
-    assert tokens.refused == []
+    assert len(batch.server.requests) == 2
+    assert batch.tokens.refused == []
 
 
-def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Callable[..., list[Response]]) -> None:
+def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Batches) -> None:
     """Never a RecursionError, which would count as a bug of ours."""
     nested = b"Content-Type: text/plain\r\n\r\nhello"
     for number in range(3_000):
@@ -393,21 +372,12 @@ def test_parts_within_parts_are_read_to_a_depth_or_refused(batch: Callable[..., 
         batch(batch_body(nested, Part(), Part()))
 
 
-def test_one_batch_says_where_dataverse_stopped(
-    dataverse: Dataverse, server: FakeServer, clock: FakeClock, make_reply: Callable[..., Reply]
-) -> None:
-    server.replies = deque([make_reply(400, STOPPED, {"Content-Type": MULTIPART})])
-    (done,) = dataverse.one_batch(BATCH, Deadline.after(clock, 60))
-    assert done.status == 400
-    assert len(server.requests) == 1
-
-
-def test_a_second_request_that_fails_concludes_nothing(batch: Callable[..., list[Response]]) -> None:
+def test_a_second_request_that_fails_concludes_nothing(batch: Batches) -> None:
     with pytest.raises(DataverseUnreachable, match="broke off"):
         batch((400, STOPPED), (200, batch_body(Part())))
 
 
-def test_headers_of_a_part_may_be_written_in_any_way(batch: Callable[..., list[Response]]) -> None:
+def test_headers_of_a_part_may_be_written_in_any_way(batch: Batches) -> None:
     odd = Part(429, b"", {"RETRY-AFTER": "  9  ", "No-Value": "", "Url": "https://a:b"}).encoded()
     odd = odd.replace(b"\r\nHTTP/", b"\r\n\r\nHTTP/")
     done, *_ = batch(batch_body(odd, Part(), Part()))
