@@ -30,13 +30,13 @@ _WITHOUT_EFFECT = frozenset(
         "sessionidletimeout",
     }
 )
-_KNOWN = _WITHOUT_EFFECT | {
-    "autocompletemessages",
-    "enablecrossentitytransactions",
-    "maxautolockrenewalduration",
-    "maxconcurrentcalls",
-    "transporttype",
+# The only value that each of these may have here, and what an error says of another one.
+_FIXED = {
+    "autocompletemessages": ("true", "autoCompleteMessages must stay on: Python cannot settle a message"),
+    "enablecrossentitytransactions": ("false", "enableCrossEntityTransactions is not supported here"),
+    "transporttype": ("amqptcp", "transportType must be amqpTcp; web sockets are not supported here"),
 }
+_KNOWN = _WITHOUT_EFFECT | _FIXED.keys() | {"maxautolockrenewalduration", "maxconcurrentcalls"}
 _MAX_WORKER_PROCESSES = 10
 
 
@@ -168,16 +168,8 @@ def read_json(path: Path) -> dict[str, object]:
 def _check_known(name: str, value: object) -> None:
     if name.partition(":")[0] not in _KNOWN:
         raise InvalidAppConfiguration(f"host.json: extensions.serviceBus has no setting '{name}'")
-    if name == "autocompletemessages" and str(value).lower() != "true":
-        raise InvalidAppConfiguration(
-            "host.json: autoCompleteMessages must stay on: Python cannot settle a message"
-        )
-    if name == "enablecrossentitytransactions" and str(value).lower() != "false":
-        raise InvalidAppConfiguration("host.json: enableCrossEntityTransactions is not supported here")
-    if name == "transporttype" and str(value).lower() != "amqptcp":
-        raise InvalidAppConfiguration(
-            "host.json: transportType must be amqpTcp; web sockets are not supported here"
-        )
+    if name in _FIXED and str(value).lower() != _FIXED[name][0]:
+        raise InvalidAppConfiguration(f"host.json: {_FIXED[name][1]}")
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -183,11 +183,8 @@ def _reason_to_leave_out(declaration: Declaration) -> str:
     ]
     if len(declaration.bindings) == 1 and not others:
         return ""
-    return f"this host runs functions with exactly one binding, a serviceBusTrigger; it has {_list(others)}"
-
-
-def _list(types: Sequence[str]) -> str:
-    return ", ".join(types) or "none"
+    has = ", ".join(others) or "none"
+    return f"this host runs functions with exactly one binding, a serviceBusTrigger; it has {has}"
 
 
 def _is_service_bus_trigger(binding: Mapping[str, object]) -> bool:

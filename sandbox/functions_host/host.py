@@ -8,9 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from sandbox.clock import Clock, SystemClock
-from sandbox.functions_host.configuration import HostConfiguration, Settings, read_host
+from sandbox.functions_host.configuration import Settings, read_host
 from sandbox.functions_host.connection import Connector
-from sandbox.functions_host.functions import Declaration, Function, read_functions
+from sandbox.functions_host.functions import Declaration, read_functions
 from sandbox.functions_host.message_processor import HostContext, MessageProcessor
 from sandbox.functions_host.trace_context import SpanSink
 from sandbox.functions_host.worker_pool import WorkerPool
@@ -48,30 +48,34 @@ class FunctionsHost(StartStop):
         """
         known = Settings(settings)
         app = App(app_root.resolve(), settings, debug_port)
-        self.configuration = _configuration(app, known)
-        functions = read_functions(declarations(app) if declared is None else declared, known)
+        configuration = read_host(app.root, known)
+        if debug_port is not None:
+            configuration = replace(
+                configuration,
+                function_timeout=None,
+                max_auto_lock_renewal=_DEBUG_LOCK_RENEWAL,
+                worker_processes=1,
+            )
+        # Disabled ones included.
+        self.functions = read_functions(declarations(app) if declared is None else declared, known)
         self._stopping = threading.Event()
-        self._pool = WorkerPool(self.configuration.worker_processes, app, functions)
+        self._pool = WorkerPool(configuration.worker_processes, app, self.functions)
         context = HostContext(
             self._pool,
-            self.configuration,
+            configuration,
             broker_clock or SystemClock(),
             self._stopping,
             on_invocation,
             export_span,
         )
-        self._functions = functions
-        self._processors = [
-            processor
-            for function in functions
-            if not function.disabled
-            for processor in self._processors_of(function, known, context)
-        ]
-
-    @property
-    def functions(self) -> Sequence[Function]:
-        """The functions, disabled ones included."""
-        return self._functions
+        self._processors: list[MessageProcessor] = []
+        for function in self.functions:
+            if not function.disabled:
+                connector = Connector(function.trigger.connection, known.get("SSL_CERT_FILE"))
+                self._processors += [
+                    MessageProcessor(function, connector, context)
+                    for _ in range(configuration.max_concurrent_calls)
+                ]
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
@@ -106,21 +110,3 @@ class FunctionsHost(StartStop):
         deadline = time.monotonic() + _STOP_SECONDS
         for processor in self._processors:
             processor.join(max(0.0, deadline - time.monotonic()))
-
-    def _processors_of(
-        self, function: Function, settings: Settings, context: HostContext
-    ) -> list[MessageProcessor]:
-        connector = Connector(function.trigger.connection, settings.get("SSL_CERT_FILE"))
-        return [
-            MessageProcessor(function, connector, context)
-            for _ in range(self.configuration.max_concurrent_calls)
-        ]
-
-
-def _configuration(app: App, settings: Settings) -> HostConfiguration:
-    configuration = read_host(app.root, settings)
-    if app.debug_port is None:
-        return configuration
-    return replace(
-        configuration, function_timeout=None, max_auto_lock_renewal=_DEBUG_LOCK_RENEWAL, worker_processes=1
-    )
