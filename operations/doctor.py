@@ -12,11 +12,9 @@ import click
 
 from operations.console import Column, Overflow, confirm, note, progress, say, say_json, say_table
 from operations.diagnosis import azure_resources, connections, dataverse, service_bus
-from operations.diagnosis.azure_resources import PUBLIC
-from operations.diagnosis.check import Inputs, State, run_checks
+from operations.diagnosis.check import PUBLIC, Inputs, State, run_checks
 from operations.diagnosis.claim import WARNING, change_sets
 from operations.diagnosis.findings import Finding
-from shared.clock import SystemClock
 
 if TYPE_CHECKING:
     import uuid
@@ -109,7 +107,7 @@ def doctor(
         note(WARNING.format(opportunity=opportunity))
         confirm("Try it?", yes=yes)
     checks = CHECKS if opportunity is None else (*CHECKS, change_sets)
-    inputs = Inputs(context.obj, SystemClock(), namespace_id, arm_endpoint, opportunity)
+    inputs = Inputs(context.obj, namespace_id, arm_endpoint, opportunity)
     outcomes = list(progress(run_checks(checks, inputs, seconds), "Checking", total=len(checks)))
     rows = [_row(check.name, result) for check, results in outcomes for result in results]
     if as_json:

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from operations.dashboard.snapshot import ConnectionState, Light
 from operations.diagnosis import connections, dataverse, service_bus
-from operations.diagnosis.azure_resources import PUBLIC
 from operations.diagnosis.check import Inputs, State, run_checks
-from shared.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +57,7 @@ _LIGHTS = {
 def check_connections(environment: Mapping[str, str]) -> Iterator[ConnectionState]:
     """Run the checks that the picture needs, and yield each arrow."""
     wanted = [connections.settings, *(each for _, checks in _ARROWS.values() for each in checks)]
-    inputs = Inputs(environment, SystemClock(), None, PUBLIC, None)
-    results = dict(run_checks(wanted, inputs, _SECONDS))
+    results = dict(run_checks(wanted, Inputs(environment), _SECONDS))
     settings = results[connections.settings]
     for name, (sentence, checks) in _ARROWS.items():
         judged = [result for each in checks for result in results[each]]

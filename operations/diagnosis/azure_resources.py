@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-PUBLIC = "https://management.azure.com"
 _SERVICE_BUS_VERSION = "2024-01-01"
 _AUTHORIZATION_VERSION = "2022-04-01"
 _READER = "Reader on the namespace"

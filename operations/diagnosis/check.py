@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from operations.background import in_background
-from shared.clock import Deadline
+from shared.clock import Deadline, SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from operations.diagnosis.findings import Finding
-    from shared.clock import Clock
 
 Value = TypeVar("Value")
+
+# Azure Resource Manager of the public cloud.
+PUBLIC = "https://management.azure.com"
 
 
 class State(Enum):
@@ -93,10 +95,9 @@ class Inputs:
     """What the command was called with. `namespace_id` None: not given."""
 
     environment: Mapping[str, str]
-    clock: Clock
-    namespace_id: str | None
-    arm_endpoint: str
-    opportunity: UUID | None
+    namespace_id: str | None = None
+    arm_endpoint: str = PUBLIC
+    opportunity: UUID | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -173,7 +174,7 @@ def _run(
     try:
         _refuse_broken(outcomes)
         try:
-            return each.run(Run(inputs, Deadline.after(inputs.clock, seconds), outcomes))
+            return each.run(Run(inputs, Deadline.after(SystemClock(), seconds), outcomes))
         finally:
             _refuse_broken({other: running[other].result() for other in each.beside})
     except Inconclusive as ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -284,7 +284,7 @@ def _find_step(api: WebApi, endpoint: str, win: Win) -> Row:
 def system_jobs(run: Run) -> Checked[None]:
     """Check the posts that did not succeed at once."""
     step_id = run[step]["sdkmessageprocessingstepid"]
-    since = (run.inputs.clock.now() - _FAILURES_OF).strftime("%Y-%m-%dT%H:%M:%SZ")
+    since = (datetime.now(UTC) - _FAILURES_OF).strftime("%Y-%m-%dT%H:%M:%SZ")
     with _asking(run) as api:
         query = (
             "asyncoperations?$select=statecode,message,friendlymessage,retrycount"
