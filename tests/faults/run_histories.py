@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 from proofs.histories import run_history
-from proofs.one_core import stay_on
+from proofs.parallel import stay_on
 from proofs.report import follow, show_counts, show_history
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 from proofs import ROOT
-from proofs.matrix import Boundary, Matrix, cells, rows, short
+from proofs.matrix import Boundary, Matrix, cells, in_order, short
 from proofs.parallel import spread
 from proofs.report import follow
 from proofs.sockets import Stage
@@ -105,19 +105,19 @@ def _share(mode: Mode, cells_: Sequence[Cell]) -> Iterator[Result]:
 def _show(results: Sequence[Result], title: str) -> None:
     console = Console()
     if not console.is_terminal:
-        for boundary, what, path, verdict, seconds in rows(results):
-            click.echo(f"{boundary:22}  {what:44}  {path:28}  {verdict:6}  {seconds:5.1f} s")
+        for each in in_order(results):
+            line = f"{each.cell.boundary:22}  {each.cell.what:44}  {each.path:28}  {each.verdict:6}"
+            click.echo(f"{line}  {each.seconds:5.1f} s")
         click.echo(title)
         return
     table = Table("boundary", "fault", "processed", "promise", title=title, title_justify="left")
     table.add_column("seconds", justify="right")
-    last = ""
-    for boundary, what, path, verdict, seconds in rows(results):
-        style = "bold red" if verdict == "broken" else None
-        table.add_row(
-            boundary if boundary != last else "", what, path, verdict, f"{seconds:.1f}", style=style
-        )
-        last = boundary
+    last = None
+    for each in in_order(results):
+        boundary = "" if each.cell.boundary is last else each.cell.boundary
+        style = "bold red" if each.problems else None
+        table.add_row(boundary, each.cell.what, each.path, each.verdict, f"{each.seconds:.1f}", style=style)
+        last = each.cell.boundary
     console.print(table)
 
 
@@ -125,15 +125,9 @@ def document(results: Sequence[Result]) -> str:
     """Return the page: what was tried and what came of it, without what varies from run to run."""
     lines = _HEAD.format(command=_COMMAND, count=len(results)).splitlines()
     for boundary in Boundary:
-        of_boundary = [row for row in rows(results) if row[0] == boundary]
-        lines += [
-            "",
-            f"## {boundary.value.removeprefix('… ').capitalize()}",
-            "",
-            "| fault | processed |",
-            "|---|---|",
-        ]
-        lines += [f"| {what} | {path} |" for _, what, path, _, _ in of_boundary]
+        title = boundary.value.removeprefix("… ").capitalize()
+        lines += ["", f"## {title}", "", "| fault | processed |", "|---|---|"]
+        lines += [f"| {each.cell.what} | {each.path} |" for each in results if each.cell.boundary is boundary]
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 from proofs import outage
-from proofs.one_core import stay_on
+from proofs.parallel import stay_on
 from proofs.report import follow, show
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import click
-from proofs.one_core import stay_on
 from proofs.outage import CONCURRENCY, Backlog, shortest
+from proofs.parallel import stay_on
 from proofs.report import follow
 from proofs.rig import START, quiet
 from rich.console import Console

@@ -105,6 +105,11 @@ class Result:
     problems: tuple[str, ...]
     seconds: float
 
+    @property
+    def verdict(self) -> str:
+        """Whether the promise was kept, in a word."""
+        return "broken" if self.problems else "kept"
+
 
 # ---------------------------------------------------------------------------------------------- the cells
 
@@ -392,19 +397,6 @@ def _path(seen: Seen, cell: Cell) -> str:
     return ", ".join(words) or "in place"
 
 
-# ---------------------------------------------------------------------------------------------- the table
-
-
-def rows(results: Sequence[Result]) -> list[tuple[str, str, str, str, float]]:
-    """Return a row for each cell: boundary, fault, how the message was processed, verdict, seconds."""
-    order = {boundary: number for number, boundary in enumerate(Boundary)}
-    return [
-        (
-            result.cell.boundary.value,
-            result.cell.what,
-            result.path,
-            "broken" if result.problems else "kept",
-            result.seconds,
-        )
-        for result in sorted(results, key=lambda result: order[result.cell.boundary])
-    ]
+def in_order(results: Sequence[Result]) -> list[Result]:
+    """Return the results in the order in which a message comes by."""
+    return sorted(results, key=lambda result: list(Boundary).index(result.cell.boundary))

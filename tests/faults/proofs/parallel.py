@@ -1,7 +1,8 @@
-"""Work on several sandboxes at once, each in a process of its own, with every result as soon as it exists."""
+"""Work in several processes, with every result as soon as it exists; and in one, on one core."""
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from queue import Empty
@@ -39,3 +40,13 @@ def spread(
 def _put(work: Callable[[Share], Iterable[Result]], share: Share, done: Queue[Result]) -> None:
     for result in work(share):
         done.put(result)
+
+
+def stay_on(number: int) -> None:
+    """Keep this process on the n-th of the cores that are allowed, where the system has such a thing.
+
+    The threads of a simulation take turns, and cores hand over more slowly than one core goes on.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[number % len(allowed)]})
