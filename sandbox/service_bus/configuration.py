@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import isodate
 import json5
 
-from sandbox.service_bus.filters import CorrelationFilter, Filter, InvalidFilter, SqlFilter, TrueFilter
+from sandbox.service_bus.filters import ConstantFilter, CorrelationFilter, Filter, InvalidFilter, SqlFilter
 
 # The entities that Bicep creates in Azure.
 DEFAULT_ENTITIES = Path(__file__).resolve().parents[2] / "infrastructure" / "entities.json"
@@ -121,7 +121,7 @@ class SubscriptionSettings:
 
     name: str
     queue: QueueSettings
-    rules: tuple[Rule, ...] = (Rule("$Default", TrueFilter()),)
+    rules: tuple[Rule, ...] = (Rule("$Default", ConstantFilter(value=True)),)
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ def _rule(node: _Node) -> Rule:
     kind = properties.required("FilterType")
     readers: dict[str, Callable[[_Node], Filter]] = {"sql": _sql_filter, "correlation": _correlation_filter}
     reader = readers.get(kind.lower())
-    rule = Rule(name, TrueFilter())
+    rule = Rule(name, ConstantFilter(value=True))
     if reader is None:
         properties.problem("FilterType", f"must be Sql or Correlation, not {kind!r}")
     else:
@@ -381,7 +381,7 @@ def _sql_filter(properties: _Node) -> Filter:
     node = properties.child("SqlFilter")
     expression = node.required("SqlExpression")
     node.end()
-    return SqlFilter(expression) if expression else TrueFilter()
+    return SqlFilter(expression) if expression else ConstantFilter(value=True)
 
 
 def _correlation_filter(properties: _Node) -> Filter:

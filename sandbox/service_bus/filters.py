@@ -33,21 +33,14 @@ class Filter(Protocol):
 
 
 @dataclass(frozen=True)
-class TrueFilter:
-    """Takes every message; what a subscription without rules has."""
+class ConstantFilter:
+    """Takes every message, as a subscription without rules does, or none."""
+
+    value: bool
 
     def matches(self, message: Message) -> bool:  # noqa: ARG002 - the protocol's
-        """Return true."""
-        return True
-
-
-@dataclass(frozen=True)
-class FalseFilter:
-    """Takes no message."""
-
-    def matches(self, message: Message) -> bool:  # noqa: ARG002 - the protocol's
-        """Return false."""
-        return False
+        """Return whether it takes every message."""
+        return self.value
 
 
 # System properties, by their lower-case names in filters. `Label` is what `Subject` was called before.

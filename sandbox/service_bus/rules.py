@@ -11,14 +11,7 @@ from sandbox.service_bus.amqp.encoding import Described, Int, ULong
 from sandbox.service_bus.codec import to_timestamp
 from sandbox.service_bus.configuration import Rule
 from sandbox.service_bus.errors import InvalidArgument, NotSupported
-from sandbox.service_bus.filters import (
-    CorrelationFilter,
-    FalseFilter,
-    Filter,
-    InvalidFilter,
-    SqlFilter,
-    TrueFilter,
-)
+from sandbox.service_bus.filters import ConstantFilter, CorrelationFilter, Filter, InvalidFilter, SqlFilter
 
 _RULE, _NO_ACTION = ULong(0x13700000004), ULong(0x13700000005)
 _SQL, _TRUE, _FALSE = ULong(0x1370000006), ULong(0x1370000007), ULong(0x1370000008)
@@ -66,16 +59,14 @@ def _encode_filter(rule_filter: Filter) -> Described:
             values.setdefault("label", values.get("subject"))
             fields: list[Any] = [values.get(each.lower()) for each in _SYSTEM.values()]
             return Described(_CORRELATION, [*fields, dict(application_properties)])
-        case FalseFilter():
-            return Described(_FALSE, [])
-    return Described(_TRUE, [])
+    return Described(_TRUE if rule_filter == ConstantFilter(value=True) else _FALSE, [])
 
 
 def _decode_filter(description: Mapping[Any, Any]) -> Filter:
     if "true-filter" in description:
-        return TrueFilter()
+        return ConstantFilter(value=True)
     if "false-filter" in description:
-        return FalseFilter()
+        return ConstantFilter(value=False)
     if isinstance(sql := description.get("sql-filter"), dict):
         return SqlFilter(str(sql.get("expression", "")))
     if isinstance(correlation := description.get("correlation-filter"), dict):

@@ -8,48 +8,35 @@ import itertools
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 from sandbox.service_bus.configuration import QueueSettings, Rule
 from sandbox.service_bus.messages import BrokeredMessage, Message, MessageState
 
-if TYPE_CHECKING:
-    from uuid import UUID
 
-
+@dataclass(slots=True, eq=False)
 class StoredMessage:
     """A message with its state in the broker."""
 
-    __slots__ = (
-        "available",
-        "dead_letter_source",
-        "delivery_count",
-        "enqueued_at",
-        "enqueued_sequence_number",
-        "expires_at",
-        "lifetime",
-        "lock_token",
-        "locked_until",
-        "message",
-        "sequence_number",
-        "state",
-    )
+    message: Message
+    sequence_number: int
+    enqueued_at: datetime
+    enqueued_sequence_number: int = field(init=False)
+    lifetime: timedelta | None = field(init=False)
+    expires_at: datetime | None = None
+    state: MessageState = MessageState.ACTIVE
+    available: bool = False
+    delivery_count: int = 0
+    lock_token: UUID | None = None
+    locked_until: datetime | None = None
+    dead_letter_source: str | None = None
 
-    def __init__(self, message: Message, sequence_number: int, now: datetime) -> None:
-        self.message = message
-        self.sequence_number = sequence_number
-        self.enqueued_sequence_number = sequence_number
-        self.enqueued_at = now
-        self.lifetime = message.time_to_live
-        self.expires_at: datetime | None = None
-        self.state = MessageState.ACTIVE
-        self.available = False
-        self.delivery_count = 0
-        self.lock_token: UUID | None = None
-        self.locked_until: datetime | None = None
-        self.dead_letter_source: str | None = None
+    def __post_init__(self) -> None:
+        self.enqueued_sequence_number = self.sequence_number
+        self.lifetime = self.message.time_to_live
 
     def copied(self, sequence_number: int, now: datetime) -> "StoredMessage":
         """Return a copy with a new sequence number: for another entity, or for when its scheduled time comes."""

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.service_bus import Configuration, InvalidConfiguration, Role, RoleAssignment
 from sandbox.service_bus.configuration import ALL_RIGHTS, Right, SasRule, Status
-from sandbox.service_bus.filters import CorrelationFilter, SqlFilter, TrueFilter
+from sandbox.service_bus.filters import ConstantFilter, CorrelationFilter, SqlFilter
 
 # As the official emulator ships it, shortened: comments, rules of both kinds, its own limits.
 EMULATORS_OWN = """
@@ -110,7 +110,7 @@ def test_the_emulators_own_file_is_understood() -> None:
     assert [type(rule.filter) for rule in first.rules] == [CorrelationFilter, SqlFilter]
     assert third.queue.path == "topic.1/Subscriptions/subscription.3"
     assert [rule.name for rule in third.rules] == ["$Default"]
-    assert isinstance(third.rules[0].filter, TrueFilter)
+    assert third.rules[0].filter == ConstantFilter(value=True)
     assert configuration.sas_rules == (SasRule("RootManageSharedAccessKey", ("SAS_KEY_VALUE",), ALL_RIGHTS),)
 
 
