@@ -26,6 +26,7 @@ from sandbox.faults import (
     faulty_dataverse,
 )
 from sandbox.identity import Identity, TokenAuthority
+from tests.sandbox.dataverse.conftest import Client, change_set, operation
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -195,15 +196,8 @@ class World:
 
     app: DataverseApp
     plan: FaultPlan
-    session: requests.Session
+    admin: Client
     opportunity: str
-    url: str = URL
-
-    def batch(self, *parts: str) -> requests.Response:
-        """Send a batch."""
-        body = "".join(f"--b\r\n{part}" for part in parts) + "--b--\r\n"
-        headers = {"Content-Type": "multipart/mixed; boundary=b", "Prefer": "odata.continue-on-error"}
-        return self.session.post(f"{self.url}/api/data/v9.2/$batch", data=body.encode(), headers=headers)
 
     @property
     def notes(self) -> int:
@@ -211,18 +205,16 @@ class World:
         with self.app.database.reading() as transaction:
             return transaction.count(TABLES["annotation"])
 
+    def claim(self, content_id: str = "", **values: str) -> str:
+        """Write a change set that adds a note to the opportunity."""
+        note = {"objectid_opportunity@odata.bind": f"/opportunities({self.opportunity})", **values}
+        return change_set(operation("POST", "annotations", json.dumps(note), content_id))
 
-def operation(method: str, path: str, body: str = "") -> str:
-    head = "Content-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
-    return f"{head}\r\n{method} /api/data/v9.2/{path} HTTP/1.1\r\nContent-Type: application/json\r\n\r\n{body}\r\n"
 
-
-def change_set(*operations: str) -> str:
-    return (
-        "Content-Type: multipart/mixed; boundary=c\r\n\r\n"
-        + "".join(f"--c\r\n{each}" for each in operations)
-        + "--c--\r\n"
-    )
+def administrator(app: DataverseApp, authority: TokenAuthority, bundle: str | None = None) -> Client:
+    identity = Identity.named("administrator")
+    seed.add_administrator(app, identity.client_id)
+    return Client(app, authority.issue(identity, app.organization.url), bundle)
 
 
 @pytest.fixture
@@ -231,14 +223,10 @@ def world() -> Iterator[World]:
     authority = TokenAuthority(clock)
     app = DataverseApp(authority.verify, clock=clock)
     demo = seed.demo_organization(app, 1)
-    identity = Identity.named("administrator")
-    seed.add_administrator(app, identity.client_id)
     plan = FaultPlan(clock=clock)
-    session = requests.Session()
-    session.trust_env = False
-    session.mount(URL, FaultyAdapter(faulty_dataverse(app, plan, lambda _: None)))
-    session.headers["Authorization"] = f"Bearer {authority.issue(identity, URL)}"
-    yield World(app, plan, session, demo.opportunities[0])
+    admin = administrator(app, authority)
+    admin.session.mount(app.organization.url, FaultyAdapter(faulty_dataverse(app, plan, lambda _: None)))
+    yield World(app, plan, admin, demo.opportunities[0])
     app.close()
 
 
@@ -246,13 +234,12 @@ def test_operations_are_distinguished(world: World) -> None:
     """A read, a write, a batch of reads and one with a change set are operations of their own."""
     for name in ("read", "write", "batch", "change-set", "update"):
         world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.RESET), operation=name))
-    note = operation("POST", "annotations", '{"subject": "x"}')
     for call in (
-        partial(world.session.get, f"{URL}/api/data/v9.2/accounts"),
-        partial(world.session.post, f"{URL}/api/data/v9.2/annotations", json={"subject": "x"}),
-        partial(world.batch, operation("GET", "accounts")),
-        partial(world.batch, change_set(note)),
-        partial(world.batch, change_set(operation("PATCH", "accounts(1)", '{"name": "x"}'))),
+        partial(world.admin.call, "GET", "accounts"),
+        partial(world.admin.call, "POST", "annotations", {"subject": "x"}),
+        partial(world.admin.batch, operation("GET", "accounts")),
+        partial(world.admin.batch, world.claim()),
+        partial(world.admin.batch, change_set(operation("PATCH", "accounts(1)", '{"name": "x"}'))),
     ):
         with pytest.raises(requests.ConnectionError):
             call()
@@ -265,12 +252,8 @@ def test_one_part_of_a_batch_is_struck(world: World, after: bool) -> None:  # no
     world.plan.add(
         FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, part=0, after=after, retry_after="9"))
     )
-    note = operation(
-        "POST",
-        "annotations",
-        json.dumps({"objectid_opportunity@odata.bind": f"/opportunities({world.opportunity})"}),
-    )
-    response = world.batch(change_set(note), operation("GET", "annotations?$select=annotationid"))
+    notes = operation("GET", "annotations?$select=annotationid")
+    response = world.admin.batch(world.claim(), notes)
     assert response.status_code == 200
     assert "HTTP/1.1 429" in response.text
     assert "Retry-After: 9" in response.text
@@ -280,17 +263,11 @@ def test_one_part_of_a_batch_is_struck(world: World, after: bool) -> None:  # no
     assert response.text.index("429") < response.text.index("200 OK")
 
 
-def claim(opportunity: str) -> str:
-    body = {"annotationid": KEY, "objectid_opportunity@odata.bind": f"/opportunities({opportunity})"}
-    head, blank, rest = operation("POST", "annotations", json.dumps(body)).partition("\r\n\r\n")
-    return f"{head}\r\nContent-ID: 1{blank}{rest}"
-
-
 @pytest.mark.parametrize("stop", [None, 200, 400])
 def test_a_refused_change_set_is_nested_and_may_end_the_batch(world: World, stop: int | None) -> None:
     fault = Fault(FaultKind.ERROR, status=429, part=0, stop=stop, text="The tax service is busy.")
     world.plan.add(FaultRule(Dependency.DATAVERSE, fault))
-    response = world.batch(change_set(claim(world.opportunity)), operation("GET", "annotations"))
+    response = world.admin.batch(world.claim("1", annotationid=KEY), operation("GET", "annotations"))
     assert response.status_code == (stop or 200)
     assert "multipart/mixed; boundary=changesetresponse" in response.text
     assert "Content-ID: 1" in response.text
@@ -303,32 +280,28 @@ def test_a_refused_change_set_is_nested_and_may_end_the_batch(world: World, stop
 @pytest.mark.parametrize("stop", [200, 400])
 def test_a_change_set_that_fails_by_itself_may_end_the_batch(world: World, stop: int) -> None:
     world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.BATCH_STOPS, status=stop)))
-    items = (change_set(claim(world.opportunity)), operation("GET", "annotations?$select=annotationid"))
-    assert world.batch(*items).text.count("HTTP/1.1 ") == 2
-    refused = world.batch(*items)
+    items = (world.claim("1", annotationid=KEY), operation("GET", "annotations?$select=annotationid"))
+    assert world.admin.batch(*items).text.count("HTTP/1.1 ") == 2
+    refused = world.admin.batch(*items)
     assert (refused.status_code, refused.text.count("HTTP/1.1 ")) == (stop, 1)
     assert "HTTP/1.1 412" in refused.text
-    assert world.batch(items[1]).status_code == 200
+    assert world.admin.batch(items[1]).status_code == 200
     assert [entry.operation for entry in world.plan.log] == ["change-set", "change-set"]
 
 
 def test_a_missing_part_strikes_the_whole_batch(world: World) -> None:
     world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, part=5)))
-    assert world.batch(operation("GET", "accounts")).status_code == 429
+    assert world.admin.batch(operation("GET", "accounts")).status_code == 429
 
 
 def test_a_batch_that_a_second_plan_strikes_has_no_part_to_replace(world: World) -> None:
     inner = FaultPlan([FaultRule(Dependency.DATAVERSE, Fault(FaultKind.REDIRECT))])
     outer = FaultPlan([FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, part=0, after=True))])
     redirecting = faulty_dataverse(world.app, inner, lambda _: None)
-    world.session.mount(URL, FaultyAdapter(faulty_dataverse(redirecting, outer, lambda _: None)))
-    response = world.session.post(
-        f"{URL}/api/data/v9.2/$batch",
-        data=f"--b\r\n{operation('GET', 'accounts')}--b--\r\n",
-        headers={"Content-Type": "multipart/mixed; boundary=b"},
-        allow_redirects=False,
-    )
-    assert response.status_code == 302
+    world.admin.session.mount(URL, FaultyAdapter(faulty_dataverse(redirecting, outer, lambda _: None)))
+    world.admin.session.max_redirects = 0
+    with pytest.raises(requests.TooManyRedirects):
+        world.admin.batch(operation("GET", "accounts"))
 
 
 @pytest.mark.parametrize("kind", [FaultKind.RESET, FaultKind.CUT, FaultKind.REFUSE])
@@ -342,16 +315,11 @@ def test_broken_connections_over_sockets(kind: FaultKind, tmp_path: Path) -> Non
     def middleware(application: "WSGIApplication") -> "WSGIApplication":
         return faulty_dataverse(application, plan)
 
-    with DataverseServer(app, certificates.server_context("127.0.0.1"), middleware=middleware) as server:
-        identity = Identity.named("administrator")
-        seed.add_administrator(app, identity.client_id)
-        session = requests.Session()
-        session.trust_env = False
-        session.verify = str(certificates.bundle)
-        session.headers["Authorization"] = f"Bearer {authority.issue(identity, server.url)}"
+    with DataverseServer(app, certificates.server_context("127.0.0.1"), middleware=middleware):
+        admin = administrator(app, authority, str(certificates.bundle))
         plan.add(FaultRule(Dependency.DATAVERSE, Fault(kind), When.once()))
         with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
-            session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10)
-        assert session.get(f"{server.url}/api/data/v9.2/WhoAmI", timeout=10).status_code == 200
-        session.close()
+            admin.call("GET", "WhoAmI")
+        assert admin.call("GET", "WhoAmI").status_code == 200
+        admin.session.close()
     app.close()
