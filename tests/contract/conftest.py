@@ -1,4 +1,4 @@
-"""Fixtures of the contract tests: the JavaScript packages that validate or generate."""
+"""Fixture of the contract tests: Node.js, for the packages that validate or generate."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FOLDER = Path(__file__).parent / "javascript"
-
 
 @pytest.fixture(scope="session")
-def javascript(node_with_packages: Callable[[Path], str]) -> Callable[..., str]:
-    """Return a function that runs a script of javascript/ with arguments in a folder and returns what it prints."""
-    node = node_with_packages(FOLDER)
+def node(node_with_packages: Callable[[Path], str]) -> Callable[..., str]:
+    """Return a function that runs a script of a folder beside this file, and returns what it prints.
 
-    def run(script: str, *arguments: str, cwd: Path) -> str:
-        done = subprocess.run(  # noqa: S603 - arguments of our own
-            [node, FOLDER / script, *arguments],
+    It takes the script's arguments, and by name the folder to run it in, and the standard input.
+    """
+
+    def run(folder: str, script: str, *arguments: str, cwd: Path | None = None, given: str = "") -> str:
+        path = Path(__file__).parent / folder
+        return subprocess.run(  # noqa: S603 - arguments of our own
+            [node_with_packages(path), path / script, *arguments],
             cwd=cwd,
+            input=given,
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
-        )
-        return done.stdout
+            timeout=100,
+        ).stdout
 
     return run

@@ -150,17 +150,17 @@ def test_the_dataschema_of_the_event_is_the_id_of_its_schema() -> None:
     assert (event["dataschema"]["const"], event["type"]["const"]) == (DATA_SCHEMA, EVENT_TYPE)
 
 
-def test_the_asyncapi_document_is_valid(javascript: Callable[..., str]) -> None:
-    assert javascript("validate-asyncapi.mjs", "asyncapi.yaml", cwd=CONTRACTS) == ""
+def test_the_asyncapi_document_is_valid(node: Callable[..., str]) -> None:
+    assert node("javascript", "validate-asyncapi.mjs", "asyncapi.yaml", cwd=CONTRACTS) == ""
 
 
-def test_the_validator_finds_what_is_wrong(javascript: Callable[..., str], tmp_path: Path) -> None:
+def test_the_validator_finds_what_is_wrong(node: Callable[..., str], tmp_path: Path) -> None:
     wrong = (CONTRACTS / "asyncapi.yaml").read_text().replace("action: receive", "action: eat")
     for schema in SCHEMAS:
         (tmp_path / schema).write_bytes((CONTRACTS / schema).read_bytes())
     (tmp_path / "asyncapi.yaml").write_text(wrong)
-    assert "operations.receiveOpportunityWon" in javascript(
-        "validate-asyncapi.mjs", "asyncapi.yaml", cwd=tmp_path
+    assert "operations.receiveOpportunityWon" in node(
+        "javascript", "validate-asyncapi.mjs", "asyncapi.yaml", cwd=tmp_path
     )
 
 
@@ -212,10 +212,12 @@ def test_the_page_has_every_member_of_the_event() -> None:
     ] == [], "Describe each in docs/invoice-created.md."
 
 
-def test_the_types_are_those_that_the_generator_makes(javascript: Callable[..., str]) -> None:
+def test_the_types_are_those_that_the_generator_makes(node: Callable[..., str]) -> None:
     cli = "node_modules/json-schema-to-typescript/dist/src/cli.js"
     types = Path(__file__).parents[2] / "examples" / "javascript" / "invoice-created.v1.d.ts"
-    made = javascript(cli, "invoice-created.v1.event.schema.json", "--bannerComment", "", cwd=CONTRACTS)
+    made = node(
+        "javascript", cli, "invoice-created.v1.event.schema.json", "--bannerComment", "", cwd=CONTRACTS
+    )
     assert types.read_text() == made, f"Generate {types.name} again, as docs/invoice-created.md describes."
 
 

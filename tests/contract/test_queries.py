@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +17,6 @@ from shared import errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FOLDER = Path(__file__).parent / "kusto"
 FILES = sorted((ROOT / "infrastructure" / "queries").rglob("*.kql"))
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
@@ -34,23 +31,11 @@ def queries() -> dict[str, str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def check(node_with_packages: Callable[[Path], str]) -> Callable[[dict[str, str]], str]:
+@pytest.fixture
+def check(node: Callable[..., str]) -> Callable[[dict[str, str]], str]:
     """Return a function that returns the diagnostics of queries, a line each."""
-    node = node_with_packages(FOLDER)
-    tables = json.loads((FOLDER / "tables.json").read_bytes())
-
-    def diagnostics(of: dict[str, str]) -> str:
-        return subprocess.run(  # noqa: S603 - arguments of our own
-            [node, FOLDER / "check.cjs"],
-            input=json.dumps({"tables": tables, "queries": of}),
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        ).stdout
-
-    return diagnostics
+    tables = json.loads(text("tests/contract/kusto/tables.json"))
+    return lambda found: node("kusto", "check.cjs", given=json.dumps({"tables": tables, "queries": found}))
 
 
 def test_all_queries_are_valid(check: Callable[[dict[str, str]], str]) -> None:
