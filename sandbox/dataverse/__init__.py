@@ -28,7 +28,7 @@ anything that is not supported is refused with 501 and a text that names it.
 """
 
 from sandbox.dataverse.database import Change, Commit, Database
-from sandbox.dataverse.events import EventPipeline, Post, Poster, ServiceEndpoint
+from sandbox.dataverse.events import Post, Poster, ServiceEndpoint
 from sandbox.dataverse.limits import ServiceProtection, ServiceProtectionLimits
 from sandbox.dataverse.organization import DuplicateResponse, FailedChangeSet
 from sandbox.dataverse.security import Depth
@@ -43,7 +43,6 @@ __all__ = [
     "DataverseServer",
     "Depth",
     "DuplicateResponse",
-    "EventPipeline",
     "FailedChangeSet",
     "Post",
     "Poster",

@@ -68,8 +68,6 @@ class EventPipeline:
         self.jobs_written = threading.Event()
         self._clock = clock
         self._new_id = new_id
-        self._running: set[str] = set()
-        self._running_lock = threading.Lock()
 
     def fire(self, transaction: Transaction, event: MessageExecution, request: RequestContext) -> None:
         """Run every enabled step that is registered for an event. Raises RequestRefused if a synchronous one fails."""
@@ -82,19 +80,8 @@ class EventPipeline:
                 self._write_job(transaction, context)
 
     def run_due_jobs(self, database: Database) -> int:
-        """Run each due job once; return how many posted."""
-        posted = 0
-        for job_id in self._due(database):
-            with self._running_lock:
-                if job_id in self._running:
-                    continue
-                self._running.add(job_id)
-            try:
-                posted += self._run(database, job_id)
-            finally:
-                with self._running_lock:
-                    self._running.discard(job_id)
-        return posted
+        """Run each due job once; return how many posted. Not for several threads at once."""
+        return sum(self._run(database, job_id) for job_id in self._due(database))
 
     def _due(self, database: Database) -> list[str]:
         now = format_datetime(self._clock.now())
@@ -212,28 +199,24 @@ class EventPipeline:
 
 
 class Poster:
-    """Runs the due jobs of a database in the background until it is stopped."""
+    """Runs the due jobs of a database in the background, in one thread, until it is stopped."""
 
     def __init__(self, pipeline: EventPipeline, database: Database) -> None:
         self._pipeline = pipeline
         self._database = database
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"dataverse-poster-{n}", daemon=True) for n in range(4)
-        ]
+        self._thread = threading.Thread(target=self._work, name="dataverse-poster", daemon=True)
 
     def start(self) -> Self:
-        """Start the threads; return at once."""
-        for thread in self._threads:
-            thread.start()
+        """Start the thread; return at once."""
+        self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Stop; wait some seconds at most for posts that have begun."""
+        """Stop; wait some seconds at most for a post that has begun."""
         self._stopping.set()
         self._pipeline.jobs_written.set()
-        for thread in self._threads:
-            thread.join(timeout=5)
+        self._thread.join(timeout=5)
 
     def _work(self) -> None:
         while not self._stopping.is_set():

@@ -129,13 +129,10 @@ class ExecutionContext:
             "OrganizationId": request.organization_id,
             "OrganizationName": request.organization_name,
             "OutputParameters": [],
-            "OwningExtension": _typed(
-                "EntityReference",
-                Id=self.step["sdkmessageprocessingstepid"],
-                KeyAttributes=[],
-                LogicalName="sdkmessageprocessingstep",
-                Name=self.step["name"],
-                RowVersion=None,
+            "OwningExtension": _value(
+                Reference(
+                    "sdkmessageprocessingstep", self.step["sdkmessageprocessingstepid"], self.step["name"]
+                )
             ),
             "ParentContext": self._fields(event.parent) if event.parent else None,
             "PostEntityImages": [],

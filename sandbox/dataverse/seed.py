@@ -104,22 +104,18 @@ def add_service_endpoint(
 ) -> str:
     """Register a queue to post to; return the service endpoint's id."""
     with app.session() as session:
-        return str(
-            session.create(
-                TABLES["serviceendpoint"],
-                {
-                    "name": path,
-                    "namespaceaddress": namespace_address,
-                    "path": path,
-                    "saskeyname": sas_key_name,
-                    "saskey": sas_key,
-                    "contract": 6,
-                    "authtype": 2,
-                    "namespaceformat": 2,
-                    "messageformat": 2,
-                },
-            )["serviceendpointid"]
-        )
+        values = {
+            "name": path,
+            "namespaceaddress": namespace_address,
+            "path": path,
+            "saskeyname": sas_key_name,
+            "saskey": sas_key,
+            "contract": 6,
+            "authtype": 2,
+            "namespaceformat": 2,
+            "messageformat": 2,
+        }
+        return str(session.create(TABLES["serviceendpoint"], values)["serviceendpointid"])
 
 
 def add_step(
@@ -133,11 +129,10 @@ def add_step(
 ) -> str:
     """Register a step (mode 1 asynchronous, 0 synchronous) that posts to an endpoint; return its id."""
     with app.session() as session:
-        sdk_message = session.transaction.rows(TABLES["sdkmessage"], "name = ?", (message,))[0][
-            "sdkmessageid"
-        ]
-        filters = session.transaction.rows(
-            TABLES["sdkmessagefilter"], "sdkmessageid = ? AND primaryobjecttypecode = ?", (sdk_message, table)
+        (message_filter,) = session.transaction.rows(
+            TABLES["sdkmessagefilter"],
+            "primaryobjecttypecode = ? AND sdkmessageid IN (SELECT sdkmessageid FROM sdkmessage WHERE name = ?)",
+            (table, message),
         )
         values = {
             "name": f"{message} of {table}",
@@ -145,7 +140,7 @@ def add_step(
             "stage": 40,
             "asyncautodelete": auto_delete,
             "eventhandler": endpoint,
-            "sdkmessageid": sdk_message,
-            "sdkmessagefilterid": filters[0]["sdkmessagefilterid"],
+            "sdkmessageid": message_filter["sdkmessageid"],
+            "sdkmessagefilterid": message_filter["sdkmessagefilterid"],
         }
         return str(session.create(TABLES["sdkmessageprocessingstep"], values)["sdkmessageprocessingstepid"])

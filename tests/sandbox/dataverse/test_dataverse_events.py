@@ -246,27 +246,6 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataverse-poster")]
 
 
-def test_two_posters_do_not_post_the_same_job(world: World) -> None:
-    """While one poster works on the first of two jobs, the other posts the second."""
-    world.listen(auto_delete=False)
-    for opportunity in world.demo.opportunities[:2]:
-        world.admin.win(opportunity)
-    others: list[int] = []
-
-    def post(*args: Any) -> None:  # noqa: ANN401
-        world.outside.post(*args)
-        if not others:
-            others.append(0)
-            another = threading.Thread(target=lambda: others.append(world.app.run_due_jobs()))
-            another.start()
-            another.join(timeout=10)
-
-    world.app.organization.pipeline.post = post
-    assert world.app.run_due_jobs() == 1
-    assert others == [0, 1]
-    assert len({context["OperationId"] for context in world.posted()}) == len(world.outside.posted) == 2
-
-
 def test_without_a_way_to_post_jobs_wait(world: World) -> None:
     world.app.organization.pipeline.post = None
     world.listen()

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandbox.dataverse.schema import TABLES
-
 if TYPE_CHECKING:
     from tests.sandbox.dataverse.conftest import World
 
@@ -137,26 +135,12 @@ def test_a_retrieve_within_a_batch_calculates_too(world: World) -> None:
 
 
 def test_discount_freight_and_tax_count(world: World) -> None:
-    opportunity = world.opportunity
-    with world.app.session() as session:
-        for line in session.transaction.rows(
-            TABLES["opportunityproduct"], "opportunityid = ?", (opportunity,)
-        ):
-            session.transaction.delete(TABLES["opportunityproduct"], line)
-        base = {"opportunityid": opportunity, "quantity": Decimal("2.5"), "priceperunit": Decimal("10.01")}
-        session.add(
-            TABLES["opportunityproduct"],
-            base | {"manualdiscountamount": Decimal("0.5"), "tax": Decimal("1.25")},
-        )
-        session.transaction.update(
-            TABLES["opportunity"],
-            opportunity,
-            {
-                "discountpercentage": Decimal(10),
-                "discountamount": Decimal(1),
-                "freightamount": Decimal("4.2"),
-            },
-        )
+    terms = {"discountpercentage": 10, "discountamount": 1, "freightamount": 4.2}
+    price_list = f"/pricelevels({world.demo.price_lists['EUR']})"
+    opportunity = world.admin.create("opportunities", {**terms, "pricelevelid@odata.bind": price_list})
+    line = {"quantity": 2.5, "priceperunit": 10.01, "manualdiscountamount": 0.5, "tax": 1.25}
+    header = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
+    world.admin.create("opportunityproducts", {**line, **header})
     invoice = world.function.generate(opportunity)["invoiceid"]
     row = world.function.get(f"invoices({invoice})")
     # 2.5 x 10.01 = 25.025, less 0.5, is 24.52 (half to even); 10 % of it and 1 are 3.45
