@@ -122,6 +122,11 @@ class Peer:
         return list(frames(self.connection.take_output(self.now)))
 
 
+@pytest.fixture
+def peer() -> Peer:
+    return Peer().open()
+
+
 def frames(data: bytes) -> Iterator[tuple[Any, bytes]]:
     """Yield the performatives of frames, each with what is behind it; protocol headers are skipped."""
     while data:
@@ -202,8 +207,7 @@ def test_a_foreign_protocol_is_refused_with_what_is_spoken_or_in_the_owners_word
 # Sending
 
 
-def test_a_message_is_sent_and_settled() -> None:
-    peer = Peer().open()
+def test_a_message_is_sent_and_settled(peer: Peer) -> None:
     link = peer.receiver(credit=2)
     delivery = link.send(b"tag", b"payload", context="mine")
     [(transfer, payload)] = peer.output()
@@ -220,8 +224,7 @@ def test_a_message_is_sent_and_settled() -> None:
     assert isinstance(disposition.state, Accepted)
 
 
-def test_a_peer_that_has_settled_expects_nothing() -> None:
-    peer = Peer().open()
+def test_a_peer_that_has_settled_expects_nothing(peer: Peer) -> None:
     delivery = peer.receiver(credit=2).send(b"tag", b"payload")
     peer.send(Disposition(RECEIVER, 0, settled=True, state=Modified(undeliverable_here=True)))
     [updated] = peer.events
@@ -231,16 +234,14 @@ def test_a_peer_that_has_settled_expects_nothing() -> None:
     assert peer.output()[1:] == []
 
 
-def test_a_range_of_deliveries_is_settled_at_once_however_wide() -> None:
-    peer = Peer().open()
+def test_a_range_of_deliveries_is_settled_at_once_however_wide(peer: Peer) -> None:
     link = peer.receiver(credit=5)
     deliveries = [link.send(b"%d" % number, b"x") for number in range(3)]
     peer.send(Disposition(RECEIVER, 1, 2**32 - 1, state=Accepted()))
     assert [each.delivery for each in peer.events if isinstance(each, DeliveryUpdated)] == deliveries[1:]
 
 
-def test_outcomes_of_consecutive_deliveries_are_stated_together() -> None:
-    peer = Peer().open()
+def test_outcomes_of_consecutive_deliveries_are_stated_together(peer: Peer) -> None:
     peer.sender()
     transfers = [Transfer(0, number, b"%d" % number, 0) for number in (5, 6, 7, 3)]
     peer.send(*transfers, payload=b"x")
@@ -253,8 +254,7 @@ def test_outcomes_of_consecutive_deliveries_are_stated_together() -> None:
     ]
 
 
-def test_outcomes_with_details_are_stated_each_by_itself() -> None:
-    peer = Peer().open()
+def test_outcomes_with_details_are_stated_each_by_itself(peer: Peer) -> None:
     peer.sender()
     peer.send(Transfer(0, 0, b"0", 0), Transfer(0, 1, b"1", 0), payload=b"x")
     for event in peer.events:
@@ -277,8 +277,7 @@ def test_a_large_message_is_sent_in_frames_that_the_peer_can_take() -> None:
     assert all(len(frame(*each)) <= 512 for each in response)
 
 
-def test_the_peers_window_holds_frames_back_until_it_opens() -> None:
-    peer = Peer().open()
+def test_the_peers_window_holds_frames_back_until_it_opens(peer: Peer) -> None:
     link = peer.receiver(credit=100)
     for number in range(5):
         link.send(b"%d" % number, b"x")
@@ -292,8 +291,7 @@ def test_the_peers_window_holds_frames_back_until_it_opens() -> None:
     assert link.can_send
 
 
-def test_frames_that_the_peer_has_not_seen_count_against_its_window() -> None:
-    peer = Peer().open()
+def test_frames_that_the_peer_has_not_seen_count_against_its_window(peer: Peer) -> None:
     link = peer.receiver(credit=100)
     for number in range(4):
         link.send(b"%d" % number, b"x")
@@ -302,15 +300,13 @@ def test_frames_that_the_peer_has_not_seen_count_against_its_window() -> None:
     assert not link.can_send
 
 
-def test_a_window_as_wide_as_it_can_be_stays_open() -> None:
-    peer = Peer().open()
+def test_a_window_as_wide_as_it_can_be_stays_open(peer: Peer) -> None:
     link = peer.receiver(credit=2**32 - 1)
     peer.send(Flow(0, 2**32 - 1, 0, 5))
     assert (link.credit, link.can_send) == (2**32 - 1, True)
 
 
-def test_credit_is_counted_from_what_the_peer_has_seen() -> None:
-    peer = Peer().open()
+def test_credit_is_counted_from_what_the_peer_has_seen(peer: Peer) -> None:
     link = peer.receiver(credit=5)
     link.send(b"0", b"x")
     peer.send(Flow(0, 5, 0, 5, 0, 0, 3))
@@ -319,8 +315,7 @@ def test_credit_is_counted_from_what_the_peer_has_seen() -> None:
     assert link.credit == 0
 
 
-def test_a_peer_that_drains_gets_its_credit_back() -> None:
-    peer = Peer().open()
+def test_a_peer_that_drains_gets_its_credit_back(peer: Peer) -> None:
     link = peer.receiver(credit=5)
     link.send(b"0", b"x")
     peer.output()
@@ -333,8 +328,7 @@ def test_a_peer_that_drains_gets_its_credit_back() -> None:
 
 
 @pytest.mark.parametrize("handle", [0, None])
-def test_an_echo_is_confirmed_with_the_state(handle: int | None) -> None:
-    peer = Peer().open()
+def test_an_echo_is_confirmed_with_the_state(peer: Peer, handle: int | None) -> None:
     peer.receiver(credit=5)
     flow = only(peer.send(Flow(0, 5, 0, 5, handle, None if handle is None else 0, 7, echo=True)))
     assert (flow.handle, flow.link_credit) == (handle, None if handle is None else 7)
@@ -344,8 +338,7 @@ def test_an_echo_is_confirmed_with_the_state(handle: int | None) -> None:
 # Receiving
 
 
-def test_a_message_of_several_frames_is_put_together() -> None:
-    peer = Peer().open()
+def test_a_message_of_several_frames_is_put_together(peer: Peer) -> None:
     peer.sender()
     peer.send_bytes(
         frame(Transfer(0, 3, b"tag", 0x80013700, more=True), b"one ")
@@ -360,8 +353,7 @@ def test_a_message_of_several_frames_is_put_together() -> None:
     assert peer.output() == []  # it was sent settled
 
 
-def test_an_aborted_message_is_discarded() -> None:
-    peer = Peer().open()
+def test_an_aborted_message_is_discarded(peer: Peer) -> None:
     peer.sender()
     peer.send(Transfer(0, 0, b"0", 0, more=True), Transfer(0, aborted=True), payload=b"half")
     peer.send(Transfer(0, 1, b"1", 0), payload=b"whole")
@@ -370,8 +362,7 @@ def test_an_aborted_message_is_discarded() -> None:
     assert received.delivery.payload == b"whole"
 
 
-def test_a_message_that_is_too_large_is_rejected_and_not_kept() -> None:
-    peer = Peer().open()
+def test_a_message_that_is_too_large_is_rejected_and_not_kept(peer: Peer) -> None:
     peer.sender()
     for _ in range(3):
         peer.send(Transfer(0, 0, b"0", 0, more=True), payload=b"x" * 1000)
@@ -385,8 +376,7 @@ def test_a_message_that_is_too_large_is_rejected_and_not_kept() -> None:
     assert [type(event) for event in peer.events] == [MessageReceived]
 
 
-def test_credit_is_given_again_before_it_is_used_up() -> None:
-    peer = Peer().open()
+def test_credit_is_given_again_before_it_is_used_up(peer: Peer) -> None:
     peer.sender(credit=4)
     first = peer.send(*(Transfer(0, number, b"x", 0) for number in range(2)))
     assert first == []
@@ -394,8 +384,7 @@ def test_credit_is_given_again_before_it_is_used_up() -> None:
     assert (flow.handle, flow.delivery_count, flow.link_credit, flow.next_incoming_id) == (0, 3, 4, 3)
 
 
-def test_the_window_is_opened_again_before_it_is_used_up() -> None:
-    peer = Peer().open()
+def test_the_window_is_opened_again_before_it_is_used_up(peer: Peer) -> None:
     peer.sender(credit=100)
     response = peer.send(*(Transfer(0, number, b"x", 0) for number in range(6)))
     assert [(flow.incoming_window, flow.next_incoming_id) for flow, _ in response] == [(10, 6)]
@@ -416,8 +405,7 @@ def test_a_link_is_refused_with_an_attach_without_a_node_and_a_detach() -> None:
         assert (detached.closed, detached.error.name) == (True, "test:no")
 
 
-def test_what_comes_on_a_link_that_this_side_detached_is_ignored() -> None:
-    peer = Peer().open()
+def test_what_comes_on_a_link_that_this_side_detached_is_ignored(peer: Peer) -> None:
     link = peer.sender()
     link.detach(Condition("test:gone"))
     assert only(peer.output()).error.name == "test:gone"
@@ -426,8 +414,7 @@ def test_what_comes_on_a_link_that_this_side_detached_is_ignored() -> None:
     assert peer.events == []
 
 
-def test_a_link_that_the_peer_detaches_is_detached_and_its_handle_is_free() -> None:
-    peer = Peer().open()
+def test_a_link_that_the_peer_detaches_is_detached_and_its_handle_is_free(peer: Peer) -> None:
     link = peer.receiver()
     assert only(peer.send(Detach(0, closed=True))) == Detach(0, closed=True)
     assert peer.events == [LinkDetached(link)]
@@ -435,23 +422,20 @@ def test_a_link_that_the_peer_detaches_is_detached_and_its_handle_is_free() -> N
     peer.receiver()
 
 
-def test_a_session_that_ends_ends_its_links() -> None:
-    peer = Peer().open()
+def test_a_session_that_ends_ends_its_links(peer: Peer) -> None:
     link = peer.receiver()
     assert isinstance(only(peer.send(End())), End)
     assert peer.events == [LinkDetached(link)]
     assert isinstance(only(peer.send(Begin(None, 0, 5, 5))), Begin)
 
 
-def test_a_close_is_confirmed() -> None:
-    peer = Peer().open()
+def test_a_close_is_confirmed(peer: Peer) -> None:
     assert only(peer.send(Close())) == Close(None)
     assert peer.connection.is_closed
     assert peer.connection.is_closed_by_peer
 
 
-def test_what_the_owner_closes_is_closed_with_its_reason() -> None:
-    peer = Peer().open()
+def test_what_the_owner_closes_is_closed_with_its_reason(peer: Peer) -> None:
     peer.connection.close(Condition("test:over", "over"))
     peer.connection.close()
     assert only(peer.output()).error.name == "test:over"
@@ -461,8 +445,7 @@ def test_what_the_owner_closes_is_closed_with_its_reason() -> None:
 # Silence
 
 
-def test_a_silent_connection_is_closed() -> None:
-    peer = Peer().open()
+def test_a_silent_connection_is_closed(peer: Peer) -> None:
     assert peer.connection.tick(59.9) == 60.0
     peer.now = 30.0
     peer.send_bytes(frame(b""))
@@ -515,8 +498,7 @@ def described(code: int | str, *fields: object) -> bytes:
         (frame(Attach("x", 10, RECEIVER)), "amqp:connection:framing-error"),
     ],
 )  # fmt: skip
-def test_what_breaks_the_connection_ends_it_with_a_condition(data: bytes, condition: str) -> None:
-    peer = Peer().open()
+def test_what_breaks_the_connection_ends_it_with_a_condition(peer: Peer, data: bytes, condition: str) -> None:
     peer.receiver()
     closed = peer.send_bytes(data)[-1][0]
     assert isinstance(closed, Close)
@@ -544,8 +526,9 @@ def test_a_connection_that_does_not_begin_with_an_open_is_closed(first: Performa
         (Detach(5), "amqp:session:unattached-handle"),
     ],
 )
-def test_what_breaks_a_session_ends_it_with_a_condition(performative: Performative, condition: str) -> None:
-    peer = Peer().open()
+def test_what_breaks_a_session_ends_it_with_a_condition(
+    peer: Peer, performative: Performative, condition: str
+) -> None:
     link = peer.receiver()
     ended = only(peer.send(performative))
     assert isinstance(ended, End)
@@ -573,9 +556,8 @@ def test_more_frames_than_the_window_end_the_session() -> None:
     ],
 )
 def test_what_breaks_a_link_detaches_it_with_a_condition(
-    credit: int, transfer: Transfer, condition: str
+    peer: Peer, credit: int, transfer: Transfer, condition: str
 ) -> None:
-    peer = Peer().open()
     link = peer.sender(credit=credit)
     detached = only(peer.send(transfer, payload=b"x"))
     assert (detached.closed, detached.error.name) == (True, condition)
@@ -598,8 +580,7 @@ def test_fields_that_are_left_out_or_null_have_their_defaults() -> None:
     assert opened.max_frame_size == 2**32 - 1
 
 
-def test_what_a_link_asks_for_is_kept() -> None:
-    peer = Peer().open()
+def test_what_a_link_asks_for_is_kept(peer: Peer) -> None:
     filters = {Symbol("filter"): Described(Symbol("name"), "value")}
     source = Source("q", filter=filters, outcomes=[Symbol("amqp:accepted:list")])
     attach = Attach("l", 1, RECEIVER, 1, 1, source, Target("t"), properties={"k": 1})

@@ -10,9 +10,8 @@ import pytest
 from azure.servicebus import (
     ServiceBusMessage,
     ServiceBusMessageState,
+    ServiceBusReceivedMessage,
     ServiceBusReceiveMode,
-    ServiceBusReceiver,
-    ServiceBusSender,
     ServiceBusSubQueue,
 )
 from azure.servicebus.amqp import AmqpAnnotatedMessage
@@ -26,35 +25,41 @@ from azure.servicebus.exceptions import (
 
 from sandbox.service_bus import Message
 from sandbox.service_bus.configuration import Status
+from sandbox.service_bus.messages import Counts
 
 if TYPE_CHECKING:
     from tests.sandbox.service_bus.conftest import Access
 
 
-@pytest.fixture
-def links(access: "Access") -> tuple[ServiceBusSender, ServiceBusReceiver]:
-    """Open both at once: the SDK takes half a second for each."""
-    assert access.one_client is not None
-    with ThreadPoolExecutor(2) as pool:
-        sender, receiver = pool.submit(access.sender), pool.submit(access.receiver)
-    return sender.result(), receiver.result()
+class Queue:
+    """The queue `plain`, with a sender and a receiver; both are opened at once, which takes the SDK half a second."""
+
+    def __init__(self, access: "Access") -> None:
+        self.advance = access.advance
+        self._access = access
+        assert access.one_client is not None
+        with ThreadPoolExecutor(2) as pool:
+            sender, receiver = pool.submit(access.sender), pool.submit(access.receiver)
+        self.sender, self.receiver = sender.result(), receiver.result()
+
+    @property
+    def counts(self) -> Counts:
+        """How many messages it has, in each state."""
+        return self._access.broker.counts("plain")
+
+    def receive(self, count: int = 1) -> list[ServiceBusReceivedMessage]:
+        """Receive so many messages."""
+        return self._access.receive(self.receiver, count)
 
 
 @pytest.fixture
-def sender(links: tuple[ServiceBusSender, ServiceBusReceiver]) -> ServiceBusSender:
-    return links[0]
+def queue(access: "Access") -> Queue:
+    return Queue(access)
 
 
-@pytest.fixture
-def receiver(links: tuple[ServiceBusSender, ServiceBusReceiver]) -> ServiceBusReceiver:
-    return links[1]
-
-
-def test_a_message_arrives_as_it_was_sent(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
+def test_a_message_arrives_as_it_was_sent(queue: Queue) -> None:
     sent_at = datetime.now(UTC)
-    sender.send_messages(
+    queue.sender.send_messages(
         ServiceBusMessage(
             b"\x00\xff body",
             message_id="id-1",
@@ -76,14 +81,11 @@ def test_a_message_arrives_as_it_was_sent(
             },
         )
     )
-    [message] = access.receive(receiver)
+    [message] = queue.receive()
     assert b"".join(message.body) == b"\x00\xff body"
     assert (message.message_id, message.correlation_id, message.subject) == ("id-1", "correlation", "subject")
-    assert (message.to, message.reply_to, message.content_type) == (
-        "somebody",
-        "responses",
-        "application/json",
-    )
+    assert (message.to, message.reply_to) == ("somebody", "responses")
+    assert message.content_type == "application/json"
     assert (message.partition_key, message.time_to_live) == ("key", timedelta(days=40))
     assert message.application_properties == {
         b"text": "ü".encode(),
@@ -100,51 +102,45 @@ def test_a_message_arrives_as_it_was_sent(
     assert abs(message.enqueued_time_utc - sent_at) < timedelta(seconds=10)
     assert message.locked_until_utc is not None
     assert timedelta(seconds=20) < message.locked_until_utc - sent_at < timedelta(seconds=40)
-    receiver.complete_message(message)
-    assert access.broker.counts("plain").active == 0
+    queue.receiver.complete_message(message)
+    assert queue.counts.active == 0
 
 
-def test_a_batch_arrives_whole_and_in_order(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    batch = sender.create_message_batch()
+def test_a_batch_arrives_whole_and_in_order(queue: Queue) -> None:
+    batch = queue.sender.create_message_batch()
     for number in range(20):
         batch.add_message(ServiceBusMessage(f"{number}", message_id=f"m{number}"))
-    sender.send_messages(batch)
-    sender.send_messages([ServiceBusMessage("one"), ServiceBusMessage("two")])
-    received = access.receive(receiver, 22)
+    queue.sender.send_messages(batch)
+    queue.sender.send_messages([ServiceBusMessage("one"), ServiceBusMessage("two")])
+    received = queue.receive(22)
     assert [str(message) for message in received] == [*map(str, range(20)), "one", "two"]
     assert received[7].message_id == "m7"
 
 
-def test_each_kind_of_body_is_kept(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    sender.send_messages(AmqpAnnotatedMessage(value_body={"a": [1, "b"]}))
-    sender.send_messages(AmqpAnnotatedMessage(sequence_body=[[1, 2], [3]]))
-    sender.send_messages(AmqpAnnotatedMessage(data_body=[b"one", b"", b"two"]))
-    value, sequences, data = access.receive(receiver, 3)
+def test_each_kind_of_body_is_kept(queue: Queue) -> None:
+    queue.sender.send_messages(AmqpAnnotatedMessage(value_body={"a": [1, "b"]}))
+    queue.sender.send_messages(AmqpAnnotatedMessage(sequence_body=[[1, 2], [3]]))
+    queue.sender.send_messages(AmqpAnnotatedMessage(data_body=[b"one", b"", b"two"]))
+    value, sequences, data = queue.receive(3)
     assert value.body == {b"a": [1, b"b"]}
     assert list(sequences.body) == [[1, 2], [3]]
     assert list(data.body) == [b"one", b"", b"two"]
 
 
-def test_a_message_delivered_too_often_is_dead_lettered(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    sender.send_messages(ServiceBusMessage("poison", application_properties={"kept": "yes"}))
+def test_a_message_delivered_too_often_is_dead_lettered(access: "Access", queue: Queue) -> None:
+    queue.sender.send_messages(ServiceBusMessage("poison", application_properties={"kept": "yes"}))
     for count in range(3):
-        [message] = access.receive(receiver)
+        [message] = queue.receive()
         assert message.delivery_count == count
-        receiver.abandon_message(message)
-    dead_letters = access.receiver("plain", sub_queue=ServiceBusSubQueue.DEAD_LETTER)
+        queue.receiver.abandon_message(message)
+    dead_letters = access.receiver(sub_queue=ServiceBusSubQueue.DEAD_LETTER)
     [message] = access.receive(dead_letters)
     assert message.dead_letter_reason == "MaxDeliveryCountExceeded"
     assert message.dead_letter_source == "plain"
     assert message.delivery_count == 3
     assert (message.application_properties or {})[b"kept"] == b"yes"
     dead_letters.complete_message(message)
-    assert access.broker.counts("plain").dead_letter == 0
+    assert queue.counts.dead_letter == 0
 
 
 def test_dead_letters_are_forwarded_with_their_properties(access: "Access") -> None:
@@ -166,118 +162,104 @@ def test_dead_letters_are_forwarded_with_their_properties(access: "Access") -> N
     parked.complete_message(message)
 
 
-def test_an_expired_lock_brings_the_message_back_to_a_waiting_receiver(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    sender.send_messages(ServiceBusMessage("slow"))
-    [first] = access.receive(receiver)
-    access.advance(seconds=31)
-    [second] = access.receive(receiver)
+def test_an_expired_lock_brings_the_message_back_to_a_waiting_receiver(queue: Queue) -> None:
+    queue.sender.send_messages(ServiceBusMessage("slow"))
+    [first] = queue.receive()
+    queue.advance(seconds=31)
+    [second] = queue.receive()
     assert second.sequence_number == first.sequence_number
     assert second.delivery_count == 1
     assert second.lock_token != first.lock_token
-    for use_lost_lock in (receiver.complete_message, receiver.renew_message_lock):
+    for use_lost_lock in (queue.receiver.complete_message, queue.receiver.renew_message_lock):
         with pytest.raises(MessageLockLostError):
             use_lost_lock(first)
-    receiver.complete_message(second)
+    queue.receiver.complete_message(second)
 
 
-def test_a_renewed_lock_holds(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    sender.send_messages(ServiceBusMessage("slow"))
-    [message] = access.receive(receiver)
+def test_a_renewed_lock_holds(queue: Queue) -> None:
+    queue.sender.send_messages(ServiceBusMessage("slow"))
+    [message] = queue.receive()
     before = message.locked_until_utc
-    access.advance(seconds=20)
-    renewed = receiver.renew_message_lock(message)
+    queue.advance(seconds=20)
+    renewed = queue.receiver.renew_message_lock(message)
     assert before is not None
     assert renewed - before > timedelta(seconds=19)
-    access.advance(seconds=20)
-    assert access.broker.counts("plain").locked == 1
-    receiver.complete_message(message)
-    assert access.broker.counts("plain").active == 0
+    queue.advance(seconds=20)
+    assert queue.counts.locked == 1
+    queue.receiver.complete_message(message)
+    assert queue.counts.active == 0
 
 
-def test_a_deferred_message_comes_by_its_number_only(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    sender.send_messages([ServiceBusMessage("later"), ServiceBusMessage("now")])
-    later, now = access.receive(receiver, 2)
-    receiver.defer_message(later)
-    receiver.complete_message(now)
-    [peeked] = receiver.peek_messages(1, sequence_number=1)
+def test_a_deferred_message_comes_by_its_number_only(queue: Queue) -> None:
+    queue.sender.send_messages([ServiceBusMessage("later"), ServiceBusMessage("now")])
+    later, now = queue.receive(2)
+    queue.receiver.defer_message(later)
+    queue.receiver.complete_message(now)
+    [peeked] = queue.receiver.peek_messages(1, sequence_number=1)
     assert peeked.state is ServiceBusMessageState.DEFERRED
     assert later.sequence_number is not None
-    [again] = receiver.receive_deferred_messages([later.sequence_number])
+    [again] = queue.receiver.receive_deferred_messages([later.sequence_number])
     assert str(again) == "later"
-    receiver.complete_message(again)
-    assert access.broker.counts("plain").deferred == 0
+    queue.receiver.complete_message(again)
+    assert queue.counts.deferred == 0
     with pytest.raises(MessageNotFoundError):
-        receiver.receive_deferred_messages([later.sequence_number])
+        queue.receiver.receive_deferred_messages([later.sequence_number])
 
 
-def test_a_deferred_message_can_be_dead_lettered_and_abandoned(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    sender.send_messages(ServiceBusMessage("later"))
-    [message] = access.receive(receiver)
-    receiver.defer_message(message)
+def test_a_deferred_message_can_be_dead_lettered_and_abandoned(queue: Queue) -> None:
+    queue.sender.send_messages(ServiceBusMessage("later"))
+    [message] = queue.receive()
+    queue.receiver.defer_message(message)
     number = message.sequence_number
     assert number is not None
-    receiver.abandon_message(receiver.receive_deferred_messages(number)[0])
-    assert access.broker.counts("plain").deferred == 1
-    receiver.dead_letter_message(receiver.receive_deferred_messages(number)[0], reason="Old")
-    assert access.broker.counts("plain").dead_letter == 1
+    queue.receiver.abandon_message(queue.receiver.receive_deferred_messages(number)[0])
+    assert queue.counts.deferred == 1
+    queue.receiver.dead_letter_message(queue.receiver.receive_deferred_messages(number)[0], reason="Old")
+    assert queue.counts.dead_letter == 1
 
 
-def test_a_scheduled_message_appears_when_it_is_due(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
+def test_a_scheduled_message_appears_when_it_is_due(queue: Queue) -> None:
     due = datetime.now(UTC) + timedelta(hours=1)
-    sender.schedule_messages(ServiceBusMessage("by schedule_messages"), due)
-    sender.send_messages(
+    queue.sender.schedule_messages(ServiceBusMessage("by schedule_messages"), due)
+    queue.sender.send_messages(
         ServiceBusMessage("by property", scheduled_enqueue_time_utc=due + timedelta(minutes=1))
     )
-    states = [message.state for message in receiver.peek_messages(5)]
+    states = [message.state for message in queue.receiver.peek_messages(5)]
     assert states == [ServiceBusMessageState.SCHEDULED] * 2
-    access.advance(minutes=60, seconds=1)
-    [first] = access.receive(receiver)
+    queue.advance(minutes=60, seconds=1)
+    [first] = queue.receive()
     assert str(first) == "by schedule_messages"
-    receiver.complete_message(first)
-    access.advance(minutes=1)
-    [message] = access.receive(receiver)
+    queue.receiver.complete_message(first)
+    queue.advance(minutes=1)
+    [message] = queue.receive()
     assert str(message) == "by property"
     assert message.scheduled_enqueue_time_utc is not None
 
 
-def test_a_scheduled_message_can_be_cancelled(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
+def test_a_scheduled_message_can_be_cancelled(queue: Queue) -> None:
     due = datetime.now(UTC) + timedelta(hours=1)
-    numbers = sender.schedule_messages([ServiceBusMessage("a"), ServiceBusMessage("b")], due)
-    sender.cancel_scheduled_messages(numbers[0])
-    access.advance(hours=2)
-    assert str(access.receive(receiver)[0]) == "b"
+    numbers = queue.sender.schedule_messages([ServiceBusMessage("a"), ServiceBusMessage("b")], due)
+    queue.sender.cancel_scheduled_messages(numbers[0])
+    queue.advance(hours=2)
+    assert str(queue.receive()[0]) == "b"
     with pytest.raises(MessageNotFoundError):
-        sender.cancel_scheduled_messages(numbers[1])
+        queue.sender.cancel_scheduled_messages(numbers[1])
 
 
-def test_peeking_shows_all_and_changes_nothing(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
-    sender.send_messages([ServiceBusMessage(f"{number}") for number in range(5)])
-    [locked] = access.receive(receiver)
-    peeked = receiver.peek_messages(3, sequence_number=1)
+def test_peeking_shows_all_and_changes_nothing(queue: Queue) -> None:
+    queue.sender.send_messages([ServiceBusMessage(f"{number}") for number in range(5)])
+    [locked] = queue.receive()
+    peeked = queue.receiver.peek_messages(3, sequence_number=1)
     assert [str(message) for message in peeked] == ["0", "1", "2"]
-    assert [str(message) for message in receiver.peek_messages(10)] == ["3", "4"]
+    assert [str(message) for message in queue.receiver.peek_messages(10)] == ["3", "4"]
     assert peeked[0].state is ServiceBusMessageState.ACTIVE
-    assert receiver.peek_messages(1, sequence_number=100) == []
-    receiver.complete_message(locked)
-    assert [message.delivery_count for message in receiver.peek_messages(1, sequence_number=1)] == [0]
+    assert queue.receiver.peek_messages(1, sequence_number=100) == []
+    queue.receiver.complete_message(locked)
+    assert [message.delivery_count for message in queue.receiver.peek_messages(1, sequence_number=1)] == [0]
 
 
-def test_receive_and_delete_takes_it_for_good(access: "Access", sender: ServiceBusSender) -> None:
-    sender.send_messages(ServiceBusMessage("once"))
+def test_receive_and_delete_takes_it_for_good(access: "Access") -> None:
+    access.broker.send("plain", Message(b"once"))
     receiver = access.receiver(receive_mode=ServiceBusReceiveMode.RECEIVE_AND_DELETE)
     assert str(access.receive(receiver)[0]) == "once"
     assert access.broker.counts("plain").active == 0
@@ -300,17 +282,14 @@ def test_subscriptions_take_what_their_rules_say(access: "Access") -> None:
     assert access.receive(dead_letters)[0].dead_letter_source == "news/Subscriptions/red"
 
 
-def test_a_message_that_is_too_large_is_refused(
-    access: "Access", sender: ServiceBusSender, receiver: ServiceBusReceiver
-) -> None:
+def test_a_message_that_is_too_large_is_refused(access: "Access", queue: Queue) -> None:
     with pytest.raises(MessageSizeExceededError):
-        sender.send_messages(ServiceBusMessage(b"x" * (257 * 1024)))
-    small = access.sender("small")
+        queue.sender.send_messages(ServiceBusMessage(b"x" * (257 * 1024)))
     with pytest.raises(MessageSizeExceededError):
-        small.send_messages(ServiceBusMessage(b"x" * 2000))
+        access.sender("small").send_messages(ServiceBusMessage(b"x" * 2000))
     largest = b"x" * (255 * 1024)
-    sender.send_messages(ServiceBusMessage(largest))
-    assert b"".join(access.receive(receiver)[0].body) == largest
+    queue.sender.send_messages(ServiceBusMessage(largest))
+    assert b"".join(queue.receive()[0].body) == largest
 
 
 @pytest.mark.parametrize(
