@@ -69,7 +69,7 @@ class Organization:
     def connect(self, *arguments: str, key: str = KEY) -> dict[str, str]:
         return outcomes(self.set_up("connect", "--json", "--yes", *arguments, OPPORTUNITY_WON_SAS_KEY=key))
 
-    def wins(self, *opportunities: str, on: str = "2026-03-01") -> None:
+    def mark_won(self, *opportunities: str, on: str = "2026-03-01") -> None:
         """Win opportunities, which posts no event."""
         with self.app.session() as session:
             for opportunity in opportunities:
@@ -105,14 +105,13 @@ def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Or
     app = DataverseApp(tokens.verify, post=lambda *post: posts.append(post))
     seed.add_administrator(app, ADMINISTRATOR.client_id)
     context = certificates.server_context("127.0.0.1")
-    made: list[Organization] = []
 
     def forgetful(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
-        if environ["REQUEST_METHOD"] == "PATCH" and made[0].forgets_changes:
+        if environ["REQUEST_METHOD"] == "PATCH" and made.forgets_changes:
             start_response("204 No Content", [])
             return []
         endpoints = "/serviceendpoints" in environ["PATH_INFO"] and environ["REQUEST_METHOD"] == "GET"
-        if endpoints and made[0].forgets_endpoints:
+        if endpoints and made.forgets_endpoints:
             one = "(" in environ["PATH_INFO"]
             start_response("404 Not Found" if one else "200 OK", [("Content-Type", "application/json")])
             return [b'{"error": {"code": "0x80040217", "message": "Gone."}}' if one else b'{"value": []}']
@@ -133,8 +132,8 @@ def organization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Or
         # The libraries read where identities and trusted certificates are from the process's environment.
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        made.append(Organization(app, environment, posts))
-        yield made[0]
+        made = Organization(app, environment, posts)
+        yield made
     app.close()
 
 
@@ -343,9 +342,9 @@ def test_reconcile_finds_the_wins_that_never_became_an_invoice(organization: Org
     demo = seed.demo_organization(organization.app, opportunities=1106)
     invoiced, canceled, ordered, claimed, lost, old, still_open, *missing = demo.opportunities
     api = WebApi.of(organization.environment)
-    organization.wins(invoiced, canceled, claimed, *missing)
-    organization.wins(ordered, on="2026-06-01")
-    organization.wins(old, on="2025-12-31")
+    organization.mark_won(invoiced, canceled, claimed, *missing)
+    organization.mark_won(ordered, on="2026-06-01")
+    organization.mark_won(old, on="2025-12-31")
     with organization.app.session() as session:
         session.change(TABLES["opportunity"], lost, {"statecode": 2, "actualclosedate": "2026-03-01"})
     for opportunity in (invoiced, canceled):
@@ -400,7 +399,7 @@ def test_reconcile_says_where_it_cannot_tell_what_its_login_sees(organization: O
 def test_reconcile_waits_where_dataverse_throttles(organization: Organization) -> None:
     """Every second request is refused for a second, and the command succeeds nevertheless."""
     demo = seed.demo_organization(organization.app, opportunities=1)
-    organization.wins(*demo.opportunities)
+    organization.mark_won(*demo.opportunities)
     organization.app.protection = ServiceProtection(
         SystemClock(), ServiceProtectionLimits(requests=1, window=timedelta(seconds=1))
     )
@@ -411,7 +410,7 @@ def test_reconcile_waits_where_dataverse_throttles(organization: Organization) -
 
 def test_reconcile_sends_an_event_for_each(organization: Organization) -> None:
     demo = seed.demo_organization(organization.app, opportunities=3)
-    organization.wins(*demo.opportunities)
+    organization.mark_won(*demo.opportunities)
     configuration = Configuration.load()
     broker = Broker(configuration)
     with ServiceBusServer(broker, authenticator=Authenticator(configuration)) as server:

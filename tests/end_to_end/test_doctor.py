@@ -76,6 +76,7 @@ READS = re.findall(r"`(prvRead\w+)`", DEPLOY)
 READER = Identity.named("read connection of the pipeline", OPERATOR.tenant_id)
 UNKNOWN = Identity.named("no application user", OPERATOR.tenant_id)
 Row = dict[str, Any]
+Reply = tuple[int, dict[str, str], bytes]
 
 
 # ------------------------------------------------------------------------------------------- the set-up
@@ -87,6 +88,8 @@ class Organization(DataverseApp):
     is_atomic = True
     forgives_duplicates = False
     loses_responses = False
+    # What something in front of Dataverse responds in its place, by path.
+    instead: Callable[[str], Reply | None] | None = None
 
     def _change_set(self, change_set: Any, caller: Any, info: Any, prefer: Any) -> list[Any]:  # noqa: ANN401 - the emulator's own
         if self.is_atomic and not self.forgives_duplicates:
@@ -102,6 +105,10 @@ class Organization(DataverseApp):
         return parts
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
+        if self.instead is not None and (reply := self.instead(environ["PATH_INFO"])) is not None:
+            status, headers, body = reply
+            start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
+            return [body]
         is_change = self.loses_responses and self._changes(environ)
         response = super().__call__(environ, start_response)
         if is_change:
@@ -205,9 +212,6 @@ def _assignments(entity: str) -> str:
     )
 
 
-Reply = tuple[int, dict[str, str], bytes]
-
-
 @dataclass
 class Sandbox:
     """Everything that `doctor` checks, and the command line with its settings."""
@@ -220,8 +224,6 @@ class Sandbox:
     namespace: str
     plain: ServiceBusServer
     environment: dict[str, str]
-    # What something in front of Dataverse responds in its place, by path.
-    instead: Callable[[str], Reply | None] = field(default=lambda _: None)
 
     def doctor(self, environment: Mapping[str, str], *arguments: str) -> tuple[int, list[Row]]:
         run = CliRunner().invoke(
@@ -266,7 +268,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
         configuration, verify_token=tokens.verify, role_assignments=list(_role_assignments())
     )
     with ExitStack() as stack:
-        made: list[Sandbox] = []
         stack.callback(organization.close)
         identities = stack.enter_context(
             IdentityServer(
@@ -274,9 +275,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
             )
         )
         context = certificates.server_context("127.0.0.1", "localhost")
-        server = stack.enter_context(
-            DataverseServer(organization, context, middleware=lambda app: _before(app, made))
-        )
+        server = stack.enter_context(DataverseServer(organization, context))
         plain = stack.enter_context(ServiceBusServer(broker, authenticator=authenticator))
         namespace = NamespaceServer(broker, authenticator, certificates)
         namespace.start_tls(stack)
@@ -301,20 +300,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, tokens: TokenAuthority) ->
             "INVOICE_CREATED_TOPIC": TOPIC,
             "PYTHON_THREADPOOL_THREAD_COUNT": "16",
         }
-        made.append(
-            Sandbox(
-                organization,
-                demo.opportunities,
-                broker,
-                azure,
-                authenticator,
-                namespace.address,
-                plain,
-                environment,
-            )
+        sandbox = Sandbox(
+            organization,
+            demo.opportunities,
+            broker,
+            azure,
+            authenticator,
+            namespace.address,
+            plain,
+            environment,
         )
-        _connect(made[0])
-        yield made[0]
+        _connect(sandbox)
+        yield sandbox
     # Threads that were left behind in a call give up soon, now that nobody listens any more. What they leave behind is
     # collected here, where it is known why, and not in the middle of somebody else's test.
     bound = time.monotonic() + 30
@@ -359,18 +356,6 @@ def _role_assignments() -> Iterator[RoleAssignment]:
             yield RoleAssignment(identity.client_id, Role.RECEIVER, QUEUE)
         if identity is not MUTE:
             yield RoleAssignment(identity.client_id, Role.SENDER, TOPIC)
-
-
-def _before(app: Any, made: list[Sandbox]) -> Any:  # noqa: ANN401 - WSGI
-    def respond(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-        instead = made[0].instead(environ["PATH_INFO"]) if made else None
-        if instead is None:
-            return app(environ, start_response)  # type: ignore[no-any-return]
-        status, headers, body = instead
-        start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
-        return [body]
-
-    return respond
 
 
 # -------------------------------------------------------------------------------------------- healthy
@@ -571,6 +556,7 @@ class Broken:
 
     sandbox: Sandbox
     undo: ExitStack
+    patch: pytest.MonkeyPatch
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
@@ -645,9 +631,9 @@ class Broken:
     def responds(self, status: int, body: bytes = b"", path: str = "", **headers: str) -> None:
         """Let something else respond in Dataverse's place where the path contains this."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        instead = status, {"Content-Length": str(len(body)), **given}, body
-        self.sandbox.instead = lambda asked: instead if path in asked else None
-        self.undo.callback(setattr, self.sandbox, "instead", lambda _: None)
+        reply = status, {"Content-Length": str(len(body)), **given}, body
+        organization = self.sandbox.organization
+        self.patch.setattr(organization, "instead", lambda asked: reply if path in asked else None)
 
     def refuses(self, status: int, code: str, path: str = "") -> None:
         body = json.dumps({"error": {"code": code, "message": "No."}}).encode()
@@ -663,8 +649,7 @@ class Broken:
     def resource(self, path: str, **properties: object) -> None:
         """Check through Resource Manager, which returns a resource with other properties."""
         azure = self.sandbox.azure
-        self.undo.callback(setattr, azure, "resources", azure.resources)
-        azure.resources = copy.deepcopy(azure.resources)
+        self.patch.setattr(azure, "resources", copy.deepcopy(azure.resources))
         azure.resources[f"{NAMESPACE_ID}/{path}".rstrip("/")]["properties"].update(properties)
         self.arguments = self.sandbox.arm
 
@@ -697,8 +682,7 @@ class Broken:
 
     def organization_is(self, **switches: bool) -> None:
         for name, value in switches.items():
-            self.undo.callback(setattr, self.sandbox.organization, name, getattr(Organization, name))
-            setattr(self.sandbox.organization, name, value)
+            self.patch.setattr(self.sandbox.organization, name, value)
         self.tries_claim()
 
     def port(self, host: str = "127.0.0.1", number: int = 0, *, listens: bool) -> int:
@@ -888,8 +872,7 @@ def _no_price_list(broken: Broken) -> None:
 def _stopping_batches(broken: Broken) -> None:
     broken.tries_claim()
     organization = broken.sandbox.organization.organization
-    broken.undo.callback(setattr, organization, "failed_change_set", organization.failed_change_set)
-    organization.failed_change_set = FailedChangeSet.STOPS_WITH_400
+    broken.patch.setattr(organization, "failed_change_set", FailedChangeSet.STOPS_WITH_400)
 
 
 def _root_key(broken: Broken) -> None:
@@ -927,9 +910,9 @@ DIFFERENCES: list[tuple[str, str, object, Finding]] = [
 
 
 @pytest.fixture
-def broken(sandbox: Sandbox, tmp_path: Path) -> Iterator[Broken]:
+def broken(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Broken]:
     with ExitStack() as undo:
-        yield Broken(sandbox, undo, tmp_path)
+        yield Broken(sandbox, undo, monkeypatch, tmp_path)
 
 
 CASES: list[tuple[Callable[[Broken], None], Finding, str]] = [
