@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,8 +16,8 @@ import pytest
 from sandbox.functions_host import FunctionsHost
 from sandbox.service_bus import Broker, Configuration, Message, ServiceBusServer
 from tests.sandbox.conftest import PATIENCE, connection_string, wait_until
+from tests.sandbox.functions_host.conftest import add_breakpoint
 
-RECORDER = Path(__file__).with_name("recorder")
 ENTITIES = '{"UserConfig": {"Namespaces": [{"Name": "test", "Queues": [{"Name": "work"}]}]}}'
 
 
@@ -96,16 +95,6 @@ def port() -> int:
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Path:
-    folder = Path(shutil.copytree(RECORDER, tmp_path / "app"))
-    function = folder / "record" / "__init__.py"
-    function.write_text(
-        function.read_text().replace("    records = Path", "    breakpoint()\n    records = Path")
-    )
-    return folder
-
-
-@pytest.fixture
 def server() -> Iterator[ServiceBusServer]:
     with ServiceBusServer(Broker(Configuration.parse(ENTITIES))) as running:
         yield running
@@ -119,6 +108,7 @@ def test_a_debugger_stops_at_a_breakpoint_and_the_invocation_goes_on(
     server: ServiceBusServer, app: Path, tmp_path: Path, port: int
 ) -> None:
     """The time limit of the function does not end an invocation in the debugger."""
+    add_breakpoint(app)
     limit = {"AzureFunctionsJobHost__functionTimeout": "00:00:00.2"}
     with FunctionsHost(app, settings(server, tmp_path) | limit, debug_port=port) as host:
         server.broker.send("work", Message(body=b"x"))

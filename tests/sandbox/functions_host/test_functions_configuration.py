@@ -1,5 +1,4 @@
 import json
-import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,26 +21,14 @@ from sandbox.functions_host.functions import (
     declarations_of_v1,
     read_functions,
 )
+from tests.sandbox.functions_host.conftest import change_binding
 
 SETTINGS = {"QUEUE": "opportunity-won", "Bus": "Endpoint=sb://127.0.0.1"}
-RECORDER = Path(__file__).with_name("recorder")
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(RECORDER, tmp_path / "app"))
 
 
 def write_host(app: Path, service_bus: dict[str, object], **rest: object) -> None:
     content = {"version": "2.0", "extensions": {"serviceBus": service_bus}} | rest
     (app / "host.json").write_text(json.dumps(content))
-
-
-def change_binding(app: Path, **changes: object) -> None:
-    path = app / "record" / "function.json"
-    definition = json.loads(path.read_text())
-    definition["bindings"][0] |= changes
-    path.write_text(json.dumps(definition))
 
 
 def function(app: Path, **settings: str) -> Function:

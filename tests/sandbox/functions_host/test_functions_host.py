@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import signal
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,13 +31,14 @@ from sandbox.service_bus import (
 )
 from sandbox.service_bus.messages import AmqpValue
 from tests.sandbox.conftest import connection_string, wait_until
+from tests.sandbox.functions_host.conftest import change_binding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sandbox.functions_host.trace_context import Span, SpanSink
 
-RECORDER = Path(__file__).with_name("recorder")
 QUEUE = "work"
 TOPIC = "events"
 ENTITIES = {
@@ -58,8 +57,8 @@ ENTITIES = {
 class _Stage:
     """A broker with one queue, and a host that has the recorder receive from it."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.app = Path(shutil.copytree(RECORDER, folder / "app"))
+    def __init__(self, app: Path, folder: Path, stack: ExitStack) -> None:
+        self.app = app
         self.folder = folder / "records"
         self.folder.mkdir()
         self.clock = MovableClock()
@@ -92,6 +91,14 @@ class _Stage:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.broker.send(QUEUE, replace(message or Message(), body=content))
 
+    def record_of(self, message: Message) -> dict[str, Any]:
+        """Let the function complete one message; returns what it records."""
+        self.start()
+        self.broker.send(QUEUE, message)
+        self.wait_for(EventKind.COMPLETED, 1)
+        (record,) = self.records()
+        return record
+
     def go(self) -> None:
         (self.folder / "go").touch()
 
@@ -110,9 +117,9 @@ class _Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[_Stage]:
+def stage(app: Path, tmp_path: Path) -> Iterator[_Stage]:
     with ExitStack() as stack:
-        yield _Stage(tmp_path, stack)
+        yield _Stage(app, tmp_path, stack)
 
 
 WAITING = {"do": "wait", "for": "go"}
@@ -120,33 +127,27 @@ WAITING = {"do": "wait", "for": "go"}
 
 @pytest.mark.parametrize("body", ["hello", ""])
 def test_a_message_is_completed_when_the_function_returns(stage: _Stage, body: str) -> None:
-    stage.start()
-    stage.send(body.encode())
-    stage.wait_for(EventKind.COMPLETED, 1)
+    assert stage.record_of(Message(body=body.encode()))["body"] == body
     assert stage.broker.counts(QUEUE).active == 0
-    assert [record["body"] for record in stage.records()] == [body]
 
 
 def test_the_metadata_is_what_azures_host_sends(stage: _Stage) -> None:
     """Names, encodings and absences, as the real host has them."""
-    stage.start()
-    stage.send(
-        message=Message(
+    properties = {"text": "ä", "number": 2**40, "truth": True, "half": 0.5}
+    record = stage.record_of(
+        Message(
             message_id="an-id",
             correlation_id="a-correlation",
             subject="a-subject",
             to="a-to",
             reply_to="a-reply-to",
             content_type="application/json",
-            application_properties={"text": "ä", "number": 2**40, "truth": True, "half": 0.5},
+            application_properties=properties,
         )
     )
-    stage.wait_for(EventKind.COMPLETED, 1)
-    (record,) = stage.records()
     (locked,) = (seen for seen in stage.observations if seen.kind is EventKind.LOCKED)
     enqueued = locked.message.enqueued_at.replace(tzinfo=None)
     metadata = record["metadata"]
-    properties = {"text": "ä", "number": 2**40, "truth": True, "half": 0.5}
     # AMQP's timestamps have milliseconds.
     sent = datetime.fromisoformat(metadata.pop("EnqueuedTimeUtc"))
     assert abs(sent - enqueued) < timedelta(milliseconds=1)
@@ -171,10 +172,7 @@ def test_the_metadata_is_what_azures_host_sends(stage: _Stage) -> None:
 
 
 def test_what_a_message_does_not_have_is_not_sent(stage: _Stage) -> None:
-    stage.start()
-    stage.send(message=Message(message_id="an-id"))
-    stage.wait_for(EventKind.COMPLETED, 1)
-    assert stage.records()[0]["metadata"].keys() == {
+    assert stage.record_of(Message(message_id="an-id"))["metadata"].keys() == {
         "ApplicationProperties",
         "UserProperties",
         "MessageId",
@@ -187,11 +185,8 @@ def test_what_a_message_does_not_have_is_not_sent(stage: _Stage) -> None:
 
 
 def test_a_time_to_live_ends_in_a_date_without_zone(stage: _Stage) -> None:
-    stage.start()
-    stage.send(message=Message(time_to_live=timedelta(hours=1)))
-    wait_until(lambda: len(stage.records()) == 1, "recorded")
-    assert "+" not in stage.records()[0]["metadata"]["ExpiresAtUtc"]
-    assert not stage.records()[0]["metadata"]["ExpiresAtUtc"].endswith("Z")
+    expires = stage.record_of(Message(time_to_live=timedelta(hours=1)))["metadata"]["ExpiresAtUtc"]
+    assert datetime.fromisoformat(expires).tzinfo is None
 
 
 SENDERS_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03"
@@ -202,10 +197,8 @@ def test_the_function_gets_the_senders_trace_context_where_nobody_collects_spans
     stage: _Stage, name: str
 ) -> None:
     """Without a collector, a span of the host would be a gap in the trace."""
-    stage.start()
-    stage.send(message=Message(application_properties={name: SENDERS_TRACE}))
-    wait_until(lambda: len(stage.records()) == 1, "recorded")
-    assert stage.records()[0]["traceparent"] == SENDERS_TRACE
+    record = stage.record_of(Message(application_properties={name: SENDERS_TRACE}))
+    assert record["traceparent"] == SENDERS_TRACE
 
 
 def test_an_invocation_is_a_span_between_the_sender_and_the_function(stage: _Stage) -> None:
@@ -231,29 +224,20 @@ def test_an_invocation_is_a_span_between_the_sender_and_the_function(stage: _Sta
 def test_without_a_senders_trace_the_invocation_starts_one(stage: _Stage) -> None:
     spans: list[Span] = []
     stage.export_span = spans.append
-    stage.start()
-    stage.send(message=Message(application_properties={"traceparent": "nonsense"}))
+    stage.record_of(Message(application_properties={"traceparent": "nonsense"}))
     wait_until(lambda: len(spans) == 1, "a span")
     assert (spans[0].parent_id, spans[0].error) == ("", "")
     assert len(spans[0].trace_id) == 32
 
 
-def change_binding(stage: _Stage, **changes: str | None) -> None:
-    path = stage.app / "record" / "function.json"
-    definition = json.loads(path.read_text())
-    definition["bindings"][0] |= changes
-    path.write_text(json.dumps(definition))
-
-
 def use_string(stage: _Stage) -> None:
     """Leave the data type out, as a function may whose author has not thought of it."""
-    change_binding(stage, dataType=None)
+    change_binding(stage.app, dataType=None)
 
 
 def test_with_a_string_trigger_a_json_body_overwrites_the_metadata(stage: _Stage) -> None:
     """Like Azure's host: in any case of a name, and in .NET's spelling of the values."""
     use_string(stage)
-    stage.start()
     body = {
         "correlationid": 7,
         "Subject": True,
@@ -262,9 +246,9 @@ def test_with_a_string_trigger_a_json_body_overwrites_the_metadata(stage: _Stage
         "lockToken": ["a list"],
         "amount": 1.5,
     }
-    stage.send(json.dumps(body).encode(), Message(message_id="an-id", correlation_id="a-correlation"))
-    stage.wait_for(EventKind.COMPLETED, 1)
-    (record,) = stage.records()
+    record = stage.record_of(
+        Message(body=json.dumps(body).encode(), message_id="an-id", correlation_id="a-correlation")
+    )
     metadata = record["metadata"]
     assert json.loads(record["body"]) == body
     assert metadata["CorrelationId"] == "7"
@@ -308,14 +292,11 @@ def test_some_bodies_fail_before_the_function_runs(
 )
 def test_with_a_string_trigger_any_text_arrives(stage: _Stage, body: bytes | AmqpValue, text: str) -> None:
     use_string(stage)
-    stage.start()
-    stage.broker.send(QUEUE, Message(body=body))
-    stage.wait_for(EventKind.COMPLETED, 1)
-    assert stage.records()[0]["body"] == text
+    assert stage.record_of(Message(body=body))["body"] == text
 
 
 def test_a_function_receives_from_a_subscription(stage: _Stage) -> None:
-    change_binding(stage, queueName=None, topicName=TOPIC, subscriptionName="all")
+    change_binding(stage.app, queueName=None, topicName=TOPIC, subscriptionName="all")
     stage.start()
     stage.broker.send(TOPIC, Message(body=b"to all"))
     stage.wait_for(EventKind.COMPLETED, 1)

@@ -24,14 +24,9 @@ from sandbox.functions_host.worker_process import (
     protocol,
 )
 from tests.sandbox.conftest import wait_until
+from tests.sandbox.functions_host.conftest import add_breakpoint
 
-RECORDER = Path(__file__).with_name("recorder")
 REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(RECORDER, tmp_path / "app"))
 
 
 @pytest.fixture
@@ -262,10 +257,7 @@ def test_the_end_of_a_worker_runs_its_exit_handlers_within_a_bound(
 def test_a_breakpoint_without_a_debugger_is_ignored(
     runner: _Runner, app: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    function = app / "record" / "__init__.py"
-    function.write_text(
-        function.read_text().replace("    records = Path", "    breakpoint()\n    records = Path")
-    )
+    add_breakpoint(app)
     process = runner.start()
     with caplog.at_level("INFO"):
         assert runner.invoke(process).status == protocol().StatusResult.Success
