@@ -10,9 +10,10 @@ import threading
 from collections import deque
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -103,29 +104,23 @@ def clock() -> FakeClock:
 
 # ---------------------------------------------------------------------------------------------- messages
 
-ENQUEUED_AT = datetime(2026, 3, 1, 11, 59, 58, tzinfo=UTC)
-# Of the message that `make_message` makes.
+WIN = Message(
+    body=b'{"opportunityId": "%s"}' % OPPORTUNITY.encode(),
+    message_id="win-1",
+    sequence_number=7,
+    enqueued_at=datetime(2026, 3, 1, 11, 59, 58, tzinfo=UTC),
+    content_type="application/json",
+    correlation_id="correlation-1",
+    subject="won",
+    properties={},
+)
 ROOT = "7@2026-03-01T11:59:58+00:00"
 
 
 @pytest.fixture
 def make_message() -> Callable[..., Message]:
     """Return a function that makes a win's message; keyword arguments take the place of its values."""
-
-    def make(**changes: Any) -> Message:  # noqa: ANN401 - as in dataclasses.replace
-        values: dict[str, Any] = {
-            "body": b'{"opportunityId": "%s"}' % OPPORTUNITY.encode(),
-            "message_id": "win-1",
-            "sequence_number": 7,
-            "enqueued_at": ENQUEUED_AT,
-            "content_type": "application/json",
-            "correlation_id": "correlation-1",
-            "subject": "won",
-            "properties": {},
-        }
-        return Message(**{**values, **changes})
-
-    return make
+    return partial(replace, WIN)
 
 
 class RecordingSender:
@@ -169,14 +164,12 @@ class Stage:
         self,
         clock: FakeClock,
         sender: RecordingSender,
-        make_message: Callable[..., Message],
         tracing: Tracing = OFF,
         retry: RetrySettings = RETRY,
     ) -> None:
         self.clock = clock
         self.sender = sender
         self.sent = sender.sent
-        self.make_message = make_message
         self.outcome: Invoice | Ignored | Exception = INVOICE
         self.on_ensure_invoice: Callable[[str, Deadline], object] = lambda *_: None
         self.asked: list[str] = []
@@ -197,10 +190,10 @@ class Stage:
         *,
         traceparent: str | None = None,
         invocation_id: str | None = None,
-        **changes: Any,  # noqa: ANN401 - as in make_message
+        **changes: Any,  # noqa: ANN401 - as in dataclasses.replace
     ) -> None:
-        """Handle a message that is made with `changes`."""
-        message = self.make_message(**changes)
+        """Handle a win with other values."""
+        message = replace(WIN, **changes)
         self.handler.handle(message, traceparent=traceparent, invocation_id=invocation_id)
 
     def the_only_one_sent(self, entity: str) -> Outgoing:
@@ -229,15 +222,11 @@ def tracing() -> Tracing:
 
 @pytest.fixture
 def stage(
-    clock: FakeClock,
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
-    tracing: Tracing,
-    caplog: pytest.LogCaptureFixture,
+    clock: FakeClock, sender: RecordingSender, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> Stage:
     """Return a handler whose invoices exist."""
     caplog.set_level(logging.INFO)
-    return Stage(clock, sender, make_message, tracing)
+    return Stage(clock, sender, tracing)
 
 
 # ---------------------------------------------------------------------------------------------- requests, in-process

@@ -53,14 +53,13 @@ from shared.service_bus import (
     encodable_properties,
 )
 from shared.settings import ConnectionString, Namespace
-from tests.unit.conftest import INVOICE, OPPORTUNITY, SERVICE_BUS, URL
+from tests.unit.conftest import INVOICE, OPPORTUNITY, SERVICE_BUS, URL, WIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from azure.core.credentials import TokenCredential
 
-    from shared.message import Message
     from tests.unit.conftest import FakeClock, RecordingSender
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -77,22 +76,19 @@ BOUND = 20.0
 class Outbound:
     """Sends for one invocation, with the deadline of 240 seconds."""
 
-    def __init__(
-        self, sender: RecordingSender, clock: FakeClock, make_message: Callable[..., Message]
-    ) -> None:
+    def __init__(self, sender: RecordingSender, clock: FakeClock) -> None:
         self.sender = sender
         self.clock = clock
         self.deadline = Deadline.after(clock, 240)
         self._service_bus = ServiceBus(sender, SERVICE_BUS, clock)
-        self._make_message = make_message
 
     def publish(self) -> None:
         self._service_bus.publish(EVENT, self.deadline)
 
-    def schedule(self, due: datetime = NOON, compact: bytes | None = COMPACT, **changes: object) -> None:
+    def schedule(self, due: datetime = NOON, compact: bytes | None = COMPACT, **changes: Any) -> None:  # noqa: ANN401
         self._service_bus.schedule(self._delivery(compact, changes), STATE, UNREACHABLE, due)
 
-    def park(self, error: InvoicingFailure = UNREACHABLE, **changes: object) -> dict[str, Any]:
+    def park(self, error: InvoicingFailure = UNREACHABLE, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return the properties of the parked message."""
         self._service_bus.park(self._delivery(COMPACT, changes), error)
         return dict(self.the_only_one_sent("failed").properties)
@@ -102,13 +98,13 @@ class Outbound:
         assert to == entity
         return outgoing
 
-    def _delivery(self, compact: bytes | None, changes: dict[str, object]) -> Delivery:
-        return Delivery(self._make_message(**changes), STATE, self.deadline, OPPORTUNITY, compact)
+    def _delivery(self, compact: bytes | None, changes: dict[str, Any]) -> Delivery:
+        return Delivery(replace(WIN, **changes), STATE, self.deadline, OPPORTUNITY, compact)
 
 
 @pytest.fixture
-def outbound(sender: RecordingSender, clock: FakeClock, make_message: Callable[..., Message]) -> Outbound:
-    return Outbound(sender, clock, make_message)
+def outbound(sender: RecordingSender, clock: FakeClock) -> Outbound:
+    return Outbound(sender, clock)
 
 
 # ---------------------------------------------------------------------------------------------- publish
@@ -311,9 +307,9 @@ class FakeClient:
         self.opened: list[str] = []
         self.closed: list[str] = []
         self.options: list[dict[str, object]] = []
-        self.on_open: Callable[[], None] = lambda: None
-        self.on_send: Callable[[], None] = lambda: None
-        self.on_close: Callable[[], None] = lambda: None
+        self.on_open: Callable[[], None] = nothing
+        self.on_send: Callable[[], None] = nothing
+        self.on_close: Callable[[], None] = nothing
 
     def get_queue_sender(self, entity: str, **options: object) -> FakeLink:
         self.options.append(options)
@@ -738,21 +734,14 @@ def test_a_link_that_was_opened_ahead_long_ago_is_not_used(client: FakeClient) -
 # ---------------------------------------------------------------------------------------------- connect
 
 
-BY_KEY = replace(
-    SERVICE_BUS,
-    connection=ConnectionString(
-        f"Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}"
-    ),
-)
-
-
 def no_credential(_: Namespace) -> TokenCredential:
     raise AssertionError("a key needs no identity")
 
 
 def test_a_client_by_key() -> None:
-    with connect(BY_KEY, no_credential) as client:
-        assert client.fully_qualified_namespace == "contoso.servicebus.windows.net"
+    by_key = ConnectionString(f"Endpoint=sb://contoso/;SharedAccessKeyName=n;SharedAccessKey={KEY}")
+    with connect(replace(SERVICE_BUS, connection=by_key), no_credential) as client:
+        assert client.fully_qualified_namespace == "contoso"
         config = client._config
         sender: Any = client.get_queue_sender("won", keep_alive=0)
     assert isinstance(config.ssl_context, ssl.SSLContext), "what SSL_CERT_FILE names is trusted"

@@ -40,12 +40,12 @@ from shared.settings import ConnectionString, ServiceBusSettings
 from shared.tracing import OFF, TelemetryExporter, Tracing
 from tests.unit.conftest import (
     APP_SETTINGS,
-    ENQUEUED_AT,
     INVOICE,
     OPPORTUNITY,
     ROOT,
     SERVICE_BUS,
     URL,
+    WIN,
     Reply,
     Stage,
 )
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
     from requests import PreparedRequest, Response
 
-    from shared.message import Message
     from tests.unit.conftest import FakeServer, FixedTokens, RecordingSender, TlsServer
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -131,9 +130,9 @@ def stage(stage: Stage, tracing: Tracing, server: FakeServer, tokens: FixedToken
     dataverse.close()
 
 
-def delivery_of(message: Message, traceparent: str | None = None) -> Delivery:
+def delivery(traceparent: str | None = None) -> Delivery:
     deadline = Deadline.after(SystemClock(), BOUND)
-    return Delivery(message, RetryState.of(message), deadline, traceparent=traceparent)
+    return Delivery(WIN, RetryState.of(WIN), deadline, traceparent=traceparent)
 
 
 def parent(span: ReadableSpan) -> str | None:
@@ -287,8 +286,7 @@ def test_a_connection_string_has_no_address_to_show() -> None:
     assert "invoicing.root" not in attributes(span), "outside of an invocation"
 
 
-def test_names_of_spans_hold_no_ids() -> None:
-    recorder = Recorder()
+def test_names_of_spans_hold_no_ids(recorder: Recorder) -> None:
     root = "https://contoso.example:8443/api/data/v9.2/"
     for target in ("invoices(0f8fad5b)", "EntityDefinitions(LogicalName='invoice')/Attributes", "$batch"):
         with recorder.tracing.request("GET", root, target, "r-1"):
@@ -349,7 +347,7 @@ def test_a_win_that_was_withdrawn_is_no_error_nor_is_an_event_that_is_none(
     stage: Stage, recorder: Recorder
 ) -> None:
     stage.outcome = OpportunityStillOpen("withdrawn")
-    stage.handle(properties={"InvoicingFirstSeen": (ENQUEUED_AT - timedelta(days=4)).isoformat()})
+    stage.handle(properties={"InvoicingFirstSeen": (WIN.enqueued_at - timedelta(days=4)).isoformat()})
     stage.handle(body=b'{"MessageName": "Lose", "PrimaryEntityName": "opportunity", "InputParameters": []}')
     invocations = [span for span in recorder.spans if span.name == "process won"]
     assert [attributes(span)["invoicing.outcome"] for span in invocations] == ["ignored", "ignored"]
@@ -453,10 +451,8 @@ def test_metrics_have_the_units_of_the_conventions(stage: Stage, recorder: Recor
 # ---------------------------------------------------------------------------------------------- off
 
 
-def test_switched_off_nothing_is_recorded_or_changed(
-    make_message: Callable[..., Message],
-) -> None:
-    with OFF.invocation(delivery_of(make_message()), None) as invocation:
+def test_switched_off_nothing_is_recorded_or_changed() -> None:
+    with OFF.invocation(delivery(), None) as invocation:
         invocation.concerns(OPPORTUNITY)
         invocation.published(INVOICE.id, 1.0)
         invocation.ignored()
@@ -567,10 +563,9 @@ def test_a_trace_that_the_host_does_not_sample_is_exported_unless_a_variable_say
     variables: dict[str, str],
     exported: bool,  # noqa: FBT001 - pytest passes it
     process: Process,
-    make_message: Callable[..., Message],
 ) -> None:
     tracing = process.start(**variables)
-    with tracing.invocation(delivery_of(make_message(), traceparent=HOSTS), None):
+    with tracing.invocation(delivery(traceparent=HOSTS), None):
         tracing.invoice_generated()
     received = dict(process.end())
     assert ("/v1/traces" in received) == exported
@@ -719,13 +714,9 @@ def test_a_collector_that_does_not_respond_delays_no_span(how: str, process: Pro
     ],
 )
 def test_the_setting_decides_what_is_recorded(
-    changes: dict[str, str],
-    started: list[TelemetryExporter],
-    sender: RecordingSender,
-    make_message: Callable[..., Message],
+    changes: dict[str, str], started: list[TelemetryExporter], sender: RecordingSender, recorder: Recorder
 ) -> None:
     asked: list[TelemetryExporter] = []
-    recorder = Recorder()
 
     def start(exporter: TelemetryExporter, service_bus: ServiceBusSettings) -> Tracing:
         asked.append(exporter)
@@ -734,7 +725,7 @@ def test_the_setting_decides_what_is_recorded(
 
     handler = build({**APP_SETTINGS, **changes}, sender=sender, start_tracing=start)
     assert asked == started
-    handler.handle(make_message(body=b"unreadable"))
+    handler.handle(replace(WIN, body=b"unreadable"))
     assert [span.name for span in recorder.spans] == (["send failed", "process won"] if started else [])
 
 
@@ -748,7 +739,7 @@ def test_what_is_built_records_its_requests_and_the_invoice_that_it_generates(
     tls_server: TlsServer,
     plain_server: TlsServer,
     sender: RecordingSender,
-    make_message: Callable[..., Message],
+    recorder: Recorder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     none: dict[str, object] = {"value": []}
@@ -766,7 +757,7 @@ def test_what_is_built_records_its_requests_and_the_invoice_that_it_generates(
         while tls_server.read(connection) is not None:
             body = next(responses)
             head = (
-                f"HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary=b\r\nContent-Length: {len(body)}"
+                f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: multipart/mixed; boundary=b"
             )
             connection.sendall(f"{head}\r\n\r\n".encode() + body)
 
@@ -781,7 +772,6 @@ def test_what_is_built_records_its_requests_and_the_invoice_that_it_generates(
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    recorder = Recorder()
-    build(environment, sender=sender, start_tracing=lambda *_: recorder.tracing).handle(make_message())
+    build(environment, sender=sender, start_tracing=lambda *_: recorder.tracing).handle(WIN)
     assert [span.name for span in recorder.spans] == [*["POST $batch"] * 3, "send created", "process won"]
     assert recorder.counts()["invoicing.invoices.generated", None] == 1
