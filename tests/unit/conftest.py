@@ -161,11 +161,7 @@ class Stage:
     """A handler, what it is given, and what it has done."""
 
     def __init__(
-        self,
-        clock: FakeClock,
-        sender: RecordingSender,
-        tracing: Tracing = OFF,
-        retry: RetrySettings = RETRY,
+        self, clock: FakeClock, sender: RecordingSender, tracing: Tracing = OFF, retry: RetrySettings = RETRY
     ) -> None:
         self.clock = clock
         self.sender = sender

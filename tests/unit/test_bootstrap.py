@@ -72,10 +72,7 @@ def test_a_refused_token_of_the_identity_is_renewed(
 
 
 def test_what_is_given_takes_the_place_of_what_would_be_built(
-    sender: RecordingSender,
-    clock: FakeClock,
-    server: FakeServer,
-    tokens: FixedTokens,
+    sender: RecordingSender, clock: FakeClock, server: FakeServer, tokens: FixedTokens
 ) -> None:
     server.replies.clear()
     server.replies.append(Reply(status=503))
@@ -98,8 +95,7 @@ def test_what_is_given_takes_the_place_of_what_would_be_built(
 
 
 def test_without_an_identity_the_message_waits(
-    sender: RecordingSender,
-    monkeypatch: pytest.MonkeyPatch,
+    sender: RecordingSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The token's scope is the environment's; outside Azure it is asked of the Azure CLI, which is not there."""
     monkeypatch.setenv("PATH", "")
@@ -130,10 +126,7 @@ def test_without_service_bus_nothing_can_be_rescheduled_and_every_problem_is_rep
     ],
 )
 def test_with_connection_and_queues_messages_wait_until_the_other_settings_are_corrected(
-    name: str,
-    value: str,
-    sender: RecordingSender,
-    caplog: pytest.LogCaptureFixture,
+    name: str, value: str, sender: RecordingSender, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A function that failed to load would dead-letter a backlog in seconds."""
     build({**APP_SETTINGS, name: value}, sender=sender).handle(WIN)

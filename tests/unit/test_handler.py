@@ -363,11 +363,7 @@ def test_retries_always_end(stage: Stage) -> None:
         stage.clock.advance(stage.delay(copy))
         assert copy.due is not None
         message = replace(
-            WIN,
-            message_id=copy.message_id,
-            enqueued_at=copy.due,
-            properties=copy.properties,
-            body=copy.body,
+            WIN, message_id=copy.message_id, enqueued_at=copy.due, properties=copy.properties, body=copy.body
         )
     assert entity == "failed"
     assert RetryState.of(message).age >= timedelta(days=3)

@@ -115,12 +115,7 @@ def test_the_customers_number_is_the_accounts(table: str | None, account: object
 
 @pytest.mark.parametrize(
     ("table", "owner"),
-    [
-        ("systemuser", Owner("systemuser", GUID)),
-        ("team", Owner("team", GUID)),
-        ("queue", None),
-        (None, None),
-    ],
+    [("systemuser", Owner("systemuser", GUID)), ("team", Owner("team", GUID)), ("queue", None), (None, None)],
 )
 def test_an_owner_is_a_user_or_a_team(table: str | None, owner: Owner | None) -> None:
     assert Owner.of(record(_ownerid_value=GUID, **{f"_ownerid_value{TABLE}": table})) == owner

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -23,13 +22,15 @@ from shared.errors import (
     OpportunityStillOpen,
     RecordNotFound,
 )
-from shared.invoice import Currency, Customer, Invoice, InvoiceOwner, OrderedOpportunity
+from shared.invoice import Invoice, InvoiceOwner, OrderedOpportunity
 from shared.invoicing import Invoicing
 from shared.message import Ignored
 from shared.response import Response
 from shared.retrieval import InvoiceReader
 from shared.sales import claim_of
 from shared.tracing import Tracing
+from tests.unit.conftest import INVOICE as FOUND
+from tests.unit.conftest import OPPORTUNITY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,20 +38,18 @@ if TYPE_CHECKING:
     from shared.dataverse import Dataverse
     from tests.unit.conftest import FakeClock
 
-OPPORTUNITY = "5d4c2c4e-0c5e-4c1a-9b1e-3f6d5f0a1b2c"
-INVOICE = "0f8fad5b-d9cb-469f-a165-70867728950e"
+INVOICE = FOUND.id
 OTHER_INVOICE = "1f8fad5b-d9cb-469f-a165-70867728950e"
 ACCOUNT = "83883308-7ad5-ea11-a813-000d3a33f3b4"
 EURO = "7d9a2d3b-31f5-4c4b-9a57-5d8e2b1c6f40"
 
 
-def error(status: int, code: str = "", **headers: str) -> Response:
-    body = json.dumps({"error": {"code": code, "message": "Why."}}).encode()
-    return Response(status, headers, body, "r-1", datetime(2026, 3, 1, tzinfo=UTC))
-
-
 def ok(document: object, status: int = 200) -> Response:
     return Response(status, {}, json.dumps(document).encode(), "r-1", datetime(2026, 3, 1, tzinfo=UTC))
+
+
+def error(status: int, code: str = "") -> Response:
+    return ok({"error": {"code": code, "message": "Why."}}, status)
 
 
 def rows(*found: object) -> Response:
@@ -106,18 +105,6 @@ FULL = {
     "_transactioncurrencyid_value": EURO,
     "transactioncurrencyid": {"isocurrencycode": "EUR", "currencyprecision": 2},
 }
-
-FOUND = Invoice(
-    id=INVOICE,
-    number="INV-01042",
-    name="Coffee machines",
-    opportunity_id=OPPORTUNITY,
-    customer=Customer("account", ACCOUNT),
-    total_amount=Decimal("1250.4"),
-    currency=Currency(EURO, "EUR", 2),
-    pricing_error_code=0,
-    created_on=datetime(2026, 3, 1, 11, 59, tzinfo=UTC),
-)
 GENERATED = [DONE, CLAIMED, rows(invoice_row())]
 
 
@@ -635,11 +622,7 @@ def test_an_assignment_that_fails_does_not_stop_the_invoice(ensure: Ensure) -> N
         (error(503), DataverseUnavailable, ""),
         (ok({**FULL, "invoiceid": "x"}), DataverseUnavailable, "another server may have sent it"),
         # Its event would name another opportunity; a later check shows what this one has.
-        (
-            ok({**FULL, "_opportunityid_value": ACCOUNT}),
-            RecordNotFound,
-            "was moved to another opportunity",
-        ),
+        (ok({**FULL, "_opportunityid_value": ACCOUNT}), RecordNotFound, "was moved to another opportunity"),
     ],
     ids=["deleted", "not readable", "nonsense", "moved"],
 )

@@ -419,8 +419,7 @@ def test_a_link_is_opened_once_and_used_by_one_thread_at_a_time(amqp: AmqpSender
     with ThreadPoolExecutor(16) as pool:
         list(
             pool.map(
-                lambda n: amqp.send(("won", "created")[n % 2], Outgoing(b"", f"m-{n}"), in_time()),
-                range(200),
+                lambda n: amqp.send(("won", "created")[n % 2], Outgoing(b"", f"m-{n}"), in_time()), range(200)
             )
         )
     assert {message.message_id for _, message, _ in client.sent} == {f"m-{n}" for n in range(200)}

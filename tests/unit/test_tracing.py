@@ -38,17 +38,7 @@ from shared.open_telemetry import Flush, OpenTelemetry
 from shared.service_bus import NotSent
 from shared.settings import ConnectionString, ServiceBusSettings
 from shared.tracing import OFF, TelemetryExporter, Tracing
-from tests.unit.conftest import (
-    APP_SETTINGS,
-    INVOICE,
-    OPPORTUNITY,
-    ROOT,
-    SERVICE_BUS,
-    URL,
-    WIN,
-    Reply,
-    Stage,
-)
+from tests.unit.conftest import APP_SETTINGS, INVOICE, OPPORTUNITY, ROOT, SERVICE_BUS, URL, WIN, Reply, Stage
 
 if TYPE_CHECKING:
     import socket
