@@ -306,8 +306,7 @@ def test_closes_that_cannot_be_read_stop_no_invoice_that_does_not_need_them(ensu
 BEFORE, AFTER = "2026-03-01T11:58:59Z", "2026-03-02T08:30:00Z"
 DOLLAR = "8d9a2d3b-31f5-4c4b-9a57-5d8e2b1c6f40"
 EUROS: dict[str, Any] = {
-    "_transactioncurrencyid_value": EURO,
-    "transactioncurrencyid": FULL["transactioncurrencyid"],
+    name: FULL[name] for name in ("_transactioncurrencyid_value", "transactioncurrencyid")
 }
 DOLLARS: dict[str, Any] = {
     "_transactioncurrencyid_value": DOLLAR,
@@ -341,83 +340,65 @@ def test_an_invoice_that_a_later_win_outdated_is_left_to_a_person(ensure: Ensure
 
 
 @pytest.mark.parametrize(
-    ("columns", "says"),
+    ("responses", "says"),
     [
-        ({"totalamount": 1250.41, **EUROS}, "1250.40 EUR, the opportunity to 1250.41 EUR"),
-        ({"totalamount": 1250.4, **DOLLARS}, "1250.40 EUR, the opportunity to 1250.40 USD"),
-        ({"totalamount": 1500}, "1250.4, the opportunity to 1500"),
-        ({"totalamount": None, **DOLLARS}, "the currency is another one"),
-        ({"_customerid_value": EURO}, "the customer is another one"),
-        ({"totalamount": 7, "_customerid_value": EURO}, "to 7; the customer is another one"),
+        (won_again(opportunity(totalamount=1250.41, **EUROS)), "1250.40 EUR, the opportunity to 1250.41 EUR"),
+        (
+            won_again(opportunity(totalamount=1250.4, **DOLLARS)),
+            "1250.40 EUR, the opportunity to 1250.40 USD",
+        ),
+        (won_again(opportunity(totalamount=1500)), "1250.4, the opportunity to 1500"),
+        (won_again(opportunity(totalamount=None, **DOLLARS)), "the currency is another one"),
+        (won_again(opportunity(_customerid_value=EURO)), "the customer is another one"),
+        (
+            won_again(opportunity(totalamount=7, _customerid_value=EURO)),
+            "to 7; the customer is another one",
+        ),
+        # The latest win is found: its state is not filled, or it comes in another order.
+        (won_again(closes=rows(closed(state=None), closed(BEFORE))), "on 2026-03-02 08:30 UTC"),
+        (won_again(closes=rows(closed(BEFORE), closed())), "on 2026-03-02 08:30 UTC"),
+        # The later invoice is canceled.
+        (
+            won_again(invoices=rows(invoice_row(), invoice_row(OTHER_INVOICE, 3, createdon=AFTER))),
+            "to 1500.00 EUR",
+        ),
     ],
 )
 def test_amount_currency_and_customer_are_compared(
-    columns: dict[str, Any], says: str, ensure: Ensure
+    responses: list[Response], says: str, ensure: Ensure
 ) -> None:
-    raised = ensure.fails(InvoiceOutdated, won_again(opportunity(**columns)), ok(FULL))
-    assert says in raised.description
+    assert says in ensure.fails(InvoiceOutdated, responses, ok(FULL)).description
 
 
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"totalamount": 1250.4, **EUROS, "_customerid_value": ACCOUNT},
-        {"totalamount": 1250.4004, **EUROS},
-        {"totalamount": 1250.40},
-        {"totalamount": None, **EUROS},
-        {"_customerid_value": None},
-        {},
-    ],
-    ids=["equal", "equal to the cent", "without currency", "null total", "null customer", "nothing known"],
-)
-def test_a_later_win_without_a_difference_changes_nothing(columns: dict[str, Any], ensure: Ensure) -> None:
-    assert ensure(won_again(opportunity(**columns)), ok(FULL)) == FOUND
+UP_TO_DATE: dict[str, list[Response]] = {
+    "equal": won_again(opportunity(totalamount=1250.4, _customerid_value=ACCOUNT, **EUROS)),
+    "equal to the cent": won_again(opportunity(totalamount=1250.4004, **EUROS)),
+    "without currency": won_again(opportunity(totalamount=1250.40)),
+    "null total": won_again(opportunity(totalamount=None, **EUROS)),
+    "null customer": won_again(opportunity(_customerid_value=None)),
+    "nothing known": won_again(opportunity()),
+    "no close": won_again(closes=NONE),
+    "edited by a person": won_again(closes=rows(closed(BEFORE))),
+    "same second": won_again(closes=rows(closed("2026-03-01T11:59:00Z"))),
+    "lost since": won_again(closes=rows(closed(state=2), closed(BEFORE))),
+    "invoiced by a person": won_again(claims=NONE),
+    "note of another record": won_again(claims=rows({**CLAIM, "_objectid_value": ACCOUNT})),
+    "billed by hand since": won_again(
+        invoices=rows(invoice_row(), invoice_row(OTHER_INVOICE, createdon=AFTER))
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "lacking", ["totalamount", "_customerid_value", "transactioncurrencyid"], ids=lambda name: name
-)
+@pytest.mark.parametrize("responses", UP_TO_DATE.values(), ids=UP_TO_DATE.keys())
+def test_neither_a_later_win_nor_a_difference_alone_outdates_an_invoice(
+    responses: list[Response], ensure: Ensure
+) -> None:
+    assert ensure(responses, ok(FULL)) == FOUND
+
+
+@pytest.mark.parametrize("lacking", ["totalamount", "_customerid_value", "transactioncurrencyid"])
 def test_what_the_invoice_lacks_proves_no_difference(lacking: str, ensure: Ensure) -> None:
-    same = opportunity(totalamount=1250.4, _customerid_value=ACCOUNT, **EUROS)
-    assert isinstance(ensure(won_again(same), ok({**FULL, lacking: None})), Invoice)
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        {"closes": NONE},
-        {"closes": rows(closed(BEFORE))},
-        {"closes": rows(closed("2026-03-01T11:59:00Z"))},
-        {"closes": rows(closed(state=2), closed(BEFORE))},
-        {"claims": NONE},
-        {"claims": rows({**CLAIM, "_objectid_value": ACCOUNT})},
-        {"invoices": rows(invoice_row(), invoice_row(OTHER_INVOICE, createdon=AFTER))},
-    ],
-    ids=[
-        "no close",
-        "edited by a person",
-        "same second",
-        "lost since",
-        "invoiced by a person",
-        "note of another record",
-        "billed by hand since",
-    ],
-)
-def test_a_difference_alone_does_not_outdate_an_invoice(others: dict[str, Response], ensure: Ensure) -> None:
-    assert ensure(won_again(**others), ok(FULL)) == FOUND
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        {"closes": rows(closed(state=None), closed(BEFORE))},
-        {"closes": rows(closed(BEFORE), closed())},
-        {"invoices": rows(invoice_row(), invoice_row(OTHER_INVOICE, 3, createdon=AFTER))},
-    ],
-    ids=["state not filled", "in another order", "later invoice canceled"],
-)
-def test_the_latest_win_is_found(others: dict[str, Response], ensure: Ensure) -> None:
-    ensure.fails(InvoiceOutdated, won_again(**others), ok(FULL))
+    assert isinstance(ensure(UP_TO_DATE["equal"], ok({**FULL, lacking: None})), Invoice)
 
 
 def test_without_the_closes_a_difference_is_not_judged(ensure: Ensure) -> None:
@@ -567,37 +548,27 @@ def test_an_assignment_that_an_interruption_prevented_is_made_the_next_time(ensu
     assert len(assigned(ensure)) == 1
 
 
-@pytest.mark.parametrize(
-    ("state", "claims", "invoices"),
-    [
-        (SOLD, OUR_CLAIM, owned(_ownerid_value=SELLER)),
-        (SOLD, OUR_CLAIM, owned(_ownerid_value=ACCOUNT)),
-        (SOLD, OUR_CLAIM, owned(_createdby_value=ACCOUNT, _ownerid_value=ACCOUNT)),
-        (SOLD, OUR_CLAIM, owned(_createdby_value=None)),
-        (SOLD, NONE, owned()),
-        (SOLD, CLAIMED, owned()),
-        (SOLD, error(403, "0x80040220"), owned()),
-        (opportunity(_ownerid_value=SELLER), OUR_CLAIM, owned()),
-        (WON, OUR_CLAIM, owned()),
-        (opportunity(_ownerid_value=US, **USER), OUR_CLAIM, owned()),
-    ],
-    ids=[
-        "assigned before",
-        "taken by another",
-        "created by another",
-        "creator not known",
-        "not claimed",
-        "claimed by another",
-        "claim not readable",
-        "owner's table not known",
-        "owner not known",
-        "ours anyway",
-    ],
-)
+KEPT: dict[str, list[Response]] = {
+    "assigned before": check(SOLD, claims=OUR_CLAIM, invoices=owned(_ownerid_value=SELLER)),
+    "taken by another": check(SOLD, claims=OUR_CLAIM, invoices=owned(_ownerid_value=ACCOUNT)),
+    "created by another": check(
+        SOLD, claims=OUR_CLAIM, invoices=owned(_createdby_value=ACCOUNT, _ownerid_value=ACCOUNT)
+    ),
+    "creator not known": check(SOLD, claims=OUR_CLAIM, invoices=owned(_createdby_value=None)),
+    "not claimed": check(SOLD, invoices=owned()),
+    "claimed by another": check(SOLD, claims=CLAIMED, invoices=owned()),
+    "claim not readable": check(SOLD, claims=error(403, "0x80040220"), invoices=owned()),
+    "owner's table not known": check(opportunity(_ownerid_value=SELLER), claims=OUR_CLAIM, invoices=owned()),
+    "owner not known": check(claims=OUR_CLAIM, invoices=owned()),
+    "ours anyway": check(opportunity(_ownerid_value=US, **USER), claims=OUR_CLAIM, invoices=owned()),
+}
+
+
+@pytest.mark.parametrize("responses", KEPT.values(), ids=KEPT.keys())
 def test_an_invoice_that_the_function_may_not_assign_stays_as_it_is(
-    state: Response, claims: Response, invoices: Response, ensure: Ensure
+    responses: list[Response], ensure: Ensure
 ) -> None:
-    assert ensure(check(state, claims=claims, invoices=invoices), ok(FULL)) == FOUND
+    assert ensure(responses, ok(FULL)) == FOUND
     assert assigned(ensure) == []
 
 
