@@ -62,16 +62,11 @@ def test_a_value_of_another_type_comes_from_another_server(
 
 
 def test_null_is_none_where_that_is_allowed() -> None:
-    null = record(None)
-    assert null.amount("column") is None
-    assert null.text("column") is None
-    assert null.optional_guid("column") is None
-    assert null.optional_integer("column") is None
-    assert null.expanded("column") is None
-    assert null.lookup_table("column") is None
-    assert null.date("column") is None
-    assert null.label("column") is None
-    assert null.etag is None
+    numbers = (Record.amount, Record.optional_integer)
+    texts = (Record.text, Record.optional_guid, Record.label, Record.lookup_table)
+    for read in (*numbers, *texts, Record.date, Record.expanded):
+        assert read(record(None), "column") is None
+    assert record(None).etag is None
 
 
 def test_values_have_one_form() -> None:
