@@ -75,16 +75,14 @@ def call(traceparent: str = "00-trace-01") -> object:
     return main(message, cast("func.Context", context))
 
 
-def test_the_entry_point_hands_the_message_and_its_trace_on(handler: RecordingHandler) -> None:
-    assert call() is None, "any other value would fail the invocation"
+@pytest.mark.parametrize(("sent", "handed_on"), [("00-trace-01", "00-trace-01"), ("", None)])
+def test_the_entry_point_hands_the_message_and_its_trace_on(
+    sent: str, handed_on: str | None, handler: RecordingHandler
+) -> None:
+    assert call(traceparent=sent) is None, "any other value would fail the invocation"
     ((message, traceparent, invocation_id),) = handler.handled
     assert (message.message_id, message.body) == ("win-1", b"{}")
-    assert (traceparent, invocation_id) == ("00-trace-01", "invocation-1")
-
-
-def test_without_a_trace_there_is_none(handler: RecordingHandler) -> None:
-    call(traceparent="")
-    assert handler.handled[0][1] is None
+    assert (traceparent, invocation_id) == (handed_on, "invocation-1")
 
 
 def test_what_the_handler_raises_reaches_the_host(handler: RecordingHandler) -> None:
