@@ -244,6 +244,7 @@ def test_a_part_names_the_line_of_its_bundle_and_only_that() -> None:
         Line(PART, kind=LineKind.REQUIRED_PART, parent_id=LINE),
         Line(str(uuid.UUID(int=1)), kind=LineKind.OPTIONAL_PART, parent_id=LINE),
         Line(str(uuid.UUID(int=2)), kind=LineKind.SERVICE),
+        Line(str(uuid.UUID(int=3)), kind=LineKind.PRODUCT),
         Line(INVOICE.id, kind=None, parent_id=OPPORTUNITY, description="a bundle elsewhere"),
     )
     written = event_of(replace(INVOICE, lines=lines))["data"]["lines"]
@@ -252,6 +253,7 @@ def test_a_part_names_the_line_of_its_bundle_and_only_that() -> None:
         ("requiredPart", False, LINE),
         ("optionalPart", True, LINE),
         ("service", True, None),
+        ("product", True, None),
         (None, True, None),
     ]
 
