@@ -5,6 +5,7 @@ What each column of a row becomes in the event is in test_invoice_created.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -38,9 +39,7 @@ HEADER: dict[str, Any] = {
     "_opportunityid_value": OTHER,
     "createdon": "2026-03-01T11:59:00Z",
 }
-
-
-CREATED_ON = datetime(2026, 3, 1, 11, 59, tzinfo=UTC)
+BARE = Invoice(GUID, None, None, OTHER, None, None, None, None, datetime(2026, 3, 1, 11, 59, tzinfo=UTC))
 
 
 def record(**columns: Any) -> Record:  # noqa: ANN401 - any column
@@ -58,8 +57,7 @@ def currency(places: int = 2) -> dict[str, object]:
 
 
 def test_what_the_opportunity_does_not_have_is_null_on_a_new_invoice() -> None:
-    bare = Invoice(GUID, None, None, OTHER, None, None, None, None, CREATED_ON)
-    assert Invoice.of(record(**HEADER)) == bare
+    assert Invoice.of(record(**HEADER)) == BARE
 
 
 @pytest.mark.parametrize(
@@ -191,19 +189,8 @@ def line(amount: str | None, tax: str | None = None, kind: LineKind = LineKind.P
 
 def invoice_of(total: str | None, *lines: Line, currency: Currency | None = EURO, **amounts: str) -> Invoice:
     parts = Amounts(**{name: Decimal(amount) for name, amount in amounts.items()})
-    return Invoice(
-        GUID,
-        None,
-        None,
-        OTHER,
-        None,
-        None if total is None else Decimal(total),
-        currency,
-        0,
-        CREATED_ON,
-        amounts=parts,
-        lines=lines,
-    )
+    amount = None if total is None else Decimal(total)
+    return replace(BARE, total_amount=amount, currency=currency, amounts=parts, lines=lines)
 
 
 LINES = (line("1130.50", "180.50"), line("143.03", "22.84"))

@@ -417,11 +417,9 @@ def test_a_message_reaches_the_sdk_whole(amqp: AmqpSender, client: FakeClient) -
 
 def test_a_link_is_opened_once_and_used_by_one_thread_at_a_time(amqp: AmqpSender, client: FakeClient) -> None:
     with ThreadPoolExecutor(16) as pool:
-        list(
-            pool.map(
-                lambda n: amqp.send(("won", "created")[n % 2], Outgoing(b"", f"m-{n}"), in_time()), range(200)
-            )
-        )
+        for number in range(200):
+            entity = ("won", "created")[number % 2]
+            pool.submit(amqp.send, entity, Outgoing(b"", f"m-{number}"), in_time())
     assert {message.message_id for _, message, _ in client.sent} == {f"m-{n}" for n in range(200)}
     assert sorted(client.opened) == ["created", "won"]
     assert client.options == [{"keep_alive": 0}] * 2, "keep-alive is a thread that uses the same connection"
@@ -534,11 +532,10 @@ def test_a_link_that_cannot_be_opened_is_closed(amqp: AmqpSender, client: FakeCl
 
 
 def test_a_client_that_cannot_be_made_is_made_again(client: FakeClient) -> None:
-    failures = [ConnectionRefusedError()]
+    fail = failing(ConnectionRefusedError())
 
     def make() -> ServiceBusClient:
-        if failures:
-            raise failures.pop()
+        fail()
         return cast("ServiceBusClient", client)
 
     amqp = AmqpSender(make)
@@ -594,10 +591,9 @@ def test_another_token_is_fetched_where_the_broker_refuses_one(
 def test_and_not_more_than_once(amqp: AmqpSender, client: FakeClient) -> None:
     amqp.send("won", OUTGOING, in_time())
     client.on_send = failing(*(ServiceBusConnectionError(message="gone") for _ in range(3)))
-    with pytest.raises(NotSent):
-        amqp.send("won", OUTGOING, in_time())
-    with pytest.raises(NotSent):
-        amqp.send("won", OUTGOING, in_time())
+    for _ in range(2):
+        with pytest.raises(NotSent):
+            amqp.send("won", OUTGOING, in_time())
     amqp.send("won", OUTGOING, in_time())
     assert client.opened == ["won"] * 4, "a link is not used again after a failure"
 
