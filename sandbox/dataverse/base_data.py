@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache
 from typing import Final
 
 from sandbox.clock import MovableClock
-from sandbox.dataverse.columns import Row, format_datetime, stable_id
+from sandbox.dataverse.columns import ORGANIZATION_ID, Row, format_datetime, stable_id
 from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.schema import ACT_ON_BEHALF, MESSAGES, PRIVILEGES, TABLES, VERBS
-from sandbox.dataverse.security import Depth, granted
+from sandbox.dataverse.security import Depth, granted, privilege_id
 
-ORGANIZATION_ID: Final = stable_id("organization")
 ADMINISTRATOR_ROLE: Final = "System Administrator"
 SALESPERSON_ROLE: Final = "Salesperson"
 _SALESPERSON: Final = frozenset(
@@ -45,19 +44,19 @@ CURRENCIES: Final = (
 )
 
 
-@lru_cache(maxsize=16)
-def base_image(organization_id: str) -> bytes:
+@cache
+def base_image() -> bytes:
     """Return a database with the rows that every new organization has."""
     database = Database(MovableClock(EPOCH))
     with database.writing() as transaction:
-        _write_base(transaction, organization_id)
+        _write_base(transaction)
     image = database.image()
     database.close()
     return image
 
 
-def _write_base(transaction: Transaction, organization_id: str) -> None:
-    insert = Inserter(transaction, organization_id)
+def _write_base(transaction: Transaction) -> None:
+    insert = Inserter(transaction, ORGANIZATION_ID)
     unit = insert("businessunit", {"name": "sandbox"}, "root unit")
     system = insert("systemuser", {"fullname": "SYSTEM", "businessunitid": unit, "accessmode": 1}, "SYSTEM")
     insert.user, insert.unit = system, unit
@@ -76,10 +75,10 @@ def _write_base(transaction: Transaction, organization_id: str) -> None:
     insert(
         "organization",
         {
-            "organizationid": organization_id,
+            "organizationid": ORGANIZATION_ID,
             "name": "sandbox",
             "friendlyname": "Sandbox",
-            "uniquename": f"unq{organization_id.replace('-', '')[:25]}",
+            "uniquename": f"unq{ORGANIZATION_ID.replace('-', '')[:25]}",
             "basecurrencyid": insert.id("transactioncurrency", "EUR"),
         },
         "organization",
@@ -90,8 +89,7 @@ def _write_base(transaction: Transaction, organization_id: str) -> None:
     }
     for name in PRIVILEGES:
         verb = max((verb for verb in VERBS if name.startswith(f"prv{verb}")), key=len, default="Create")
-        # Refusals name the same id.
-        privilege = stable_id(organization_id, name)
+        privilege = privilege_id(name)
         insert(
             "privilege", {"privilegeid": privilege, "name": name, "accessright": 1 << VERBS.index(verb)}, name
         )

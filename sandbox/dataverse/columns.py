@@ -229,5 +229,8 @@ _NAMESPACE = uuid.UUID("8d1f3b7a-5c0e-4f4b-9b6e-2f6f0f0c7d11")
 
 
 def stable_id(*parts: str) -> str:
-    """Derive an id that is the same in every run, as for messages, or for privileges of one environment."""
+    """Derive an id that is the same in every run, as for messages and privileges."""
     return str(uuid.uuid5(_NAMESPACE, "/".join(parts)))
+
+
+ORGANIZATION_ID: Final = stable_id("organization")

@@ -52,7 +52,7 @@ def retrieve_user_privileges(session: Session, user: Row, parameters: Parameters
     names = parameters.get("PrivilegeNames")
     if not isinstance(names, list):
         raise bad_request("PrivilegeNames is a collection of names.")
-    depths = load_caller(session.transaction, user, session.organization.id).depths
+    depths = load_caller(session.transaction, user).depths
     held = {name: depths[name] for name in names if name in depths}
     return _privileges(session, held, user["businessunitid"])
 

@@ -9,7 +9,7 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import Final
 
-from sandbox.dataverse.columns import Row, Table, stable_id
+from sandbox.dataverse.columns import ORGANIZATION_ID, Row, Table, stable_id
 from sandbox.dataverse.database import Transaction
 from sandbox.dataverse.errors import RequestRefused, privilege_denied, user_disabled
 from sandbox.dataverse.filters import Condition
@@ -39,7 +39,6 @@ class Caller:
 
     user_id: str
     business_unit_id: str
-    organization_id: str
     name: str = ""
     depths: Mapping[str, Depth] = field(default_factory=dict)
     units: tuple[str, ...] = ()
@@ -64,17 +63,17 @@ class Caller:
         return {Depth.BASIC: (), Depth.LOCAL: (self.business_unit_id,), Depth.DEEP: self.units}[depth]
 
 
-def application_user(transaction: Transaction, client_id: str, organization_id: str) -> Caller:
+def application_user(transaction: Transaction, client_id: str) -> Caller:
     """Return the application user of a client id. Raises RequestRefused (403) if there is none or it is disabled."""
     users = transaction.rows(TABLES["systemuser"], '"applicationid" = ?', (client_id.lower(),))
     if not users:
         raise _not_a_member()
     if users[0]["isdisabled"]:
         raise user_disabled(users[0]["systemuserid"])
-    return load_caller(transaction, users[0], organization_id)
+    return load_caller(transaction, users[0])
 
 
-def load_caller(transaction: Transaction, user: Row, organization_id: str) -> Caller:
+def load_caller(transaction: Transaction, user: Row) -> Caller:
     """Collect a user's privileges from its roles and those of its teams."""
     user_id, unit = str(user["systemuserid"]), str(user["businessunitid"])
     memberships = transaction.rows(TABLES["teammembership"], "systemuserid = ?", (user_id,))
@@ -85,7 +84,6 @@ def load_caller(transaction: Transaction, user: Row, organization_id: str) -> Ca
     return Caller(
         user_id,
         unit,
-        organization_id,
         str(user["fullname"]),
         _depths(transaction, roles),
         _units_below(transaction, unit),
@@ -106,13 +104,13 @@ def acting(transaction: Transaction, caller: Caller, headers: Mapping[str, str])
     if not caller.acts_for_others:
         raise privilege_denied(
             f"Principal user (Id={caller.user_id}, type=8) is missing {ACT_ON_BEHALF} privilege "
-            f"(Id={stable_id(caller.organization_id, ACT_ON_BEHALF)})."
+            f"(Id={privilege_id(ACT_ON_BEHALF)})."
         )
     column, value = named[0]
     users = transaction.rows(TABLES["systemuser"], f'"{column}" = ?', (value.lower(),))
     if not users:
         raise _not_a_member()
-    user = load_caller(transaction, users[0], caller.organization_id)
+    user = load_caller(transaction, users[0])
     common = user.depths.keys() & caller.depths.keys()
     return replace(
         user, depths={name: min(user.depths[name], caller.depths[name]) for name in sorted(common)}
@@ -123,13 +121,11 @@ def _not_a_member() -> RequestRefused:
     return RequestRefused(HTTPStatus.FORBIDDEN, "0x80072560", "The user is not a member of the organization.")
 
 
-def load_team(transaction: Transaction, team: Row, organization_id: str) -> Caller:
+def load_team(transaction: Transaction, team: Row) -> Caller:
     """Collect the privileges of a team that owns a row."""
     team_id, unit = str(team["teamid"]), str(team["businessunitid"])
     roles = _roles(transaction, "team", team_id)
-    return Caller(
-        team_id, unit, organization_id, str(team["name"]), _depths(transaction, roles), roles=len(roles)
-    )
+    return Caller(team_id, unit, str(team["name"]), _depths(transaction, roles), roles=len(roles))
 
 
 def _roles(transaction: Transaction, kind: str, principal_id: str) -> list[str]:
@@ -159,6 +155,11 @@ def role_privileges(transaction: Transaction, role_id: str) -> dict[str, Depth]:
             (role_id,),
         )
     }
+
+
+def privilege_id(name: str) -> str:
+    """Return the id of a privilege, which refusals name as well."""
+    return stable_id(ORGANIZATION_ID, name)
 
 
 def granted(role_id: str, privilege_id: str, depth: Depth) -> Row:
@@ -196,7 +197,7 @@ def _require(caller: Caller, privilege: str, about: str) -> Depth:
         raise privilege_denied(
             f"Principal user (Id={caller.user_id}, type=8, roleCount={caller.roles}, "
             f"privilegeCount={len(caller.depths)}, accessMode='4 Non-interactive') is missing {privilege} "
-            f"privilege (Id={stable_id(caller.organization_id, privilege)}){about}. "
+            f"privilege (Id={privilege_id(privilege)}){about}. "
             f"context.Caller={caller.user_id}."
         )
     return depth

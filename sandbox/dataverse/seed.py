@@ -4,12 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from sandbox.dataverse.base_data import ADMINISTRATOR_ROLE
-from sandbox.dataverse.base_data import ORGANIZATION_ID as ORGANIZATION_ID  # noqa: PLC0414 - of all that is seeded
-from sandbox.dataverse.columns import stable_id
+from sandbox.dataverse.columns import ORGANIZATION_ID as ORGANIZATION_ID  # noqa: PLC0414 - of all that is seeded
 from sandbox.dataverse.demo_organization import DemoOrganization as DemoOrganization  # noqa: PLC0414
 from sandbox.dataverse.demo_organization import demo_organization as demo_organization  # noqa: PLC0414
 from sandbox.dataverse.schema import TABLES
-from sandbox.dataverse.security import Depth, granted
+from sandbox.dataverse.security import Depth, granted, privilege_id
 from sandbox.dataverse.web_api import DataverseApp
 
 # The privileges of the deployed function's role: those documented for GenerateInvoiceFromOpportunity, and those for the
@@ -89,7 +88,7 @@ def add_role(
         unit = session.caller.business_unit_id
         role = session.add(TABLES["role"], {"name": name, "businessunitid": unit})["roleid"]
         for privilege, reach in depths.items():
-            grant = granted(role, stable_id(app.organization.id, privilege), reach)
+            grant = granted(role, privilege_id(privilege), reach)
             session.add(TABLES["roleprivileges"], grant)
     return str(role)
 

@@ -280,11 +280,11 @@ class Session:
         owner_table, owner = self._owner(owner_id)
         check_access(self.caller, owner_table, "Read", owner)
         if owner_table.name == "team":
-            principal = load_team(self.transaction, owner, self.organization.id)
+            principal = load_team(self.transaction, owner)
             if owner["teamtype"] == _ACCESS_TEAM:
                 raise invalid_argument("Cannot assign records to an access team.")
         else:
-            principal = load_caller(self.transaction, owner, self.organization.id)
+            principal = load_caller(self.transaction, owner)
             if owner["isdisabled"]:
                 raise user_disabled(owner_id)
             if not principal.roles:

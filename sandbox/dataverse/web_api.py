@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from werkzeug.wrappers import Request
 
 from sandbox.clock import Clock, SystemClock
-from sandbox.dataverse.base_data import ORGANIZATION_ID, base_image
+from sandbox.dataverse.base_data import base_image
 from sandbox.dataverse.batch import ChangeSet, ResponsePart, parse_batch, write_batch
 from sandbox.dataverse.database import Database, Transaction
 from sandbox.dataverse.errors import RequestRefused, no_segment
@@ -120,7 +120,7 @@ class DataverseApp:
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         clock = clock or SystemClock()
-        database = Database(clock, image or base_image(ORGANIZATION_ID), directory)
+        database = Database(clock, image or base_image(), directory)
         with database.reading() as transaction:
             row = transaction.rows(TABLES["organization"])[0]
         pipeline = EventPipeline(clock, new_id, post)
@@ -150,9 +150,7 @@ class DataverseApp:
         """Yield a session on the rows, in one transaction, as the platform itself, which needs no privileges."""
         with self.database.writing() as transaction:
             user = transaction.rows(TABLES["systemuser"], "fullname = 'SYSTEM'")[0]
-            caller = Caller(
-                user["systemuserid"], user["businessunitid"], self.organization.id, "SYSTEM", is_platform=True
-            )
+            caller = Caller(user["systemuserid"], user["businessunitid"], "SYSTEM", is_platform=True)
             yield self._session(transaction, caller, RequestInfo(NO_ID, NO_ID))
 
     def run_due_jobs(self) -> int:
@@ -236,7 +234,7 @@ class DataverseApp:
         known = self._callers.get(client_id)
         if known is None or known[0] != version:
             with self.database.reading() as transaction:
-                known = version, application_user(transaction, client_id, self.organization.id)
+                known = version, application_user(transaction, client_id)
             self._callers[client_id] = known
         return known[1]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.clock import MovableClock
 from sandbox.dataverse import DataverseApp, base_data, seed
-from sandbox.dataverse.columns import stable_id
+from sandbox.dataverse.columns import ORGANIZATION_ID, stable_id
 from sandbox.dataverse.schema import TABLES
 from sandbox.identity import TokenAuthority
 
@@ -38,8 +38,7 @@ def test_the_same_seed_makes_the_same_rows_and_another_makes_others() -> None:
 def test_amounts_fit_their_currencies() -> None:
     """Each currency occurs, and no amount has more digits than its currency."""
     precision = {
-        stable_id(base_data.ORGANIZATION_ID, "transactioncurrency", c.code): c.precision
-        for c in base_data.CURRENCIES
+        stable_id(ORGANIZATION_ID, "transactioncurrency", c.code): c.precision for c in base_data.CURRENCIES
     }
     rows = opportunities(1).values()
     assert {row["transactioncurrencyid"] for row in rows} == precision.keys()
