@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sandbox.service_bus import ServiceBusServer
 
@@ -19,6 +21,11 @@ def wait_until(condition: Callable[[], object], what: str = "it did not come abo
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
+
+
+def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401 - subprocess's own
+    """Run a program of our own to its end; returns what it printed, and its exit code."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # noqa: S603
 
 
 def connection_string(server: ServiceBusServer) -> str:

@@ -1,7 +1,6 @@
 """The checks of `make` before it installs anything, and its output meanwhile."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,24 +8,14 @@ import pytest
 
 from sandbox.install import progress
 from sandbox.prerequisites import missing
+from tests.sandbox.conftest import run
 
 SCRIPTS = Path(__file__).parents[2] / "sandbox"
 
 
-def run(script: str, *arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script with nothing on the path."""
-    return subprocess.run(  # noqa: S603 - a fixed command
-        [sys.executable, SCRIPTS / script, *arguments],
-        env={"PATH": str(path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_nothing_but_python_is_needed(tmp_path: Path) -> None:
     """There is neither a compiler nor pkg-config on the path."""
-    result = run("prerequisites.py", path=tmp_path)
+    result = run(sys.executable, SCRIPTS / "prerequisites.py", env={"PATH": str(tmp_path)})
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -43,13 +32,10 @@ def test_make_without_python_says_what_to_install(tmp_path: Path, target: str) -
     commands.mkdir()
     for name in ("make", "sh"):
         (commands / name).symlink_to(shutil.which(name) or name)
-    result = subprocess.run(  # noqa: S603 - a fixed command
-        [commands / "make", "--makefile", SCRIPTS.parent / "Makefile", f"VENV={tmp_path}/venv", target],
+    result = run(
+        *(commands / "make", "--makefile", SCRIPTS.parent / "Makefile", f"VENV={tmp_path}/venv", target),
         env={"PATH": str(commands)},
         cwd=_without_environments(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert result.returncode == 2
     assert "missing: Python 3.11 or later. Install it" in result.stderr
@@ -81,6 +67,7 @@ def test_each_package_is_shown_as_it_is_collected() -> None:
 
 def test_a_failing_installation_shows_what_pip_reported(tmp_path: Path) -> None:
     missing_file = tmp_path / "missing.txt"
-    result = run("install.py", "-r", str(missing_file), path=tmp_path)
+    arguments = ("-r", str(missing_file))
+    result = run(sys.executable, SCRIPTS / "install.py", *arguments, env={"PATH": str(tmp_path)})
     assert result.returncode == 1
     assert str(missing_file) in result.stderr

@@ -1,8 +1,9 @@
 """The wish to stop: it is heard whenever it comes."""
 
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.sandbox.conftest import run
 
 # Python lets a trace function look at every line that runs, so a signal can come at each of the first ones in turn. The
 # clock is for a waiting that runs fewer lines.
@@ -35,12 +36,5 @@ for moment in range(1, 9):
 
 
 def test_a_request_to_stop_is_handled_at_any_moment_of_the_wait() -> None:
-    done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-c", AT_EVERY_LINE],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(sys.executable, "-c", AT_EVERY_LINE, cwd=Path(__file__).parents[2], timeout=60)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.conftest import wait_until
+from tests.sandbox.conftest import run, wait_until
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -62,12 +62,7 @@ def _versions(file: str) -> str:
 
 
 def _pip(python: str, command: str, *arguments: str) -> None:
-    done = subprocess.run(  # noqa: S603 - our own command
-        [python, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(python, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments)
     assert done.returncode == 0, done.stderr
 
 
@@ -77,13 +72,7 @@ def _python(project: Path) -> str:
 
 def test_its_tests_pass_and_it_runs_as_a_program(project: Path) -> None:
     """With the plug-in alone: no conftest, no import of the sandbox."""
-    done = subprocess.run(  # noqa: S603 - our own command
-        [_python(project), "-m", "pytest", "-v", "-p", "no:cacheprovider"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(_python(project), "-m", "pytest", "-v", "-p", "no:cacheprovider", cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     run_as_a_program(project, project.parent)
@@ -103,7 +92,7 @@ def test_what_is_installed_is_the_sandbox_and_nothing_else(wheel: Path) -> None:
 
 
 def run_as_a_program(project: Path, temporary: Path) -> None:
-    arguments = (
+    arguments = [
         "--app",
         "app",
         "--entities",
@@ -111,7 +100,7 @@ def run_as_a_program(project: Path, temporary: Path) -> None:
         "--no-dataverse",
         "--mode",
         "connection-string",
-    )
+    ]
     environment = os.environ | {"TMPDIR": str(temporary)}
     command = [_python(project), "-m", "sandbox"]
     process = subprocess.Popen(  # noqa: S603 - our own program
@@ -123,15 +112,8 @@ def run_as_a_program(project: Path, temporary: Path) -> None:
     )
 
     def call(*words: str) -> str:
-        done = subprocess.run(  # noqa: S603 - our own program
-            [*command, *words],
-            cwd=project,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        done = run(*command, *words, cwd=project, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     try:
