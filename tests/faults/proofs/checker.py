@@ -164,9 +164,6 @@ class Watch:
         self._originals: set[bytes] = set()
         broker.observe(self._observe)
 
-    def __repr__(self) -> str:
-        return f"<Watch {len(self._sent)} sent, {len(self._published)} published>"
-
     @property
     def published(self) -> Sequence[Event]:
         """What subscribers got so far."""

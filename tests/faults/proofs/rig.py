@@ -195,9 +195,6 @@ class World:
         self.calls = itertools.count(1)
         self._closing: list[Dataverse] = []
 
-    def __repr__(self) -> str:
-        return f"<World {self.simulation!r} {self.counts}>"
-
     def run(self, between: Callable[[], None] = lambda: None, **bounds: Any) -> bool:  # noqa: ANN401 - see Simulation.run
         """Let things happen until rest, or until a bound of `Simulation.run`; return whether it is at rest."""
 
@@ -577,8 +574,10 @@ class _Sender:
     def _check_due(self, due: datetime) -> None:
         """Note a retry that is due before the time that its message shows of the broker."""
         world = self._world
-        invocation = world.host.invocation_of(world.simulation.current)
-        late = invocation.begun - invocation.message.enqueued_at if invocation else timedelta()
+        late = timedelta()
+        for invocation in world.host.invocations:
+            if invocation.actor is world.simulation.current:
+                late = invocation.begun - invocation.message.enqueued_at
         if due < world.simulation.now() - late:
             early = (world.simulation.now() - due).total_seconds()
             world.violations.append(Violation("no retry is due in the past", f"one was by {early:.0f} s."))
@@ -614,10 +613,6 @@ class _Host:
             if not received:
                 return
             self._invoke(received[0])
-
-    def invocation_of(self, actor: Actor | None) -> _Invocation | None:
-        """Return what an actor works on."""
-        return next((each for each in self.invocations if each.actor is actor), None)
 
     def kill_worker_of(self, actor: Actor) -> None:
         """End the worker process in which an actor runs; the host abandons its messages."""

@@ -73,9 +73,6 @@ class Simulation:
         self._agenda: list[_Due] = []
         self._back = threading.Semaphore(0)
 
-    def __repr__(self) -> str:
-        return f"<Simulation at {self.monotonic():g} s after {len(self.trace)} turns>"
-
     # --- the clock ---
 
     def monotonic(self) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from published_event import validate_event
 
 from proofs import ROOT
-from proofs.checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, TOPIC, Evidence, Watch
+from proofs.checker import FAILED_QUEUE, QUEUE, SUBSCRIPTION, Evidence, Watch
 from proofs.sales_state import read_opportunities
 from proofs.users import win
 from sandbox.cloud import Cloud, CloudOptions, Mode
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-# Long enough for every step, short enough to wait for what is silent.
-DEADLINE_SECONDS = 6.0
 SETTINGS = {
-    "INVOCATION_DEADLINE_SECONDS": f"{DEADLINE_SECONDS:g}",
+    # Long enough for every step, short enough to wait for what is silent.
+    "INVOCATION_DEADLINE_SECONDS": "6",
     "RETRY_FIRST_DELAY_SECONDS": "0.1",
     "RETRY_MAX_DELAY_SECONDS": "0.4",
     "AzureFunctionsJobHost__extensions__serviceBus__maxConcurrentCalls": "4",
@@ -73,11 +72,6 @@ class Seen:
         """How many events came to the subscribers."""
         return self.counts[SUBSCRIPTION, EventKind.ENQUEUED]
 
-    @property
-    def sent(self) -> int:
-        """How many events came to the topic, those that duplicate detection dropped included."""
-        return self.counts[TOPIC, EventKind.ACCEPTED] + self.counts[TOPIC, EventKind.DUPLICATE_DROPPED]
-
 
 class Stage:
     """A running sandbox with faults; a context manager. `settings` are added to the function's."""
@@ -104,9 +98,6 @@ class Stage:
         self._locks: dict[int, tuple[UUID, float]] = {}
         self._lock = threading.Lock()
         self.cloud.broker.observe(self._observe)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.cloud!r}>"
 
     def __enter__(self) -> Self:
         self.cloud.start()
