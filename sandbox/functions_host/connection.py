@@ -3,6 +3,7 @@
 import ssl
 import threading
 import time
+from functools import partial
 
 import requests
 from azure.core.credentials import AccessToken
@@ -61,22 +62,14 @@ class Connector:
     """Makes clients for one connection; they share the token."""
 
     def __init__(self, connection: ConnectionString | IdentityConnection, certificates: str | None) -> None:
-        self._connection = connection
         # The client library would trust the certificates that it ships, and no others.
         self._trust = ssl.create_default_context(cafile=certificates)
-        self._identity = ManagedIdentity(connection) if isinstance(connection, IdentityConnection) else None
+        self._new_client: partial[ServiceBusClient]
+        if isinstance(connection, ConnectionString):
+            self._new_client = partial(ServiceBusClient.from_connection_string, connection.value)
+        else:
+            self._new_client = partial(ServiceBusClient, connection.namespace, ManagedIdentity(connection))
 
     def connect(self) -> ServiceBusClient:
         """Return a client for one thread's use; it connects when it is used."""
-        if isinstance(self._connection, ConnectionString):
-            return ServiceBusClient.from_connection_string(
-                self._connection.value, retry_total=1, retry_backoff_factor=0.1, ssl_context=self._trust
-            )
-        assert self._identity is not None  # noqa: S101 - for the type checker: made with the connection
-        return ServiceBusClient(
-            self._connection.namespace,
-            self._identity,
-            retry_total=1,
-            retry_backoff_factor=0.1,
-            ssl_context=self._trust,
-        )
+        return self._new_client(retry_total=1, retry_backoff_factor=0.1, ssl_context=self._trust)
