@@ -6,6 +6,7 @@ so the sections are taken one by one. Like Azure, this accepts them in any order
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sandbox.service_bus.amqp.encoding import (
@@ -50,7 +51,7 @@ _NAMED = {
     12: "reply_to_session_id",
 }
 _PROPERTY_COUNT = 13
-_CONTENT_TYPE = 6
+_CORRELATION_ID, _CONTENT_TYPE = 5, 6
 # What only the broker sets: what a sender wrote there is ignored.
 _BROKERS_OWN = {
     "x-opt-sequence-number",
@@ -138,7 +139,7 @@ def encode_reply(
 ) -> bytes:
     """Return a response of a node that takes requests."""
     fields: list[Any] = [None] * _PROPERTY_COUNT
-    fields[5] = correlation_id
+    fields[_CORRELATION_ID] = correlation_id
     return _encode([(PROPERTIES, fields), (APPLICATION_PROPERTIES, dict(properties)), (VALUE, body)])
 
 
@@ -219,22 +220,18 @@ def _read_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str,
         named["scheduled_enqueue_time"] = _datetime(due)
     if (key := annotations.get("x-opt-partition-key")) is not None:
         named["partition_key"] = str(key)
-    rest = {key: each for key, each in annotations.items() if key not in _BROKERS_OWN}
-    if rest:
-        other["annotations"] = rest
+    _keep_annotations("annotations", value, other)
     return named
 
 
-def _read_delivery_annotations(value: dict[Any, Any], other: dict[str, Any]) -> dict[str, Any]:
-    annotations = with_text_keys(value)
-    if rest := {key: each for key, each in annotations.items() if key not in _BROKERS_OWN}:
-        other["delivery_annotations"] = rest
+def _keep_annotations(name: str, value: dict[Any, Any], other: dict[str, Any]) -> dict[str, Any]:
+    if rest := {key: each for key, each in with_text_keys(value).items() if key not in _BROKERS_OWN}:
+        other[name] = rest
     return {}
 
 
 def _read_properties(value: list[Any], other: dict[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
-    absolute = {8: "absolute_expiry_time", 9: "creation_time"}
     for index, field in enumerate(value or []):
         if field is None:
             continue
@@ -242,21 +239,13 @@ def _read_properties(value: list[Any], other: dict[str, Any]) -> dict[str, Any]:
             named[_NAMED[index]] = str(field) if index == _CONTENT_TYPE else field
         else:
             other[f"properties.{index}"] = field
-    # Both together are how AMQP writes a lifetime beyond the 49 days that the header can hold.
-    expiry, created = (other.get(f"properties.{index}") for index in absolute)
+    # The absolute expiry time and the creation time are how AMQP writes a lifetime beyond the header's 49 days.
+    expiry, created = other.get("properties.8"), other.get("properties.9")
     if isinstance(expiry, int) and isinstance(created, int) and expiry > created:
         lifetime = _lifetime(expiry - created)
         if lifetime is not None:
             named["time_to_live"] = lifetime
     return named
-
-
-def _read_application_properties(value: dict[Any, Any], _other: dict[str, Any]) -> dict[str, Any]:
-    return {"application_properties": with_text_keys(value)}
-
-
-def _read_value(value: object, _other: dict[str, Any]) -> dict[str, Any]:
-    return {"body": AmqpValue(value)}
 
 
 def _read_footer(value: object, other: dict[str, Any]) -> dict[str, Any]:
@@ -267,11 +256,11 @@ def _read_footer(value: object, other: dict[str, Any]) -> dict[str, Any]:
 # Each returns the message's fields that the section holds, and puts into `other` what the broker only passes on.
 _READERS: Mapping[int, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     HEADER: _read_header,
-    DELIVERY_ANNOTATIONS: _read_delivery_annotations,
+    DELIVERY_ANNOTATIONS: partial(_keep_annotations, "delivery_annotations"),
     MESSAGE_ANNOTATIONS: _read_annotations,
     PROPERTIES: _read_properties,
-    APPLICATION_PROPERTIES: _read_application_properties,
-    VALUE: _read_value,
+    APPLICATION_PROPERTIES: lambda value, _other: {"application_properties": with_text_keys(value)},
+    VALUE: lambda value, _other: {"body": AmqpValue(value)},
     FOOTER: _read_footer,
 }
 

@@ -306,15 +306,9 @@ Writer = Callable[[Any], bytes]
 
 def _write(value: Any) -> bytes:  # noqa: ANN401 - any AMQP value
     writer = _WRITERS.get(type(value))
-    return writer(value) if writer is not None else _write_other(value)
-
-
-def _write_other(value: Any) -> bytes:  # noqa: ANN401 - any value
-    """Write what is a kind of a type that AMQP has: an enumeration's member, for example."""
-    for kind in type(value).__mro__:
-        if kind in _WRITERS:
-            return _WRITERS[kind](value)
-    raise Unencodable(f"AMQP 1.0 has no {type(value).__name__}")
+    if writer is None:
+        raise Unencodable(f"AMQP 1.0 has no {type(value).__name__}")
+    return writer(value)
 
 
 # The widest encoding of each type, without its constructor: that of an array's elements.

@@ -35,7 +35,6 @@ class Link:
 
     def __init__(self, session: "Session", attach: Attach) -> None:
         self.session = session
-        self.name = attach.name
         self.handle = attach.handle
         self.source: Source | None = attach.source if isinstance(attach.source, Source) else None
         self.target: Target | Coordinator | None = (
@@ -50,9 +49,6 @@ class Link:
         # Whether this side has detached: what the peer still sends on the link is ignored then.
         self.is_detached = False
         self._attach = attach
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}>"
 
     @property
     def source_address(self) -> str:
@@ -98,7 +94,7 @@ class Link:
     def _send_attach(self, **fields: Any) -> None:  # noqa: ANN401 - the fields of an attach
         asked = self._attach
         attach = Attach(
-            self.name,
+            asked.name,
             self.handle,
             self.role,
             asked.snd_settle_mode,
