@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +30,7 @@ from sandbox.dataverse.schema import TABLES
 from sandbox.identity import Identity, IdentityServer, TokenAuthority
 from sandbox.service_bus import Authenticator, Broker, Configuration, ServiceBusServer
 from shared.sales import claim_of
+from tests.end_to_end.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -314,9 +314,7 @@ def test_a_win_is_posted_only_after_connect_and_no_more_after_disconnect(organiz
         organization.posts.clear()
         organization.win(opportunity)
         # The system job is written together with the win: none means that none will come.
-        bound = time.monotonic() + 20
-        while organization.rows("asyncoperation") and not organization.posts and time.monotonic() < bound:
-            time.sleep(0.01)
+        wait_until(lambda: organization.posts or not organization.rows("asyncoperation"), "the job ends")
         return len(organization.posts)
 
     assert wins_post(demo.opportunities[0]) == 0

@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -20,6 +19,7 @@ from sandbox.actors import Salesperson
 from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, Cloud, CloudOptions
 from sandbox.dataverse.schema import TABLES
 from sandbox.service_bus import Message
+from tests.end_to_end.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,10 +69,7 @@ class Sandbox:
         before = self.cloud.broker.counts(audit).active
         with Salesperson(self.cloud) as salesperson:
             salesperson.win(opportunity)
-        end = time.monotonic() + 60
-        while self.cloud.broker.counts(audit).active == before:
-            assert time.monotonic() < end, "the event was not published within 60 s"
-            time.sleep(0.05)
+        wait_until(lambda: self.cloud.broker.counts(audit).active > before, "the event is published")
 
     def park(self, opportunity: str, reason: str) -> None:
         self.cloud.broker.send(
