@@ -395,11 +395,7 @@ def test_a_handshake_ends_by_the_deadline(peer: Peer, plain_server: TlsServer) -
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_hangs_is_left_at_the_deadline(
-    peer: Peer,
-    scheme: str,
-    plain_server: TlsServer,
-    tls_server: TlsServer,
-    monkeypatch: pytest.MonkeyPatch,
+    peer: Peer, scheme: str, plain_server: TlsServer, tls_server: TlsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = plain_server if scheme == "http" else tls_server
     proxy.serve = lambda connection: peer(proxy, connection)
@@ -411,9 +407,7 @@ def test_a_proxy_that_hangs_is_left_at_the_deadline(
 
 @pytest.mark.usefixtures("trusted")
 def test_a_proxy_without_a_scheme_is_one_without_tls(
-    plain_server: TlsServer,
-    exchange: HttpExchange,
-    monkeypatch: pytest.MonkeyPatch,
+    plain_server: TlsServer, exchange: HttpExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain_server.serve = plain_server.tunnel
     monkeypatch.setenv("HTTPS_PROXY", f"name:secret@127.0.0.1:{plain_server.port}")

@@ -32,18 +32,15 @@ class Azure:
         self.reported: list[str] = []
 
     def listing(self) -> Mapping[str, object]:
-        """Return the next one."""
         listed = self.remaining.pop(0) if len(self.remaining) > 1 else self.remaining[0]
         if isinstance(listed, AzureCommandFailed):
             raise listed
         return listed
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
         self.time += seconds
 
     def wait_for(self, version: str, seconds: float = 60) -> None:
-        """Wait with this Azure."""
         wait_for(
             version,
             self.listing,
