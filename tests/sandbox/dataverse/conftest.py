@@ -186,6 +186,10 @@ class Client:
         headers = {"Content-Type": "multipart/mixed; boundary=b"} | ({"Prefer": prefer} if prefer else {})
         return self.call("POST", "$batch", headers=headers, data=body.encode())
 
+    def parts(self, *items: str) -> list[PartResponse]:
+        """Send a batch that continues after an error; return the responses of its parts."""
+        return responses(self.batch(*items))
+
 
 def _parsed(response: requests.Response) -> Json:
     parsed: Json = response.json(parse_float=Decimal)

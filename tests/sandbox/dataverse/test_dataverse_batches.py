@@ -52,11 +52,11 @@ def items(world: World) -> tuple[str, ...]:
 def test_a_change_set_happens_once_and_its_reads_tell(world: World) -> None:
     client = world.function
     world.admin.win(world.opportunity)
-    first = client.responses(client.batch(*items(world)))
+    first = client.parts(*items(world))
     assert [part.status for part in first[0].nested] == [204, 200]
     assert f"annotations({KEY})" in first[0].nested[0].head
     assert json.loads(first[0].nested[1].body)["invoicenumber"].startswith("INV-01000-")
-    again = client.responses(client.batch(*items(world)))
+    again = client.parts(*items(world))
     assert [part.status for part in again[0].nested] == [412]
     assert [part.status for part in again[1:]] == [200, 200]
     for parts in (first, again):
@@ -68,9 +68,7 @@ def test_a_change_set_happens_once_and_its_reads_tell(world: World) -> None:
 def test_a_change_set_that_fails_leaves_nothing_behind(world: World, claim_first: bool) -> None:  # noqa: FBT001
     first = [claim(world), generate(world)] if claim_first else [generate(world), claim(world)]
     before = len(world.app.database.commits)
-    (failed,) = world.function.responses(
-        world.function.batch(world.function.change_set(*first, claim(world)))
-    )
+    (failed,) = world.function.parts(world.function.change_set(*first, claim(world)))
     assert [part.status for part in failed.nested] == [412]
     assert not world.admin.rows(invoices(world))
     world.admin.get(f"annotations({KEY})", status=404)
@@ -138,7 +136,7 @@ def test_content_ids_refer_to_rows_made_in_the_change_set(world: World) -> None:
         client.operation("PATCH", "$2", '{"accountnumber": "7"}', content_id="3"),
         client.operation("PUT", "$2/primarycontactid/$ref", '{"@odata.id": "$1"}', content_id="4"),
     )
-    (response,) = client.responses(client.batch(parts))
+    (response,) = client.parts(parts)
     assert [part.status for part in response.nested] == [204, 204, 204, 204]
     (account,) = client.rows(
         "accounts?$filter=accountnumber eq '7'&$expand=primarycontactid($select=lastname)"
@@ -174,7 +172,7 @@ def test_urls_may_be_absolute_and_unencoded(world: World) -> None:
         client.operation("GET", "/api/data/v9.2/WhoAmI()"),
         client.operation("GET", "WhoAmI"),
     ]
-    assert [part.status for part in client.responses(client.batch(*items))] == [200, 200, 200]
+    assert [part.status for part in client.parts(*items)] == [200, 200, 200]
 
 
 def test_headers_of_a_part_count(world: World) -> None:
@@ -184,7 +182,7 @@ def test_headers_of_a_part_count(world: World) -> None:
         client.operation("PATCH", f"accounts({account})", '{"name": "B"}', If_Match='W/"1"'),
         client.operation("POST", "accounts", '{"name": "Ünï"}', Prefer="return=representation"),
     ]
-    stale, created = client.responses(client.batch(*items))
+    stale, created = client.parts(*items)
     assert stale.status == 412
     assert created.status == 201
     assert client.rows("accounts?$filter=name eq 'Ünï'")
@@ -216,7 +214,7 @@ def test_a_malformed_batch_is_refused(world: World, content_type: str, body: byt
 def test_a_batch_has_a_thousand_operations_at_most(world: World) -> None:
     client = world.admin
     read = client.operation("GET", "WhoAmI")
-    assert len(client.responses(client.batch(*[read] * 1000))) == 1000
+    assert len(client.parts(*[read] * 1000)) == 1000
     assert client.batch(*[read] * 1001).status_code == 400
 
 

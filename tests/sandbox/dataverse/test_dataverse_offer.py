@@ -74,7 +74,7 @@ def test_rows_are_counted(https_world: World) -> None:
     assert client.call("GET", "opportunities/$count?$filter=statecode eq 1").text == "0"
     path = f"{https_world.path}/product_opportunities"
     assert client.call("GET", f"{path}/$count").text == str(len(client.rows(path)))
-    (part,) = client.responses(client.batch(client.operation("GET", "opportunities/$count")))
+    (part,) = client.parts(client.operation("GET", "opportunities/$count"))
     assert part.body == count
 
 
@@ -119,7 +119,7 @@ def test_acting_for_others_is_refused_without_the_privilege(world: World, header
     assert ACT_ON_BEHALF in alone["message"]
     part = client.operation("GET", "WhoAmI", **{header: value})
     note = client.operation("POST", "annotations", "{}", **{header: value})
-    refused, nested = client.responses(client.batch(part, client.change_set(note)))
+    refused, nested = client.parts(part, client.change_set(note))
     assert (refused.status, nested.nested[0].status) == (403, 403)
 
 
@@ -129,7 +129,7 @@ def test_with_the_privilege_both_users_limit_what_is_done(world: World, gateway:
     gateway.get("opportunities", MSCRMCallerID=seller)
     # The seller may read contacts, the gateway may not.
     gateway.refused("GET", "contacts", None, 403, MSCRMCallerID=seller)
-    (part,) = gateway.responses(gateway.batch(gateway.operation("GET", "WhoAmI", MSCRMCallerID=seller)))
+    (part,) = gateway.parts(gateway.operation("GET", "WhoAmI", MSCRMCallerID=seller))
     assert json.loads(part.body)["UserId"] == seller
 
 

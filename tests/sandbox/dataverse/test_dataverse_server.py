@@ -142,7 +142,7 @@ def test_of_many_simultaneous_claims_one_commits(https_world: World, response: D
         client = https_world.function.again()
         client.get("WhoAmI")
         start.wait(timeout=20)
-        (change_set,) = client.responses(client.batch(claim_and_call(client, https_world.opportunity)))
+        (change_set,) = client.parts(claim_and_call(client, https_world.opportunity))
         client.session.close()
         return change_set.nested[0].status
 
