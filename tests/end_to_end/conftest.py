@@ -89,7 +89,7 @@ class Namespace:
         return [each.message for each in self.broker.peek(entity, 0, 1000)]
 
     def park(
-        self, *numbers: int, reason: str = "InvoiceRefused", text: str = "What was wrong. What to do."
+        self, *about: int | str, reason: str = "InvoiceRefused", text: str = "What was wrong. What to do."
     ) -> None:
         """Send messages as the function parks them."""
         properties = {
@@ -101,10 +101,10 @@ class Namespace:
             "InvoicingFirstSeen": "2026-11-01T12:00:00+00:00",
             "InvoicingOriginalMessageId": "original",
         }
-        for number in numbers:
+        for each in about:
             message = Message(
-                event(number),
-                message_id=f"parked-{number}",
+                event(each),
+                message_id=f"parked-{each}",
                 content_type="application/json",
                 correlation_id="correlation",
                 application_properties=properties,
@@ -112,7 +112,7 @@ class Namespace:
             self.broker.send(FAILED_QUEUE, message)
 
     def schedule(
-        self, *numbers: int, reason: str = "DataverseUnreachable", text: str = "What was wrong."
+        self, *about: int | str, reason: str = "DataverseUnreachable", text: str = "What was wrong."
     ) -> None:
         """Send messages as the function schedules them."""
         now = datetime.now(UTC)
@@ -123,10 +123,10 @@ class Namespace:
             "InvoicingReason": reason,
             "InvoicingDescription": text,
         }
-        for number in numbers:
+        for each in about:
             message = Message(
-                event(number),
-                message_id=f"copy-{number}",
+                event(each),
+                message_id=f"copy-{each}",
                 scheduled_enqueue_time=now + timedelta(minutes=10),
                 application_properties=properties,
             )
@@ -137,8 +137,10 @@ def opportunity(number: int) -> str:
     return str(UUID(int=number))
 
 
-def event(number: int) -> bytes:
-    return json.dumps({"opportunityId": opportunity(number)}).encode()
+def event(about: int | str) -> bytes:
+    """Return the event of a win: `about` is an opportunity's id, or the number of an invented one."""
+    about = opportunity(about) if isinstance(about, int) else about
+    return json.dumps({"opportunityId": about}).encode()
 
 
 @pytest.fixture

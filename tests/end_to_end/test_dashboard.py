@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,11 @@ from selenium.webdriver.common.by import By
 
 from operations.dashboard.application import Dashboard
 from operations.dashboard.server import Server
-from sandbox.cloud import FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions
+from sandbox.cloud import WON_QUEUE, Cloud, CloudOptions
 from sandbox.control.panel import ControlPanel
 from sandbox.control.server import ControlServer
 from sandbox.dataverse.schema import TABLES
 from sandbox.faults import FaultPlan
-from sandbox.service_bus import Message
 from tests.end_to_end.conftest import PATIENCE, Namespace, wait_until
 
 if TYPE_CHECKING:
@@ -177,10 +175,7 @@ def test_win_break_watch_repair_retry(page: Page) -> None:
 
 def test_a_retry_is_made_now(page: Page) -> None:
     broker = page.cloud.broker
-    body = f'{{"opportunityId": "{page.cloud.demo.opportunities[0]}"}}'.encode()
-    due = page.cloud.broker_clock.now() + timedelta(hours=1)
-    properties = {"InvoicingReason": "DataverseUnreachable", "InvoicingAttempt": 3}
-    broker.send(WON_QUEUE, Message(body, application_properties=properties, scheduled_enqueue_time=due))
+    page.namespace.schedule(page.cloud.demo.opportunities[0])
     page.shows("#waiting", "DataverseUnreachable")
     page.click("#waiting [data-number]")
     page.confirm()
@@ -198,10 +193,7 @@ def test_replay_a_failed_message_and_see_its_invoice(page: Page) -> None:
         opportunity = str(still_open[-1]["opportunityid"])
         name = "<img src=x onerror=alert(1)>"
         session.change(TABLES["opportunity"], opportunity, {"statecode": 1, "statuscode": 3, "name": name})
-    properties = {"DeadLetterReason": "InvoiceRefused", "DeadLetterErrorDescription": "No price list."}
-    body = f'{{"opportunityId": "{opportunity}"}}'.encode()
-    message = Message(body, content_type="application/json", application_properties=properties)
-    page.cloud.broker.send(FAILED_QUEUE, message)
+    page.namespace.park(opportunity, text="No price list.")
     page.click("details[data-reason=InvoiceRefused] summary")
     page.shows("#failed .rows", name)
     page.picture("dashboard-failed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
-from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,27 +16,25 @@ from operations.opportunity import Verdict
 from operations.reconcile import Problem
 from operations.web_api import WebApi
 from sandbox.actors import OpportunityChange, Salesperson
-from sandbox.cloud import CREATED_TOPIC, FAILED_QUEUE, WON_QUEUE, Cloud, CloudOptions
+from sandbox.cloud import CREATED_TOPIC, WON_QUEUE, Cloud, CloudOptions
 from sandbox.dataverse.schema import TABLES
 from sandbox.service_bus import Message, ReceiveMode
 from shared.sales import claim_note
-from tests.end_to_end.conftest import run_operations, wait_until
+from tests.end_to_end.conftest import Namespace, event, run_operations, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from click.testing import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 SINCE = ("reconcile", "--since", "2000-01-01")
 
 
-class Office:
+class Office(Namespace):
     """The sandbox without a function: what a function would have done is arranged, step by step."""
 
     def __init__(self, cloud: Cloud, salesperson: Salesperson) -> None:
+        super().__init__(cloud.broker, cloud.operator_settings)
         self.cloud = cloud
-        self.environment = cloud.operator_settings
         self.salesperson = salesperson
         self._unused = list(cloud.demo.opportunities)
         self.api = WebApi.of(self.environment)
@@ -47,10 +44,10 @@ class Office:
 
     def win(self, opportunity: str) -> None:
         """Win it, and take the event out of the queue that Dataverse posts."""
-        before = self.cloud.broker.counts(WON_QUEUE).active
+        before = self.broker.counts(WON_QUEUE).active
         self.salesperson.win(opportunity)
-        wait_until(lambda: self.cloud.broker.counts(WON_QUEUE).active > before, "the event is posted")
-        self.cloud.broker.receive(WON_QUEUE, before + 1, ReceiveMode.RECEIVE_AND_DELETE)
+        wait_until(lambda: self.broker.counts(WON_QUEUE).active > before, "the event is posted")
+        self.broker.receive(WON_QUEUE, before + 1, ReceiveMode.RECEIVE_AND_DELETE)
 
     def won(self) -> str:
         """Return an opportunity that is won."""
@@ -73,18 +70,6 @@ class Office:
         self.overwrite("invoice", invoice, ownerid=owner)
         return invoice
 
-    def message(self, entity: str, opportunity: str, due: timedelta | None = None, **properties: str) -> None:
-        self.cloud.broker.send(
-            entity,
-            Message(
-                json.dumps({"opportunityId": opportunity}).encode(),
-                message_id=str(uuid4()),
-                content_type="application/json",
-                application_properties=properties,
-                scheduled_enqueue_time=None if due is None else self.cloud.broker_clock.now() + due,
-            ),
-        )
-
     def row(self, table: str, row_id: str, **values: object) -> None:
         with self.cloud.dataverse.session() as session:
             session.change(TABLES[table], row_id, values)
@@ -93,9 +78,6 @@ class Office:
         """Change a row of the database without what follows from a change."""
         with self.cloud.dataverse.session() as session:
             session.transaction.update(TABLES[table], row_id, values)
-
-    def run(self, *arguments: str, code: int = 0, **environment: str) -> Result:
-        return run_operations({**self.environment, **environment}, *arguments, code=code)
 
     def history(self, text: str, **environment: str) -> dict[str, Any]:
         result = run_operations({**self.environment, **environment}, "opportunity", text, "--json")
@@ -166,30 +148,23 @@ def _outdated(office: Office, opportunity: str) -> str:
 
 
 def _retried(office: Office, opportunity: str) -> str:
-    office.message(
-        WON_QUEUE, opportunity, timedelta(hours=1), InvoicingReason="DataverseForbidden", InvoicingAttempt="x"
-    )
+    office.schedule(opportunity, reason="DataverseForbidden")
     return "because DataverseForbidden"
 
 
 def _in_queue(office: Office, opportunity: str) -> str:
-    office.message(WON_QUEUE, opportunity)
+    office.broker.send(WON_QUEUE, Message(event(opportunity)))
     return ""
 
 
 def _parked(office: Office, opportunity: str) -> str:
-    office.message(
-        FAILED_QUEUE,
-        opportunity,
-        DeadLetterReason="InvoiceRefused",
-        DeadLetterErrorDescription="No price list.",
-    )
+    office.park(opportunity, text="No price list.")
     return "No price list."
 
 
 def _publish_failed(office: Office, opportunity: str) -> str:
     office.invoice(opportunity)
-    office.message(FAILED_QUEUE, opportunity, DeadLetterReason="PublishFailed")
+    office.park(opportunity, reason="PublishFailed")
     return "PublishFailed"
 
 
@@ -316,15 +291,15 @@ def test_several_matches_and_none_are_sentences(office: Office) -> None:
 
 def test_sending_puts_an_event_on_the_queue_for_a_won_opportunity_only(office: Office) -> None:
     opportunity = office.opportunity()
-    before = office.cloud.broker.counts(WON_QUEUE).active
+    before = office.broker.counts(WON_QUEUE).active
     assert "is not won" in office.run("opportunity", opportunity, "--send", "--yes", code=1).output
-    assert office.cloud.broker.counts(WON_QUEUE).active == before
+    assert office.broker.counts(WON_QUEUE).active == before
     # It takes every message from the queue.
     office.win(opportunity)
     assert "--yes" in office.run("opportunity", opportunity, "--send", "--json", code=2).output
-    assert office.cloud.broker.counts(WON_QUEUE).active == 0
+    assert office.broker.counts(WON_QUEUE).active == 0
     office.run("opportunity", opportunity, "--send", "--yes")
-    assert office.cloud.broker.counts(WON_QUEUE).active == 1
+    assert office.broker.counts(WON_QUEUE).active == 1
     assert office.history(opportunity)["verdict"] == Verdict.IN_QUEUE.code
 
 
@@ -333,7 +308,7 @@ def test_a_real_function_shows_the_win_the_claim_the_invoice_and_the_event() -> 
         opportunity = office.opportunity()
         office.salesperson.win(opportunity)
         audit = f"{CREATED_TOPIC}/Subscriptions/audit"
-        wait_until(lambda: office.cloud.broker.counts(audit).active == 1, "the event is published")
+        wait_until(lambda: office.broker.counts(audit).active == 1, "the event is published")
         found = office.history(opportunity)
     assert (found["verdict"], found["advice"]) == (
         Verdict.INVOICED_ONCE.code,
@@ -350,12 +325,10 @@ def test_a_real_function_shows_the_win_the_claim_the_invoice_and_the_event() -> 
 def test_lists_show_opportunity_and_customer_by_name(office: Office) -> None:
     opportunity = office.won()
     office.row("opportunity", opportunity, name="Chairs\x1b[31m")
-    office.message(FAILED_QUEUE, opportunity, DeadLetterReason="NamesAreShown")
-    row = office.api.row(f"opportunities({opportunity})?$select=_customerid_value")
-    (listed,) = json.loads(office.run("failed", "list", "--reason", "NamesAreShown", "--json").stdout)
+    office.park(opportunity, reason="NamesAreShown", text="")
+    (listed,) = office.listed("failed", "list", "--reason", "NamesAreShown")
     assert listed["opportunityName"] == "Chairs\x1b[31m"
     assert listed["customer"]
-    assert row["_customerid_value"]
     text = office.run("failed", "list", "--reason", "NamesAreShown").stdout
     assert "Chairs\\x1b[31m (" in text
     assert max(map(len, text.splitlines())) <= 80
@@ -363,8 +336,9 @@ def test_lists_show_opportunity_and_customer_by_name(office: Office) -> None:
 
 def test_a_list_without_dataverse_shows_ids_and_says_why(office: Office) -> None:
     opportunity = office.won()
-    office.message(FAILED_QUEUE, opportunity, DeadLetterReason="NoNames")
-    done = office.run("failed", "list", "--reason", "NoNames", DATAVERSE_URL="https://127.0.0.1:1")
+    office.park(opportunity, reason="NoNames")
+    environment = office.environment | {"DATAVERSE_URL": "https://127.0.0.1:1"}
+    done = run_operations(environment, "failed", "list", "--reason", "NoNames")
     assert opportunity[:8] in done.stdout
     assert "Ids instead of names: " in done.stderr
 
