@@ -292,16 +292,12 @@ class Cloud(StartStop):
             verify_token=self.authority.verify,
             role_assignments=[RoleAssignment(self.operator.client_id, Role.OWNER)],
         )
-        self._namespace = NamespaceServer(
-            self.broker, self._authenticator, self.certificates, self._planned_faults
-        )
+        plan = self.options.faults
+        faults = PlannedFaults(self.broker, plan, self._comes_by_proxy) if plan else None
+        self._namespace = NamespaceServer(self.broker, self._authenticator, self.certificates, faults)
         self._namespace.start_plain(closing, standard_port=self.options.standard_ports)
         if self.options.mode is Mode.IDENTITY:
             self._namespace.start_tls(closing)
-
-    def _planned_faults(self) -> PlannedFaults | None:
-        plan = self.options.faults
-        return PlannedFaults(self.broker, plan, self._comes_by_proxy) if plan else None
 
     def _comes_by_proxy(self, peer: tuple[str, int]) -> bool:
         """Return whether a client is the function or its host: they connect through the proxies."""
@@ -363,9 +359,8 @@ class Cloud(StartStop):
 
         def is_the_function(environ: "WSGIEnvironment") -> bool:
             # Nobody else uses the proxy.
-            return (
-                bool(self.proxies) and environ.get("HTTP_HOST") == self.proxies[Dependency.DATAVERSE].address
-            )
+            proxy = self.proxies.get(Dependency.DATAVERSE)
+            return proxy is not None and environ.get("HTTP_HOST") == proxy.address
 
         return faulty_dataverse(application, plan, concerns=is_the_function)
 
@@ -399,7 +394,7 @@ class Cloud(StartStop):
             return
         self.host = FunctionsHost(
             self.options.app_root,
-            self.options.reroute(self.app_settings),
+            self.app_settings,
             self.broker_clock,
             self._invoked,
             declared=self._declared,
@@ -411,9 +406,6 @@ class Cloud(StartStop):
 
     def _invoked(self, worker: WorkerProcess) -> None:
         plan = self.options.faults
-        if (
-            plan is not None
-            and plan.strike(Dependency.FUNCTIONS_HOST, "invoke", f"worker {worker.pid}") is not None
-        ):
-            # There is no other fault on this connection.
+        # There is no other fault on this connection than a kill.
+        if plan is not None and plan.strike(Dependency.FUNCTIONS_HOST, "invoke", f"worker {worker.pid}"):
             worker.kill()

@@ -115,9 +115,9 @@ def _may_do_all(rule: SasRule) -> bool:
 
 
 def _with_random_keys(rule: SasRule) -> SasRule:
-    return replace(rule, keys=tuple(_random_key() if key in EMULATOR_RULE.keys else key for key in rule.keys))
-
-
-def _random_key() -> str:
     # Like Azure's: 32 bytes in base64.
-    return base64.b64encode(secrets.token_bytes(32)).decode()
+    keys = (
+        base64.b64encode(secrets.token_bytes(32)).decode() if key in EMULATOR_RULE.keys else key
+        for key in rule.keys
+    )
+    return replace(rule, keys=tuple(keys))

@@ -1,6 +1,5 @@
 """Service Bus's servers: plain, and over TLS where there are identities."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from sandbox.certificates import CertificateAuthority
@@ -14,19 +13,19 @@ PLAIN_PORT = 5672
 
 
 class NamespaceServer:
-    """Serves a broker; `new_faults` makes what lets the connections of a server fail."""
+    """Serves a broker; `faults` lets the calls of its clients fail."""
 
     def __init__(
         self,
         broker: Broker,
         authenticator: Authenticator,
         certificates: CertificateAuthority,
-        new_faults: Callable[[], PlannedFaults | None] = lambda: None,
+        faults: PlannedFaults | None = None,
     ) -> None:
         self._broker = broker
         self._authenticator = authenticator
         self._certificates = certificates
-        self._new_faults = new_faults
+        self._faults = faults
         self.plain: ServiceBusServer
         self.tls: ServiceBusServer | None = None
 
@@ -47,7 +46,7 @@ class NamespaceServer:
                 self._broker,
                 port=port,
                 authenticator=self._authenticator,
-                interceptor=self._new_faults(),
+                interceptor=self._faults,
                 https_context=self._certificates.server_context("127.0.0.1"),
             )
             try:
@@ -70,7 +69,7 @@ class NamespaceServer:
                 # In front of it there may be a proxy, on an address of its own.
                 ssl_context=self._certificates.server_context(address, proxy_address(address)),
                 authenticator=self._authenticator,
-                interceptor=self._new_faults(),
+                interceptor=self._faults,
             )
             try:
                 server.start()

@@ -67,8 +67,7 @@ class CloudOptions:
     `faults`: what goes wrong, on every connection of the function; the salesperson and the consumer have connections of
     their own. `token_lifetime`: below five minutes, clients fetch a token for every call. `traces` collects spans over
     OTLP. `debug_port`: where the worker waits for a debugger.
-    `dataverse_middleware` wraps Dataverse. `reroute` may change the app settings once the ports are known, for example
-    to put a proxy between the function and its peers.
+    `dataverse_middleware` wraps Dataverse.
     """
 
     app_root: Path
@@ -91,4 +90,3 @@ class CloudOptions:
     traces: bool = False
     debug_port: int | None = None
     dataverse_middleware: "Callable[[WSGIApplication], WSGIApplication]" = lambda application: application
-    reroute: Callable[[dict[str, str]], dict[str, str]] = dict

@@ -12,8 +12,8 @@ Entry = Mapping[str, object]
 class Journal:
     """The newest entries, each with its number from 1; safe under many threads. Old ones are dropped."""
 
-    def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
-        self._entries: deque[tuple[int, Entry]] = deque(maxlen=max_entries)
+    def __init__(self) -> None:
+        self._entries: deque[tuple[int, Entry]] = deque(maxlen=_MAX_ENTRIES)
         self._last = 0
         self._changed = threading.Condition()
 
