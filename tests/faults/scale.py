@@ -50,7 +50,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Result:
-    """How a backlog was handled. `used`: the share of the permitted rate; `lateness`: the last win's time by it."""
+    """How a backlog was handled. `used`: the share of the permitted rate."""
 
     wins: int
     processes: int
