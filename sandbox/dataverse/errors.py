@@ -35,12 +35,11 @@ class RequestRefused(Exception):
 
     def body(self, annotations: Sequence[str] = ()) -> dict[str, object]:
         """Return the error as the Web API writes it, with the annotations that match the patterns."""
+        source = self.source or "Plugin/Microsoft.Crm.ObjectModel.SandboxService"
+        category = "SystemFailure" if self.status >= _SERVER_ERROR else "ClientError"
         details = {
-            f"{_DETAILS}.ApiExceptionSourceKey": self.source
-            or "Plugin/Microsoft.Crm.ObjectModel.SandboxService",
-            f"{_DETAILS}.ApiExceptionCategory": "SystemFailure"
-            if self.status >= _SERVER_ERROR
-            else "ClientError",
+            f"{_DETAILS}.ApiExceptionSourceKey": source,
+            f"{_DETAILS}.ApiExceptionCategory": category,
             f"{_DETAILS}.ApiExceptionHttpStatusCode": str(int(self.status)),
             # A real trace may contain personal data, so this one contains some.
             "Microsoft.PowerApps.CDS.TraceText": "[Sandbox: trace of a plug-in, with jane.doe@example.com in it]",
@@ -107,15 +106,6 @@ def user_disabled(user_id: str) -> RequestRefused:
         HTTPStatus.FORBIDDEN,
         "0x80040225",
         f"The specified user(Id = {user_id}) is disabled. Consider enabling this user.",
-    )
-
-
-def version_mismatch(entity: str) -> RequestRefused:
-    """Refuse a change because the row has changed since the caller read it."""
-    return RequestRefused(
-        HTTPStatus.PRECONDITION_FAILED,
-        "0x80060882",
-        f"The version of the existing record doesn't match the RowVersion property provided ({entity}).",
     )
 
 

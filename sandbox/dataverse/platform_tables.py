@@ -24,11 +24,10 @@ def _pair(
 PLATFORM: Final = (
     table(
         "organization", "organizations",
-        text("name friendlyname uniquename schemanameprefix"), lookup("basecurrencyid", "transactioncurrency"),
+        text("name friendlyname uniquename"), lookup("basecurrencyid", "transactioncurrency"),
         plain(ColumnKind.INTEGER, "pricingdecimalprecision", default=4),
         choice("discountcalculationmethod", {0: "Line item", 1: "Per unit"}, 0),
         plain(ColumnKind.BOOLEAN, "oobpricecalculationenabled", default=True),
-        plain(ColumnKind.BOOLEAN, "sharetopreviousowneronassign", default=False),
         privilege="Organization", code=1019,
     ),
     table(
@@ -50,7 +49,6 @@ PLATFORM: Final = (
     table(
         "team", "teams",
         text("name description"), choice("teamtype", {0: "Owner", 1: "Access"}, 0),
-        plain(ColumnKind.BOOLEAN, "isdefault", default=False),
         lookup("businessunitid", "businessunit", "business_unit_teams"),
         privilege="Team", code=9,
     ),
@@ -62,7 +60,6 @@ PLATFORM: Final = (
     table(
         "privilege", "privileges",
         text("name"), plain(ColumnKind.INTEGER, "accessright"),
-        plain(ColumnKind.BOOLEAN, "canbebasic canbelocal canbedeep canbeglobal", default=True),
         privilege="Privilege", code=1023, history=False,
     ),
     _pair(
@@ -115,7 +112,6 @@ PLATFORM: Final = (
         "asyncoperation", "asyncoperations",
         text("name message friendlymessage correlationid messagename primaryentitytype requestid"),
         text("_post", secret=True),
-        choice("operationtype", {1: "System Event"}, 1),
         plain(ColumnKind.INTEGER, "errorcode"), plain(ColumnKind.INTEGER, "retrycount", default=0),
         plain(ColumnKind.DATETIME, "startedon completedon postponeuntil"),
         [Column("owningextensionid", ColumnKind.LOOKUP, lookup=Lookup(

@@ -17,7 +17,6 @@ from sandbox.dataverse.errors import (
     invalid_argument,
     no_record,
     user_disabled,
-    version_mismatch,
 )
 from sandbox.dataverse.execution_context import (
     Entity,
@@ -403,7 +402,8 @@ class Session:
 def check_version(table: Table, row: Row, if_match: str | None) -> None:
     """Refuse (412) an etag that is neither the row's nor `*`; None is accepted."""
     if if_match not in (None, "*", etag(row)):
-        raise version_mismatch(table.name)
+        text = f"The version of the existing record doesn't match the RowVersion property provided ({table.name})."
+        raise RequestRefused(HTTPStatus.PRECONDITION_FAILED, "0x80060882", text)
 
 
 def etag(row: Row) -> str:

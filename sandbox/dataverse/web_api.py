@@ -63,7 +63,6 @@ VerifyToken = Callable[[str, Collection[str]], Claims]
 class RequestRecord:
     """A request as the server received it; `operations` of a batch: method, URL, status."""
 
-    number: int
     at: datetime
     method: str
     url: str
@@ -333,7 +332,6 @@ class DataverseApp:
         with self._lock:
             self._requests.append(
                 RequestRecord(
-                    len(self._requests) + 1,
                     exchange.at,
                     request.method,
                     request.full_path.rstrip("?"),
