@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 SITE_PACKAGES = ".python_packages/lib/site-packages/"
+CERTIFI = (f"{SITE_PACKAGES}certifi/__init__", f"{SITE_PACKAGES}certifi/core")
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHON = "3.12" if THIS_PYTHON != "3.12" else "3.13"
 
@@ -197,28 +198,33 @@ def test_the_packages_in_it_are_listed_beside_it(built: Package) -> None:
 
 
 def bytecode(package: Package) -> set[str]:
-    """Return the modules that have bytecode, as paths without `__pycache__` and tag."""
+    """Return the modules that have bytecode, as paths without `__pycache__` and the tag of this Python."""
+    suffix = f".cpython-{THIS_PYTHON.replace('.', '')}.pyc"
     paths = [PurePosixPath(name) for name in names(package) if name.endswith(".pyc")]
-    return {f"{path.parent.parent}/{path.name.split('.')[0]}" for path in paths}
+    return {f"{path.parent.parent}/{path.name.removesuffix(suffix)}" for path in paths}
 
 
-def test_what_the_function_imports_has_bytecode_and_nothing_else_has(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("function", "compiled"),
+    [
+        ("import shared.used", {"shared/__init__", "shared/used", *CERTIFI}),
+        # It is compiled at each start, and then cannot be imported.
+        ("try: import shared.optional\nexcept ImportError: pass", {"shared/__init__", "shared/optional"}),
+        ("import os\nif 'A_SETTING' in os.environ: import idna", set()),
+    ],
+    ids=["a dependency", "a missing dependency", "a setting of the machine"],
+)
+def test_what_the_function_imports_has_bytecode_and_nothing_else_has(
+    project: Project, function: str, compiled: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_SETTING", "1")
     project.write("requirements.txt", locked("idna", "certifi"))
-    project.write("GenerateInvoiceFunction/__init__.py", "import shared.used")
+    project.write("GenerateInvoiceFunction/__init__.py", function)
     project.write("shared/used.py", "import certifi")
+    project.write("shared/optional.py", "import gone_altogether")
     project.write("shared/unused.py", "import idna")
 
-    compiled = project.build()
-
-    assert bytecode(compiled) == {
-        "GenerateInvoiceFunction/__init__",
-        "shared/__init__",
-        "shared/used",
-        f"{SITE_PACKAGES}certifi/__init__",
-        f"{SITE_PACKAGES}certifi/core",
-    }
-    tag = f"cpython-{THIS_PYTHON.replace('.', '')}"
-    assert f"shared/__pycache__/used.{tag}.pyc" in names(compiled)
+    assert bytecode(project.build()) == {"GenerateInvoiceFunction/__init__", *compiled}
 
 
 def test_what_a_library_imports_at_its_first_use_has_bytecode(project: Project) -> None:
@@ -229,28 +235,6 @@ def test_what_a_library_imports_at_its_first_use_has_bytecode(project: Project) 
 
     assert f"{SITE_PACKAGES}idna/intranges" in bytecode(compiled)
     assert f"{SITE_PACKAGES}idna/codec" not in bytecode(compiled)
-
-
-def test_a_module_that_lacks_an_optional_dependency_has_bytecode(project: Project) -> None:
-    """It is compiled at each start, and then cannot be imported."""
-    project.write(
-        "GenerateInvoiceFunction/__init__.py",
-        "try:\n    import shared.optional\nexcept ImportError:\n    pass",
-    )
-    project.write("shared/optional.py", "import gone_altogether")
-
-    assert "shared/optional" in bytecode(project.build())
-
-
-def test_settings_of_the_machine_do_not_change_what_has_bytecode(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project.write(
-        "GenerateInvoiceFunction/__init__.py", "import os\nif 'A_SETTING' in os.environ: import idna"
-    )
-    monkeypatch.setenv("A_SETTING", "1")
-
-    assert bytecode(project.build()) == {"GenerateInvoiceFunction/__init__"}
 
 
 @pytest.mark.parametrize(
