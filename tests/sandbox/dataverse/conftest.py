@@ -242,6 +242,11 @@ class World:
         return self.demo.opportunities[0]
 
     @property
+    def root_unit(self) -> str:
+        """The business unit of the administrator."""
+        return str(self.admin.get("WhoAmI")["BusinessUnitId"])
+
+    @property
     def path(self) -> str:
         return f"opportunities({self.opportunity})"
 

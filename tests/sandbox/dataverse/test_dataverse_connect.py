@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from sandbox.dataverse import seed
 from sandbox.identity import Identity
 
@@ -15,14 +13,6 @@ if TYPE_CHECKING:
 
 NAMESPACE = "Microsoft.Dynamics.CRM."
 ENDPOINT = "22222222-2222-4333-8444-555555555555"
-
-
-@pytest.fixture
-def root_unit(world: World) -> str:
-    units = "businessunits?$select=name,businessunitid&$filter=_parentbusinessunitid_value eq null"
-    (unit,) = world.admin.rows(units)
-    found: str = unit["businessunitid"]
-    return found
 
 
 def create_user(admin: Client, client_id: str, unit: str) -> str:
@@ -89,12 +79,10 @@ def create_step(admin: Client) -> str:
     return admin.create("sdkmessageprocessingsteps", body)
 
 
-def test_after_the_set_up_a_win_is_posted_and_the_function_may_invoice_it(
-    world: World, root_unit: str
-) -> None:
+def test_after_the_set_up_a_win_is_posted_and_the_function_may_invoice_it(world: World) -> None:
     admin, identity = world.admin, Identity.named("function")
-    user = create_user(admin, identity.client_id, root_unit)
-    role = create_role(admin, root_unit)
+    user = create_user(admin, identity.client_id, world.root_unit)
+    role = create_role(admin, world.root_unit)
     grant(admin, role, seed.INVOICING_PRIVILEGES)
     admin.post(
         f"systemusers({user})/systemuserroles_association/$ref", {"@odata.id": f"{admin.root}roles({role})"}
@@ -108,19 +96,19 @@ def test_after_the_set_up_a_win_is_posted_and_the_function_may_invoice_it(
     assert world.client(identity).generate(world.opportunity)["_ownerid_value"] == user
 
 
-def test_a_second_application_user_for_a_client_id_is_refused(world: World, root_unit: str) -> None:
+def test_a_second_application_user_for_a_client_id_is_refused(world: World) -> None:
     identity = Identity.named("function")
-    create_user(world.admin, identity.client_id, root_unit)
+    create_user(world.admin, identity.client_id, world.root_unit)
     body = {
         "applicationid": identity.client_id.upper(),
-        "businessunitid@odata.bind": f"/businessunits({root_unit})",
+        "businessunitid@odata.bind": f"/businessunits({world.root_unit})",
     }
     assert world.admin.refused("POST", "systemusers", body, 412)["code"] == "0x80040237"
     assert len(world.admin.rows(f"systemusers?$filter=applicationid eq {identity.client_id}")) == 1
 
 
-def test_a_depth_is_a_word_and_a_greater_one_replaces_a_lesser(world: World, root_unit: str) -> None:
-    role = create_role(world.admin, root_unit)
+def test_a_depth_is_a_word_and_a_greater_one_replaces_a_lesser(world: World) -> None:
+    role = create_role(world.admin, world.root_unit)
     names = ("prvReadInvoice", "prvReadOpportunity")
     grant(world.admin, role, names, depth=8, status=400)
     grant(world.admin, role, names, depth="Basic")
@@ -130,7 +118,7 @@ def test_a_depth_is_a_word_and_a_greater_one_replaces_a_lesser(world: World, roo
         "prvReadInvoice": "Global",
         "prvReadOpportunity": "Basic",
     }
-    assert {p["BusinessUnitId"] for p in response["RolePrivileges"]} == {root_unit}
+    assert {p["BusinessUnitId"] for p in response["RolePrivileges"]} == {world.root_unit}
 
 
 def test_only_who_may_write_roles_changes_them(world: World) -> None:
@@ -146,11 +134,12 @@ def test_only_who_may_write_roles_changes_them(world: World) -> None:
     assert "prvWriteUser" in error["message"]
 
 
-def test_a_user_has_what_its_roles_give_and_nothing_after_they_are_taken(
-    world: World, root_unit: str
-) -> None:
+def test_a_user_has_what_its_roles_give_and_nothing_after_they_are_taken(world: World) -> None:
     admin = world.admin
-    user, role = create_user(admin, Identity.named("f").client_id, root_unit), create_role(admin, root_unit)
+    user, role = (
+        create_user(admin, Identity.named("f").client_id, world.root_unit),
+        create_role(admin, world.root_unit),
+    )
     grant(admin, role, ("prvReadInvoice",))
     association = f"systemusers({user})/systemuserroles_association"
 

@@ -142,10 +142,6 @@ def make_unit(world: World, name: str, parent: str) -> str:
     return world.admin.create("businessunits", body)
 
 
-def root_unit(world: World) -> str:
-    return str(world.admin.get("WhoAmI")["BusinessUnitId"])
-
-
 def make_salesperson(world: World, unit: str) -> str:
     role = seed.find_role(world.app, base_data.SALESPERSON_ROLE)
     client_id = Identity.named("salesperson").client_id
@@ -154,7 +150,7 @@ def make_salesperson(world: World, unit: str) -> str:
 
 def test_rows_outside_of_the_depth_are_missing_without_an_error(world: World) -> None:
     """Root owns the demo's opportunities; a child and its own child own one each."""
-    child = make_unit(world, "child", root_unit(world))
+    child = make_unit(world, "child", world.root_unit)
     for name, unit in (("child", child), ("grandchild", make_unit(world, "grandchild", child))):
         owner = f"/systemusers({make_salesperson(world, unit)})"
         world.admin.create("opportunities", {"name": name, "ownerid@odata.bind": owner})
@@ -200,7 +196,7 @@ def test_the_greatest_depth_of_all_roles_counts(world: World) -> None:
 
 
 def test_a_row_moves_to_its_new_owners_business_unit(world: World) -> None:
-    child = make_unit(world, "child", root_unit(world))
+    child = make_unit(world, "child", world.root_unit)
     reader = world.new_client({"prvReadOpportunity": Depth.LOCAL}, unit=child)
     reader.get(world.path, status=403)
     owner = f"/systemusers({make_salesperson(world, child)})"
