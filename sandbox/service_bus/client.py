@@ -32,7 +32,7 @@ from sandbox.service_bus.http_refusal import RESPONSE, is_http
 from sandbox.service_bus.interception import Call, Direction, Interceptor, Operation
 from sandbox.service_bus.links import EntityReceiver, EntitySender, amqp_error
 from sandbox.service_bus.messages import ReceiveMode
-from sandbox.service_bus.nodes import RequestNodes, RequestReceiver, is_node
+from sandbox.service_bus.nodes import RequestNodes, is_node
 
 _SESSION_FILTER = "com.microsoft:session-filter"
 _JAVASCRIPT_CLIENT = "MSJSClient"
@@ -67,8 +67,7 @@ class Client:
         """Handle one event of the protocol engine."""
         match event:
             case MessageReceived(delivery):
-                if isinstance(delivery.link.context, EntityReceiver | RequestReceiver):
-                    delivery.link.context.receive(delivery)
+                delivery.link.context(delivery)
             case DeliveryUpdated(delivery, state):
                 if isinstance(delivery.link.context, EntitySender):
                     delivery.link.context.settle(delivery, state)
@@ -191,7 +190,8 @@ class Client:
         # A send of nothing shows whether the entity can be sent to at all.
         self._broker.send(path)
         link.accept(max_message_size=self._broker.max_message_size(path), properties=_LINK_PROPERTIES)
-        link.context = EntityReceiver(link, path, self._broker, self._socket, self._services.interceptor)
+        receiver = EntityReceiver(link, path, self._broker, self._socket, self._services.interceptor)
+        link.context = receiver.receive
 
     def _refuse_session(self, session_id: object) -> None:
         """Refuse a session with a text that the client shows.

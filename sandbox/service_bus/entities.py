@@ -57,7 +57,7 @@ class Entities:
         self._stores[settings.path.lower()] = Store(settings, subscriptions=subscriptions)
         for subscription in settings.subscriptions:
             store = self._add_queue(subscription.queue)
-            store.rules = {rule.name: (rule, now) for rule in subscription.rules}
+            store.rules = {rule.name.lower(): (rule, now) for rule in subscription.rules}
             subscriptions.append(store)
 
     def find(self, entity: str) -> Store:
@@ -109,23 +109,17 @@ class Entities:
         store = self.subscription(entity)
         if not 0 < len(rule.name) <= MAX_RULE_NAME:
             raise InvalidArgument(f"a rule's name has 1 to {MAX_RULE_NAME} characters")
-        if _rule_key(store, rule.name) is not None:
+        if rule.name.lower() in store.rules:
             raise EntityExists(f"The messaging entity '{store.path}/Rules/{rule.name}' already exists.")
-        store.rules[rule.name] = (rule, now)
+        store.rules[rule.name.lower()] = (rule, now)
 
     def remove_rule(self, entity: str, name: str) -> None:
         """Remove a rule of a subscription."""
         store = self.subscription(entity)
-        key = _rule_key(store, name)
-        if key is None:
+        if store.rules.pop(name.lower(), None) is None:
             raise EntityNotFound(
                 f"The messaging entity '{self._namespace}/{store.path}/Rules/{name}' could not be found."
             )
-        del store.rules[key]
-
-
-def _rule_key(store: Store, name: str) -> str | None:
-    return next((each for each in store.rules if each.lower() == name.lower()), None)
 
 
 def _is_subscription(store: Store) -> bool:

@@ -1,5 +1,6 @@
 """The nodes of a client that take requests and send responses: `$cbs` for tokens, an entity's `$management`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sandbox.service_bus.amqp import IncomingDelivery, ReceiverLink, SenderLink
@@ -42,17 +43,26 @@ class RequestNodes:
         self._response_links[link] = path
         link.accept()
 
-    def attach_requests(self, link: ReceiverLink, path: str) -> "RequestReceiver":
-        """Attach a link on which the client sends requests."""
+    def attach_requests(self, link: ReceiverLink, path: str) -> Callable[[IncomingDelivery], None]:
+        """Attach a link on which the client sends requests; return what responds to one."""
         self._check(path)
         link.accept(max_message_size=_MAX_REQUEST)
-        return RequestReceiver(self, link, path)
+        link.keep_credit(_CREDIT)
+        return lambda delivery: self._receive(path, delivery)
 
     def detached(self, link: SenderLink) -> None:
         """Forget a link for responses."""
         self._response_links.pop(link, None)
 
-    def respond(self, path: str, request: Message) -> None:
+    def _receive(self, path: str, delivery: IncomingDelivery) -> None:
+        try:
+            self._respond(path, decode_message(delivery.payload))
+        except Refusal as error:
+            delivery.settle(rejected(error))
+        else:
+            delivery.settle(Accepted())
+
+    def _respond(self, path: str, request: Message) -> None:
         """Respond to a request on the link that the client opened for responses; raise InvalidArgument without one."""
         link = self._link_for(path, request.reply_to)
         properties, body = self._response(path, request)
@@ -94,21 +104,3 @@ class RequestNodes:
             if node == path:
                 return link
         raise InvalidArgument(f"there is no link for responses to {reply_to!r}")
-
-
-class RequestReceiver:
-    """Receives a client's requests to a node."""
-
-    def __init__(self, nodes: RequestNodes, link: ReceiverLink, path: str) -> None:
-        self.path = path
-        self._nodes = nodes
-        link.keep_credit(_CREDIT)
-
-    def receive(self, delivery: IncomingDelivery) -> None:
-        """Respond to a request."""
-        try:
-            self._nodes.respond(self.path, decode_message(delivery.payload))
-        except Refusal as error:
-            delivery.settle(rejected(error))
-        else:
-            delivery.settle(Accepted())

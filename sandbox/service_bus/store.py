@@ -89,7 +89,7 @@ class Store:
         self.dead_letters = dead_letters
         # The stores of a topic's subscriptions; None for an entity that messages are received from.
         self.subscriptions = subscriptions
-        # The rules of a subscription, by name, with the time at which each was created.
+        # The rules of a subscription, by name in lower case, with the time at which each was created.
         self.rules: dict[str, tuple[Rule, datetime]] = {}
         self.messages: dict[int, StoredMessage] = {}
         self.locked: dict[UUID, StoredMessage] = {}
