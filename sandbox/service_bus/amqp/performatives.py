@@ -6,6 +6,7 @@ performatives without checking whether they are present.
 """
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from sandbox.service_bus.amqp.encoding import (
@@ -292,10 +293,8 @@ class _Layout:
         if not isinstance(values, list) or len(values) > len(self._fields):
             raise Malformed(f"{self.name} has other fields than AMQP 1.0 defines")
         arguments = []
-        for (field, mandatory, accepts, default), given in zip(self._fields, values, strict=False):
-            value = given
-            if type(value) is Described:
-                value = _composite(value)
+        for (field, mandatory, accepts, default), given in zip_longest(self._fields, values):
+            value = _composite(given) if type(given) is Described else given
             if value is None:
                 if mandatory:
                     raise Malformed(f"{self.name} has no {field}")
@@ -303,10 +302,6 @@ class _Layout:
             elif not accepts(value):
                 raise Malformed(f"{self.name} has another type of {field} than AMQP 1.0 defines")
             arguments.append(value)
-        for field, mandatory, _, default in self._fields[len(arguments) :]:
-            if mandatory:
-                raise Malformed(f"{self.name} has no {field}")
-            arguments.append(default)
         return self.kind(*arguments)
 
 
