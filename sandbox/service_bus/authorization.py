@@ -84,19 +84,14 @@ class Authenticator:
 
     def _shared_access(self, token: str, resource: str) -> Grant:
         fields = dict(part.partition("=")[::2] for part in token.removeprefix(_SAS_PREFIX).split("&"))
-        scope, expiry, key_name = (
-            fields.get("sr", ""),
-            fields.get("se", ""),
-            unquote_plus(fields.get("skn", "")),
-        )
-        signature = unquote_plus(fields.get("sig", ""))
+        scope, expiry = fields.get("sr", ""), fields.get("se", "")
+        key_name, signature = (unquote_plus(fields.get(name, "")) for name in ("skn", "sig"))
         if not token.startswith(_SAS_PREFIX) or not scope or not expiry.isdigit():
             raise Unauthorized("the token is not a shared access signature with sr, sig, se and skn")
         path = _path(unquote_plus(scope))
         signed = f"{scope}\n{expiry}".encode()
-        rule = next(
-            (each for each in self._candidates(key_name, path) if _signs(each, signed, signature)), None
-        )
+        candidates = self._candidates(key_name, path)
+        rule = next((each for each in candidates if _signs(each, signed, signature)), None)
         if rule is None:
             raise Unauthorized(
                 f"InvalidSignature: the signature does not fit a key of {key_name!r} for {path or 'the namespace'}"

@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -78,25 +79,22 @@ def test_a_batch_is_accepted_whole_or_not_at_all(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entity", "error"),
+    ("act", "entity", "error"),
     [
-        ("missing", EntityNotFound),
-        ("news/Subscriptions/all", NotAllowed),
-        ("plain/$DeadLetterQueue", NotAllowed),
-        ("news/Subscriptions/all/$DeadLetterQueue", NotAllowed),
+        (Broker.send, "missing", EntityNotFound),
+        (Broker.send, "news/Subscriptions/all", NotAllowed),
+        (Broker.send, "plain/$DeadLetterQueue", NotAllowed),
+        (Broker.send, "news/Subscriptions/all/$DeadLetterQueue", NotAllowed),
+        (Broker.receive, "missing", EntityNotFound),
+        (Broker.receive, "news", NotAllowed),
+        (Broker.receive, "onward", NotAllowed),
     ],
 )
-def test_where_nothing_can_be_sent(broker: Broker, entity: str, error: type[Refusal]) -> None:
+def test_where_nothing_can_be_sent_or_received(
+    broker: Broker, act: Callable[[Broker, str], object], entity: str, error: type[Refusal]
+) -> None:
     with pytest.raises(error):
-        broker.send(entity, Message(b"x"))
-
-
-@pytest.mark.parametrize(
-    ("entity", "error"), [("missing", EntityNotFound), ("news", NotAllowed), ("onward", NotAllowed)]
-)
-def test_where_nothing_can_be_received(broker: Broker, entity: str, error: type[Refusal]) -> None:
-    with pytest.raises(error):
-        broker.receive(entity)
+        act(broker, entity)
 
 
 @pytest.mark.parametrize(
