@@ -22,7 +22,7 @@ from azure.servicebus import ServiceBusClient, TransportType
 from proofs.checker import FAILED_QUEUE, QUEUE, Expectations, Violation, judge, judge_requests
 from proofs.rig import SETTINGS, START, Shape, World, organization, quiet
 from sandbox.dataverse import ServiceProtection, ServiceProtectionLimits
-from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
+from sandbox.faults.syntax import parse_rule
 from sandbox.service_bus import Message
 from shared.bootstrap import build
 from shared.deadline_socket import deadline_tls_context
@@ -72,53 +72,42 @@ class Report:
 
 def dataverse_away(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
     """Dataverse refuses every connection, from before the first win is handled."""
-    return _dataverse_fails(FaultKind.REFUSE, f"Dataverse away for {hours:g} h", wins, hours, seed)
+    return _outage(f"Dataverse away for {hours:g} h", Backlog(wins, seed), f"dataverse refuse for={hours}h")
 
 
 def dataverse_silent(wins: int, *, hours: float = 2.0, seed: int = 1) -> Report:
     """Dataverse accepts every connection and never responds, so that each try lasts as long as it may."""
-    return _dataverse_fails(FaultKind.SILENT, f"Dataverse silent for {hours:g} h", wins, hours, seed)
-
-
-def _dataverse_fails(kind: FaultKind, name: str, wins: int, hours: float, seed: int) -> Report:
-    away = timedelta(hours=hours)
-    with quiet():
-        scene = Backlog(wins, seed)
-        scene.world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(kind), When.during(away)))
-        return _in_time(scene.play(name, ends=away))
+    return _outage(f"Dataverse silent for {hours:g} h", Backlog(wins, seed), f"dataverse silent for={hours}h")
 
 
 def service_bus_away(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
     """Nothing is taken in, handed out or settled, and locks end, from when some messages are being handled."""
-    begins, away = timedelta(seconds=0.3), timedelta(minutes=minutes)
-    with quiet():
-        scene = Backlog(wins, seed)
-        world = scene.world
-        for dependency in (Dependency.SERVICE_BUS_OUT, Dependency.SERVICE_BUS_IN):
-            fault = Fault(FaultKind.REFUSE if dependency is Dependency.SERVICE_BUS_OUT else FaultKind.RESET)
-            world.plan.add(FaultRule(dependency, fault, When.during(away, begins)))
-        for at, closed in ((begins, True), (begins + away, False)):
-            world.simulation.at(at.total_seconds(), partial(setattr, world.host, "closed", closed))
-        return _in_time(scene.play(f"Service Bus away for {minutes:g} min", ends=begins + away))
+    begins, backlog = 0.3, Backlog(wins, seed)
+    for at, closed in ((begins, True), (begins + minutes * 60, False)):
+        backlog.world.simulation.at(at, partial(setattr, backlog.world.host, "closed", closed))
+    faults = (f"service-bus-{fault} from={begins}s for={minutes}m" for fault in ("out refuse", "in reset"))
+    return _outage(f"Service Bus away for {minutes:g} min", backlog, *faults)
 
 
 def sends_refused(wins: int, *, minutes: float = 10.0, seed: int = 1) -> Report:
     """Messages are handed out and settled, but none is taken: throttled, or full."""
-    away = timedelta(minutes=minutes)
+    title = f"Service Bus takes nothing for {minutes:g} min"
+    return _outage(title, Backlog(wins, seed), f"service-bus-out reject for={minutes}m")
+
+
+def _outage(title: str, backlog: Backlog, *faults: str) -> Report:
+    """Let faults of the same time strike, and see whether all wins are published soon after their end."""
+    rules = [parse_rule(fault) for fault in faults]
+    backlog.world.plan.add(*rules)
+    when = rules[0].when
+    assert when.duration is not None
     with quiet():
-        scene = Backlog(wins, seed)
-        scene.world.plan.add(
-            FaultRule(Dependency.SERVICE_BUS_OUT, Fault(FaultKind.REJECT), When.during(away))
-        )
-        return _in_time(scene.play(f"Service Bus takes nothing for {minutes:g} min", ends=away))
-
-
-def _in_time(report: Report) -> Report:
+        report = backlog.play(title, ends=when.start + when.duration)
     if 0 < report.drained <= _MAX_DRAIN:
         return report
-    rule = "after an outage all are published soon"
-    late = Violation(rule, f"the last one {report.drained / 60:.1f} min after its end.")
-    return replace(report, violations=(*report.violations, late))
+    late = f"the last one {report.drained / 60:.1f} min after its end."
+    violation = Violation("after an outage all are published soon", late)
+    return replace(report, violations=(*report.violations, violation))
 
 
 def throttled(wins: int, limit: int = 6000, *, minutes: float = 10.0, seed: int = 1) -> Report:
@@ -126,9 +115,7 @@ def throttled(wins: int, limit: int = 6000, *, minutes: float = 10.0, seed: int 
     storm = timedelta(minutes=minutes)
     with quiet():
         scene = Backlog(wins, seed, lambda simulation: _protection(simulation, limit))
-        scene.world.plan.add(
-            FaultRule(Dependency.DATAVERSE, Fault(FaultKind.THROTTLED, retry_after="60"), When.during(storm))
-        )
+        scene.world.plan.add(parse_rule(f"dataverse throttled retry_after=60 for={minutes}m"))
         report = scene.play(
             f"429 with Retry-After 60 for {minutes:g} min, then {limit:,} requests per 5 min", ends=storm
         )
