@@ -17,7 +17,8 @@ from proofs.rig import STEPS, Shape, World, organization
 from proofs.scenario import Scenario, expected_of
 from proofs.users import Users, draw_behaviour
 from sandbox.dataverse.schema import TABLES
-from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
+from sandbox.faults import Fault, FaultKind
+from sandbox.faults.syntax import parse_rule
 from sandbox.service_bus import Message as BrokerMessage
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ class History:
     def replay_into_a_fault(self, scenario: Scenario) -> bool:
         """Replay, and let something fail meanwhile, so that the retry of a replayed message is tested, too."""
         last = self.random.choice((1, 3))
-        self.world.plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.UNAVAILABLE), When(last=last)))
+        self.world.plan.add(parse_rule(f"dataverse unavailable nth=1-{last}"))
         return bool(self.replay(scenario.id))
 
     def replay(self, opportunity_id: str) -> int:

@@ -15,7 +15,8 @@ from proofs.checker import Cause, Refusal
 from proofs.history import LAST_FAULT
 from proofs.random_faults import draw_rule
 from proofs.refusals import OUTAGES, REFUSALS, REJECTIONS
-from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
+from sandbox.faults import Fault, FaultKind, When
+from sandbox.faults.syntax import parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -264,7 +265,7 @@ def _draw_faults(history: History) -> None:
 def _locked_out(history: History) -> None:
     """Nobody has created the application user: everything is parked. Then it is created, and everything replayed."""
     plan = history.world.plan
-    plan.add(FaultRule(Dependency.DATAVERSE, Fault(FaultKind.FORBIDDEN)))
+    plan.add(parse_rule("dataverse forbidden"))
     scenarios = history.opportunities(history.random.choice((1, 1, 2)))
 
     def fix() -> bool:
@@ -338,12 +339,8 @@ def _ids_reused(history: History) -> None:
     for number, scenario in enumerate(history.opportunities(4)):
         world.simulation.at(number * gap, functools.partial(_commit_and_report, history, scenario))
     starts, lasts = random.choice((0.0, 300.0)), random.uniform(2, 8)
-    kind = random.choice((FaultKind.UNAVAILABLE, FaultKind.REFUSE, FaultKind.ADMIN_MODE))
-    world.plan.add(
-        FaultRule(
-            Dependency.DATAVERSE, Fault(kind), When.during(timedelta(hours=lasts), timedelta(seconds=starts))
-        )
-    )
+    fault = random.choice(("unavailable", "refuse", "admin-mode"))
+    world.plan.add(parse_rule(f"dataverse {fault} from={starts}s for={lasts}h"))
 
 
 def _commit_and_report(history: History, scenario: Scenario) -> None:
@@ -383,9 +380,8 @@ def _identity_away(history: History) -> None:
     # A token is valid for a day at most, and may be as old as that.
     lasts = world.shape.token_lifetime.total_seconds()
     starts = random.uniform(0.01, 0.5) * lasts
-    fault = random.choice((Fault(FaultKind.SILENT, seconds=30), Fault(FaultKind.UNAVAILABLE)))
-    away = When.during(timedelta(seconds=lasts * 0.98 - starts), timedelta(seconds=starts))
-    world.plan.add(FaultRule(Dependency.IDENTITY, fault, away))
+    fault = random.choice(("silent", "unavailable"))
+    world.plan.add(parse_rule(f"identity {fault} from={starts}s for={lasts * 0.98 - starts}s"))
     # With more workers, one of them may have no token yet.
     is_prompt = world.shape.workers == 1
     for scenario in others:

@@ -20,13 +20,14 @@ from proofs.matrix import SLOW, cells
 from proofs.scenario import Scenario, expected_of
 from proofs.users import Users, draw_behaviour
 from sandbox.cloud import Mode
-from sandbox.faults import Dependency, Fault, FaultKind, FaultRule, When
+from sandbox.faults import Dependency
+from sandbox.faults.syntax import parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from proofs.sockets import Stage
-    from sandbox.faults import Struck
+    from sandbox.faults import FaultRule, Struck
 
     # Seconds from the beginning of the history, a name, and what is done.
     _Act = tuple[float, str, Callable[[Scenario], bool]]
@@ -160,20 +161,12 @@ class _History:
             drawn.append(replace(rule, when=replace(rule.when, first=first, last=last)))
         if random.random() < 0.1:
             # Everything is away for a moment.
-            dependency = random.choice((Dependency.DATAVERSE, Dependency.SERVICE_BUS_OUT))
-            away = Fault(FaultKind.UNAVAILABLE if dependency is Dependency.DATAVERSE else FaultKind.REJECT)
-            drawn.append(
-                FaultRule(dependency, away, When.during(timedelta(seconds=random.choice((1, 2, 4)))))
-            )
+            away = random.choice(("dataverse unavailable", "service-bus-out reject"))
+            drawn.append(parse_rule(f"{away} for={random.choice((1, 2, 4))}s"))
         if random.random() < 0.1:
             # Who has a valid token does not notice.
             self._draws["identity: away all the time"] += 1
-            drawn.append(
-                FaultRule(
-                    Dependency.IDENTITY,
-                    random.choice((Fault(FaultKind.SILENT), Fault(FaultKind.UNAVAILABLE))),
-                )
-            )
+            drawn.append(parse_rule(random.choice(("identity silent", "identity unavailable"))))
         if random.random() < 0.1:
             drawn += self._hung_connections()
         return drawn
@@ -188,10 +181,8 @@ class _History:
         count = random.randint(4, 12)
         self._draws[f"hung connections: {dependency}"] += count
         stage.cut(dependency)
-        fault = random.choice(
-            (Fault(FaultKind.SILENT), Fault(FaultKind.SWALLOW), Fault(FaultKind.SILENT, after=True))
-        )
-        return [FaultRule(dependency, fault, When(last=count), "connect")]
+        fault = random.choice(("silent", "swallow", "silent after=yes"))
+        return [parse_rule(f"{dependency}/connect {fault} nth=1-{count}")]
 
     def _draw_scenario(self) -> list[_Act]:
         random = self._random
