@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cheroot import wsgi
 from flask import Flask, Response, abort, jsonify, render_template, request
 
-from operations.background import in_background
+from operations.background import in_background, interruptible_result
 from operations.console import age_text, printable, printable_lines
 from operations.dashboard.snapshot import Light
 
@@ -221,7 +221,7 @@ class Server:
 
     def serve(self) -> None:
         """Serve until `stop`, or Ctrl-C."""
-        in_background("serve", self._server.serve).result()
+        interruptible_result(in_background("serve", self._server.serve))
 
     def stop(self) -> None:
         """Close the port, and wait for requests that are under way, for a short time at most."""

@@ -12,7 +12,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from operations.background import in_background
+from operations.background import in_background, interruptible_result
 from shared.clock import Deadline, SystemClock
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def run_checks(
     for each in checks:
         start(each)
     for each in checks:
-        yield each, running[each].result().results
+        yield each, interruptible_result(running[each]).results
 
 
 def ok(seen: str, value: Value = None) -> Checked[Value]:  # type: ignore[assignment]
