@@ -46,6 +46,7 @@ _SECURITY_TABLES: Final = (
 _CONTENT_REFERENCE = re.compile(rb'(@odata\.(?:bind|id)"\s*:\s*")(\$[\w-]+)')
 _CREATED_IN_BATCH = re.compile(r"/?(\$[\w-]+)(?=[/?]|\Z)")
 _AFFINITY: Final = "ARRAffinity"
+_SERVER: Final = re.compile(r"[0-9a-f]{32}")
 # The key of the WSGI environment under which a request may have another FailedChangeSet than the organization.
 FAILED_CHANGE_SET: Final = "sandbox.failed_change_set"
 _STATUS_OF_STOP: Final = {
@@ -187,7 +188,7 @@ class DataverseApp:
     def _exchange(self, environ: "WSGIEnvironment") -> _Exchange:
         request = Request(environ)
         affinity = request.cookies.get(_AFFINITY, "")
-        if affinity.isascii() and affinity.isalnum():
+        if _SERVER.fullmatch(affinity):
             server = int(affinity, 16) % self._servers
         else:
             with self._lock:

@@ -140,6 +140,7 @@ def test_without_the_affinity_cookie_requests_spread_over_the_servers(seeded: tu
     app = DataverseApp(authority.verify, image=seeded[0], servers=3)
     seed.add_application_user(app, identity.client_id)
     authorization = {"Authorization": f"Bearer {authority.issue(identity, app.organization.url)}"}
+    authorization["Cookie"] = "ARRAffinity=another"
     for keeps_cookie, servers in ((False, {0, 1, 2}), (True, {1})):
         before = len(app.requests)
         with requests.Session() as session:
