@@ -213,6 +213,7 @@ HUNDRED_COLUMNS = [f"c{number}" for number in range(100)]
         ("RETRY_FIRST_DELAY_SECONDS", "0.001", "retry.first_delay", timedelta(milliseconds=1)),
         ("RETRY_FIRST_DELAY_SECONDS", "1e-2", "retry.first_delay", timedelta(milliseconds=10)),
         ("INVOICE_COLUMNS", " ".join(HUNDRED_COLUMNS), "dataverse.invoice_columns", tuple(HUNDRED_COLUMNS)),
+        ("TELEMETRY_EXPORTER", "off", "telemetry", TelemetryExporter.OFF),
         ("TELEMETRY_EXPORTER", "azure-monitor", "telemetry", TelemetryExporter.AZURE_MONITOR),
     ],
 )
