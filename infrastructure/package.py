@@ -394,6 +394,9 @@ def main(project: Path, output: Path, python: str, timestamp: int, telemetry: st
     """Build the package that is deployed to Azure, and print its properties."""
     contents = TELEMETRY[telemetry] if telemetry else BARE
     package = build(project, output, python, contents=contents, timestamp=timestamp)
+    if telemetry:
+        with tempfile.TemporaryDirectory(prefix="package-") as folder:
+            without = build(project, Path(folder) / output.name, python)
     click.echo(package.path)
     click.echo(f"  for        Python {python} on Linux x86-64")
     click.echo(f"  size       {_megabytes(package.size)} ({package.size:,} bytes, {package.files:,} files)")
@@ -404,8 +407,6 @@ def main(project: Path, output: Path, python: str, timestamp: int, telemetry: st
     else:
         click.echo(f"  bytecode   none: there is no Python {python} for Linux x86-64 here to compile with")
     if telemetry:
-        with tempfile.TemporaryDirectory(prefix="package-") as folder:
-            without = build(project, Path(folder) / output.name, python)
         click.echo(f"  telemetry  {(package.size - without.size) / 1e6:.2f} MB of it")
     click.echo(f"  version    {package.version}")
     click.echo(f"  SHA-256    {package.sha256}")

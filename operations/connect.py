@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SAS_KEY_SETTING = "OPPORTUNITY_WON_SAS_KEY"
 SAS_KEY_NAME = "dataverse"
-_STEP = "Step on Win of opportunity"
+_STEP_TITLE = "Step on Win of opportunity"
 
 
 class StepOutcome(Enum):
@@ -168,7 +168,7 @@ class SetUp:
         self._enable(step)
         return self._done
 
-    def _exists(self, step: str, detail: str = "") -> None:
+    def _record_existing(self, step: str, detail: str = "") -> None:
         self._done.append(Done(step, StepOutcome.ALREADY_THERE, detail))
 
     def _write(
@@ -178,7 +178,7 @@ class SetUp:
         detail: str = "",
         outcome: StepOutcome = StepOutcome.DONE,
     ) -> None:
-        """Write to Dataverse, which a dry run only says."""
+        """Write to Dataverse and record it; a dry run only records it."""
         if self._dry_run:
             outcome = StepOutcome.WOULD_BE_DONE
         else:
@@ -196,7 +196,7 @@ class SetUp:
             raise click.ClickException(
                 "The message Win is not offered for opportunities in this environment."
             )
-        self._exists("Dynamics 365 Sales")
+        self._record_existing("Dynamics 365 Sales")
         return win.message_id, win.filter_ids[0]
 
     def _root_business_unit(self) -> str:
@@ -221,7 +221,7 @@ class SetUp:
                     "Dataverse took the application user but does not show it: run this again."
                 )
         else:
-            self._exists("Application user", str(user.get("fullname") or ""))
+            self._record_existing("Application user", str(user.get("fullname") or ""))
         if user.get("isdisabled"):
             raise click.ClickException(
                 "The application user is deactivated: activate it, then run this again."
@@ -231,7 +231,7 @@ class SetUp:
     def _role(self, unit: str) -> str:
         role = find_role(self._api, unit)
         if role is not None:
-            self._exists("Role", ROLE_NAME)
+            self._record_existing("Role", ROLE_NAME)
             return role
         role = derived_id("role", ROLE_NAME, unit)
         values = {
@@ -253,7 +253,7 @@ class SetUp:
         wanted = {name: depth for name, depth in self._target.privileges.items() if name in ids}
         missing = lacking(wanted, self._granted(role, ids))
         if not missing:
-            self._exists("Privileges", f"{len(wanted)} at their depth")
+            self._record_existing("Privileges", f"{len(wanted)} at their depth")
             return
         action = f"roles({role})/Microsoft.Dynamics.CRM.AddPrivilegesRole"
         added = [{"PrivilegeId": ids[name], "Depth": depth} for name, depth in sorted(missing.items())]
@@ -288,7 +288,7 @@ class SetUp:
             else self._api.rows(f"systemusers({user})/systemuserroles_association?$select=roleid")
         )
         if any(row["roleid"] == role for row in roles):
-            self._exists("Role of the application user")
+            self._record_existing("Role of the application user")
             return
         values = {"@odata.id": self._api.address(f"roles({role})")}
         self._write(
@@ -318,7 +318,7 @@ class SetUp:
                 StepOutcome.CHANGED,
             )
         else:
-            self._exists("Service endpoint", target.queue)
+            self._record_existing("Service endpoint", target.queue)
         return endpoint
 
     def _create_endpoint(self, values: Row) -> str:
@@ -358,22 +358,22 @@ class SetUp:
                 "supporteddeployment": 0,
                 "asyncautodelete": True,
             }
-            self._write(_STEP, lambda: self._api.create("sdkmessageprocessingsteps", values))
+            self._write(_STEP_TITLE, lambda: self._api.create("sdkmessageprocessingsteps", values))
             return step
         step = str(found["sdkmessageprocessingstepid"])
         wanted = {**STEP_KIND, "_eventhandler_value": endpoint, "_sdkmessageid_value": message}
         if all(found.get(name) == value for name, value in wanted.items()):
-            self._exists(_STEP)
+            self._record_existing(_STEP_TITLE)
         else:
             path = f"sdkmessageprocessingsteps({step})"
-            self._write(_STEP, lambda: self._api.update(path, values), outcome=StepOutcome.CHANGED)
+            self._write(_STEP_TITLE, lambda: self._api.update(path, values), outcome=StepOutcome.CHANGED)
         return step
 
     def _enable(self, step: str) -> None:
         path = f"sdkmessageprocessingsteps({step})"
         row = self._api.row_or_none(f"{path}?$select=statecode")
         if row is not None and row["statecode"] == ENABLED["statecode"]:
-            self._exists("Step enabled")
+            self._record_existing("Step enabled")
         else:
             self._write("Step enabled", lambda: self._api.update(path, dict(ENABLED)))
 
@@ -398,7 +398,7 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> Iterator[Do
     unit = find_root_business_unit(api)
     role = find_role(api, unit) if unit else None
     for name, path in (
-        (_STEP, f"sdkmessageprocessingsteps({step['sdkmessageprocessingstepid']})" if step else None),
+        (_STEP_TITLE, f"sdkmessageprocessingsteps({step['sdkmessageprocessingstepid']})" if step else None),
         ("Service endpoint", f"serviceendpoints({endpoint['serviceendpointid']})" if endpoint else None),
         ("Role", f"roles({role})" if role else None),
     ):
@@ -409,8 +409,8 @@ def take_away(api: WebApi, application_id: str, *, dry_run: bool) -> Iterator[Do
         else:
             api.delete(path)
             yield Done(name, StepOutcome.DONE, "deleted")
-    kept = "kept, without a role" if find_application_user(api, application_id) else "was not there"
-    yield Done("Application user", StepOutcome.ALREADY_THERE, kept)
+    detail = "kept, without a role" if find_application_user(api, application_id) else "was not there"
+    yield Done("Application user", StepOutcome.ALREADY_THERE, detail)
 
 
 def _sas_key(environment: Mapping[str, str], *, from_stdin: bool) -> str | None:

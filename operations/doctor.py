@@ -12,7 +12,7 @@ import click
 
 from operations.console import Column, Overflow, confirm, note, progress, say, say_json, say_table
 from operations.diagnosis import azure_resources, connections, dataverse, service_bus
-from operations.diagnosis.check import PUBLIC, Inputs, State, run_checks
+from operations.diagnosis.check import PUBLIC_ARM_ENDPOINT, Inputs, State, run_checks
 from operations.diagnosis.claim import WARNING, change_sets
 from operations.diagnosis.findings import Finding
 
@@ -67,7 +67,9 @@ CHECKS: tuple[Check[Any], ...] = (
 @click.option(
     "--namespace-id", help="The namespace's resource id, for what Azure Resource Manager knows about it."
 )
-@click.option("--arm-endpoint", default=PUBLIC, show_default=True, help="Azure Resource Manager.")
+@click.option(
+    "--arm-endpoint", default=PUBLIC_ARM_ENDPOINT, show_default=True, help="Azure Resource Manager."
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),

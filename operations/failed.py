@@ -495,5 +495,5 @@ def new_file(name: str) -> Path:
 
 
 def _opened(file: Path, flags: int) -> TextIO:
-    """Open a file to write to that only its owner can read."""
+    """Open a file to write to; a new one can be read by its owner only."""
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | flags, 0o600), "a", encoding="utf-8")

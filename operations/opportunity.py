@@ -276,7 +276,7 @@ class _Facts:
         return bool(self.billing.active_invoices) and not about_invoice
 
     def verdicts(self) -> Iterator[tuple[Verdict, str]]:
-        """Yield what applies, each with its reason: from what needs a person to what is in order."""
+        """Yield verdicts with their reasons. Only the first counts: each assumes that none before it applies."""
         state, invoices = self.billing.opportunity.state, self.billing.active_invoices
         if state != OpportunityState.WON:
             yield Verdict.NOT_WON, "it is open" if state == OpportunityState.OPEN else "it is lost"
@@ -286,7 +286,7 @@ class _Facts:
         yield from self._of_messages()
         if invoices:
             yield Verdict.INVOICED_ONCE, invoice_number(invoices[0])
-        # A repeated win of an opportunity that is invoiced changes nothing.
+        # Not where there is an invoice: a repeated win changes nothing then.
         if self.messages.queued:
             yield Verdict.IN_QUEUE, ""
         yield from self._without_invoice()

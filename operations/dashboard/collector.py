@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from azure.servicebus import ServiceBusMessageState
 
-from operations.background import in_background
 from operations.billing import read_billing
 from operations.dashboard.connections import check_connections
 from operations.dashboard.snapshot import Figures, MessageRow, Snapshot
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from operations.namespace import NamespaceClient
 
 # The sources, as the page names them in a trouble.
-_QUEUES, _CHECKS = "Service Bus", "checks"
+_QUEUES, _DEAD_LETTERS, _CHECKS = "Service Bus", "dead letters", "checks"
 # Seconds between two reads of a source, and how many times longer the pause is than the read: a queue of 10,000
 # messages takes seconds to read, and must not be read all the time.
 _SERVICE_BUS_SECONDS = 2.0
@@ -61,8 +60,11 @@ class Collector:
 
     def start(self) -> None:
         """Begin to read."""
-        in_background("queues", lambda: self._loop(_QUEUES, self._read_queues, _SERVICE_BUS_SECONDS))
-        in_background("checks", lambda: self._loop(_CHECKS, self._read_connections, _CHECK_SECONDS))
+        for loop in (
+            (_QUEUES, self._read_queues, _SERVICE_BUS_SECONDS),
+            (_CHECKS, self._read_connections, _CHECK_SECONDS),
+        ):
+            threading.Thread(target=self._loop, args=loop, name=loop[0], daemon=True).start()
 
     def stop(self) -> None:
         """End; a read that is under way ends by its own timeout."""
@@ -79,7 +81,7 @@ class Collector:
         self._wake[_QUEUES].set()
 
     def _loop(self, source: str, read: Callable[[], Generator[None]], pause: float) -> None:
-        """Read again and again; `read` begins anew after an error."""
+        """Read again and again. Each step of `read` reads once; after an error it begins anew."""
         reading = read()
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -123,7 +125,7 @@ class Collector:
         per_minute, seconds = self._events(namespace)
         self._learn_names(seen for _, seen in [*failed, *scheduled])
         self._update(
-            "dead letters",
+            _DEAD_LETTERS,
             " ".join(notes),
             figures=Figures(active, len(scheduled), len(failed), per_minute, seconds),
             failures=self._rows(failed),
@@ -170,7 +172,8 @@ class Collector:
 
     def _rows(self, messages: Iterable[tuple[str, MessageInfo]]) -> list[MessageRow]:
         return [
-            MessageRow(number, seen, self._names.get(seen.opportunity_id or "")) for number, seen in messages
+            MessageRow(message_id, seen, self._names.get(seen.opportunity_id or ""))
+            for message_id, seen in messages
         ]
 
     # --- the checks ---

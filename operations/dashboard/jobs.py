@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from operations.background import in_background
 from operations.trouble import explain
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Jobs:
     def __init__(self) -> None:
         self._jobs: list[Job] = []
         self._work: SimpleQueue[tuple[Job, Callable[[Job], None]] | None] = SimpleQueue()
-        in_background("jobs", self._run)
+        threading.Thread(target=self._run, name="jobs", daemon=True).start()
 
     def add(self, title: str, work: Callable[[Job], None]) -> None:
         """Queue some work, which is given its job to report to."""

@@ -103,6 +103,7 @@ def roles(run: Run) -> Checked[None]:
     if run[service_bus_token].is_function:
         return ok("what they allow was tried")
     object_id = run[application_user].object_id
+    run[namespace]  # a login that may not read it ends here
     if object_id is None:
         raise RightMissing("Dataverse does not say the identity's object id", "the portal: its roles there")
     findings = []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 # Azure Resource Manager of the public cloud.
-PUBLIC = "https://management.azure.com"
+PUBLIC_ARM_ENDPOINT = "https://management.azure.com"
 
 
 class State(Enum):
@@ -96,7 +96,7 @@ class Inputs:
 
     environment: Mapping[str, str]
     namespace_id: str | None = None
-    arm_endpoint: str = PUBLIC
+    arm_endpoint: str = PUBLIC_ARM_ENDPOINT
     opportunity: UUID | None = None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from operations.diagnosis.check import CheckFailed, RightMissing, check, found, ok
 from operations.diagnosis.connections import settings
-from operations.diagnosis.dataverse import dataverse, environment, sales
+from operations.diagnosis.dataverse import dataverse, environment, error_code, sales
 from operations.diagnosis.findings import Finding
 from shared.dataverse import ChangeSet, Read
 from shared.errors import DataverseForbidden, InvoicingFailure
@@ -64,7 +64,7 @@ def _try(api: WebApi, opportunity: str, note: str) -> Checked[None]:
         raise CheckFailed(Finding.CHANGE_SET_SUCCEEDED, seen)
     if left:
         raise CheckFailed(Finding.CHANGE_SET_LEFT_SOMETHING_BEHIND, left)
-    if not responses or not any(code in str(failure) for code in _DUPLICATE):
+    if not responses or error_code(failure) not in _DUPLICATE:
         raise failure
     if len(responses) == 1:
         seen = "the change set failed whole, and the read behind it was not processed"

@@ -157,13 +157,13 @@ def _login(run: Run, scope: str, asked_for: str | None, function_client_id: str 
 
 
 # What an error of a connection means: the first kind that applies.
-_DATAVERSE: dict[type[OSError], Finding] = {
+_DATAVERSE_FINDINGS: dict[type[OSError], Finding] = {
     socket.gaierror: Finding.DATAVERSE_NAME_UNKNOWN,
     TimeoutError: Finding.DATAVERSE_SILENT,
     ssl.SSLCertVerificationError: Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED,
     OSError: Finding.DATAVERSE_REFUSED,
 }
-_SERVICE_BUS: dict[type[OSError], Finding] = {
+_SERVICE_BUS_FINDINGS: dict[type[OSError], Finding] = {
     socket.gaierror: Finding.SERVICE_BUS_NAME_UNKNOWN,
     TimeoutError: Finding.SERVICE_BUS_SILENT,
     ssl.SSLCertVerificationError: Finding.SERVICE_BUS_CERTIFICATE_NOT_TRUSTED,
@@ -185,7 +185,7 @@ def dataverse_connection(run: Run) -> Checked[None]:
             Finding.DATAVERSE_CERTIFICATE_NOT_TRUSTED, "REQUESTS_CA_BUNDLE names what cannot be read"
         ) from error
     parts = urlsplit(url)
-    return _connect(_DATAVERSE, parts.hostname or "", parts.port or _HTTPS, trust, run.deadline)
+    return _connect(_DATAVERSE_FINDINGS, parts.hostname or "", parts.port or _HTTPS, trust, run.deadline)
 
 
 @check("connection to Service Bus", settings)
@@ -200,7 +200,7 @@ def service_bus_connection(run: Run) -> Checked[None]:
     address = urlsplit(namespace_address(service_bus))
     port = address.port or (_PLAIN_AMQP if is_plain else _TLS_AMQP)
     trust = None if is_plain else ssl.create_default_context()
-    return _connect(_SERVICE_BUS, address.hostname or "", port, trust, run.deadline)
+    return _connect(_SERVICE_BUS_FINDINGS, address.hostname or "", port, trust, run.deadline)
 
 
 def _connect(
@@ -211,23 +211,27 @@ def _connect(
     deadline: Deadline,
 ) -> Checked[None]:
     """Connect and shake hands (`trust` None: no TLS), then hang up."""
-    at, address = f"{host}:{port}", ""
+    at = f"{host}:{port}"
     try:
         addresses = _resolving.run(
             lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.remaining
         )
-        address = str(addresses[0][4][0])
+    except CallTimeout as error:
+        raise CheckFailed(findings[socket.gaierror], f"{host}: the name server does not respond") from error
+    except OSError as error:
+        raise CheckFailed(findings[socket.gaierror], f"{host}: {error.strerror or error}") from error
+    address = str(addresses[0][4][0])
+    try:
         with socket.create_connection((address, port), timeout=max(deadline.remaining, 0.1)) as connection:
             if trust is None:
                 return ok(f"{at} accepts connections, without TLS")
             connection.settimeout(max(deadline.remaining, 0.1))
             with trust.wrap_socket(connection, server_hostname=host) as secured:
                 return ok(f"{at} accepts connections, {secured.version()}")
-    except CallTimeout as error:
-        raise CheckFailed(findings[socket.gaierror], f"{host}: the name server does not respond") from error
     except OSError as error:
         finding = next(finding for kind, finding in findings.items() if isinstance(error, kind))
-        raise CheckFailed(finding, f"{at} ({address}): {error.strerror or error}") from error
+        seen = "does not respond" if isinstance(error, TimeoutError) else error.strerror or error
+        raise CheckFailed(finding, f"{at} ({address}): {seen}") from error
 
 
 def _concurrent_calls(environment: Mapping[str, str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from operations.diagnosis.check import Checked, Run
     from operations.web_api import Row, WebApi
 
-# Codes for an identity without an application user, and with a deactivated one.
+# Codes of 403 for an identity without an application user, and with a deactivated one.
 _USER_PROBLEMS = {
     "0x80072560": Finding.APPLICATION_USER_MISSING,
     "0x80040225": Finding.APPLICATION_USER_DISABLED,
@@ -49,9 +50,10 @@ _READS = (
     "annotations?$select=annotationid&$top=1",
     "transactioncurrencies?$select=transactioncurrencyid&$top=1",
 )
+# As shared.response writes it.
+_RESPONDED = re.compile(r"Dataverse responded \d{3} (0x[0-9a-fA-F]{8}):")
 _REFUSALS: dict[int, Finding] = {
     HTTPStatus.UNAUTHORIZED: Finding.DATAVERSE_UNAUTHORIZED,
-    HTTPStatus.FORBIDDEN: Finding.DATAVERSE_FORBIDDEN,
     HTTPStatus.TOO_MANY_REQUESTS: Finding.DATAVERSE_THROTTLED,
 }
 # What it means where the service endpoint has another value than `connect` writes.
@@ -98,22 +100,28 @@ def dataverse(run: Run) -> Checked[Row]:
     try:
         who = response.json()
     except InvoicingFailure as error:
-        raise _refusal(
-            response.status, f"WhoAmI: {error}", is_function=run[dataverse_token].is_function
-        ) from error
+        raise _refusal(response.status, error, is_function=run[dataverse_token].is_function) from error
     if not {"UserId", "OrganizationId"} <= who.keys():
         raise CheckFailed(Finding.NOT_A_WEB_API, "the response to WhoAmI is something else")
     return ok(f"{api.url} responds to user {who['UserId']}", who)
 
 
-def _refusal(status: int, seen: str, *, is_function: bool) -> Inconclusive:
-    """Return what stands between the login and Dataverse. `seen`: the error, with its code."""
-    if status == HTTPStatus.FORBIDDEN and not is_function:
-        return RightMissing(seen, "your login as a user of this Dataverse environment")
+def _refusal(status: int, error: InvoicingFailure, *, is_function: bool) -> Inconclusive:
+    """Return what stands between the login and Dataverse."""
+    seen = f"WhoAmI: {error}"
+    if status == HTTPStatus.FORBIDDEN:
+        if not is_function:
+            return RightMissing(seen, "your login as a user of this Dataverse environment")
+        return CheckFailed(_USER_PROBLEMS.get(error_code(error), Finding.DATAVERSE_FORBIDDEN), seen)
     is_down = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    finding = _REFUSALS.get(status, Finding.DATAVERSE_UNAVAILABLE if is_down else Finding.NOT_A_WEB_API)
-    of_the_user = (problem for code, problem in _USER_PROBLEMS.items() if code in seen)
-    return CheckFailed(next(of_the_user, finding), seen)
+    other = Finding.DATAVERSE_UNAVAILABLE if is_down else Finding.NOT_A_WEB_API
+    return CheckFailed(_REFUSALS.get(status, other), seen)
+
+
+def error_code(error: InvoicingFailure) -> str:
+    """Return Dataverse's code of an error, "" where it has none; the text behind it may quote other codes."""
+    responded = _RESPONDED.match(str(error))
+    return responded[1] if responded else ""
 
 
 @check("environment", settings, dataverse)
@@ -243,7 +251,7 @@ def service_endpoint(run: Run) -> Checked[Row]:
     ]
     if endpoint.get("contract") == setup.OLD_CONTRACT_QUEUE:
         findings.append((Finding.ENDPOINT_OLD_CONTRACT, f"contract {setup.OLD_CONTRACT_QUEUE}"))
-    if not endpoint.get("issaskeyset"):
+    if not endpoint.get("issaskeyset") and Finding.ENDPOINT_WITHOUT_KEY not in dict(findings):
         findings.append((Finding.ENDPOINT_WITHOUT_KEY, "no key is set"))
     return judged(findings, f"{endpoint['name']}: JSON to {endpoint['path']}", endpoint)
 

@@ -72,7 +72,7 @@ class Right(Enum):
 
 
 class Entity(Enum):
-    """What the function uses: its kind and place in infrastructure/entities.json, and the rights that it needs."""
+    """A queue or topic: its kind and place in infrastructure/entities.json, and the rights that the function needs."""
 
     # The function receives from it and sends retries to it.
     QUEUE = "queues", 0, (Right.RECEIVE, Right.SEND)
@@ -177,11 +177,14 @@ def _refusal(run: Run, name: str, right: Right) -> ServiceBusError | None:
 def count_failed(run: Run) -> tuple[int, int]:
     """Return how many messages are in the failed queue and in its dead-letter queue, up to a bound."""
     names = run[settings].service_bus
-    with _peeking(run, names.failed_queue) as namespace:
-        messages, dead_letters = (
-            sum(1 for _ in islice(namespace.peek_every(place.source(names)), MAX_MESSAGES))
-            for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
-        )
+    try:
+        with _peeking(run, names.failed_queue) as namespace:
+            messages, dead_letters = (
+                sum(1 for _ in islice(namespace.peek_every(place.source(names)), MAX_MESSAGES))
+                for place in (Place.FAILED, Place.FAILED_DEAD_LETTERS)
+            )
+    except MessagingEntityDisabledError as error:
+        raise RightMissing(f"{names.failed_queue} is missing or disabled", "none: fix that first") from error
     return messages, dead_letters
 
 
@@ -189,8 +192,12 @@ def count_failed(run: Run) -> tuple[int, int]:
 def retries(run: Run) -> Checked[None]:
     """Check for messages that have been retried for long."""
     name = run[settings].service_bus.opportunity_won_queue
-    with _peeking(run, name) as namespace:
-        old = list(_old_retries(namespace, name, run.deadline))
+    try:
+        with _peeking(run, name) as namespace:
+            old = list(_old_retries(namespace, name, run.deadline))
+    except MessagingEntityDisabledError as error:
+        # No right of anybody would help.
+        raise Inconclusive(Result(State.NOT_CHECKED, f"because {name} is paused")) from error
     if not old:
         return ok("no retry is older than 30 minutes")
     age, reason = max(old)
@@ -213,16 +220,13 @@ def _old_retries(
 
 @contextmanager
 def _peeking(run: Run, name: str) -> Iterator[NamespaceClient]:
-    """Peek messages of an entity."""
+    """Peek messages of an entity; raises RightMissing, and MessagingEntityDisabledError."""
     context = run[settings]
     seconds = max(run.deadline.remaining, 1.0)
     namespace = NamespaceClient(context.service_bus, lambda: _client(context), seconds)
     try:
         with _errors_as_findings(name):
             yield namespace
-    except MessagingEntityDisabledError as error:
-        # No right of anybody would help.
-        raise Inconclusive(Result(State.NOT_CHECKED, f"because {name} is paused")) from error
     except (ServiceBusAuthenticationError, ServiceBusAuthorizationError) as error:
         whose = "the function" if run[service_bus_token].is_function else "your login"
         raise RightMissing(f"{whose} may not read {name}", f"{Right.RECEIVE.role} on {name}") from error
