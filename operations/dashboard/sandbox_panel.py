@@ -78,7 +78,7 @@ class SandboxPanel:
             spans = self._call("GET", f"/traces?opportunity={opportunity_id}")
         except ValueError:
             return ""
-        return _traces_text(spans)
+        return traces_text(spans)
 
     def act(self, action: str, values: Mapping[str, Any]) -> str:
         """Act on the sandbox; return a sentence. Raises ValueError with a sentence."""
@@ -131,7 +131,7 @@ class SandboxPanel:
         return content
 
 
-def _traces_text(spans: Iterable[Mapping[str, Any]]) -> str:
+def traces_text(spans: Iterable[Mapping[str, Any]]) -> str:
     """Return spans, as the control address returns them, as text: each below the one that caused it; "" for none."""
     return "\n".join("  " * min(span["depth"], _MAX_INDENT) + _line(span) for span in spans)
 

@@ -1,4 +1,4 @@
-"""Links between the pages lead to files and headings that exist, and the changelog has the version of the project."""
+"""Links and names of files lead to what exists, and the changelog has the version of the project."""
 
 from __future__ import annotations
 

@@ -183,7 +183,9 @@ def test_stages_wait_for_stages_that_exist() -> None:
 
 def test_every_environment_has_its_parameters_and_its_own_names() -> None:
     main = text(MAIN)
-    for environment in re.findall(r"environment: (\w+)", main):
+    environments = re.findall(r"environment: (\w+)", main)
+    assert environments
+    for environment in environments:
         assert (ROOT / "infrastructure" / "environments" / f"{environment}.bicepparam").is_file()
         assert f"deployConnection: invoicing-{environment}-deploy\n" in main
         assert f"readConnection: invoicing-{environment}-read\n" in main

@@ -141,7 +141,9 @@ def test_the_root_of_a_win_is_found_in_every_kind_of_line(lines: list[str]) -> N
     (expression,) = re.findall(r'extract\(@"([^"]+)", 1, Message\)', query)
 
     for prefix in ("published: ", "retry: ", "parked: ", "ignored: "):
-        for line in (line for line in lines if line.startswith(prefix)):
+        begin_so = [line for line in lines if line.startswith(prefix)]
+        assert begin_so, prefix
+        for line in begin_so:
             found = re.search(expression, line)
             assert found, line
             assert re.fullmatch(r"\d+@[\dT.:+-]+", found.group(1)), (line, found.group(1))

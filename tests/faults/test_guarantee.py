@@ -21,6 +21,7 @@ def test_no_text_of_a_diagram_ends_before_its_line_does(diagram: str) -> None:
 
 def test_the_figures_are_of_this_list_and_this_matrix() -> None:
     """A new safeguard or cell needs a run of the proof, and its figure in the page."""
+    assert _DIAGRAMS
     every = len(MUTANTS)
     assert f"{every} of {every} found" in _PAGE
     assert f"[{len(cells())} cells](faults-matrix.md)" in _PAGE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cheroot import wsgi
 
-from operations.dashboard.sandbox_panel import SandboxPanel, text_of
+from operations.dashboard.sandbox_panel import SandboxPanel, traces_text
 from sandbox.http_server import HttpServer, StartResponse, respond_json
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def test_each_span_is_a_line_below_the_one_that_caused_it() -> None:
         span(0, "second"),
     ]
 
-    assert text_of(spans).splitlines() == [
+    assert traces_text(spans).splitlines() == [
         "win  1,234 ms  s",
         "  process  1,234 ms  s  attempt=1  outcome=retry",
         "    POST $batch  1,234 ms  s  status=503  ERROR: 503",
@@ -91,16 +91,16 @@ def test_each_span_is_a_line_below_the_one_that_caused_it() -> None:
         "  other  1,234 ms  s",
         "second  1,234 ms  s",
     ]
-    assert text_of([]) == ""
+    assert traces_text([]) == ""
 
 
 def test_a_span_is_one_line() -> None:
-    assert len(text_of([span(0, "a\nb\x1b", error="c\nd")]).splitlines()) == 1
+    assert len(traces_text([span(0, "a\nb\x1b", error="c\nd")]).splitlines()) == 1
 
 
 def test_three_days_of_retries_can_be_shown() -> None:
     """Hundreds of levels; the indentation ends where nobody could read the line."""
-    shown = text_of(span(depth, "retry") for depth in range(2001))
+    shown = traces_text(span(depth, "retry") for depth in range(2001))
 
     assert len(shown.splitlines()) == 2001
     assert len(shown) < 400_000

@@ -33,7 +33,6 @@ _AT_THE_WORST_MOMENT = frozenset(
 _WORST_SHARE = 0.4
 # Each may cost a delivery, and a message has ten.
 _MAX_LOST_DELIVERIES = 5
-_DAY = 24 * 3600.0
 # A share of the histories in which something keeps the function from assigning invoices.
 _IMPEDED_SHARE = 0.15
 

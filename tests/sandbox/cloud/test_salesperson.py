@@ -22,7 +22,7 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[Cloud]:
-    with Cloud(CloudOptions(APP, opportunities=2, functions_host=False)) as cloud:
+    with Cloud(CloudOptions(APP, opportunities=5, functions_host=False)) as cloud:
         yield cloud
 
 
@@ -54,7 +54,7 @@ def test_terms_and_lines_are_changed(cloud: Cloud, salesperson: Salesperson) -> 
 
 
 def test_a_currency_is_changed_with_its_lines(cloud: Cloud, salesperson: Salesperson) -> None:
-    opportunity = cloud.demo.opportunities[0]
+    opportunity = cloud.demo.opportunities[1]
     yen = cloud.demo.currencies["JPY"]
     salesperson.change(opportunity, OpportunityChange(currency=yen))
     assert row(cloud, "opportunity", opportunity)["totalamount"] % 1 == 0
@@ -64,19 +64,19 @@ def test_a_currency_is_changed_with_its_lines(cloud: Cloud, salesperson: Salespe
 
 
 def test_an_order_is_made_and_canceled(cloud: Cloud, salesperson: Salesperson) -> None:
-    order = salesperson.order(cloud.demo.opportunities[1])
-    assert row(cloud, "salesorder", order)["opportunityid"] == cloud.demo.opportunities[1]
+    order = salesperson.order(cloud.demo.opportunities[2])
+    assert row(cloud, "salesorder", order)["opportunityid"] == cloud.demo.opportunities[2]
     salesperson.cancel_order(order)
     assert row(cloud, "salesorder", order)["statecode"] == 2
 
 
 def test_a_line_that_does_not_exist_is_refused(cloud: Cloud, salesperson: Salesperson) -> None:
     with pytest.raises(SalesRefused, match="no line 99"):
-        salesperson.change(cloud.demo.opportunities[1], OpportunityChange(lines=[LineChange(99)]))
+        salesperson.change(cloud.demo.opportunities[3], OpportunityChange(lines=[LineChange(99)]))
 
 
 def test_a_win_carries_on_a_trace_if_asked(cloud: Cloud, salesperson: Salesperson) -> None:
-    opportunity = cloud.demo.opportunities[1]
+    opportunity = cloud.demo.opportunities[4]
     salesperson.win(opportunity)
     salesperson.reopen(opportunity)
     salesperson.win(opportunity, traceparent=TRACE)

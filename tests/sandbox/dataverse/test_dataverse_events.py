@@ -14,6 +14,7 @@ from sandbox.dataverse import DataverseApp, Poster, ServiceEndpoint, seed
 from sandbox.dataverse.actions import win_opportunity
 from sandbox.dataverse.execution_context import CLAIMS, MAX_BODY
 from sandbox.dataverse.schema import TABLES
+from tests.sandbox.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,9 +235,13 @@ def test_the_poster_works_in_the_background_on_its_own(tmp_path: Any) -> None:  
         for opportunity in demo.opportunities:
             close = {"opportunityid@odata.bind": f"/opportunities({opportunity})"}
             win_opportunity(session, {"OpportunityClose": close})
+
+    def arrives() -> bool:
+        clock.advance(timedelta(seconds=10))
+        return arrived.acquire(timeout=0.5)
+
     for _ in demo.opportunities:
-        while not arrived.acquire(timeout=0.5):
-            clock.advance(timedelta(seconds=10))
+        wait_until(arrives, "no post arrived")
     poster.stop()
     with app.database.reading() as transaction:
         assert not transaction.rows(TABLES["asyncoperation"])

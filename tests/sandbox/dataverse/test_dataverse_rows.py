@@ -1,4 +1,4 @@
-"""Creating, changing and deleting rows, conditionally and not, and responses to a primary key that exists."""
+"""Creating, changing and deleting rows, conditionally and not."""
 
 from __future__ import annotations
 

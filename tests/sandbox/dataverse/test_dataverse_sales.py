@@ -1,4 +1,4 @@
-"""Winning, losing and reopening opportunities, and the invoices that are generated from them."""
+"""Winning opportunities, and the invoices that are generated from them."""
 
 from __future__ import annotations
 

@@ -171,6 +171,7 @@ def test_a_lost_lock_hands_the_message_out_again_while_it_is_worked_on(world: Wo
     world.fault(Dependency.SERVICE_BUS_IN, DELIVER, FaultKind.LOCK_LOST)
     with world.received() as (one, first), world.received() as (other, second):
         assert first[0].message_id == second[0].message_id
+        assert (first[0].delivery_count, second[0].delivery_count) == (0, 1)
         with pytest.raises(MessageLockLostError):
             one.complete_message(first[0])
         other.complete_message(second[0])

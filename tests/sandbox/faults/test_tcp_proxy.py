@@ -92,7 +92,7 @@ def test_bytes_pass_both_ways(world: World) -> None:
         (FaultKind.SILENT, {"seconds": 0.05}, []),
     ],
 )
-def test_a_connection_is_reset_before_or_after_the_server_acts(
+def test_a_connection_breaks_before_or_after_the_server_acts(
     world: World, kind: FaultKind, fields: dict[str, float], received: list[bytes]
 ) -> None:
     world.fault(kind, **fields)

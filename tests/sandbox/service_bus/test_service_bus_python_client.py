@@ -1,4 +1,4 @@
-"""Microsoft's azure-servicebus against the server: each feature, plain and TLS, with key and with token."""
+"""Microsoft's azure-servicebus against the server: what its user meets first, plain and TLS, with key and token."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
