@@ -1,7 +1,7 @@
 """The peers of the connections, as small as they can be: identity endpoint, Dataverse, Service Bus; in one process.
 
-They are not the sandbox, from which only the AMQP engine is: they check nothing and remember only which opportunities
-have an invoice, so that what is measured is the client. Started by `__main__.py` as
+They are not the sandbox, although they use its AMQP engine and codec: they check nothing and remember only which
+opportunities have an invoice, so that what is measured is the client. Started by `__main__.py` as
 `python -m benchmarks.peers FOLDER ADDRESS`; the folder holds the certificate, the address is a loopback address on
 which port 5671 is free.
 

@@ -26,7 +26,7 @@ _IN_REPOSITORY = DEFAULT_ENTITIES.exists()
 _AUTOMATIC = "auto"
 
 
-# Those of them that say what to run have the names that CloudOptions gives them.
+# The options that become fields of CloudOptions, under the same names.
 _OF_THE_CLOUD = ("app_root", "settings", "defaults", "entities", "published_keys", "connect_with")
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -405,7 +405,7 @@ def _amount(values: Mapping[str, Any], name: str) -> Decimal | None:
         raise Refused(f"{name} must be a number") from error
 
 
-def _matching(rows: Iterable[Row], search: str) -> list[Row]:
+def _matching(rows: Collection[Row], search: str) -> list[Row]:
     """Return the row whose id or whole name it is, or else all whose names contain it."""
     text = search.lower()
     exact = [row for row in rows if text in (str(row["opportunityid"]), str(row["name"]).lower())]

@@ -29,7 +29,7 @@ from sandbox.dataverse.sales_rules import (
 from sandbox.dataverse.sales_tables import CUSTOM_COLUMNS, LINE_COLUMNS, TOTALS
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import check_access, require
-from sandbox.dataverse.service import EntityResult, Message, Parameters, Session
+from sandbox.dataverse.service import EntityResult, Parameters, SdkMessage, Session
 
 _ZERO: Final = Decimal(0)
 _CANCELED, _FULFILLED, _INVOICED = 2, 3, 4
@@ -274,13 +274,13 @@ def _column_set(table: Table, column_set: object) -> tuple[str, ...]:
     return tuple(name for name in every if name in names or name == table.key)
 
 
-SALES_ACTIONS: Final[Mapping[str, Message]] = {
-    "WinOpportunity": Message(win_opportunity, frozenset({"OpportunityClose", "Status"})),
-    "LoseOpportunity": Message(lose_opportunity, frozenset({"OpportunityClose", "Status"})),
-    "CancelSalesOrder": Message(_cancel_order, frozenset({"OrderClose", "Status"})),
-    "FulfillSalesOrder": Message(_fulfill_order, frozenset({"OrderClose", "Status"})),
+SALES_ACTIONS: Final[Mapping[str, SdkMessage]] = {
+    "WinOpportunity": SdkMessage(win_opportunity, frozenset({"OpportunityClose", "Status"})),
+    "LoseOpportunity": SdkMessage(lose_opportunity, frozenset({"OpportunityClose", "Status"})),
+    "CancelSalesOrder": SdkMessage(_cancel_order, frozenset({"OrderClose", "Status"})),
+    "FulfillSalesOrder": SdkMessage(_fulfill_order, frozenset({"OrderClose", "Status"})),
     **{
-        conversion.message: Message(
+        conversion.message: SdkMessage(
             partial(_generate, conversion), frozenset({conversion.parameter, "ColumnSet"})
         )
         for conversion in _CONVERSIONS

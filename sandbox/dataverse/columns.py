@@ -25,7 +25,7 @@ _INT32 = range(-(2**31), 2**31)
 
 
 class ColumnKind(Enum):
-    """What a column holds, by the names of AttributeType (a date has that of a time)."""
+    """What a column holds. The values are the names of AttributeType, but for DATE, which has that of DATETIME."""
 
     ID = "Uniqueidentifier"
     LOOKUP = "Lookup"
@@ -40,7 +40,8 @@ class ColumnKind(Enum):
     DATETIME = "DateTime"
 
 
-# What a value is in JSON, and the name of this type; ids and dates are texts in forms of their own.
+# The Python types that a JSON value may have, and the OData type that an error names; ids and dates are texts in forms
+# of their own.
 _JSON_TYPES: Final[Mapping[ColumnKind, tuple[Any, str]]] = {
     ColumnKind.TEXT: (str, "Edm.String"),
     ColumnKind.BOOLEAN: (bool, "Edm.Boolean"),

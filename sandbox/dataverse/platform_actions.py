@@ -7,7 +7,7 @@ from sandbox.dataverse.columns import Row, guid
 from sandbox.dataverse.errors import bad_payload, bad_request
 from sandbox.dataverse.schema import TABLES
 from sandbox.dataverse.security import Depth, check_access, granted, load_caller, role_privileges
-from sandbox.dataverse.service import Message, Parameters, Session
+from sandbox.dataverse.service import Parameters, SdkMessage, Session
 
 
 def who_am_i(session: Session, _: Parameters) -> dict[str, object]:
@@ -67,14 +67,14 @@ def _privileges(session: Session, depths: Mapping[str, Depth], unit: str) -> dic
     }
 
 
-PLATFORM_FUNCTIONS: Final[Mapping[str, Message]] = {
-    "WhoAmI": Message(who_am_i),
-    "RetrieveRolePrivilegesRole": Message(retrieve_role_privileges, frozenset({"RoleId"})),
+PLATFORM_FUNCTIONS: Final[Mapping[str, SdkMessage]] = {
+    "WhoAmI": SdkMessage(who_am_i),
+    "RetrieveRolePrivilegesRole": SdkMessage(retrieve_role_privileges, frozenset({"RoleId"})),
 }
 # By method, table and name.
-BOUND_MESSAGES: Final[Mapping[tuple[str, str, str], Message]] = {
-    ("POST", "role", "AddPrivilegesRole"): Message(add_privileges_role, frozenset({"Privileges"})),
-    ("GET", "systemuser", "RetrieveUserSetOfPrivilegesByNames"): Message(
+BOUND_MESSAGES: Final[Mapping[tuple[str, str, str], SdkMessage]] = {
+    ("POST", "role", "AddPrivilegesRole"): SdkMessage(add_privileges_role, frozenset({"Privileges"})),
+    ("GET", "systemuser", "RetrieveUserSetOfPrivilegesByNames"): SdkMessage(
         retrieve_user_privileges, frozenset({"PrivilegeNames"})
     ),
 }

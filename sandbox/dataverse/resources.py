@@ -26,7 +26,7 @@ from sandbox.dataverse.payload import parse_entity, parse_reference, read_json
 from sandbox.dataverse.platform_actions import BOUND_MESSAGES, PLATFORM_FUNCTIONS
 from sandbox.dataverse.reading import NAMESPACE, Reader
 from sandbox.dataverse.schema import BY_SET, COLLECTIONS, TABLES
-from sandbox.dataverse.service import EntityResult, Message, Session
+from sandbox.dataverse.service import EntityResult, SdkMessage, Session
 from sandbox.dataverse.unsupported import MESSAGES as UNSUPPORTED_MESSAGES
 from sandbox.dataverse.unsupported import TABLES as UNSUPPORTED_TABLES
 
@@ -198,14 +198,15 @@ class _Execution:
 
     # --- actions and functions ---
 
-    def _message(self, segment: Segment, message: Message, *bound: Row) -> Reply:
+    def _message(self, segment: Segment, message: SdkMessage, *bound: Row) -> Reply:
+        message_name = segment.name.removeprefix(NAMESPACE)
         if self._method == "POST":
-            parameters = read_json(self._operation.body or b"{}", segment.name)
+            parameters = read_json(self._operation.body or b"{}", message_name)
         else:
             parameters = self._parameters(segment, message.parameters)
         for name in parameters:
             if name not in message.parameters and not name.startswith("@odata."):
-                raise no_property(name, segment.name)
+                raise no_property(name, message_name)
         result = message.run(self._session, *bound, parameters)
         if result is None:
             return Reply(HTTPStatus.NO_CONTENT)

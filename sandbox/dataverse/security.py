@@ -162,9 +162,9 @@ def privilege_id(name: str) -> str:
     return stable_id(ORGANIZATION_ID, name)
 
 
-def granted(role_id: str, privilege_id: str, depth: Depth) -> Row:
+def granted(role: str, privilege: str, depth: Depth) -> Row:
     """Return the row by which a role has a privilege."""
-    return {"roleid": role_id, "privilegeid": privilege_id, "privilegedepthmask": int(depth)}
+    return {"roleid": role, "privilegeid": privilege, "privilegedepthmask": int(depth)}
 
 
 def _units_below(transaction: Transaction, unit: str) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ Result = EntityResult | dict[str, object] | None
 
 
 @dataclass(frozen=True)
-class Message:
+class SdkMessage:
     """An action (POST, may change things) or a function (GET), and the parameters that it takes.
 
     `run` takes a session, the row if the message is bound to one, and the Parameters.
@@ -244,6 +244,7 @@ class Session:
     # --- owners ---
 
     def _owner(self, owner_id: str) -> tuple[Table, Row]:
+        # Every owned table has the same targets for its owner.
         found = self.target(TABLES["invoice"].columns["ownerid"], owner_id)
         if found is None:
             raise no_record("systemuser", owner_id)

@@ -154,7 +154,7 @@ class DataverseApp:
             yield self._session(transaction, caller, RequestInfo(NO_ID, NO_ID))
 
     def run_due_jobs(self) -> int:
-        """Run the jobs that are due now; return how many succeeded."""
+        """Run the jobs that are due now; return how many succeeded. Not while a DataverseServer runs them."""
         return self.organization.pipeline.run_due_jobs(self.database)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Broken(ResponseLost):
-    """The connection ends here, without a response or in the middle of one."""
+    """The connection ends here, without a response or in the middle of one, because of a fault of this kind."""
 
     def __init__(self, kind: FaultKind) -> None:
         super().__init__()

@@ -190,7 +190,7 @@ KINDS = {
     ),
 }
 
-# What connections of every protocol have: a proxy causes it, which knows nothing else.
+# What a proxy can cause, which knows only the connection. A kind of all four dependencies must be one of these.
 _OF_CONNECTIONS = frozenset(
     kind for kind, description in KINDS.items() if description.dependencies >= _HTTP | _AMQP
 )

@@ -21,6 +21,7 @@ _CHUNK = 64 * 1024
 _DROP = 16
 _START_WITHIN = 10.0
 _CONNECT_WITHIN = 5.0
+# A delay of nothing, for a connection without a fault.
 _NO_FAULT = Fault(FaultKind.DELAY, seconds=0)
 
 

@@ -270,6 +270,7 @@ def _properties(message: Message) -> list[Any]:
         getattr(message, _NAMED[index]) if index in _NAMED else message.other.get(f"properties.{index}")
         for index in range(_PROPERTY_COUNT)
     ]
+    fields = [None if field is None else _encodable(field) for field in fields]
     if fields[_CONTENT_TYPE] is not None:
         fields[_CONTENT_TYPE] = Symbol(fields[_CONTENT_TYPE])
     return fields

@@ -351,9 +351,15 @@ def _topic(node: _Node, path: str) -> TopicSettings:
 def _subscription(node: _Node, topic: str) -> SubscriptionSettings:
     name = node.required("Name")
     queue = _queue(node, f"{topic}/Subscriptions/{name}")
-    rules = tuple(_rule(rule) for rule in node.children("Rules"))
+    rules: dict[str, Rule] = {}
+    for child in node.children("Rules"):
+        rule = _rule(child)
+        if rules.setdefault(rule.name.lower(), rule) is not rule:
+            child.problem("Name", f"{rule.name} is there twice (names differ by more than case)")
     node.end()
-    return SubscriptionSettings(name, queue, rules) if rules else SubscriptionSettings(name, queue)
+    if not rules:
+        return SubscriptionSettings(name, queue)
+    return SubscriptionSettings(name, queue, tuple(rules.values()))
 
 
 def _rule(node: _Node) -> Rule:

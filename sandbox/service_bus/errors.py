@@ -1,4 +1,17 @@
-"""Why Service Bus refuses something."""
+"""Why Service Bus refuses something: a tree whose leaves have the AMQP condition.
+
+Refusal
+├── EntityNotFound        amqp:not-found
+├── EntityExists          com.microsoft:entity-already-exists
+├── EntityDisabled        com.microsoft:entity-disabled
+├── MessageNotFound       com.microsoft:message-not-found
+├── MessageLockLost       com.microsoft:message-lock-lost
+├── MessageTooLarge       amqp:link:message-size-exceeded
+├── InvalidArgument       com.microsoft:argument-error
+├── NotAllowed            amqp:not-allowed
+├── NotSupported          amqp:not-implemented
+└── Unauthorized          amqp:unauthorized-access
+"""
 
 from typing import ClassVar
 

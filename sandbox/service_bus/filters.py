@@ -276,7 +276,10 @@ def _application_property(name: str) -> _Term:
 
 
 def _decided(terms: tuple[_Term, ...], *, by: bool) -> _Term:
-    """Combine conditions of which one that has this value decides; one that is unknown otherwise leaves it open."""
+    """Return AND (`by` false) or OR (`by` true) in SQL's three-valued logic.
+
+    One condition that is `by` decides; otherwise one that is unknown makes the result unknown.
+    """
 
     def evaluate(message: Message) -> bool | None:
         values = [_truth(term(message)) for term in terms]

@@ -11,8 +11,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from sandbox.listener import Listener, UnexpectedTls, run_listening
 from sandbox.service_bus.amqp import Limits
@@ -24,6 +23,7 @@ from sandbox.service_bus.dispatch import Dispatcher
 from sandbox.service_bus.http_refusal import HttpRefusal
 from sandbox.service_bus.interception import CarryOut, Interceptor
 from sandbox.service_bus.links import PRODUCT
+from sandbox.start_stop import StartStop
 
 _CLOSE_WITHIN = 0.5
 _START_WITHIN = 10.0
@@ -40,7 +40,7 @@ _LIMITS = Limits(
 T = TypeVar("T")
 
 
-class ServiceBusServer:
+class ServiceBusServer(StartStop):
     """Serves a broker's entities on one loopback address, plain or, with `ssl_context`, over TLS.
 
     `port` 0 takes a free port. Several servers may share one broker (plain and TLS). A new server for the same broker
@@ -77,15 +77,6 @@ class ServiceBusServer:
     def __repr__(self) -> str:
         scheme = "amqps" if self._ssl_context else "amqp"
         return f"<ServiceBusServer {scheme}://{self.host}:{self.port} of {self.broker!r}>"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Listen; return when the server accepts connections. Raises OSError if the port is not free."""
@@ -150,7 +141,8 @@ class ServiceBusServer:
             return ClientSocket(loop, _LIMITS, lambda socket: Client(socket, services), clients)
 
         https = self._https_context
-        unexpected_tls = None if https is None else UnexpectedTls(lambda: HttpRefusal(loop), https)
+        is_plain = self._ssl_context is None
+        unexpected_tls = UnexpectedTls(lambda: HttpRefusal(loop), https) if is_plain and https else None
         try:
             listener = Listener(loop, (self.host, self.port), new_client, self._ssl_context, unexpected_tls)
         except OSError as error:

@@ -3,6 +3,7 @@
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def brokered(message: Message, **more: object) -> BrokeredMessage:
     ],
 )
 def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
+    [decoded] = decode_transfer(encode_message(brokered(message)))
+    assert decoded == message
+
+
+def test_what_was_sent_in_this_process_may_have_names_of_an_enumeration() -> None:
+    class Name(StrEnum):
+        OURS = "ours"
+
+    message = Message(
+        b"x",
+        message_id=Name.OURS,
+        subject=Name.OURS,
+        content_type=Name.OURS,
+        application_properties={"a": Name.OURS},
+    )
     [decoded] = decode_transfer(encode_message(brokered(message)))
     assert decoded == message
 

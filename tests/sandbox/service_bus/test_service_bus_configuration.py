@@ -213,6 +213,14 @@ def test_a_filter_that_cannot_be_honoured_is_refused(rule: dict[str, Any], probl
     assert problem in found
 
 
+def test_a_subscription_has_a_rule_once() -> None:
+    every = {"FilterType": "Sql", "SqlFilter": {"SqlExpression": "1=1"}}
+    rules = [{"Name": name, "Properties": every} for name in ("r", "s", "R")]
+    topic = {"Name": "t", "Subscriptions": [{"Name": "s", "Rules": rules}]}
+    [found] = problems(lambda: parse(Topics=[topic]))
+    assert "R is there twice" in found
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
