@@ -88,6 +88,8 @@ class MessageProcessor:
                 self._stopping.wait(pause)
 
     def _receiver(self, client: ServiceBusClient) -> ServiceBusReceiver:
+        # Without prefetching, as in Azure: a second message would lose its lock while the function runs. The SDK then
+        # has a keep-alive thread, which can confuse messages that arrive together; here one is under way.
         source = self._function.trigger.source
         if source.subscription:
             return client.get_subscription_receiver(source.entity, source.subscription)
