@@ -98,7 +98,7 @@ class MessageProcessor:
     def _receive(self, receiver: ServiceBusReceiver) -> None:
         while not self._stopping.is_set():
             # A message must not wait here, while its lock expires, for a worker that is not ready.
-            if self._pool.take_turn(_RECEIVE_SECONDS) is None:
+            if not self._pool.wait_until_ready(_RECEIVE_SECONDS):
                 continue
             messages = receiver.receive_messages(max_message_count=1, max_wait_time=_RECEIVE_SECONDS)
             self._failures = 0

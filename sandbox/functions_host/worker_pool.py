@@ -56,14 +56,17 @@ class WorkerPool:
             self.stop()
             raise failure
 
+    def wait_until_ready(self, timeout: float) -> bool:
+        """Wait until a worker is ready, `timeout` seconds at most; returns whether one is."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._alive() or self._stopping.is_set(), timeout)
+            return bool(self._alive()) and not self._stopping.is_set()
+
     def take_turn(self, timeout: float) -> WorkerProcess | None:
         """Return the worker whose turn it is; None where none gets ready within `timeout` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._alive() or self._stopping.is_set(), timeout)
-            alive = self._alive()
-            if self._stopping.is_set() or not alive:
-                return None
-            return alive[next(self._turn) % len(alive)]
+            alive = self._alive() if self.wait_until_ready(timeout) else []
+            return alive[next(self._turn) % len(alive)] if alive else None
 
     def kill(self) -> None:
         """End every worker that is ready, at once; others take their places."""
